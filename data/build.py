@@ -1,0 +1,27 @@
+"""From config to data set: one visible table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from data.config import SPLITS, DatasetConfig
+from data.dataset import ImageDataset
+from data.digits import build_digits
+from data.synthetic import build_synthetic
+
+_BUILDERS: dict[str, Callable[[DatasetConfig, str, int], ImageDataset]] = {
+    "digits": build_digits,
+    "synthetic": build_synthetic,
+}
+
+
+def build_dataset(config: DatasetConfig, split: str, seed: int = 0) -> ImageDataset:
+    """The `split` ('train' or 'val') of the data set a config describes.
+
+    `seed` decides augmentation only (the split itself depends on config.split_seed). ValueError for a wrong setting,
+    FileNotFoundError, with the layout expected, when the files are not there; one line each.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    config.validate()
+    return _BUILDERS[config.name](config, split, seed)

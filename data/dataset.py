@@ -1,0 +1,85 @@
+"""What every data set is: numbered images with labels, as tensors.
+
+Axes: B batch, C channels, H W image, N images of the split, L caption tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.noise import permutation
+
+Item = int | tuple[int, int]
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Map-style data set of labelled images; subclasses implement `fetch`.
+
+    `dataset[i]` and `dataset[i, noise_key]` give {image: float32 CHW in [-1, 1], label: int64, index: int64} (and
+    `cond`: token ids (L,), where images have captions). Without a noise key, and always on the validation split, the
+    image is transformed as for evaluation; with one, augmentation depends on (seed, noise_key) alone.
+    """
+
+    def __init__(
+        self, name: str, split: str, resolution: int, class_names: Sequence[str], labels_N: np.ndarray, seed: int
+    ) -> None:
+        self.name, self.split, self.resolution, self.seed = name, split, resolution, seed
+        self.class_names = tuple(class_names)
+        self.labels_N = torch.from_numpy(np.ascontiguousarray(labels_N, dtype=np.int64))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 1 means that the images have no labels (every label is 0)."""
+        return max(1, len(self.class_names))
+
+    def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
+        """A batch as stored and shipped between processes: `image` uint8 (B, 3, H, W), `label`, `index` int64 (B,)."""
+        raise AssertionError(f"{type(self).__name__} must implement fetch")
+
+    def corrupt_count(self) -> int:
+        """How many distinct images could not be read so far, over all data workers of this process."""
+        return 0
+
+    def corrupt_names(self, limit: int = 10) -> list[str]:
+        """The first `limit` images that could not be read."""
+        return []
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def __getitem__(self, item: Item) -> dict[str, Tensor]:
+        batch = to_float_batch(self.__getitems__([item]))
+        return {key: value[0] for key, value in batch.items()}
+
+    def __getitems__(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """One uint8 batch for a list of items: what a data worker hands over (a quarter of the bytes of float)."""
+        if isinstance(items[0], (int, np.integer)):
+            return self.fetch(self._checked(np.asarray(items, dtype=np.int64)), None)
+        pairs_B2 = np.asarray(items, dtype=np.int64)
+        return self.fetch(self._checked(pairs_B2[:, 0]), pairs_B2[:, 1])
+
+    def _checked(self, index_B: np.ndarray) -> np.ndarray:
+        if index_B.min() < 0 or index_B.max() >= len(self):
+            raise IndexError(f"index out of range for {self.name} ({self.split}) with {len(self)} images")
+        return index_B
+
+
+def to_float_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same batch with `image` as float32 in [-1, 1], on the device it lies on; rounding to uint8 inverts it."""
+    return {**batch, "image": batch["image"].to(torch.float32).div_(127.5).sub_(1.0)}
+
+
+def stratified_split(labels_N: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation) indices, both sorted: of every class a rounded `fraction`, chosen by seed, is held out."""
+    held_out = np.zeros(len(labels_N), dtype=bool)
+    for label in np.unique(labels_N):
+        members = np.flatnonzero(labels_N == label)
+        count = round(len(members) * fraction)
+        held_out[members[permutation(len(members), seed, int(label))[:count]]] = True
+    if held_out.all() or not held_out.any():
+        raise ValueError(f"dataset.val_fraction {fraction} of {len(labels_N)} images leaves a split without images")
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

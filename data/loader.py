@@ -1,0 +1,159 @@
+"""From data set to batches: endless and ordered for training, exact for evaluation.
+
+A batch is a dict of stacked tensors: `image` float32 (B, 3, H, W) in [-1, 1], `label` and `index` int64 (B,), and
+`cond` int64 (B, L) where images have captions. Images travel as uint8 between processes and to the device, and
+become float32 there. Axes: B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data.dataset import ImageDataset, to_float_batch
+from data.order import TrainOrder
+
+Batch = dict[str, Tensor]
+_PREFETCH = 4  # batches a worker prepares ahead
+
+
+class TrainLoader:
+    """Endless batches of this rank in the order of `TrainOrder`, one per micro-batch; the order is a pure function of
+    (seed, start_image), whatever the number of workers.
+
+    `pin_memory` gives page-locked batches for asynchronous copies; with `device` the batches come on that device.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        start_image: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.order = TrainOrder(len(dataset), seed, batch_size, rank, world_size, accumulation, start_image)
+        self.num_workers, self.pin_memory, self.device = num_workers, pin_memory, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(self.dataset, self.order, self.num_workers, self.pin_memory, self.device)
+
+
+class EvalLoader:
+    """Every chosen image exactly once over all ranks: this rank's are number rank, rank + world_size, ...; the last
+    batch may be smaller. `num_samples` counts the images of all ranks; len() is this rank's number of batches.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        limit: int | None = None,
+        pin_memory: bool = False,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in [0, {world_size}), not {rank}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        self.dataset = dataset
+        self.num_samples = len(dataset) if limit is None else min(limit, len(dataset))
+        self.order = _EvalOrder(_spread(self.num_samples, len(dataset))[rank::world_size], batch_size)
+        self.num_workers, self.pin_memory, self.device = num_workers, pin_memory, device
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(self.dataset, self.order, self.num_workers, self.pin_memory, self.device)
+
+
+def eval_loader(
+    dataset: ImageDataset,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    limit: int | None = None,
+    **placement: object,
+) -> EvalLoader:
+    """An `EvalLoader`: the whole split without augmentation, or `limit` images spread evenly over it."""
+    return EvalLoader(dataset, batch_size, rank, world_size, num_workers, limit, **placement)
+
+
+class _EvalOrder:
+    def __init__(self, index_N: np.ndarray, batch_size: int) -> None:
+        self.index_N, self.batch_size = index_N, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.index_N) // self.batch_size)
+
+    def arrays(self) -> Iterator[tuple[np.ndarray, None]]:
+        for start in range(0, len(self.index_N), self.batch_size):
+            yield self.index_N[start : start + self.batch_size], None
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (index_B.tolist() for index_B, _ in self.arrays())
+
+
+def _spread(count: int, total: int) -> np.ndarray:
+    """`count` of range(total), evenly spaced: data sets are sorted by class, so the first ones would be few classes."""
+    return np.arange(count, dtype=np.int64) * total // count
+
+
+def _batches(
+    dataset: ImageDataset, order: TrainOrder | _EvalOrder, num_workers: int, pin_memory: bool, device: object
+) -> Iterator[Batch]:
+    pin_memory = (pin_memory or _is_cuda(device)) and torch.cuda.is_available()
+    raw: Iterable[Batch]
+    if num_workers == 0:
+        raw = (dataset.fetch(*arrays) for arrays in order.arrays())
+    else:
+        raw = DataLoader(
+            dataset,
+            batch_sampler=order,
+            num_workers=num_workers,
+            collate_fn=_unchanged,
+            worker_init_fn=_use_one_thread,
+            prefetch_factor=_PREFETCH,
+            generator=torch.Generator(),  # its own: making the iterator must not advance the global generator
+        )
+    for batch in raw:
+        yield _place(batch, pin_memory, device)
+
+
+def _place(batch: Batch, pin_memory: bool, device: object) -> Batch:
+    if device is None:
+        batch = to_float_batch(batch)
+        return {key: value.pin_memory() for key, value in batch.items()} if pin_memory else batch
+    if pin_memory:
+        batch = {key: value.pin_memory() for key, value in batch.items()}
+    return to_float_batch({key: value.to(device, non_blocking=True) for key, value in batch.items()})
+
+
+def _is_cuda(device: object) -> bool:
+    return device is not None and torch.device(device).type == "cuda"
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
+
+
+def _use_one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,80 @@
+"""Data sets small enough to hold: one uint8 tensor, read by index, augmented a batch at a time.
+
+Axes: B batch, N images of the split, C channels, H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.dataset import ImageDataset
+from data.noise import uniforms
+
+_AUGMENT_STREAM = 0x4155  # keeps augmentation apart from every other use of the same seed
+_RESIZE_CHUNK = 4096  # images per float copy while resizing
+
+
+class MemoryDataset(ImageDataset):
+    """Images kept decoded at their final size: image_NCHW uint8 with one or three channels (one is shown as grey)."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        image_NCHW: Tensor,
+        labels_N: np.ndarray,
+        class_names: Sequence[str],
+        *,
+        seed: int = 0,
+        hflip: bool = False,
+        random_shift: int = 0,
+    ) -> None:
+        assert image_NCHW.dtype == torch.uint8 and len(image_NCHW) == len(labels_N)
+        super().__init__(name, split, image_NCHW.shape[-1], class_names, labels_N, seed)
+        self.image_NCHW, self.hflip, self.random_shift = image_NCHW.contiguous(), hflip, random_shift
+
+    def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
+        chosen_B = torch.from_numpy(index_B)
+        image_BCHW = self.image_NCHW.index_select(0, chosen_B)
+        if noise_key_B is not None and self.split == "train":
+            image_BCHW = augment(image_BCHW, self.seed, noise_key_B, self.hflip, self.random_shift)
+        image_BCHW = image_BCHW.expand(-1, 3, -1, -1).contiguous()
+        return {"image": image_BCHW, "label": self.labels_N.index_select(0, chosen_B), "index": chosen_B}
+
+
+def augment(image_BCHW: Tensor, seed: int, noise_key_B: np.ndarray, hflip: bool, random_shift: int) -> Tensor:
+    """Mirror and shift (edges repeated) whole images; each draw depends on (seed, noise key) alone."""
+    if not hflip and not random_shift:
+        return image_BCHW
+    draws_B3 = uniforms(3, _AUGMENT_STREAM, seed, noise_key_B)
+    if hflip:
+        mirrored_B = torch.from_numpy(draws_B3[:, 0] < 0.5)
+        image_BCHW = torch.where(mirrored_B[:, None, None, None], image_BCHW.flip(-1), image_BCHW)
+    if random_shift:
+        shift_B2 = torch.from_numpy((draws_B3[:, 1:] * (2 * random_shift + 1)).astype(np.int64) - random_shift)
+        image_BCHW = _shift(image_BCHW, shift_B2)
+    return image_BCHW
+
+
+def _shift(image_BCHW: Tensor, shift_B2: Tensor) -> Tensor:
+    batch, channels, height, width = image_BCHW.shape
+    row_BH = (torch.arange(height) + shift_B2[:, :1]).clamp_(0, height - 1)
+    column_BW = (torch.arange(width) + shift_B2[:, 1:]).clamp_(0, width - 1)
+    image_BCHW = image_BCHW.gather(2, row_BH[:, None, :, None].expand(-1, channels, -1, width))
+    return image_BCHW.gather(3, column_BW[:, None, None, :].expand(-1, channels, height, -1))
+
+
+def resize_all(image_NCHW: Tensor, resolution: int) -> Tensor:
+    """uint8 images resized to resolution x resolution, bilinear (with anti-aliasing when they get smaller)."""
+    if image_NCHW.shape[-2:] == (resolution, resolution):
+        return image_NCHW
+    parts = []
+    for part_BCHW in image_NCHW.split(_RESIZE_CHUNK):
+        resized = F.interpolate(part_BCHW.float(), (resolution, resolution), mode="bilinear", antialias=True)
+        parts.append(resized.round_().clamp_(0, 255).to(torch.uint8))
+    return torch.cat(parts)
