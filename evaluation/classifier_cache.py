@@ -1,0 +1,49 @@
+"""Cached classifiers: one safetensors file each, named by its key; a damaged or foreign file counts as absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import warnings
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def default_cache_dir() -> Path:
+    """`$RQ_CACHE_DIR/classifiers`, else the same under the user's cache directory."""
+    root = os.environ.get("RQ_CACHE_DIR")
+    if root:
+        return Path(root).expanduser() / "classifiers"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rq" / "classifiers"
+
+
+def read_cached(path: Path, network: nn.Module, key: str) -> dict[str, Tensor] | None:
+    """Weights for `network` from `path`; None when there is no sound file with this very key."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            stored_key = (file.metadata() or {}).get("key")
+    except (SafetensorError, OSError) as error:
+        warnings.warn(f"ignoring the cached classifier {path}: {str(error).splitlines()[0]}", stacklevel=2)
+        return None
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    sound = stored_key == key and {name: tensor.shape for name, tensor in tensors.items()} == shapes
+    return tensors if sound else None
+
+
+def write_cached(path: Path, network: nn.Module, key: str, settings: dict[str, object]) -> None:
+    """Writes the weights under a temporary name and renames it: a reader sees a complete file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        metadata = {"key": key, "settings": json.dumps(settings, sort_keys=True)}
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

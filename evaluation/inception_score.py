@@ -1,0 +1,80 @@
+"""Inception score (Salimans et al. 2016, arXiv 1606.03498): exp of the mean KL of p(y|x) from p(y), over splits.
+
+Axes: N images, Y classes, S splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from evaluation.statistics import Reduce
+
+
+class StreamingInceptionScore:
+    """Inception score of images that arrive in any order and batching, over any number of ranks.
+
+    Split j is made of the global indices j*N//S .. (j+1)*N//S - 1, so the score does not depend on how the images were
+    spread. Only the class sums and entropies of every split are kept.
+
+    Args:
+        num_samples: total number of images N over all ranks.
+        num_classes: classes Y of the logits.
+        splits: number of contiguous splits S.
+
+    Raises:
+        ValueError: `splits` below 1 or more splits than images.
+    """
+
+    def __init__(self, num_samples: int, num_classes: int, splits: int = 10, device: torch.device | str = "cpu"):
+        if not 1 <= splits <= num_samples:
+            raise ValueError(f"splits must be between 1 and the number of images {num_samples}, got {splits}")
+        bounds = [j * num_samples // splits for j in range(splits + 1)]
+        self.bounds_S = torch.tensor(bounds[1:], device=device)
+        self.size_S = torch.tensor(bounds, device=device, dtype=torch.float64).diff()
+        self.probability_sum_SY = torch.zeros(splits, num_classes, dtype=torch.float64, device=device)
+        self.negative_entropy_S = torch.zeros(splits, dtype=torch.float64, device=device)
+
+    def update(self, logits_NY: Tensor, index_N: Tensor) -> None:
+        """Adds the logits of the images with these global indices."""
+        log_probability_NY = logits_NY.detach().to(self.probability_sum_SY).log_softmax(1)
+        probability_NY = log_probability_NY.exp()
+        split_N = torch.bucketize(index_N.to(self.bounds_S.device), self.bounds_S, right=True)
+        # 0 * log 0 = 0: a class of probability 0 has no share in the entropy.
+        terms_NY = torch.where(probability_NY > 0, probability_NY * log_probability_NY, 0.0)
+        self.probability_sum_SY.index_add_(0, split_N, probability_NY)
+        self.negative_entropy_S.index_add_(0, split_N, terms_NY.sum(1))
+
+    def all_reduce(self, reduce: Reduce) -> None:
+        """Sums over ranks, once, after the last update."""
+        reduce(self.probability_sum_SY)
+        reduce(self.negative_entropy_S)
+
+    def result(self) -> tuple[float, float]:
+        """Mean and unbiased standard deviation of the splits' scores (0 for a single split)."""
+        marginal_SY = self.probability_sum_SY / self.size_S[:, None]
+        # mean_x KL(p(y|x) || p(y)) = mean_x sum_y p log p - sum_y p(y) log p(y)
+        divergence_S = self.negative_entropy_S / self.size_S - torch.special.xlogy(marginal_SY, marginal_SY).sum(1)
+        score_S = divergence_S.exp()
+        std = score_S.std(unbiased=True).item() if len(score_S) > 1 else 0.0
+        return score_S.mean().item(), std
+
+
+def inception_score(logits: Tensor | Iterable[Tensor], splits: int = 10) -> tuple[float, float]:
+    """Mean and unbiased standard deviation of the inception score over contiguous splits, in float64.
+
+    Args:
+        logits: (N, Y) logits in sample order, or an iterable of such batches.
+        splits: number of contiguous splits.
+
+    Raises:
+        ValueError: no logits, or fewer images than splits.
+    """
+    logits_NY = logits if isinstance(logits, Tensor) else torch.cat(list(logits))
+    if logits_NY.dim() != 2:
+        raise ValueError(f"logits must be (images, classes), got {tuple(logits_NY.shape)}")
+    score = StreamingInceptionScore(len(logits_NY), logits_NY.shape[1], splits, logits_NY.device)
+    score.update(logits_NY, torch.arange(len(logits_NY)))
+    return score.result()
