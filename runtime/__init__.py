@@ -1,0 +1,1 @@
+"""What every experiment needs around the models: configs, command line, processes, seeds, run directories and logs."""

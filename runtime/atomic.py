@@ -1,0 +1,118 @@
+"""Directories and files that are either complete or, for every reader, not there.
+
+A directory is written under a temporary name beside its final one, flushed to disk, given an empty `COMPLETE` file and
+renamed. Whatever interrupts the writer (a kill, a full disk) leaves the previous state intact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from runtime.errors import UserError, one_line
+
+COMPLETION_MARK = "COMPLETE"
+PARTIAL_PREFIX = ".partial-"
+_HASH_CHUNK_BYTES = 1 << 22
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether `directory` was written to its end. One that was not must be treated as absent."""
+    return (Path(directory) / COMPLETION_MARK).is_file()
+
+
+def begin_directory(final: Path) -> Path:
+    """An empty temporary directory beside `final`, to be filled and then handed to `commit_directory`."""
+    partial = final.parent / f"{PARTIAL_PREFIX}{final.name}"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    return partial
+
+
+def commit_directory(partial: Path, final: Path) -> None:
+    """Flush `partial`, mark it complete and rename it to `final`; an existing `final` is replaced."""
+    for file in sorted(partial.rglob("*")):
+        flush_to_disk(file)
+    (partial / COMPLETION_MARK).touch()
+    flush_to_disk(partial / COMPLETION_MARK)
+    flush_to_disk(partial)
+    replaced = final.parent / f"{PARTIAL_PREFIX}replaced-{final.name}"
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    if final.exists():
+        os.rename(final, replaced)
+    os.rename(partial, final)
+    flush_to_disk(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def atomic_directory(final: Path) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `final` when the block ends, and vanishes when it fails.
+
+    Raises:
+        UserError: the disk is full, read-only, or otherwise cannot be written.
+    """
+    final = Path(final)
+    partial = None
+    try:
+        partial = begin_directory(final)
+        yield partial
+        commit_directory(partial, final)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {final}: {one_line(error)}") from error
+    finally:
+        if partial is not None and partial.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_directory(directory: Path) -> None:
+    """Delete a complete directory so that an interruption leaves an incomplete one, never a damaged complete one."""
+    (directory / COMPLETION_MARK).unlink(missing_ok=True)
+    shutil.rmtree(directory)
+
+
+def remove_partial_directories(parent: Path) -> None:
+    """Delete what interrupted writers and removals left in `parent`. Only the one writer of `parent` may call this."""
+    for entry in parent.iterdir():
+        if entry.is_dir() and (entry.name.startswith(PARTIAL_PREFIX) or not is_complete(entry)):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file by renaming a complete temporary one over it."""
+    partial = path.parent / f"{PARTIAL_PREFIX}{path.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        flush_to_disk(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def flush_to_disk(path: Path) -> None:
+    """Ask the operating system to put a file, or a directory's list of names, on the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content, read in chunks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,77 @@
+"""The command line of the entry scripts: flags, and `key=value` overrides anywhere between them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from runtime.distributed import BACKENDS, DEFAULT_TIMEOUT_SECONDS
+from runtime.errors import EXIT_CODE
+
+_OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """`argparse` with one-line errors that suggest the nearest flag. `parse_args` gives `overrides`, a list of str."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        tokens, overrides = self._split_overrides(list(sys.argv[1:] if args is None else args))
+        result, unknown = self.parse_known_args(tokens, namespace)
+        if unknown:
+            self.error(self._describe_unknown(unknown[0]))
+        result.overrides = overrides
+        return result
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_CODE, f"error: {message}\n")
+
+    def _split_overrides(self, tokens: list[str]) -> tuple[list[str], list[str]]:
+        """Take the `key=value` words out, except where a flag before them is still waiting for its value."""
+        kept, overrides, awaits_value = [], [], False
+        for token in tokens:
+            if not awaits_value and _OVERRIDE.match(token):
+                overrides.append(token)
+                continue
+            kept.append(token)
+            action = self._option_string_actions.get(token)
+            awaits_value = action is not None and action.nargs in (None, 1, "+")
+        return kept, overrides
+
+    def _describe_unknown(self, token: str) -> str:
+        if not token.startswith("-"):
+            return f"unexpected argument {token!r}; overrides are written key=value"
+        flag = token.split("=")[0]
+        nearest = difflib.get_close_matches(flag, list(self._option_string_actions), n=1, cutoff=0.5)
+        return f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else "; -h lists the flags")
+
+
+def build_parser(description: str, *, distributed: bool = True) -> ArgumentParser:
+    """A parser with `--seed` and, where `distributed`, the flags of the published launch scripts.
+
+    Entry scripts add their own flags; `parse_args().overrides` holds the `key=value` words.
+    """
+    parser = ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    if distributed:
+        _add_distributed_flags(parser)
+    return parser
+
+
+def _add_distributed_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("processes", "torchrun and torch.distributed.launch supply these themselves")
+    group.add_argument("--local-rank", "--local_rank", type=int, help="number of this process on its node")
+    group.add_argument(
+        "--world-size", "--world_size", type=int, help="number of processes; compared with the launcher's"
+    )
+    group.add_argument("--node-rank", "--node_rank", type=int, help="number of this node; compared with the launcher's")
+    group.add_argument("--dist-backend", choices=BACKENDS, default="auto", help="auto: nccl on GPUs, gloo on CPUs")
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_SECONDS,
+        help=f"seconds to wait for other processes (default: {DEFAULT_TIMEOUT_SECONDS})",
+    )

@@ -1,0 +1,259 @@
+"""Experiment configs: dataclass defaults < YAML (with Hydra's defaults lists) < `key=value` overrides, merged strictly.
+
+The dataclass is the schema: a key it does not have, a value of another type or a missing value is a `UserError` that
+names the file, the full key and the nearest valid one. A YAML file may share settings through a defaults list, whose
+entries are looked up beside the file and then in the nearest directory above it that is called `configs`. Shared files
+start with `# @package _global_` so that their keys land at the top.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
+
+from runtime.atomic import write_text_atomically
+from runtime.errors import UserError, one_line
+
+T = TypeVar("T")
+COMMAND_LINE = "command line"
+SHARED_DIRECTORY = "configs"
+
+
+def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
+    """Merge defaults, a YAML file and overrides into an instance of the dataclass `schema`.
+
+    Args:
+        schema: dataclass type; its nested dataclasses become typed objects as well.
+        path: YAML file; None takes the defaults and the overrides alone.
+        overrides: `key.sub=value` in Hydra's override grammar; `+key=value` adds to a section without fixed keys.
+            An override whose key is a directory of configs named in the defaults list picks another file of it.
+
+    Raises:
+        UserError: anything wrong with the file or the overrides, in one line.
+    """
+    config = OmegaConf.structured(schema)
+    parsed = [_parse_override(text) for text in overrides]
+    source = COMMAND_LINE
+    if path is not None:
+        path = Path(path)
+        source = str(path)
+        groups = [override for override in parsed if _is_group(override, path)]
+        parsed = [override for override in parsed if override not in groups]
+        config = _merge(config, _compose(path, groups), source)
+    for override in parsed:
+        config = _apply(config, override)
+    return _to_object(config, source)
+
+
+def apply_overrides(config: T, overrides: Sequence[str]) -> T:
+    """A copy of a config object with `key=value` overrides applied, checked like those of `load_config`."""
+    merged = OmegaConf.structured(config)
+    for text in overrides:
+        merged = _apply(merged, _parse_override(text))
+    return _to_object(merged, COMMAND_LINE)
+
+
+def config_to_yaml(config: Any) -> str:
+    """The resolved YAML text of a config: a dataclass instance, a DictConfig or a mapping."""
+    node = config if OmegaConf.is_config(config) else OmegaConf.create(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(node, resolve=True)
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write the resolved config as YAML; an interrupted write leaves no half file."""
+    write_text_atomically(Path(path), config_to_yaml(config))
+
+
+def _compose(path: Path, groups: list[Override]) -> DictConfig:
+    """Read a YAML file and everything its defaults list names."""
+    if not path.is_file():
+        raise UserError(f"no config file {path}{_nearest_file(path)}")
+    if path.suffix != ".yaml":
+        raise UserError(f"{path}: a config file name ends in .yaml")
+    directory = path.resolve().parent
+    root = _shared_root(directory)
+    search = [] if root == directory else [f"hydra.searchpath=['file://{_quoted(str(root))}']"]
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
+            return compose(path.stem, overrides=[*search, *(override.input_line for override in groups)])
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: {one_line(_deepest(error)).split(' Config search path:')[0]}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+
+
+def _shared_root(directory: Path) -> Path:
+    """The nearest directory called `configs` at or above `directory`; `directory` itself where there is none."""
+    for candidate in (directory, *directory.parents):
+        if candidate.name == SHARED_DIRECTORY:
+            return candidate
+    return directory
+
+
+def _is_group(override: Override, path: Path) -> bool:
+    directory = path.resolve().parent
+    key = override.key_or_group
+    return bool(key) and any((base / key).is_dir() for base in (directory, _shared_root(directory)))
+
+
+def _parse_override(text: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise UserError(f"override {text!r}: {one_line(error)}; overrides are written key=value") from error
+    if override.is_sweep_override():
+        raise UserError(f"override {text!r} lists several values; write {override.key_or_group}=[...] for a list")
+    if override.type == OverrideType.DEL:
+        raise UserError(f"override {text!r}: a key cannot be deleted; write {override.key_or_group}=null")
+    return override
+
+
+def _apply(config: DictConfig, override: Override) -> DictConfig:
+    """Set one key. The part of its path that exists is walked, the rest is merged in as nested mappings."""
+    key = override.key_or_group
+    names = key.split(".")
+    node, depth = config, 0
+    while depth < len(names) - 1 and _is_filled(child := _filled_section(node, names[depth])):
+        node, depth = child, depth + 1
+    may_add = override.type in (OverrideType.ADD, OverrideType.FORCE_ADD) and not _is_typed(node)
+    if not may_add and _child(node, names[depth]) is None:
+        hint = "" if _is_typed(node) or isinstance(node, ListConfig) else f"; write +{override.input_line} to add it"
+        raise UserError(f"{COMMAND_LINE}: {_unknown_key(config, node, key)}{hint}")
+    value = override.value()
+    for name in reversed(names[depth + 1 :]):
+        value = {name: value}
+    _set(config, node, names[depth], value, COMMAND_LINE, key)
+    return config
+
+
+def _merge(config: DictConfig, loaded: DictConfig, source: str) -> DictConfig:
+    """Merge a composed file into the schema, section by section, so that every error knows its full key."""
+    _merge_section(config, config, loaded, source, "")
+    return config
+
+
+def _merge_section(root: DictConfig, node: DictConfig, loaded: DictConfig, source: str, prefix: str) -> None:
+    for name in loaded:
+        key = f"{prefix}{name}"
+        target = _child(node, str(name))
+        if target is None and _is_typed(node):
+            raise UserError(f"{source}: {_unknown_key(root, node, key)}")
+        value = loaded._get_node(name)
+        if _is_typed(target) and isinstance(value, DictConfig) and _is_filled(value):
+            _merge_section(root, _filled_section(node, str(name)), value, source, f"{key}.")
+        else:
+            # `_value()` keeps an interpolation as it is written: it is resolved in the merged config.
+            _set(root, node, name, value if _is_filled(value) else value._value(), source, key)
+
+
+def _set(root: DictConfig, node: Container, name: Any, value: Any, source: str, key: str) -> None:
+    try:
+        OmegaConf.update(node, str(name), value, merge=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {_explain(root, error, key)}") from error
+
+
+def _child(node: Container, name: str) -> Any:
+    """The node under a name or a list index, None where there is none. A present node is never None."""
+    if isinstance(node, ListConfig):
+        return node._get_node(int(name)) if name.isdecimal() and int(name) < len(node) else None
+    return node._get_node(name, validate_access=False)
+
+
+def _filled_section(node: Container, name: str) -> Any:
+    """The node under a name; a typed section that is null there is first filled with its defaults."""
+    child = _child(node, name)
+    if _is_typed(child) and not _is_filled(child):
+        node[name] = child._metadata.ref_type
+    return _child(node, name)
+
+
+def _is_filled(node: Any) -> bool:
+    """Whether a node is a section or list with content of its own: not null, not missing, not `${...}`."""
+    return isinstance(node, Container) and not (node._is_none() or node._is_missing() or node._is_interpolation())
+
+
+def _is_typed(node: Any) -> bool:
+    """Whether a node is a section whose keys are a dataclass's fields."""
+    if not isinstance(node, DictConfig):
+        return False
+    return any(is_dataclass(kind) for kind in (node._metadata.object_type, node._metadata.ref_type))
+
+
+def _to_object(config: DictConfig, source: str) -> Any:
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UserError(f"{source}: no value for {', '.join(repr(key) for key in missing)}")
+        OmegaConf.resolve(config)
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {_explain(config, error)}") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{source}: {one_line(error)}") from error
+
+
+def _explain(config: DictConfig, error: OmegaConfBaseException, key: str = "") -> str:
+    """What OmegaConf found wrong, with the full key and, for an unknown one, the nearest known key."""
+    key = key or error.full_key or ""
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)) and not isinstance(error, InterpolationKeyError):
+        inner = str(error.key)
+        full = key if key.endswith(inner) else f"{key}.{inner}"
+        return _unknown_key(config, error.parent_node, full)
+    # The first line says what is wrong, the others repeat the key and internal types.
+    return f"{key!r}: {str(error).strip().splitlines()[0]}"
+
+
+def _unknown_key(config: DictConfig, node: Container | None, key: str) -> str:
+    """`unknown key 'a.b'`, with the nearest name at that place, else the nearest name anywhere in the config."""
+    parent, _, name = key.rpartition(".")
+    siblings = [str(sibling) for sibling in node] if isinstance(node, DictConfig) and _is_filled(node) else []
+    nearest = difflib.get_close_matches(name, siblings, n=1)
+    if nearest:
+        return f"unknown key {key!r}; did you mean {f'{parent}.{nearest[0]}' if parent else nearest[0]!r}?"
+    everywhere = {full.rpartition(".")[2]: full for full in reversed(_all_keys(config))}
+    nearest = difflib.get_close_matches(name, everywhere, n=1)
+    if nearest:
+        return f"unknown key {key!r}; did you mean {everywhere[nearest[0]]!r}?"
+    return f"unknown key {key!r}" + (f"; valid here: {', '.join(siblings)}" if siblings else "")
+
+
+def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for name in node:
+        keys.append(f"{prefix}{name}")
+        child = node._get_node(name)
+        if isinstance(child, DictConfig) and _is_filled(child):
+            keys.extend(_all_keys(child, f"{prefix}{name}."))
+    return keys
+
+
+def _nearest_file(path: Path) -> str:
+    names = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    nearest = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / nearest[0]}?" if nearest else ""
+
+
+def _deepest(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")

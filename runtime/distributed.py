@@ -1,0 +1,247 @@
+"""The processes of a run: finding out about them, and the collectives between them.
+
+Every function is safe in a single process without a group: reductions and broadcasts then change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from runtime.errors import UserError, one_line
+
+BACKENDS = ("auto", "gloo", "nccl")
+DEVICES = ("auto", "cpu", "cuda")
+DEFAULT_TIMEOUT_SECONDS = 86400
+
+
+@dataclass(frozen=True)
+class DistEnv:
+    """Who this process is. `backend` is `none` when it is alone."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+    backend: str
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.world_size > 1
+
+
+def initialize(
+    timeout: float = DEFAULT_TIMEOUT_SECONDS,
+    backend: str = "auto",
+    *,
+    device: str = "auto",
+    local_rank: int | None = None,
+    world_size: int | None = None,
+    node_rank: int | None = None,
+) -> DistEnv:
+    """Join the process group the launcher describes in the environment; without a launcher, be alone.
+
+    Args:
+        timeout: seconds after which a collective that waits for another rank fails.
+        backend: `auto` is nccl on CUDA and gloo on CPU.
+        device: `auto` is CUDA where there is one.
+        local_rank: from the command line (`torch.distributed.launch`); the environment has precedence.
+        world_size, node_rank: from the command line; only compared with what the launcher says.
+
+    Raises:
+        UserError: unknown backend or device, too few GPUs, or a flag that contradicts the launcher.
+    """
+    _check_choice("--dist-backend", backend, BACKENDS)
+    _check_choice("device", device, DEVICES)
+    env_world_size = _env_int("WORLD_SIZE", 1)
+    env_rank = _env_int("RANK", 0)
+    env_local_rank = _env_int("LOCAL_RANK", local_rank if local_rank is not None else 0)
+    _check_flag("--world_size", world_size, env_world_size)
+    _check_flag("--node_rank", node_rank, _env_int("GROUP_RANK", 0))
+    torch_device = _pick_device(device, env_local_rank)
+    backend = _pick_backend(backend, torch_device)
+    if env_world_size == 1:
+        return DistEnv(0, 1, env_local_rank, torch_device, "none")
+    _join_group(backend, env_rank, env_world_size, timeout, torch_device)
+    return DistEnv(env_rank, env_world_size, env_local_rank, torch_device, backend)
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if _has_group():
+        dist.destroy_process_group()
+
+
+def get_rank() -> int:
+    return dist.get_rank() if _has_group() else 0
+
+
+def get_world_size() -> int:
+    return dist.get_world_size() if _has_group() else 1
+
+
+def is_main() -> bool:
+    return get_rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if not _has_group():
+        return
+    # With NCCL a barrier without a device guesses one, and can guess wrong.
+    ids = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
+    dist.barrier(device_ids=ids)
+
+
+def all_reduce_sum_(tensor: Tensor) -> Tensor:
+    """Replace `tensor` by its sum over ranks, in place, on any device."""
+    if get_world_size() > 1:
+        shared = _on_group_device(tensor)
+        dist.all_reduce(shared)
+        _copy_back(tensor, shared)
+    return tensor
+
+
+def all_reduce_mean_(tensor: Tensor) -> Tensor:
+    """Replace a floating-point `tensor` by its mean over ranks, in place."""
+    assert tensor.is_floating_point(), "a mean over ranks needs a floating-point tensor"
+    world_size = get_world_size()
+    return all_reduce_sum_(tensor).div_(world_size) if world_size > 1 else tensor
+
+
+def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
+    """Replace `tensor` by rank `source`'s, in place."""
+    if get_world_size() > 1:
+        shared = _on_group_device(tensor)
+        dist.broadcast(shared, src=source)
+        _copy_back(tensor, shared)
+    return tensor
+
+
+def gather_rows(tensor: Tensor) -> list[Tensor]:
+    """Every rank's `tensor`, by rank, on every rank. The number of rows (first dim) may differ between ranks."""
+    if get_world_size() == 1:
+        return [tensor]
+    counts = _gather_counts(len(tensor), tensor)
+    shared = _on_group_device(tensor)
+    padded = shared.new_zeros(max(counts), *shared.shape[1:])
+    padded[: len(shared)] = shared
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return [rows[:count].to(tensor.device) for rows, count in zip(gathered, counts)]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's `value`, by rank, on every rank. Values are what JSON can hold: nothing is pickled."""
+    if get_world_size() == 1:
+        return [value]
+    encoded = torch.frombuffer(bytearray(json.dumps(value).encode("utf-8")), dtype=torch.uint8)
+    return [json.loads(bytes(rows.tolist())) for rows in gather_rows(encoded)]
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """Rank `source`'s `value` (what JSON can hold) on every rank."""
+    return gather_objects(value if get_rank() == source else None)[source]
+
+
+def run_on_main(function: Callable[[], Any]) -> Any:
+    """Run `function` on rank 0 alone and give its result (what JSON can hold) to every rank.
+
+    The other ranks wait. A failure on rank 0 becomes a failure on all: nobody is left waiting for a rank that stopped.
+    """
+    failure, result, error = None, None, None
+    if is_main():
+        try:
+            result = function()
+        except Exception as caught:
+            error, failure = caught, one_line(caught)
+    failure, result = broadcast_object([failure, result])
+    if error is not None:
+        raise error
+    if failure is not None:
+        raise UserError(f"rank 0 failed: {failure}")
+    return result
+
+
+def _has_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} {value!r} is not one of {', '.join(choices)}")
+
+
+def _check_flag(name: str, value: int | None, actual: int) -> None:
+    # The published scripts default to -1, "take it from the launcher".
+    if value is not None and value >= 0 and value != actual:
+        raise UserError(f"{name} {value} contradicts the launcher, which says {actual}; start with torchrun")
+
+
+def _env_int(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal():
+        raise UserError(f"environment variable {name}={text!r} is not a whole number")
+    return int(text)
+
+
+def _pick_device(device: str, local_rank: int) -> torch.device:
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= count:
+        raise UserError(f"process {local_rank} of this node needs GPU {local_rank}, but there are {count}")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _pick_backend(backend: str, device: torch.device) -> str:
+    if backend == "auto":
+        return "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl" and device.type != "cuda":
+        raise UserError("--dist-backend nccl needs a GPU; use gloo or auto")
+    return backend
+
+
+def _join_group(backend: str, rank: int, world_size: int, timeout: float, device: torch.device) -> None:
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start with torchrun")
+    dist.init_process_group(
+        backend,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout),
+        device_id=device if backend == "nccl" else None,
+    )
+
+
+def _on_group_device(tensor: Tensor) -> Tensor:
+    if dist.get_backend() == "nccl" and tensor.device.type != "cuda":
+        return tensor.to(torch.device("cuda", torch.cuda.current_device()))
+    return tensor.contiguous()
+
+
+def _copy_back(tensor: Tensor, shared: Tensor) -> None:
+    if shared is not tensor:
+        tensor.copy_(shared)
+
+
+def _gather_counts(count: int, like: Tensor) -> list[int]:
+    counts = torch.zeros(get_world_size(), dtype=torch.int64, device=like.device)
+    counts[get_rank()] = count
+    return all_reduce_sum_(counts).tolist()

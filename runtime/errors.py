@@ -1,0 +1,41 @@
+"""Mistakes a user can make: one line on stderr and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_CODE = 2
+TRACEBACK_VARIABLE = "RQ_TRACEBACK"
+
+
+class UserError(ValueError):
+    """Something only the user can put right. The message is one line: the value, and what would be valid."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception on a single line; the type's name where there is no message."""
+    # KeyError's str() is the repr of its argument, quotes included.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+@contextmanager
+def exit_on_user_error(*also: type[BaseException]) -> Iterator[None]:
+    """Turn `UserError`, and the exception types in `also`, into `error: <one line>` on stderr and exit code 2.
+
+    Every rank that fails says so; ranks other than 0 add their number. With the environment variable `RQ_TRACEBACK`
+    set, the traceback is printed as well.
+    """
+    try:
+        yield
+    except (UserError, *also) as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exc()
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f" (rank {rank})"
+        print(f"error{where}: {one_line(error)}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_CODE) from None

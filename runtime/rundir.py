@@ -1,0 +1,59 @@
+"""Run directories: `<result path>/<config stem>/<timestamp>/`, never reused and never overwritten.
+
+Inside one: `config.yaml` (resolved), `train.log`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `snapshots/`,
+`samples/`; each is created by the part that writes it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from runtime.distributed import run_on_main
+from runtime.errors import UserError, one_line
+
+TIMESTAMP_FORMAT = "%Y-%m-%d_%H-%M-%S"
+
+
+def new_run_dir(result_path: str | Path, config_stem: str, postfix: str = "") -> Path:
+    """Create a fresh run directory and return it: the same one on every rank.
+
+    Args:
+        result_path: where all runs go (`-r`).
+        config_stem: file name of the config without its ending.
+        postfix: appended to the timestamp (`-p`), so that a run can be found again.
+    """
+    return Path(run_on_main(lambda: str(_create(Path(result_path) / config_stem, postfix))))
+
+
+def latest_run(result_path: str | Path, config_stem: str) -> Path | None:
+    """The newest run of a config under `result_path`, or None."""
+    parent = Path(result_path) / config_stem
+    runs = [entry for entry in parent.iterdir() if _is_run(entry)] if parent.is_dir() else []
+    return max(runs, key=lambda entry: entry.name, default=None)
+
+
+def _create(parent: Path, postfix: str) -> Path:
+    name = datetime.now().strftime(TIMESTAMP_FORMAT) + (f"_{postfix}" if postfix else "")
+    if Path(name).name != name:
+        raise UserError(f"postfix {postfix!r} cannot be part of a directory name")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        attempt = 1
+        while True:
+            path = parent / (name if attempt == 1 else f"{name}_{attempt}")
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                attempt += 1
+    except OSError as error:
+        raise UserError(f"cannot create a run directory in {parent}: {one_line(error)}") from error
+
+
+def _is_run(entry: Path) -> bool:
+    try:
+        datetime.strptime("_".join(entry.name.split("_")[:2]), TIMESTAMP_FORMAT)
+    except ValueError:
+        return False
+    return entry.is_dir()

@@ -1,0 +1,203 @@
+"""What a run says: console and `train.log`, `metrics.jsonl`, TensorBoard, image files and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from runtime.atomic import write_text_atomically
+from runtime.progress import Progress, TqdmStream
+
+LOGGER_NAME = "rq"
+METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "train.log"
+_FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+
+
+class RunLog:
+    """Everything a run reports. Rank 0 writes files; the other ranks only print warnings to stderr.
+
+    Args:
+        run_dir: the run directory; None keeps everything on the console.
+        is_main: whether this process is rank 0.
+        resume_step: continue a run whose checkpoint was taken after this many steps: what was logged for later steps
+            is removed, so that no step appears twice.
+        tensorboard: whether to write TensorBoard events as well.
+        rank: shown in the warnings of ranks other than 0.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path | None,
+        is_main: bool = True,
+        *,
+        resume_step: int | None = None,
+        tensorboard: bool = True,
+        rank: int = 0,
+    ) -> None:
+        self.run_dir = Path(run_dir) if run_dir is not None and is_main else None
+        self.is_main = is_main
+        self._metrics = None
+        self._writer = None
+        self._logger = self._build_logger(rank)
+        if self.run_dir is not None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._open_metrics(resume_step)
+            if tensorboard:
+                self._open_tensorboard(resume_step)
+
+    def info(self, message: str) -> None:
+        """A line on the console and in `train.log`, from rank 0 alone."""
+        if self.is_main:
+            self._logger.info(message)
+
+    def warning(self, message: str) -> None:
+        """A line from any rank."""
+        self._logger.warning(message)
+
+    def log_metrics(self, step: int, metrics: Mapping[str, Any], prefix: str = "", *, console: bool = True) -> None:
+        """Record named numbers after `step` steps.
+
+        Args:
+            metrics: numbers, or tensors with one element or one per depth (then `name/0`, `name/1`, ... on
+                TensorBoard and a list in the file). Tensors are read here, so call this only when logging is due.
+            prefix: put before every name: `train` makes `train/loss`.
+            console: also print them as one line.
+        """
+        if not self.is_main:
+            return
+        values = {f"{prefix}/{name}" if prefix else name: _plain(value) for name, value in metrics.items()}
+        if self._metrics is not None:
+            line = {"step": step, **{name: _finite_or_none(value) for name, value in values.items()}}
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+        if self._writer is not None:
+            for name, number in _flat(values):
+                self._writer.add_scalar(name, number, step)
+        if console:
+            text = "  ".join(f"{name.removeprefix(prefix + '/')} {_short(value)}" for name, value in values.items())
+            self._logger.info(f"{prefix or 'metrics'} step {step}: {text}")
+
+    def log_images(self, name: str, grid_CHW: Tensor, step: int) -> Path | None:
+        """Save one uint8 image (1 or 3 channels), usually a grid, to `samples/` and TensorBoard; returns its file."""
+        assert grid_CHW.dtype == torch.uint8, "images are logged as uint8: convert with evaluation.protocol.to_uint8"
+        if self.run_dir is None:
+            return None
+        image_CHW = grid_CHW.detach().cpu()
+        path = self.run_dir / "samples" / f"{name.replace('/', '_')}_{step:08d}.png"
+        path.parent.mkdir(exist_ok=True)
+        image_HWC = image_CHW.expand(3, -1, -1).permute(1, 2, 0).contiguous()
+        Image.fromarray(image_HWC.numpy()).save(path)
+        if self._writer is not None:
+            self._writer.add_image(name, image_CHW, step)
+        return path
+
+    def progress(
+        self, total_steps: int, start_step: int = 0, images_per_step: int = 1, name: str = "train"
+    ) -> Progress:
+        """A progress bar with ETA and images/s (a bar on a terminal, numbers for the log everywhere)."""
+        return Progress(total_steps, start_step, images_per_step, name, visible=self.is_main)
+
+    def close(self) -> None:
+        for handler in list(self._logger.handlers):
+            self._logger.removeHandler(handler)
+            handler.close()
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is not None and self.run_dir is not None:
+            with open(self.run_dir / LOG_FILE, "a", encoding="utf-8") as file:
+                file.writelines(traceback.format_exception(kind, error, trace))
+        self.close()
+
+    def _build_logger(self, rank: int) -> logging.Logger:
+        logger = logging.Logger(LOGGER_NAME, logging.INFO if self.is_main else logging.WARNING)
+        console = logging.StreamHandler(TqdmStream(sys.stderr))
+        console.setFormatter(logging.Formatter(_FORMAT if self.is_main else f"[rank {rank}] {_FORMAT}", "%H:%M:%S"))
+        logger.addHandler(console)
+        if self.run_dir is not None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(self.run_dir / LOG_FILE, encoding="utf-8")
+            file.setFormatter(logging.Formatter(_FORMAT))
+            logger.addHandler(file)
+        return logger
+
+    def _open_metrics(self, resume_step: int | None) -> None:
+        path = self.run_dir / METRICS_FILE
+        if resume_step is not None and path.exists():
+            truncate_metrics(path, resume_step)
+        self._metrics = open(path, "a", encoding="utf-8")
+
+    def _open_tensorboard(self, resume_step: int | None) -> None:
+        # Imported here because it takes longer than everything else together and other ranks do not need it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = None if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge_step)
+
+
+def truncate_metrics(path: Path, last_step: int) -> None:
+    """Remove the lines of steps after `last_step`, and a last line that a kill cut short."""
+    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= last_step]
+    write_text_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    return [json.loads(line) for line in _complete_lines(Path(path))]
+
+
+def _complete_lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [line for line in lines[:-1] if line]
+
+
+def _plain(value: Any) -> Any:
+    """A Python number, string or (nested) list of a tensor, array or number."""
+    if isinstance(value, Tensor):
+        value = value.detach().float().tolist() if value.is_floating_point() else value.detach().tolist()
+    elif hasattr(value, "tolist"):
+        value = value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _finite_or_none(value: Any) -> Any:
+    """JSON has no nan and no inf: they become null."""
+    if isinstance(value, list):
+        return [_finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(values: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The numbers of a mapping, lists spread over numbered names, texts left out."""
+    numbers: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            numbers.extend(_flat({f"{name}/{index}": item for index, item in enumerate(value)}))
+        elif isinstance(value, (bool, int, float)):
+            numbers.append((name, float(value)))
+    return numbers
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + " ".join(_short(item) for item in value) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
