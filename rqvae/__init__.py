@@ -1,0 +1,7 @@
+"""Stage 1: images <-> stacks of discrete codes."""
+
+from rqvae.config import RQVAEConfig
+from rqvae.model import RQVAE, RQVAEOutput
+from rqvae.pretrained import load_rqvae
+
+__all__ = ["RQVAE", "RQVAEConfig", "RQVAEOutput", "load_rqvae"]

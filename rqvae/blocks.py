@@ -1,0 +1,112 @@
+"""The parts of the encoder and the decoder. Module names are those of the published checkpoints.
+
+Legend: B batch, C channels, H W grid, T = H*W positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rqvae.config import NORM_GROUPS
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation over 32 groups."""
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut, which is 1x1 when the number of channels changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float):
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, in, H, W) -> (B, out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x_BCHW)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW))
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions, with a shortcut."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same shape."""
+        h = self.norm(x_BCHW)
+        query, key, value = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
+        mixed_BTC = F.scaled_dot_product_attention(query, key, value).squeeze(1)
+        return x_BCHW + self.proj_out(mixed_BTC.transpose(1, 2).unflatten(2, x_BCHW.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution: a strided 3x3 convolution that pads on the right and at the bottom only."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where wanted. Resampling is added by the halves."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, attention: bool, dropout: float):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_blocks
+        self.block = nn.ModuleList(ResBlock(widths[i], out_channels, dropout) for i in range(num_blocks))
+        self.attn = nn.ModuleList(AttnBlock(out_channels) for _ in range(num_blocks if attention else 0))
+
+    def layers(self) -> Iterator[nn.Module]:
+        """The layers in the order they run."""
+        for index, block in enumerate(self.block):
+            yield block
+            if len(self.attn):
+                yield self.attn[index]
+
+
+class Middle(nn.Module):
+    """The lowest resolution: residual block, attention (always), residual block."""
+
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, dropout)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResBlock(channels, channels, dropout)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """The layers in the order they run."""
+        yield from (self.block_1, self.attn_1, self.block_2)

@@ -1,0 +1,219 @@
+"""Settings of an RQ-VAE, with the field names of the published YAML files.
+
+The dataclasses hold values only; what they have to satisfy together is in `validate`. They are also OmegaConf
+structured configs: a field of type Any takes one number or one number per code depth.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+BOTTLENECKS = ("rq", "none")
+LOSS_TYPES = ("mse", "l1")
+CODEBOOK_UPDATES = ("per_depth", "deferred")
+NORM_GROUPS = 32
+
+
+@dataclass
+class DDConfig:
+    """The two convolutional halves: `ch * ch_mult[i]` channels at level i, which halves the resolution i times."""
+
+    double_z: bool = False
+    z_channels: int = MISSING
+    resolution: int = MISSING
+    in_channels: int = 3
+    out_ch: int = 3
+    ch: int = MISSING
+    ch_mult: list[int] = MISSING
+    num_res_blocks: int = MISSING
+    attn_resolutions: list[int] = field(default_factory=list)
+    dropout: float = 0.0
+
+
+@dataclass
+class QuantizerHParams:
+    """The bottleneck. Missing keys have their published defaults.
+
+    latent_shape: [H, W, E] of the encoder's output. code_shape: [h, w, D]; a code grid smaller than the latent grid
+    joins neighbouring latent vectors. codebook_update: 'per_depth' (published) or 'deferred' (once per optimizer step).
+    """
+
+    bottleneck_type: str = "rq"
+    embed_dim: int = MISSING
+    n_embed: Any = MISSING
+    decay: Any = 0.99
+    loss_type: str = "l1"
+    latent_loss_weight: float = 0.25
+    latent_shape: list[int] = MISSING
+    code_shape: list[int] = MISSING
+    shared_codebook: bool = False
+    restart_unused_codes: bool = False
+    codebook_update: str = "per_depth"
+    use_padding_idx: bool = False
+    masked_dropout: float = 0.0
+
+    @property
+    def depth(self) -> int:
+        """D, the number of codes per position."""
+        return self.code_shape[2]
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K of every depth."""
+        return tuple(_per_depth("n_embed", self.n_embed, self.depth, int))
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """Decay of the moving averages of every depth."""
+        return tuple(_per_depth("decay", self.decay, self.depth, float))
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Latent rows and columns that share one stack of codes."""
+        return self.latent_shape[0] // self.code_shape[0], self.latent_shape[1] // self.code_shape[1]
+
+
+@dataclass
+class RQVAEConfig(QuantizerHParams):
+    """Everything an RQVAE is built from. checkpointing: recompute activations in the backward pass."""
+
+    ddconfig: DDConfig = field(default_factory=DDConfig)
+    checkpointing: bool = False
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> "RQVAEConfig":
+        """From a flat mapping of the fields above or a published `arch` section (with nested `hparams`).
+
+        Raises ValueError in one line for an unknown key (naming the nearest known one), a wrong type, a missing value
+        or values that do not fit together.
+        """
+        if "hparams" in mapping:
+            config = _typed(ArchConfig, mapping, "arch").model_config()
+        else:
+            config = _typed(cls, mapping, "rqvae")
+        config.validate()
+        return config
+
+    def validate(self) -> None:
+        """Check every value and every relation between values; ValueError with the first one that is wrong."""
+        _check_present(self, "")
+        _check_halves(self.ddconfig)
+        _check_bottleneck(self)
+        _check_shapes(self)
+
+
+@dataclass
+class ArchConfig:
+    """The `arch` section of a published stage-1 YAML file. ema: decay of the weight average, read by the training."""
+
+    type: str = "rq-vae"
+    code_hier: int = 1
+    ema: Any = None
+    hparams: QuantizerHParams = field(default_factory=QuantizerHParams)
+    ddconfig: DDConfig = field(default_factory=DDConfig)
+    checkpointing: bool = False
+
+    def model_config(self) -> RQVAEConfig:
+        """The model's part of the section."""
+        _check(self.type == "rq-vae", f"arch.type must be 'rq-vae', got {self.type!r}")
+        _check(self.code_hier == 1, f"arch.code_hier must be 1 (one level of code maps), got {self.code_hier}")
+        hparams = {f.name: getattr(self.hparams, f.name) for f in dataclasses.fields(QuantizerHParams)}
+        return RQVAEConfig(**hparams, ddconfig=self.ddconfig, checkpointing=self.checkpointing)
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _typed(schema: type, mapping: Mapping[str, Any], name: str) -> Any:
+    """Strictly merge a mapping into a dataclass."""
+    plain = OmegaConf.to_container(mapping, resolve=True) if isinstance(mapping, DictConfig) else dict(mapping)
+    plain = {key: dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for key, item in plain.items()}
+    _check_keys(schema, plain, name)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+    except OmegaConfBaseException as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"{name}.{error.full_key}: {first_line}") from None
+
+
+def _check_keys(schema: type, mapping: Mapping[str, Any], path: str) -> None:
+    known = {f.name: f for f in dataclasses.fields(schema)}
+    for key, value in mapping.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise ValueError(f"unknown key {path}.{key}; {hint}")
+        if dataclasses.is_dataclass(known[key].type) and isinstance(value, Mapping):
+            _check_keys(known[key].type, value, f"{path}.{key}")
+
+
+def _check_present(config: Any, prefix: str) -> None:
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        _check(value != MISSING, f"missing value: {prefix}{f.name}")
+        if dataclasses.is_dataclass(value):
+            _check_present(value, f"{prefix}{f.name}.")
+
+
+def _per_depth(name: str, value: Any, depth: int, kind: type) -> list[Any]:
+    """One value per depth from one number or a list of D numbers."""
+    values = list(value) if not isinstance(value, (int, float, str)) else [value] * depth
+    _check(len(values) == depth, f"{name} has {len(values)} values for the {depth} depths of code_shape: {value}")
+    for item in values:
+        fits = isinstance(item, int) if kind is int else isinstance(item, (int, float))
+        _check(fits and not isinstance(item, bool), f"{name} must be {kind.__name__} (or a list of it), got {value!r}")
+    return [kind(item) for item in values]
+
+
+def _check_halves(dd: DDConfig) -> None:
+    for name in ("z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_blocks"):
+        _check(getattr(dd, name) >= 1, f"ddconfig.{name} must be at least 1, got {getattr(dd, name)}")
+    _check(len(dd.ch_mult) >= 1 and min(dd.ch_mult) >= 1, f"ddconfig.ch_mult needs positive entries, got {dd.ch_mult}")
+    _check(dd.ch % NORM_GROUPS == 0, f"ddconfig.ch {dd.ch} is not a multiple of {NORM_GROUPS} (group normalisation)")
+    _check(0 <= dd.dropout < 1, f"ddconfig.dropout must be in [0, 1), got {dd.dropout}")
+    factor = 2 ** (len(dd.ch_mult) - 1)
+    _check(
+        dd.resolution % factor == 0,
+        f"ddconfig.resolution {dd.resolution} is not divisible by {factor} (2 ** (levels of ch_mult - 1))",
+    )
+
+
+def _check_bottleneck(config: RQVAEConfig) -> None:
+    choices = (("bottleneck_type", BOTTLENECKS), ("loss_type", LOSS_TYPES), ("codebook_update", CODEBOOK_UPDATES))
+    for name, allowed in choices:
+        value = getattr(config, name)
+        _check(value in allowed, f"{name} {value!r} is not one of {', '.join(allowed)}")
+    _check(not config.use_padding_idx, "use_padding_idx true is not supported; leave it out or set it to false")
+    _check(config.masked_dropout == 0, f"masked_dropout {config.masked_dropout} is not supported; set it to 0.0")
+    _check(config.latent_loss_weight >= 0, f"latent_loss_weight must not be negative, got {config.latent_loss_weight}")
+    _check(config.embed_dim >= 1, f"embed_dim must be at least 1, got {config.embed_dim}")
+
+
+def _check_shapes(config: RQVAEConfig) -> None:
+    latent, code, dd = list(config.latent_shape), list(config.code_shape), config.ddconfig
+    for name, shape in (("latent_shape", latent), ("code_shape", code)):
+        _check(len(shape) == 3 and min(shape) >= 1, f"{name} needs three positive numbers, got {shape}")
+    side = dd.resolution // 2 ** (len(dd.ch_mult) - 1)
+    expected = [side, side, config.embed_dim]
+    _check(
+        latent == expected,
+        f"latent_shape {latent} does not fit: resolution {dd.resolution}, {len(dd.ch_mult)} levels and embed_dim "
+        f"{config.embed_dim} give {expected}",
+    )
+    _check(
+        latent[0] % code[0] == 0 and latent[1] % code[1] == 0,
+        f"code_shape {code} does not divide latent_shape {latent} in height and width",
+    )
+    sizes, decays = config.codebook_sizes, config.decays
+    _check(min(sizes) >= 1, f"n_embed must be at least 1, got {config.n_embed}")
+    _check(all(0 <= decay < 1 for decay in decays), f"decay must be in [0, 1), got {config.decay}")
+    if config.shared_codebook:
+        same = len(set(sizes)) == len(set(decays)) == 1
+        _check(same, f"shared_codebook needs one n_embed and one decay, got {config.n_embed} and {config.decay}")

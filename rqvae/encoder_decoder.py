@@ -1,0 +1,95 @@
+"""The two convolutional halves: image -> feature map -> image.
+
+Legend: B batch, C channels, H W grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from rqvae.blocks import Downsample, Level, Middle, Upsample, group_norm
+from rqvae.config import DDConfig
+
+
+class _Half(nn.Module):
+    """Runs its layers one after the other; with `checkpointing`, training recomputes each one in the backward pass."""
+
+    checkpointing: bool
+
+    def layers(self) -> Iterator[nn.Module]:
+        """The layers between the first convolution and the last normalisation."""
+        raise TypeError("a half defines its layers")
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        """Feature map in, feature map out."""
+        h = self.conv_in(x_BCHW)
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
+        for layer in self.layers():
+            h = checkpoint(layer, h, use_reentrant=False) if recompute else layer(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Encoder(_Half):
+    """Image (B, in_channels, R, R) -> (B, z_channels (twice for double_z), R / f, R / f), f = 2 ** (levels - 1)."""
+
+    def __init__(self, config: DDConfig, checkpointing: bool = False):
+        super().__init__()
+        self.checkpointing = checkpointing
+        widths = [config.ch * mult for mult in config.ch_mult]
+        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        before = config.ch
+        for index, width in enumerate(widths):
+            attention = config.resolution // 2**index in config.attn_resolutions
+            level = Level(before, width, config.num_res_blocks, attention, config.dropout)
+            if index < len(widths) - 1:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+            before = width
+        self.mid = Middle(before, config.dropout)
+        self.norm_out = group_norm(before)
+        self.conv_out = nn.Conv2d(before, config.z_channels * (2 if config.double_z else 1), 3, padding=1)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """From the full resolution down."""
+        for level in self.down:
+            yield from level.layers()
+            if hasattr(level, "downsample"):
+                yield level.downsample
+        yield from self.mid.layers()
+
+
+class Decoder(_Half):
+    """(B, z_channels, R / f, R / f) -> image (B, out_ch, R, R), not clamped. Levels are numbered as in the encoder."""
+
+    def __init__(self, config: DDConfig, checkpointing: bool = False):
+        super().__init__()
+        self.checkpointing = checkpointing
+        widths = [config.ch * mult for mult in config.ch_mult]
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], config.dropout)
+        levels = []
+        before = widths[-1]
+        for index in reversed(range(len(widths))):
+            attention = config.resolution // 2**index in config.attn_resolutions
+            level = Level(before, widths[index], config.num_res_blocks + 1, attention, config.dropout)
+            if index > 0:
+                level.upsample = Upsample(widths[index])
+            levels.append(level)
+            before = widths[index]
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = group_norm(before)
+        self.conv_out = nn.Conv2d(before, config.out_ch, 3, padding=1)
+
+    def layers(self) -> Iterator[nn.Module]:
+        """From the lowest resolution up."""
+        yield from self.mid.layers()
+        for level in reversed(self.up):
+            yield from level.layers()
+            if hasattr(level, "upsample"):
+                yield level.upsample

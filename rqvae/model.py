@@ -1,0 +1,165 @@
+"""RQ-VAE: an image as a map of code stacks.
+
+Legend: B batch, C channels, H W latent grid, h w code grid (equal to H W unless the config joins latent vectors),
+D code depth, E size of a latent vector (of a code vector after `embed_code_with_depth`), K codebook size.
+
+Lee et al., Autoregressive Image Generation using Residual Quantization, CVPR 2022.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from rqvae.config import RQVAEConfig
+from rqvae.encoder_decoder import Decoder, Encoder
+from rqvae.quantizers import EMACodebook, QuantizerOutput, build_quantizer
+
+
+class RQVAEOutput(NamedTuple):
+    """recon: (B, out_ch, R, R), not clamped. quantizer_output: codes, commitment loss and the quantized latent."""
+
+    recon: torch.Tensor
+    quantizer_output: QuantizerOutput
+
+
+class RQVAE(nn.Module):
+    """Encoder, residual quantizer, decoder.
+
+    Images are (B, C, R, R) in [-1, 1], latents channels-last, codes int64 (B, h, w, D). Raises ValueError for a config
+    whose values do not fit together and for images whose size the encoder cannot halve often enough.
+    """
+
+    def __init__(self, config: RQVAEConfig):
+        super().__init__()
+        config.validate()
+        self.config = config
+        dd = config.ddconfig
+        self.encoder = Encoder(dd, config.checkpointing)
+        self.decoder = Decoder(dd, config.checkpointing)
+        self.quantizer = build_quantizer(config)
+        self.quant_conv = nn.Conv2d(dd.z_channels * (2 if dd.double_z else 1), config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, dd.z_channels, 1)
+
+    def forward(self, image_BCHW: torch.Tensor) -> RQVAEOutput:
+        """Reconstruct. In train mode the codebook learns: see `codebook_update` in the config."""
+        quantizer_output = self.quantize(self.encode(image_BCHW))
+        return RQVAEOutput(self.decode(quantizer_output.quantized), quantizer_output)
+
+    def encode(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Image -> latent (B, H, W, E), not yet quantized."""
+        self._check_image(image_BCHW)
+        return self.quant_conv(self.encoder(image_BCHW)).permute(0, 2, 3, 1)
+
+    def quantize(self, z_BHWE: torch.Tensor) -> QuantizerOutput:
+        """Latent -> quantized latent, codes and commitment loss."""
+        return self.quantizer(z_BHWE)
+
+    def decode(self, z_BHWE: torch.Tensor) -> torch.Tensor:
+        """Latent -> image."""
+        z_BEHW = z_BHWE.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
+        if self._is_channels_last():
+            z_BEHW = z_BEHW.contiguous(memory_format=torch.channels_last)
+        else:
+            z_BEHW = z_BEHW.contiguous()
+        return self.decoder(self.post_quant_conv(z_BEHW))
+
+    @torch.no_grad()
+    def get_codes(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """Image -> codes (B, h, w, D). Never changes the codebook."""
+        return self.quantizer.targets(self.encode(image_BCHW))[1]
+
+    @torch.no_grad()
+    def get_soft_codes(
+        self,
+        image_BCHW: torch.Tensor,
+        temp: float = 1.0,
+        stochastic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image -> code probabilities (B, h, w, D, K) and codes (B, h, w, D).
+
+        probs: softmax of -squared distance / temp. # Eq. 12. codes: nearest ones, or drawn from probs if `stochastic`;
+        the residuals follow the codes. Depths with fewer than the largest K end in zeros.
+        """
+        return self.quantizer.soft_codes(self.encode(image_BCHW), temp, stochastic, generator)
+
+    @torch.no_grad()
+    def get_latent_targets(
+        self,
+        image_BCHW: torch.Tensor,
+        temp: float = 1.0,
+        stochastic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image -> residual entering every depth (B, h, w, D, E) fp32 and codes (B, h, w, D).
+
+        The same codes as `get_soft_codes` without the K probabilities per code: they follow from the residual and
+        `codebook(depth)`, a chunk at a time.
+        """
+        return self.quantizer.targets(self.encode(image_BCHW), temp, stochastic, generator)
+
+    def embed_code(self, codes_BhwD: torch.Tensor) -> torch.Tensor:
+        """Codes -> quantized latent (B, H, W, E): the sum over depth of the code vectors. # Eq. 3"""
+        return self.quantizer.decode(codes_BhwD)
+
+    def embed_code_with_depth(self, codes_BhwD: torch.Tensor) -> torch.Tensor:
+        """Codes -> code vectors (B, h, w, D, E), neither summed nor cumulated."""
+        return self.quantizer.embed_with_depth(codes_BhwD)
+
+    def codebook(self, depth: int) -> torch.Tensor:
+        """The (K, E) code vectors of depth `depth`."""
+        return self.quantizer.codebook(depth)
+
+    @torch.no_grad()
+    def decode_code(self, codes_BhwD: torch.Tensor) -> torch.Tensor:
+        """Codes -> image."""
+        return self.decode(self.embed_code(codes_BhwD))
+
+    @torch.no_grad()
+    def decode_partial_code(self, codes_BhwD: torch.Tensor, code_idx: int, decode_type: str = "select") -> torch.Tensor:
+        """Image of a part of the codes: depth `code_idx` alone ('select') or depths 0 to `code_idx` ('add')."""
+        depth = codes_BhwD.shape[-1]
+        if not 0 <= code_idx < depth:
+            raise ValueError(f"code_idx {code_idx} is not in 0 .. {depth - 1}")
+        if decode_type == "select":
+            return self.decode(self.quantizer.decode_depth(codes_BhwD, code_idx))
+        if decode_type == "add":
+            return self.decode(self.embed_code(codes_BhwD[..., : code_idx + 1]))
+        raise ValueError(f"decode_type {decode_type!r} is not one of select, add")
+
+    def update_codebook(self) -> None:
+        """Apply the deferred codebook update: once per optimizer step, on all processes."""
+        self.quantizer.update_codebook()
+
+    def discard_codebook_update(self) -> None:
+        """Forget what the forwards of a skipped optimizer step have gathered."""
+        self.quantizer.discard_codebook_update()
+
+    @property
+    def decoder_last_layer(self) -> nn.Parameter:
+        """The weight at which the adaptive loss weight compares gradients."""
+        return self.decoder.conv_out.weight
+
+    def _check_image(self, image_BCHW: torch.Tensor) -> None:
+        dd = self.config.ddconfig
+        unit = 2 ** (len(dd.ch_mult) - 1) * self.config.patch[0]
+        shape = tuple(image_BCHW.shape)
+        if len(shape) != 4 or shape[1] != dd.in_channels or shape[2] % unit or shape[3] % unit:
+            raise ValueError(f"images must be (B, {dd.in_channels}, H, W) with H, W divisible by {unit}, got {shape}")
+
+    def _is_channels_last(self) -> bool:
+        return self.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The published number of parameters: trainable ones plus every distinct codebook once, with its padding row.
+
+    Our codebooks are buffers without padding row; the published ones are frozen parameters with one. Works on the meta
+    device.
+    """
+    learned = sum(parameter.numel() for parameter in model.parameters())
+    codebooks = (module.weight for module in model.modules() if isinstance(module, EMACodebook))
+    return learned + sum(weight.numel() + weight.shape[1] for weight in codebooks)

@@ -1,0 +1,117 @@
+"""A codebook learned by exponential moving averages.
+
+Legend: N vectors, E code-vector size, K codebook size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rqvae.quantizers import sync
+from rqvae.quantizers.distance import nearest_codes
+from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_uniform
+
+SMOOTHING = 1e-5  # Laplace smoothing of the cluster sizes
+RESTART_BELOW = 1.0  # an entry with a smaller average cluster size counts as unused
+REPEAT_NOISE = 0.01  # spread of repeated restart vectors, times 1 / sqrt(E)
+
+
+class EMACodebook(nn.Module):
+    """K code vectors of size E that follow the vectors assigned to them.
+
+    All state is fp32 buffers: optimizers, `.half()` and sharding leave it alone. `cluster_size_ema` and `embed_ema`
+    are decayed sums; `weight` is their smoothed ratio; `num_updates` counts updates and seeds the restarts.
+
+    keep_unused: entries that no vector of a step chose keep their vector, and a new codebook starts with cluster
+    sizes of 1. Without it (the published behaviour) a never used entry has cluster size 0 and its vector explodes.
+    """
+
+    def __init__(
+        self,
+        num_codes: int,
+        dim: int,
+        *,
+        decay: float = 0.99,
+        restart_unused_codes: bool = False,
+        keep_unused: bool = True,
+    ):
+        super().__init__()
+        self.decay = decay
+        self.restart_unused_codes = restart_unused_codes
+        self.keep_unused = keep_unused
+        weight = torch.randn(num_codes, dim, dtype=torch.float32)
+        self.register_buffer("weight", weight)
+        self.register_buffer("cluster_size_ema", torch.full((num_codes,), float(keep_unused), dtype=torch.float32))
+        self.register_buffer("embed_ema", weight.clone())
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        """Move with the model, but stay fp32 when the model is cast."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if after.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(after.device)
+        return self
+
+    def nearest(self, x_NE: torch.Tensor) -> torch.Tensor:
+        """Index of the nearest code vector of every row."""
+        return nearest_codes(x_NE, self.weight)
+
+    def embed(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes of any shape -> code vectors (..., E)."""
+        return F.embedding(codes, self.weight)
+
+    @torch.no_grad()
+    def update(self, batches: list[CodedVectors]) -> None:
+        """One moving-average step over all rows of all batches of all processes, then a refresh of the vectors.
+
+        Invalid rows do not count. The look-ups the rows came from must be done: the vectors change here.
+        """
+        counts_K, sums_KE = torch.zeros_like(self.cluster_size_ema), torch.zeros_like(self.embed_ema)
+        for x_NE, codes_N, valid_N in batches:
+            counts_K.index_add_(0, codes_N, valid_N.float())
+            sums_KE.index_add_(0, codes_N, torch.where(valid_N[:, None], x_NE, 0.0))
+        sync.all_reduce_sum(counts_K, sums_KE)
+        self.cluster_size_ema.mul_(self.decay).add_(counts_K, alpha=1 - self.decay)
+        self.embed_ema.mul_(self.decay).add_(sums_KE, alpha=1 - self.decay)
+        changed_K = counts_K > 0
+        if self.restart_unused_codes:
+            changed_K |= self._restart(batches)
+        self._refresh(changed_K)
+        self.num_updates += 1
+
+    def _restart(self, batches: list[CodedVectors]) -> torch.Tensor:
+        """Give unused entries a cluster size of 1 and a vector of this step. Returns which entries those are."""
+        num_codes, dim = self.weight.shape
+        candidates_CE, num_valid = draw_candidates(batches, num_codes, self.num_updates)
+        restart_K = (self.cluster_size_ema < RESTART_BELOW) & (num_valid > 0)
+        slot_K = (restart_K.cumsum(0) - 1).clamp(min=0)
+        vectors_KE = candidates_CE[slot_K % num_valid.clamp(min=1)]
+        repeated_K = slot_K >= num_valid
+        vectors_KE += self._repeat_noise(num_codes, dim) * repeated_K[:, None]
+        self.embed_ema.copy_(torch.where(restart_K[:, None], vectors_KE, self.embed_ema))
+        self.cluster_size_ema.masked_fill_(restart_K, 1.0)
+        return restart_K
+
+    def _repeat_noise(self, num_codes: int, dim: int) -> torch.Tensor:
+        """A tiny offset per entry, so that entries restarted with the same vector (fewer vectors than unused entries)
+        can part. The same on every process."""
+        device = self.weight.device
+        step_K = hash_uniform(torch.arange(num_codes, device=device) + self.num_updates * num_codes)
+        direction_E = hash_uniform(torch.arange(dim, device=device) - self.num_updates * dim - dim)
+        return step_K[:, None] * direction_E * (3 * REPEAT_NOISE / dim**0.5)
+
+    def _refresh(self, changed_K: torch.Tensor) -> None:
+        """weight = embed_ema / smoothed cluster size."""
+        total = self.cluster_size_ema.sum()
+        smoothed_K = (self.cluster_size_ema + SMOOTHING) * total / (total + len(self.weight) * SMOOTHING)
+        weight_KE = self.embed_ema / smoothed_K[:, None]
+        if self.keep_unused:
+            weight_KE = torch.where(changed_K[:, None], weight_KE, self.weight)
+        self.weight.copy_(weight_KE)
