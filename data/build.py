@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from data.binary import build_cifar10, build_fashion_mnist
 from data.config import SPLITS, DatasetConfig
 from data.dataset import ImageDataset
 from data.digits import build_digits
+from data.folders import build_ffhq, build_folder, build_imagenet
+from data.lsun import build_lsun
 from data.synthetic import build_synthetic
 
 _BUILDERS: dict[str, Callable[[DatasetConfig, str, int], ImageDataset]] = {
     "digits": build_digits,
+    "fashion-mnist": build_fashion_mnist,
+    "cifar10": build_cifar10,
+    "imagenet": build_imagenet,
+    "ffhq": build_ffhq,
+    "lsun-church": build_lsun,
+    "lsun-bedroom": build_lsun,
+    "lsun-cat": build_lsun,
+    "folder": build_folder,
     "synthetic": build_synthetic,
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.noise import permutation
 
+VAL_FRACTION = 0.1  # held out where a data set has no validation split, unless the config says otherwise
 Item = int | tuple[int, int]
 
 

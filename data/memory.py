@@ -48,7 +48,10 @@ class MemoryDataset(ImageDataset):
 
 
 def augment(image_BCHW: Tensor, seed: int, noise_key_B: np.ndarray, hflip: bool, random_shift: int) -> Tensor:
-    """Mirror and shift (edges repeated) whole images; each draw depends on (seed, noise key) alone."""
+    """Mirror and shift whole images; each draw depends on (seed, noise key) alone.
+
+    What a shift uncovers is black for grey images (they are drawn on black) and repeats the edge otherwise.
+    """
     if not hflip and not random_shift:
         return image_BCHW
     draws_B3 = uniforms(3, _AUGMENT_STREAM, seed, noise_key_B)
@@ -62,10 +65,14 @@ def augment(image_BCHW: Tensor, seed: int, noise_key_B: np.ndarray, hflip: bool,
 
 
 def _shift(image_BCHW: Tensor, shift_B2: Tensor) -> Tensor:
-    batch, channels, height, width = image_BCHW.shape
-    row_BH = (torch.arange(height) + shift_B2[:, :1]).clamp_(0, height - 1)
-    column_BW = (torch.arange(width) + shift_B2[:, 1:]).clamp_(0, width - 1)
-    image_BCHW = image_BCHW.gather(2, row_BH[:, None, :, None].expand(-1, channels, -1, width))
+    _, channels, height, width = image_BCHW.shape
+    if channels == 1:
+        border = int(shift_B2.abs().max())
+        image_BCHW = F.pad(image_BCHW, (border,) * 4)
+        shift_B2 = shift_B2 + border
+    row_BH = (torch.arange(height) + shift_B2[:, :1]).clamp_(0, image_BCHW.shape[2] - 1)
+    column_BW = (torch.arange(width) + shift_B2[:, 1:]).clamp_(0, image_BCHW.shape[3] - 1)
+    image_BCHW = image_BCHW.gather(2, row_BH[:, None, :, None].expand(-1, channels, -1, image_BCHW.shape[3]))
     return image_BCHW.gather(3, column_BW[:, None, None, :].expand(-1, channels, height, -1))
 
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from data.captions import BACKGROUNDS, CAPTION_LENGTH, COLOURS, SHAPES, SIZES, caption_text, tokenize_caption
 from data.config import DatasetConfig
-from data.dataset import ImageDataset
+from data.dataset import VAL_FRACTION, ImageDataset
 from data.memory import augment
 from data.noise import uniforms
 
 _STREAM = {"train": 0x5354, "val": 0x5356}
 _JITTER = 12.0  # largest change of a colour channel, of 255
 _WORDS = (tuple(SHAPES), tuple(COLOURS), tuple(SIZES), tuple(BACKGROUNDS))
-_VAL_FRACTION = 0.1
 
 
 def build_synthetic(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
@@ -35,7 +34,7 @@ class SyntheticShapes(ImageDataset):
     def __init__(self, config: DatasetConfig, split: str, seed: int) -> None:
         self.num_images = config.num_samples
         if split == "val":
-            self.num_images = max(1, round(config.num_samples * (config.val_fraction or _VAL_FRACTION)))
+            self.num_images = max(1, round(config.num_samples * (config.val_fraction or VAL_FRACTION)))
         self.context_length = CAPTION_LENGTH if config.context_length is None else config.context_length
         if self.context_length < CAPTION_LENGTH:
             raise ValueError(
