@@ -80,10 +80,15 @@ def remove_directory(directory: Path) -> None:
     shutil.rmtree(directory)
 
 
-def remove_partial_directories(parent: Path) -> None:
-    """Delete what interrupted writers and removals left in `parent`. Only the one writer of `parent` may call this."""
+def remove_partial_directories(parent: Path, prefix: str) -> None:
+    """Delete what interrupted writers and removals of directories called `prefix...` left in `parent`.
+
+    Only the one writer of these directories may call this.
+    """
     for entry in parent.iterdir():
-        if entry.is_dir() and (entry.name.startswith(PARTIAL_PREFIX) or not is_complete(entry)):
+        unfinished = entry.name.startswith(PARTIAL_PREFIX) and prefix in entry.name
+        unmarked = entry.name.startswith(prefix) and not is_complete(entry)
+        if entry.is_dir() and (unfinished or unmarked):
             shutil.rmtree(entry, ignore_errors=True)
 
 

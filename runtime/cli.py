@@ -64,10 +64,8 @@ def build_parser(description: str, *, distributed: bool = True) -> ArgumentParse
 def _add_distributed_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("processes", "torchrun and torch.distributed.launch supply these themselves")
     group.add_argument("--local-rank", "--local_rank", type=int, help="number of this process on its node")
-    group.add_argument(
-        "--world-size", "--world_size", type=int, help="number of processes; compared with the launcher's"
-    )
-    group.add_argument("--node-rank", "--node_rank", type=int, help="number of this node; compared with the launcher's")
+    group.add_argument("--world-size", "--world_size", type=int, help="number of processes, as the launcher says")
+    group.add_argument("--node-rank", "--node_rank", type=int, help="number of this node, as the launcher says")
     group.add_argument("--dist-backend", choices=BACKENDS, default="auto", help="auto: nccl on GPUs, gloo on CPUs")
     group.add_argument(
         "--timeout",

@@ -25,28 +25,28 @@ class TqdmStream:
 
 
 class Progress:
-    """Counts steps of a run.
+    """Counts the steps of a run.
 
     The bar appears on terminals only; `images_per_second` and `eta_seconds` are there in any case, for the log.
 
     Args:
-        total_steps: step number at which the run ends.
-        start_step: step number it begins with (after resuming).
+        total: steps the run has when it ends.
+        initial: steps done before (after resuming).
         images_per_step: images of all ranks together in one step.
+        name: shown in front of the bar.
+        visible: False for ranks that keep quiet.
     """
 
     def __init__(
-        self, total_steps: int, start_step: int = 0, images_per_step: int = 1, name: str = "", visible: bool = True
+        self, total: int, initial: int = 0, images_per_step: int = 1, name: str = "", visible: bool = True
     ) -> None:
-        self.total_steps = total_steps
-        self.step = start_step
+        self.total = total
+        self.step = initial
         self.images_per_step = images_per_step
         self._seconds_per_step = 0.0
         self._last_time = time.perf_counter()
         # `disable=None` lets tqdm hide the bar where the output is not a terminal.
-        self._bar = tqdm(
-            total=total_steps, initial=start_step, desc=name, dynamic_ncols=True, disable=None if visible else True
-        )
+        self._bar = tqdm(total=total, initial=initial, desc=name, dynamic_ncols=True, disable=None if visible else True)
 
     @property
     def images_per_second(self) -> float:
@@ -55,20 +55,19 @@ class Progress:
 
     @property
     def eta_seconds(self) -> float:
-        return max(0, self.total_steps - self.step) * self._seconds_per_step
+        return max(0, self.total - self.step) * self._seconds_per_step
 
-    def update(self, step: int, **shown: Any) -> None:
-        """Say that `step` steps are done; `shown` appears at the end of the bar."""
+    def update(self, steps: int = 1, **shown: Any) -> None:
+        """Say that `steps` more steps are done; `shown` appears at the end of the bar."""
         now = time.perf_counter()
-        done = step - self.step
-        if done > 0:
-            current = (now - self._last_time) / done
-            weight = _SMOOTHING**done if self._seconds_per_step else 0.0
-            self._seconds_per_step = weight * self._seconds_per_step + (1 - weight) * current
-            self._last_time, self.step = now, step
+        current = (now - self._last_time) / steps
+        weight = _SMOOTHING**steps if self._seconds_per_step else 0.0
+        self._seconds_per_step = weight * self._seconds_per_step + (1 - weight) * current
+        self._last_time = now
+        self.step += steps
         if not self._bar.disable:
             self._bar.set_postfix(shown | {"img/s": f"{self.images_per_second:.1f}"}, refresh=False)
-            self._bar.update(step - self._bar.n)
+            self._bar.update(steps)
 
     def skip_time(self) -> None:
         """Leave the time since the last update (an evaluation, a checkpoint) out of the speed."""

@@ -8,6 +8,7 @@ import math
 import sys
 import traceback
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class RunLog:
         self.is_main = is_main
         self._metrics = None
         self._writer = None
+        self._progress: Progress | None = None
         self._logger = self._build_logger(rank)
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -65,28 +67,39 @@ class RunLog:
         """A line from any rank."""
         self._logger.warning(message)
 
-    def log_metrics(self, step: int, metrics: Mapping[str, Any], prefix: str = "", *, console: bool = True) -> None:
+    def log_metrics(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        epoch: float | None = None,
+        timing: Mapping[str, float] | None = None,
+        console: bool = True,
+    ) -> None:
         """Record named numbers after `step` steps.
 
         Args:
             metrics: numbers, or tensors with one element or one per depth (then `name/0`, `name/1`, ... on
                 TensorBoard and a list in the file). Tensors are read here, so call this only when logging is due.
             prefix: put before every name: `train` makes `train/loss`.
-            console: also print them as one line.
+            epoch: passes over the data so far, where that means something.
+            timing: numbers that two equal runs need not share (images/s, waiting): kept apart, under `timing`.
+            console: also print them as one line, with the time left.
         """
         if not self.is_main:
             return
         values = {f"{prefix}/{name}" if prefix else name: _plain(value) for name, value in metrics.items()}
-        if self._metrics is not None:
-            line = {"step": step, **{name: _finite_or_none(value) for name, value in values.items()}}
-            self._metrics.write(json.dumps(line) + "\n")
-            self._metrics.flush()
+        times = {name: _plain(value) for name, value in (timing or {}).items()}
+        self._write_metrics(step, values, epoch, times)
         if self._writer is not None:
-            for name, number in _flat(values):
+            spread = _flat(values) + [(f"timing/{name}", number) for name, number in _flat(times)]
+            for name, number in spread:
                 self._writer.add_scalar(name, number, step)
         if console:
-            text = "  ".join(f"{name.removeprefix(prefix + '/')} {_short(value)}" for name, value in values.items())
-            self._logger.info(f"{prefix or 'metrics'} step {step}: {text}")
+            shown = {name.removeprefix(f"{prefix}/"): value for name, value in values.items()} | times
+            text = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
+            self._logger.info(f"{prefix or 'metrics'} {self._position(step)}: {text}")
 
     def log_images(self, name: str, grid_CHW: Tensor, step: int) -> Path | None:
         """Save one uint8 image (1 or 3 channels), usually a grid, to `samples/` and TensorBoard; returns its file."""
@@ -102,11 +115,10 @@ class RunLog:
             self._writer.add_image(name, image_CHW, step)
         return path
 
-    def progress(
-        self, total_steps: int, start_step: int = 0, images_per_step: int = 1, name: str = "train"
-    ) -> Progress:
-        """A progress bar with ETA and images/s (a bar on a terminal, numbers for the log everywhere)."""
-        return Progress(total_steps, start_step, images_per_step, name, visible=self.is_main)
+    def progress(self, total: int, initial: int = 0, images_per_step: int = 1, name: str = "train") -> Progress:
+        """A progress bar with ETA and images/s: a bar on a terminal, the time left in the metric lines everywhere."""
+        self._progress = Progress(total, initial, images_per_step, name, visible=self.is_main)
+        return self._progress
 
     def close(self) -> None:
         for handler in list(self._logger.handlers):
@@ -139,6 +151,21 @@ class RunLog:
             file.setFormatter(logging.Formatter(_FORMAT))
             logger.addHandler(file)
         return logger
+
+    def _write_metrics(self, step: int, values: dict[str, Any], epoch: float | None, times: dict[str, Any]) -> None:
+        if self._metrics is None:
+            return
+        line = {"step": step, **({} if epoch is None else {"epoch": epoch}), **values}
+        if times:
+            line["timing"] = times
+        self._metrics.write(json.dumps(_finite_or_none(line)) + "\n")
+        self._metrics.flush()
+
+    def _position(self, step: int) -> str:
+        if self._progress is None:
+            return f"step {step}"
+        left = timedelta(seconds=round(self._progress.eta_seconds))
+        return f"step {step}/{self._progress.total} ({left} left)"
 
     def _open_metrics(self, resume_step: int | None) -> None:
         path = self.run_dir / METRICS_FILE
@@ -183,6 +210,8 @@ def _finite_or_none(value: Any) -> Any:
     """JSON has no nan and no inf: they become null."""
     if isinstance(value, list):
         return [_finite_or_none(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _finite_or_none(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -1,0 +1,1 @@
+"""Training of both stages: the loop decides when, the stages decide what."""
