@@ -1,0 +1,8 @@
+"""Stage 2: the RQ-Transformer, its loss and its decoding. Needs no config file, data set or run directory."""
+
+from rqtransformer.config import RQTransformerConfig
+from rqtransformer.decoding import sample
+from rqtransformer.model import RQTransformer
+from rqtransformer.pretrained import load_rqtransformer
+
+__all__ = ["RQTransformer", "RQTransformerConfig", "load_rqtransformer", "sample"]

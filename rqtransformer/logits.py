@@ -1,0 +1,119 @@
+"""From logits to a code: guidance, temperature, top-k, top-p and a draw that depends on nothing but its own address.
+
+Legend: B batch, T positions, D code depth, V vocabulary; `...` any leading axes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK_64 = 2**64 - 1
+_GOLDEN_RATIO, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def filter_top_k(logits: Tensor, k: int | None) -> Tensor:
+    """Logits (..., V) with everything below the k-th largest set to -inf; ties at the k-th largest all stay.
+
+    Raises:
+        ValueError: if k is below 1.
+    """
+    if k is None:
+        return logits
+    if k < 1:
+        raise ValueError(f"top_k={k} must be at least 1, or None for all codes")
+    if k >= logits.shape[-1]:
+        return logits
+    threshold = logits.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
+    """Probabilities (..., V) cut to the smallest set of most likely codes that reaches p, renormalised.
+
+    The code that crosses p stays (nucleus sampling, Holtzman et al. 2020).
+
+    Raises:
+        ValueError: if p is not above 0 and at most 1.
+    """
+    if p is None or p == 1.0:
+        return probs
+    if not 0.0 < p < 1.0:
+        raise ValueError(f"top_p={p} must be above 0 and at most 1, or None for all codes")
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    kept = torch.zeros_like(probs).scatter_(-1, order, ordered.masked_fill(before >= p, 0.0))
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def guide(cond_logits: Tensor, uncond_logits: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: scale 0 ignores the condition, 1 is the model itself, above 1 exaggerates it."""
+    return uncond_logits + scale * (cond_logits - uncond_logits)
+
+
+def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
+                   top_p: float | None = None) -> Tensor:
+    """Logits (..., V) -> the fp32 distribution that is drawn from: temperature, top-k, softmax, top-p, in this order.
+
+    Raises:
+        ValueError: for a temperature that is not above 0, or a k or p out of range.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be above 0 (top_k=1 decodes greedily)")
+    logits = logits.float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    return filter_top_p(filter_top_k(logits, top_k).softmax(dim=-1), top_p)
+
+
+def draw(probs_BV: Tensor, seed: int, sample_index_B: Tensor, position: int, depth: int) -> Tensor:
+    """One code per row (B,), a function of (probabilities, seed, sample index, position, depth) only."""
+    uniform_B = uniform_noise(seed, sample_index_B, [(position, depth)])[0]
+    return invert_cdf(probs_BV, uniform_B)
+
+
+def invert_cdf(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The code (B,) at which the cumulated probability first exceeds `uniform`; codes of probability 0 never come."""
+    cumulated_BV = probs_BV.cumsum(dim=-1)
+    total_B = cumulated_BV[:, -1]
+    # Rounding must not push the value up to the total, which no entry exceeds.
+    largest_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+    value_B = torch.minimum((uniform_B * total_B).to(total_B.dtype), largest_B)
+    return torch.searchsorted(cumulated_BV, value_B.unsqueeze(1), right=True).squeeze(1)
+
+
+def uniform_noise(seed: int, sample_index_B: Tensor, addresses: list[tuple[int, int]]) -> Tensor:
+    """Independent uniform numbers in [0, 1), fp64, one row per (position, depth) and one column per sample.
+
+    A counter-based generator: every number is a hash of its address, so batches, chunks and ranks do not matter.
+    """
+    keys = [_signed(_mix(_mix(_mix(seed & _MASK_64) ^ position) ^ depth)) for position, depth in addresses]
+    device = sample_index_B.device
+    keys_A1 = torch.tensor(keys, dtype=torch.int64).to(device, non_blocking=True).unsqueeze(1)
+    bits_AB = _mix_tensor(_mix_tensor(sample_index_B.to(torch.int64)).unsqueeze(0) ^ keys_A1)
+    return _shift_right(bits_AB, 11).double() * 2.0**-53
+
+
+def _mix(value: int) -> int:
+    """The output function of SplitMix64 (Steele, Lea and Flood 2014), on a Python number."""
+    value = (value + _GOLDEN_RATIO) & _MASK_64
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK_64
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK_64
+    return value ^ (value >> 31)
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    """`_mix` on int64 tensors, whose sums and products wrap around."""
+    value = value + _signed(_GOLDEN_RATIO)
+    value = (value ^ _shift_right(value, 30)) * _signed(_MIX_1)
+    value = (value ^ _shift_right(value, 27)) * _signed(_MIX_2)
+    return value ^ _shift_right(value, 31)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    """Shift that fills with zeros; torch's own repeats the sign bit."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value

@@ -1,0 +1,189 @@
+"""The RQ-Transformer: a body over the H x W positions, a head over the D codes of one position (section 3.2 of the
+paper).
+
+Legend: B batch, H W grid, T = H*W positions, D code depth, E code-vector size, C width, V vocabulary, L condition
+length,
+S = L + T - 1 positions of the body.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rqtransformer.attention import TransformerStack
+from rqtransformer.config import RQTransformerConfig
+from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
+
+
+class RQTransformerOutput(NamedTuple):
+    """What `RQTransformer.forward` gives.
+
+    Attributes:
+        logits: (B, H, W, D, V).
+        cond_logits: (B, L-1, vocab_size_cond), predictions of condition ids 1..L-1; None for L = 1.
+        cond: (B, L), the condition ids that were used, null conditions of dropped images included.
+    """
+
+    logits: Tensor
+    cond_logits: Tensor | None = None
+    cond: Tensor | None = None
+
+
+class RQTransformer(nn.Module):
+    """Autoregressive model of code stacks, optionally conditioned on a class or a text.
+
+    Parameter names and initialisation are the published ones.
+
+    Args:
+        config: sizes and switches; validated here.
+
+    Raises:
+        ValueError: for a configuration whose values do not fit together.
+    """
+
+    def __init__(self, config: RQTransformerConfig):
+        super().__init__()
+        config.validate()
+        self.config = config
+        height, width, depth = config.block_size
+        self.num_positions, self.depth = height * width, depth
+        self.sampling_defaults: dict[str, object] = {}
+        self.pos_emb_cond = _position_table(config.block_size_cond, config.embed_dim)
+        self.pos_emb_hw = _position_table(self.num_positions, config.embed_dim)
+        self.pos_emb_d = _position_table(depth, config.embed_dim)
+        self.cond_emb = nn.Embedding(config.vocab_size_cond + config.has_null_condition, config.embed_dim)
+        self.tok_emb = _token_embedding(config)
+        self.input_mlp = nn.Linear(config.code_dim, config.embed_dim) if config.input_emb_vqvae else None
+        self.head_mlp = nn.Linear(config.code_dim, config.embed_dim) if config.head_emb_vqvae else None
+        self.embed_drop = nn.Dropout(config.embd_pdrop)
+        self.body_transformer = TransformerStack(config.embed_dim, config.body)
+        self.head_transformer = TransformerStack(config.embed_dim, config.head)
+        self.classifier = CodeClassifier(config.embed_dim, config.vocab_sizes, config.shared_cls_emb)
+        self.cond_classifier = None
+        if config.block_size_cond > 1:
+            self.cond_classifier = nn.Sequential()
+            self.cond_classifier.add_module("layer_norm", nn.LayerNorm(config.embed_dim))
+            self.cond_classifier.add_module("linear", nn.Linear(config.embed_dim, config.vocab_size_cond))
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks are recomputed in the backward pass (less memory, one more forward)."""
+        return self.body_transformer.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        self.body_transformer.gradient_checkpointing = enabled
+        self.head_transformer.gradient_checkpointing = enabled
+
+    def forward(self, codes_BHWD: Tensor, tokenizer: ImageTokenizer | None,
+                cond: Tensor | None = None) -> RQTransformerOutput:
+        """Logits of every code given all codes before it (raster order over positions, then depth).
+
+        In training mode the condition is dropped at `config.cond_drop_prob` (torch's global random state).
+
+        Args:
+            codes_BHWD: int64 codes.
+            tokenizer: gives the code vectors; may be None if the model has its own token table for both uses.
+            cond: None (the null condition if there is one, else id 0), class ids (B,), or token ids (B, L).
+        """
+        codes_BTD = codes_BHWD.flatten(1, 2)
+        vectors_BTDE = None
+        if self.input_mlp is not None or self.head_mlp is not None:
+            vectors_BTDE = tokenizer.embed_code_with_depth(codes_BHWD).flatten(1, 2)
+        cond_BL = self._drop_condition(self.condition_ids(cond, len(codes_BHWD), codes_BHWD.device))
+        past_BTDE = None if vectors_BTDE is None else vectors_BTDE[:, :-1]
+        body_out_BSC = self.body_transformer(self.body_input(cond_BL, codes_BTD[:, :-1], past_BTDE))
+        last = cond_BL.shape[1] - 1
+        head_in_BTDC = self.head_input(body_out_BSC[:, last:], codes_BTD, vectors_BTDE)
+        head_out_NDC = self.head_transformer(head_in_BTDC.flatten(0, 1))
+        logits = self.classifier(head_out_NDC).unflatten(0, codes_BHWD.shape[:3])
+        cond_logits = None if self.cond_classifier is None else self.cond_classifier(body_out_BSC[:, :last])
+        return RQTransformerOutput(logits, cond_logits, cond_BL)
+
+    def condition_ids(self, cond: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
+        """Any accepted form of condition -> ids (B, L).
+
+        Raises:
+            ValueError: when the shape fits neither (B,) nor (B, L).
+        """
+        length = self.config.block_size_cond
+        if cond is None:
+            null = self.null_condition if self.config.has_null_condition else 0
+            return torch.full((batch_size, length), null, dtype=torch.long, device=device)
+        if cond.numel() != batch_size * length or cond.shape[0] != batch_size:
+            wanted = f"({batch_size},)" if length == 1 else f"({batch_size}, {length})"
+            raise ValueError(f"condition of shape {tuple(cond.shape)} does not fit; this model wants {wanted}")
+        return cond.reshape(batch_size, length)
+
+    @property
+    def null_condition(self) -> int:
+        """The id, one past the real ones, that stands for "no condition"."""
+        return self.config.vocab_size_cond
+
+    def body_input(self, cond_BL: Tensor, codes_BTD: Tensor, vectors_BTDE: Tensor | None) -> Tensor:
+        """Condition embeddings followed by position embeddings (B, L + T, C); position t feeds the output for t + 1."""
+        cond_BLC = self.cond_emb(cond_BL) + self.pos_emb_cond
+        if self.input_mlp is None:
+            tokens_BTC = self.tok_emb(codes_BTD).sum(dim=-2)
+        else:
+            tokens_BTC = self.project_input(vectors_BTDE.sum(dim=-2))
+        tokens_BTC = tokens_BTC + self.pos_emb_hw[:, : codes_BTD.shape[1]]
+        return self.embed_drop(torch.cat([cond_BLC, tokens_BTC], dim=1))  # Eq. 8
+
+    def project_input(self, vector_sum: Tensor) -> Tensor:
+        """`input_mlp` of each of the D code vectors, summed: one product, and D times the bias."""
+        return F.linear(vector_sum, self.input_mlp.weight, self.input_mlp.bias * self.depth)
+
+    def head_input(self, context_BTC: Tensor, codes_BTD: Tensor, vectors_BTDE: Tensor | None) -> Tensor:
+        """Slot 0: the body's output; slot d: the codes 0..d-1 of the position (B, T, D, C)."""
+        if self.head_mlp is None:
+            tokens_BTDC = self.tok_emb(codes_BTD)[:, :, :-1]
+        else:
+            tokens_BTDE = vectors_BTDE[:, :, :-1]
+            if self.config.cumsum_depth_ctx:
+                tokens_BTDE = tokens_BTDE.cumsum(dim=-2)  # Eq. 9
+            tokens_BTDC = self.head_mlp(tokens_BTDE)
+        return torch.cat([context_BTC.unsqueeze(2), tokens_BTDC], dim=2) + self.pos_emb_d
+
+    @contextlib.contextmanager
+    def decoding_mode(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """Eval mode with fused attention weights (cast to `dtype` if given); everything is put back at the end."""
+        was_training = self.training
+        self.eval()
+        try:
+            for stack in (self.body_transformer, self.head_transformer):
+                stack.fuse(True, dtype)
+            yield
+        finally:
+            for stack in (self.body_transformer, self.head_transformer):
+                stack.fuse(False)
+            self.train(was_training)
+
+    def _drop_condition(self, cond_BL: Tensor) -> Tensor:
+        if not (self.training and self.config.has_null_condition):
+            return cond_BL
+        dropped_B1 = torch.rand(len(cond_BL), 1, device=cond_BL.device) < self.config.cond_drop_prob
+        return cond_BL.masked_fill(dropped_B1, self.null_condition)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable and frozen parameters, buffers excluded; works on the meta device."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _position_table(length: int, embed_dim: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(1, length, embed_dim).normal_(std=0.02))
+
+
+def _token_embedding(config: RQTransformerConfig) -> nn.Module | None:
+    if config.input_emb_vqvae and config.head_emb_vqvae:
+        return None
+    if config.shared_tok_emb:
+        return SharedTokenEmbedding(max(config.vocab_sizes), config.embed_dim)
+    return DepthTokenEmbedding(config.vocab_sizes, config.embed_dim)

@@ -1,0 +1,227 @@
+"""What stage 2 is trained towards, and the loss over it: hard codes, or soft targets (section 3.2.3 of the paper).
+
+Nothing here makes a second tensor of the size of the logits: targets are worked out a chunk of rows at a time, in the
+forward and again in the backward pass.
+
+Legend: B batch, H W grid, N = B*H*W positions, n rows of one chunk, D code depth, E code-vector size, K codebook size,
+V vocabulary, L condition length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rqtransformer.model import RQTransformerOutput
+
+LOSS_TYPES = ("soft_target_cross_entropy", "cross_entropy")
+# The published soft-target loss has this inside its logarithm.
+SOFT_EPS = 1e-7
+# Elements of one chunk: small enough for the caches and the page allocator of a CPU, large enough for a GPU.
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+
+
+@dataclass
+class Stage2LossConfig:
+    """The `loss` section of a stage-2 YAML file.
+
+    Attributes:
+        type: soft_target_cross_entropy or cross_entropy.
+        stochastic_codes: draw the codes from the soft distribution instead of taking the nearest ones.
+        temp: temperature of that distribution, softmax(-squared distance / temp).
+        txt_weight, img_weight: weights of the two losses of a text-conditional model.
+        chunk: rows of logits worked on at a time; chosen from the vocabulary when left out.
+    """
+
+    type: str = "soft_target_cross_entropy"
+    stochastic_codes: bool = True
+    temp: float = 1.0
+    txt_weight: float = 0.0
+    img_weight: float = 1.0
+    chunk: Optional[int] = None
+
+    def validate(self) -> None:
+        """Raises ValueError, naming the value and the valid ones."""
+        if self.type not in LOSS_TYPES:
+            raise ValueError(f"loss.type={self.type!r} must be one of {', '.join(LOSS_TYPES)}")
+        if not self.temp > 0:
+            raise ValueError(f"loss.temp={self.temp} must be above 0")
+        if self.chunk is not None and self.chunk < 1:
+            raise ValueError(f"loss.chunk={self.chunk} must be at least 1")
+
+
+class TargetDistribution(Protocol):
+    """A distribution over codes for every position and depth, available a few rows at a time."""
+
+    def probabilities(self, start: int, end: int, depth: int) -> Tensor:
+        """Rows start..end (raster order over batch and grid) of one depth: (n, up to V), fp32, each summing to 1."""
+        ...
+
+
+class SoftTargets:
+    """softmax(-|residual - code vector|^2 / temp), worked out on demand (Eq. 12).
+
+    Args:
+        residual_BHWDE: what was left to quantize at each depth (`ImageTokenizer.get_latent_targets`).
+        codebooks: the code vectors (K, E) of each depth.
+        temp: temperature.
+    """
+
+    def __init__(self, residual_BHWDE: Tensor, codebooks: Sequence[Tensor], temp: float):
+        self.residual_NDE = residual_BHWDE.detach().flatten(0, 2)
+        self.codebooks_KE = [codebook.detach().float() for codebook in codebooks]
+        self.temp = temp
+        squares = {id(book): book.square().sum(1).neg() for book in self.codebooks_KE}
+        self._negative_squares_K = [squares[id(book)] for book in self.codebooks_KE]
+
+    def probabilities(self, start: int, end: int, depth: int) -> Tensor:
+        """See `TargetDistribution`. The residual's own square is the same for all codes and drops out."""
+        residual_nE = self.residual_NDE[start:end, depth].float()
+        with torch.autocast(residual_nE.device.type, enabled=False):
+            scores_nK = torch.addmm(
+                self._negative_squares_K[depth], residual_nE, self.codebooks_KE[depth].T, alpha=2 / self.temp,
+                beta=1 / self.temp
+            )
+        return scores_nK.softmax(dim=-1)
+
+
+class DenseTargets:
+    """Targets given as probabilities (B, H, W, D, V)."""
+
+    def __init__(self, probs_BHWDV: Tensor):
+        self.probs_NDV = probs_BHWDV.detach().flatten(0, 2)
+
+    def probabilities(self, start: int, end: int, depth: int) -> Tensor:
+        """See `TargetDistribution`."""
+        return self.probs_NDV[start:end, depth].float()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """(logits (N, D, V), codes (N, D), targets or None, rows per chunk) -> loss, code NLL, accuracy: (D,) each."""
+
+    @staticmethod
+    def forward(ctx, logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None,
+                chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+        num_rows, depth, _ = logits_NDV.shape
+        loss_D, nll_D, correct_D = torch.zeros(3, depth, device=logits_NDV.device, dtype=torch.float32).unbind(0)
+        log_norm_ND = torch.empty(num_rows, depth, device=logits_NDV.device, dtype=torch.float32)
+        eps = 0.0 if targets is None else SOFT_EPS
+        for d, start, end in _chunks(num_rows, depth, chunk):
+            scores_nV = logits_NDV[start:end, d].float()
+            codes_n = codes_ND[start:end, d]
+            best_n, best_code_n = scores_nV.max(dim=-1)
+            log_norm_n = best_n + ((scores_nV - best_n.unsqueeze(1)).exp_().sum(dim=-1) + eps).log()
+            log_norm_ND[start:end, d] = log_norm_n
+            nll = (log_norm_n - scores_nV.gather(1, codes_n.unsqueeze(1)).squeeze(1)).sum()
+            nll_D[d] += nll
+            correct_D[d] += (best_code_n == codes_n).sum()
+            if targets is None:
+                loss_D[d] += nll
+            else:
+                target_nV = targets.probabilities(start, end, d)
+                expected_n = (target_nV * scores_nV[:, : target_nV.shape[1]]).sum(dim=-1)
+                loss_D[d] += (target_nV.sum(dim=-1) * log_norm_n - expected_n).sum()
+        ctx.save_for_backward(logits_NDV, codes_ND, log_norm_ND)
+        ctx.targets, ctx.chunk = targets, chunk
+        ctx.mark_non_differentiable(nll_D, correct_D)
+        return loss_D / num_rows, nll_D / num_rows, correct_D / num_rows
+
+    @staticmethod
+    def backward(ctx, grad_loss_D: Tensor, _grad_nll: Tensor, _grad_correct: Tensor):
+        logits_NDV, codes_ND, log_norm_ND = ctx.saved_tensors
+        num_rows, depth, _ = logits_NDV.shape
+        grad_NDV = torch.empty_like(logits_NDV)
+        for d, start, end in _chunks(num_rows, depth, ctx.chunk):
+            grad_nV = (logits_NDV[start:end, d].float() - log_norm_ND[start:end, d].unsqueeze(1)).exp_()
+            if ctx.targets is None:
+                code_n1 = codes_ND[start:end, d].unsqueeze(1)
+                grad_nV.scatter_add_(1, code_n1, -torch.ones_like(code_n1, dtype=grad_nV.dtype))
+            else:
+                target_nV = ctx.targets.probabilities(start, end, d)
+                grad_nV[:, : target_nV.shape[1]] -= target_nV
+            grad_NDV[start:end, d] = grad_nV.mul_(grad_loss_D[d] / num_rows)
+        return grad_NDV, None, None, None
+
+
+def cross_entropy_per_depth(logits_BHWDV: Tensor, codes_BHWD: Tensor, targets: TargetDistribution | None = None,
+                            chunk: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross entropy of logits against codes or soft targets, one number per depth, in nats per code.
+
+    Args:
+        logits_BHWDV: of any floating type; the arithmetic is fp32.
+        codes_BHWD: int64 codes.
+        targets: soft targets; None means the codes themselves.
+        chunk: rows at a time; None chooses by the vocabulary and the device.
+
+    Returns:
+        (loss (D,), negative log-likelihood of the codes (D,), share of codes that have the highest logit (D,)). Only
+        the first carries a gradient.
+    """
+    logits_NDV = logits_BHWDV.flatten(0, 2)
+    if chunk is None:
+        elements = CHUNK_ELEMENTS.get(logits_NDV.device.type, CHUNK_ELEMENTS["cuda"])
+        chunk = max(1, elements // logits_NDV.shape[-1])
+    return _ChunkedCrossEntropy.apply(logits_NDV, codes_BHWD.flatten(0, 2), targets, chunk)
+
+
+@torch.no_grad()
+def per_depth_statistics(logits_BHWDV: Tensor, codes_BHWD: Tensor) -> tuple[Tensor, Tensor]:
+    """(Negative log-likelihood of the codes in nats, share of codes with the highest logit), each (D,)."""
+    _, nll_D, accuracy_D = cross_entropy_per_depth(logits_BHWDV, codes_BHWD)
+    return nll_D, accuracy_D
+
+
+def condition_loss(cond_logits: Tensor, cond_BL: Tensor) -> Tensor:
+    """Mean cross entropy of condition ids 1..L-1; images whose condition was dropped do not count."""
+    null = cond_logits.shape[-1]
+    targets = cond_BL[:, 1:].flatten()
+    total = F.cross_entropy(cond_logits.float().flatten(0, 1), targets, ignore_index=null, reduction="sum")
+    return total / (targets != null).sum().clamp(min=1)
+
+
+def stage2_loss(output: RQTransformerOutput, codes_BHWD: Tensor, targets: TargetDistribution | None,
+                cond: Tensor | None, config: Stage2LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """The training loss and its parts, without waiting for the device.
+
+    Args:
+        output: of `RQTransformer.forward`.
+        codes_BHWD: the codes the model was given.
+        targets: needed for `soft_target_cross_entropy`.
+        cond: condition ids (B, L); `output.cond`, where dropped conditions are marked, wins over it.
+        config: type and weights.
+
+    Returns:
+        (loss, terms): scalars `loss`, `loss_img`, `loss_txt` (text models), and per depth d `loss_depth_d`,
+        `nll_depth_d` (of the given codes) and `accuracy_depth_d`.
+
+    Raises:
+        ValueError: for a configuration that is not valid, or soft targets that are missing.
+    """
+    config.validate()
+    soft = config.type == "soft_target_cross_entropy"
+    if soft and targets is None:
+        raise ValueError("loss.type='soft_target_cross_entropy' needs targets (SoftTargets or DenseTargets)")
+    loss_D, nll_D, accuracy_D = cross_entropy_per_depth(output.logits, codes_BHWD, targets if soft else None,
+                                                        config.chunk)
+    loss_img = loss_D.mean()
+    terms = {"loss_img": loss_img.detach()}
+    loss = loss_img
+    if output.cond_logits is not None:
+        used = output.cond if output.cond is not None else cond
+        loss_txt = condition_loss(output.cond_logits, used)
+        terms["loss_txt"] = loss_txt.detach()
+        loss = config.img_weight * loss_img + config.txt_weight * loss_txt
+    for name, values_D in (("loss", loss_D.detach()), ("nll", nll_D), ("accuracy", accuracy_D)):
+        terms.update({f"{name}_depth_{d}": value for d, value in enumerate(values_D.unbind(0))})
+    return loss, {"loss": loss.detach(), **terms}
+
+
+def _chunks(num_rows: int, depth: int, chunk: int):
+    for d in range(depth):
+        for start in range(0, num_rows, chunk):
+            yield d, start, min(start + chunk, num_rows)
