@@ -59,11 +59,11 @@ class QuantizerHParams:
 
     @property
     def depth(self) -> int:
-        """D, the number of codes per position."""
-        return self.code_shape[2]
+        """D, the number of codes per position; 0 without a bottleneck."""
+        return self.code_shape[2] if self.bottleneck_type != "none" else 0
 
     @property
-    def codebook_sizes(self) -> tuple[int, ...]:
+    def code_sizes(self) -> tuple[int, ...]:
         """K of every depth."""
         return tuple(_per_depth("n_embed", self.n_embed, self.depth, int))
 
@@ -211,7 +211,9 @@ def _check_shapes(config: RQVAEConfig) -> None:
         latent[0] % code[0] == 0 and latent[1] % code[1] == 0,
         f"code_shape {code} does not divide latent_shape {latent} in height and width",
     )
-    sizes, decays = config.codebook_sizes, config.decays
+    if config.bottleneck_type == "none":
+        return
+    sizes, decays = config.code_sizes, config.decays
     _check(min(sizes) >= 1, f"n_embed must be at least 1, got {config.n_embed}")
     _check(all(0 <= decay < 1 for decay in decays), f"decay must be in [0, 1), got {config.decay}")
     if config.shared_codebook:

@@ -10,7 +10,7 @@ from rqvae.quantizers.residual import ResidualQuantizer
 def _build_residual(config: QuantizerHParams) -> Quantizer:
     return ResidualQuantizer(
         config.embed_dim,
-        config.codebook_sizes,
+        config.code_sizes,
         shared=config.shared_codebook,
         decay=config.decays,
         restart_unused_codes=config.restart_unused_codes,
