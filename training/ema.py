@@ -58,8 +58,11 @@ class EMA:
         if copied:
             torch._foreach_copy_([self.shadow[name] for name in copied], [state[name] for name in copied])
         if averaged:
+            decay = effective_decay(step, self.mu)
+            shadows = [self.shadow[name] for name in averaged]
             values = [state[name].to(self.shadow[name].dtype) for name in averaged]
-            torch._foreach_lerp_([self.shadow[name] for name in averaged], values, 1.0 - effective_decay(step, self.mu))
+            torch._foreach_mul_(shadows, decay)
+            torch._foreach_add_(shadows, values, alpha=1.0 - decay)
 
     @contextmanager
     def swap(self, model: nn.Module) -> Iterator[None]:

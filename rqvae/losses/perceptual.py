@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -50,15 +51,21 @@ def _check_digest(file: Path) -> None:
         raise ValueError(f"{file} is damaged: its SHA-256 starts with {digest.hexdigest()[:8]}, not with {expected}")
 
 
-def _load_backbone(backbone: nn.Module, file: Path) -> None:
-    """Fills the five slices of the lpips backbone; layers keep torchvision's index: `features.N` -> `sliceK.N`."""
+def _read_weights(file: Path) -> Mapping[str, Tensor]:
     _check_digest(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"{file} cannot be read as a PyTorch weight file: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{file} is not torchvision's VGG16: it holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def _load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], file: Path) -> None:
+    """Fills the five slices of the lpips backbone; layers keep torchvision's index: `features.N` -> `sliceK.N`."""
     names = {name: "features." + name.split(".", 1)[1] for name in backbone.state_dict()}
-    missing = sorted(name for name in names.values() if not isinstance(state, dict) or name not in state)
+    missing = sorted(name for name in names.values() if name not in state)
     if missing:
         raise ValueError(f"{file} is not torchvision's VGG16: it lacks {missing[0]} and {len(missing) - 1} more")
     try:
@@ -79,12 +86,13 @@ class PerceptualLoss(nn.Module):
     def __init__(self, weights: str | os.PathLike | None = None):
         super().__init__()
         file = find_vgg16_weights(weights)
+        state = _read_weights(file)
         from lpips import LPIPS  # here, so that models without this loss need neither lpips nor torchvision
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # lpips still uses torchvision's old spelling of `weights=None`
             self.lpips = LPIPS(net="vgg", version="0.1", pnet_rand=True, verbose=False)
-        _load_backbone(self.lpips.net, file)
+        _load_backbone(self.lpips.net, state, file)
         self.requires_grad_(False)
         self.eval()
 
