@@ -22,13 +22,14 @@ class ClassifierConfig:
     Attributes:
         resolution: images are resized (antialiased bilinear) to this square when they are not this size already.
         dim: number of features F, the width of the last layer.
-        epochs, max_presentations: training length; the smaller of the two counts.
+        epochs: training length, but at least `min_presentations` and at most `max_presentations` images.
         max_images: a larger training split is sampled down to so many images (uniformly, from the seed).
     """
 
     resolution: int = 32
     dim: int = 128
     epochs: int = 10
+    min_presentations: int = 6_000
     max_presentations: int = 400_000
     max_images: int = 60_000
     batch_size: int = 48
@@ -69,7 +70,8 @@ def fit_network(network: ClassifierNetwork, image_NCHW: Tensor, label_N: Tensor,
     """AdamW with warm-up and cosine; small random shifts; the batches of an epoch partition a seeded permutation."""
     batch_size = min(config.batch_size, len(image_NCHW))
     steps_per_epoch = len(image_NCHW) // batch_size
-    num_steps = max(1, min(config.epochs * steps_per_epoch, config.max_presentations // batch_size))
+    presentations = max(config.epochs * steps_per_epoch * batch_size, config.min_presentations)
+    num_steps = max(1, min(presentations, config.max_presentations) // batch_size)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     network.train()

@@ -54,15 +54,21 @@ def _moments(mu: Array, sigma: Array) -> tuple[Tensor, Tensor]:
 
 
 def _trace_of_root(covariance1_FF: Tensor, covariance2_FF: Tensor) -> Tensor:
-    """tr((sigma1 sigma2)^(1/2)): Cholesky and eigenvalues when sigma1 has full rank, else on the two ranges."""
-    factor_FF, failed = torch.linalg.cholesky_ex(covariance1_FF)
-    pivots_F = factor_FF.diagonal().square()
-    if failed == 0 and pivots_F.min() > _rank_tolerance(pivots_F):
+    """tr((sigma1 sigma2)^(1/2)): Cholesky and eigenvalues when both have full rank, else on the two ranges."""
+    factor_FF = _cholesky(covariance1_FF)
+    if factor_FF is not None and _cholesky(covariance2_FF) is not None:
         eigenvalues_F = torch.linalg.eigvalsh(factor_FF.T @ covariance2_FF @ factor_FF)
         return eigenvalues_F.clamp(min=0).sqrt().sum()
     # Singular: rounding noise of relative size eps would enter as its square root. The nuclear norm of the product of
     # the two roots, each cut to its range, has no such noise.
     return torch.linalg.svdvals(_root_on_range(covariance1_FF).T @ _root_on_range(covariance2_FF)).sum()
+
+
+def _cholesky(covariance_FF: Tensor) -> Tensor | None:
+    """Lower factor; None for a matrix without full numerical rank."""
+    factor_FF, failed = torch.linalg.cholesky_ex(covariance_FF)
+    pivots_F = factor_FF.diagonal().square()
+    return factor_FF if failed == 0 and pivots_F.min() > _rank_tolerance(pivots_F) else None
 
 
 def _root_on_range(covariance_FF: Tensor) -> Tensor:

@@ -39,13 +39,11 @@ class StreamingInceptionScore:
 
     def update(self, logits_NY: Tensor, index_N: Tensor) -> None:
         """Adds the logits of the images with these global indices."""
-        log_probability_NY = logits_NY.detach().to(self.probability_sum_SY).log_softmax(1)
-        probability_NY = log_probability_NY.exp()
-        split_N = torch.bucketize(index_N.to(self.bounds_S.device), self.bounds_S, right=True)
-        # 0 * log 0 = 0: a class of probability 0 has no share in the entropy.
-        terms_NY = torch.where(probability_NY > 0, probability_NY * log_probability_NY, 0.0)
+        # Probabilities in float32, as published evaluations take them from the network; all sums in float64.
+        probability_NY = logits_NY.detach().float().softmax(1).to(self.probability_sum_SY)
+        split_N = torch.bucketize(index_N.to(self.bounds_S.device).contiguous(), self.bounds_S, right=True)
         self.probability_sum_SY.index_add_(0, split_N, probability_NY)
-        self.negative_entropy_S.index_add_(0, split_N, terms_NY.sum(1))
+        self.negative_entropy_S.index_add_(0, split_N, torch.xlogy(probability_NY, probability_NY).sum(1))
 
     def all_reduce(self, reduce: Reduce) -> None:
         """Sums over ranks, once, after the last update."""
@@ -56,14 +54,14 @@ class StreamingInceptionScore:
         """Mean and unbiased standard deviation of the splits' scores (0 for a single split)."""
         marginal_SY = self.probability_sum_SY / self.size_S[:, None]
         # mean_x KL(p(y|x) || p(y)) = mean_x sum_y p log p - sum_y p(y) log p(y)
-        divergence_S = self.negative_entropy_S / self.size_S - torch.special.xlogy(marginal_SY, marginal_SY).sum(1)
+        divergence_S = self.negative_entropy_S / self.size_S - torch.xlogy(marginal_SY, marginal_SY).sum(1)
         score_S = divergence_S.exp()
         std = score_S.std(unbiased=True).item() if len(score_S) > 1 else 0.0
         return score_S.mean().item(), std
 
 
 def inception_score(logits: Tensor | Iterable[Tensor], splits: int = 10) -> tuple[float, float]:
-    """Mean and unbiased standard deviation of the inception score over contiguous splits, in float64.
+    """Mean and unbiased standard deviation of the inception score over contiguous splits; sums in float64.
 
     Args:
         logits: (N, Y) logits in sample order, or an iterable of such batches.
