@@ -57,7 +57,6 @@ class DatasetConfig:
     bpe_dropout: Optional[float] = None
 
     resolution: Optional[int] = None
-    num_workers: int = 0
     val_fraction: Optional[float] = None
     split_seed: int = 0
     hflip: Optional[bool] = None
@@ -101,15 +100,14 @@ class DatasetConfig:
         """ValueError with one line for a value that cannot work."""
         self.style_and_resolution()
         limits = (
-            ("resolution", self.resolution, 1, None),
-            ("image_resolution", self.image_resolution, 1, None),
-            ("num_workers", self.num_workers, 0, None),
-            ("random_shift", self.random_shift, 0, None),
-            ("num_samples", self.num_samples, 1, None),
-            ("max_corrupt", self.max_corrupt, 0, None),
-            ("max_image_pixels", self.max_image_pixels, 1, None),
+            ("resolution", self.resolution, 1),
+            ("image_resolution", self.image_resolution, 1),
+            ("random_shift", self.random_shift, 0),
+            ("num_samples", self.num_samples, 1),
+            ("max_corrupt", self.max_corrupt, 0),
+            ("max_image_pixels", self.max_image_pixels, 1),
         )
-        for key, value, low, _ in limits:
+        for key, value, low in limits:
             if value is not None and value < low:
                 raise ValueError(f"dataset.{key} must be at least {low}, not {value}")
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:

@@ -25,6 +25,8 @@ class ImageDataset(torch.utils.data.Dataset):
     image is transformed as for evaluation; with one, augmentation depends on (seed, noise_key) alone.
     """
 
+    in_memory = False  # True: a batch costs less than handing it over from a data worker
+
     def __init__(
         self, name: str, split: str, resolution: int, class_names: Sequence[str], labels_N: np.ndarray, seed: int
     ) -> None:

@@ -23,7 +23,7 @@ _PREFETCH = 4  # batches a worker prepares ahead
 
 class TrainLoader:
     """Endless batches of this rank in the order of `TrainOrder`, one per micro-batch; the order is a pure function of
-    (seed, start_image), whatever the number of workers.
+    (seed, start_image), whatever the number of workers. Data sets held in memory need none and get none.
 
     `pin_memory` gives page-locked batches for asynchronous copies; with `device` the batches come on that device.
     """
@@ -122,7 +122,7 @@ def _batches(
 ) -> Iterator[Batch]:
     pin_memory = (pin_memory or _is_cuda(device)) and torch.cuda.is_available()
     raw: Iterable[Batch]
-    if num_workers == 0:
+    if num_workers == 0 or dataset.in_memory:
         raw = (dataset.fetch(*arrays) for arrays in order.arrays())
     else:
         raw = DataLoader(

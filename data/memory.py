@@ -22,6 +22,8 @@ _RESIZE_CHUNK = 4096  # images per float copy while resizing
 class MemoryDataset(ImageDataset):
     """Images kept decoded at their final size: image_NCHW uint8 with one or three channels (one is shown as grey)."""
 
+    in_memory = True
+
     def __init__(
         self,
         name: str,
