@@ -1,0 +1,79 @@
+"""What a config may say, and the one-line errors for what it may not."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from data import DatasetConfig, build_dataset
+from data.config import DATASET_TYPES
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (dict(type="imagenet", transforms={"type": "imagenet256x256"}), ("imagenet", 256)),
+        (dict(type="imagenet", transforms="imagenet64x64"), ("imagenet", 64)),
+        (dict(type="imagenet", transforms="imagenet256x256", resolution=128), ("imagenet", 128)),
+        (dict(type="ffhq", transforms="ffhq1024x1024"), ("ffhq", 1024)),
+        (dict(type="ffhq", resolution=64), ("ffhq", 64)),
+        (dict(type="LSUN-cat", transforms="LSUN-cat"), ("lsun", 256)),
+        (dict(type="lsun_bedroom", resolution=64), ("lsun", 64)),
+        (dict(type="folder", resolution=64), ("imagenet", 64)),
+        (dict(type="folder", transforms="none", image_resolution=64), ("none", 64)),
+        (dict(type="digits"), ("none", 32)),
+        (dict(dataset="synthetic", resolution=100), ("none", 100)),
+    ],
+)
+def test_style_and_resolution(settings, expected):
+    config = DatasetConfig(**settings)
+    config.validate()
+    assert config.style_and_resolution() == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(), "dataset.type is missing; choose one of digits"),
+        (dict(type="imagnet"), r"'imagnet' is unknown \(did you mean 'imagenet'\?\); choose one of digits"),
+        (dict(type="cc3m", resolution=8), "'cc3m' is unknown; choose one of digits"),
+        (dict(type="folder"), "dataset.resolution is missing"),
+        (dict(type="folder", transforms="imagenet256x128"), "is not square"),
+        (dict(type="folder", transforms="resize"), "'resize' is unknown; choose one of imagenet<R>x<R>"),
+        (dict(type="digits", transforms="imagenet32x32"), "dataset.transforms of digits must be 'none'"),
+        (dict(type="digits", resolution=-1), "dataset.resolution must be at least 1, not -1"),
+        (dict(type="digits", random_shift=-1), "dataset.random_shift must be at least 0, not -1"),
+        (dict(type="digits", val_fraction=1.0), "dataset.val_fraction must lie between 0 and 1, not 1.0"),
+        (dict(type="folder", resolution=8, random_shift=2), "random_shift works on data sets held in memory"),
+        (dict(type="synthetic", num_samples=0), "dataset.num_samples must be at least 1, not 0"),
+        (dict(type="folder", resolution=8, max_corrupt=-1), "dataset.max_corrupt must be at least 0"),
+    ],
+)
+def test_wrong_values(settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        build_dataset(DatasetConfig(**settings), "train")
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_split():
+    with pytest.raises(ValueError, match="split 'test' is unknown; choose one of train, val"):
+        build_dataset(DatasetConfig(type="digits"), "test")
+
+
+def test_every_type_can_be_built_or_says_which_files_it_wants(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RQ_DATA_ROOT", raising=False)
+    for name in DATASET_TYPES:
+        config = DatasetConfig(type=name, resolution=16, num_samples=4)
+        if name in ("digits", "synthetic"):
+            assert build_dataset(config, "val").resolution == 16
+        else:
+            with pytest.raises(FileNotFoundError, match=f"{name}: no images found in data/{name}; expected "):
+                build_dataset(config, "val")
+
+
+def test_config_is_an_omegaconf_schema():
+    schema = OmegaConf.structured(DatasetConfig)
+    loaded = OmegaConf.to_object(OmegaConf.merge(schema, {"type": "ffhq", "transforms": {"type": "ffhq256x256"}}))
+    assert isinstance(loaded, DatasetConfig)
+    assert loaded.style_and_resolution() == ("ffhq", 256)
