@@ -7,11 +7,13 @@ read it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -39,6 +41,15 @@ def snapshot_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Copies of everything in a model's state dict: on the CPU, contiguous, none sharing memory with another."""
     state = unwrap(model).state_dict()
     return {name: plain_copy(tensor) for name, tensor in state.items()}
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names and values of everything in a model's state dict, whatever file or device it came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(snapshot_tensors(model).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_snapshot(
