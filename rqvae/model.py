@@ -144,11 +144,12 @@ class RQVAE(nn.Module):
         return self.decoder.conv_out.weight
 
     def _check_image(self, image_BCHW: torch.Tensor) -> None:
-        dd = self.config.ddconfig
-        unit = 2 ** (len(dd.ch_mult) - 1) * self.config.patch[0]
+        dd, factor = self.config.ddconfig, 2 ** (len(self.config.ddconfig.ch_mult) - 1)
+        rows, columns = (factor * joined for joined in self.config.patch)
         shape = tuple(image_BCHW.shape)
-        if len(shape) != 4 or shape[1] != dd.in_channels or shape[2] % unit or shape[3] % unit:
-            raise ValueError(f"images must be (B, {dd.in_channels}, H, W) with H, W divisible by {unit}, got {shape}")
+        if len(shape) != 4 or shape[1] != dd.in_channels or shape[2] % rows or shape[3] % columns:
+            wanted = f"(B, {dd.in_channels}, H, W) with H divisible by {rows}, W divisible by {columns}"
+            raise ValueError(f"images must be {wanted}, got {shape}")
 
     def _is_channels_last(self) -> bool:
         return self.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,70 @@
+"""The draw of restart candidates: without replacement, uniform, and independent of how the vectors are split."""
+
+import torch
+
+from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_int64, hash_uniform
+
+
+def batch(x, valid=None):
+    valid = torch.ones(len(x), dtype=torch.bool) if valid is None else valid
+    return CodedVectors(x, torch.zeros(len(x), dtype=torch.int64), valid)
+
+
+def seed(number):
+    return torch.tensor(number)
+
+
+def test_the_split_into_batches_does_not_matter():
+    x = torch.randn(60, 3)
+    whole, count = draw_candidates([batch(x)], 16, seed(5))
+    parts, _ = draw_candidates([batch(x[:7]), batch(x[7:40]), batch(x[40:])], 16, seed(5))
+    assert count == 16
+    assert torch.equal(whole, parts)
+    assert not torch.equal(whole, draw_candidates([batch(x)], 16, seed(6))[0])
+
+
+def test_candidates_are_distinct_valid_rows():
+    x, valid = torch.randn(60, 3), torch.arange(60) % 2 == 0
+    candidates, count = draw_candidates([batch(x, valid)], 20, seed(0))
+    rows = (candidates[:, None] == x).all(-1)
+    assert count == 20
+    assert (rows.sum(1) == 1).all()
+    assert rows.any(0).sum() == 20
+    assert not rows[:, ~valid].any()
+
+
+def test_too_few_vectors_leave_zero_rows():
+    x = torch.randn(5, 3)
+    candidates, count = draw_candidates([batch(x)], 8, seed(0))
+    assert count == 5
+    assert (candidates[5:] == 0).all()
+    assert set(map(tuple, candidates[:5].tolist())) == set(map(tuple, x.tolist()))
+
+
+def test_draws_are_uniform():
+    x = torch.arange(10.0)[:, None]
+    hits = torch.zeros(10)
+    for number in range(2000):
+        hits[draw_candidates([batch(x)], 3, seed(number))[0][:, 0].long()] += 1
+    assert ((hits - 600).abs() < 90).all(), hits
+
+
+def test_hash_is_the_splitmix64_finaliser():
+    """Against the published constants, computed with Python's unbounded integers."""
+
+    def reference(value):
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
+        return (value ^ (value >> 31)) % 2**63
+
+    values = [1, 2, 12345678901234567, 2**62 + 17]
+    assert hash_int64(torch.tensor(values)).tolist() == [reference(value) for value in values]
+    assert hash_int64(torch.tensor([-3])).item() == reference(2**64 - 3)
+
+
+def test_hashed_numbers_fill_the_interval():
+    uniform = hash_uniform(torch.arange(20_000))
+    assert uniform.min() >= -1
+    assert uniform.max() < 1
+    assert abs(uniform.mean()) < 0.02
+    assert abs(uniform.var() - 1 / 3) < 0.01
