@@ -31,7 +31,8 @@ def filter_top_k(logits: Tensor, k: int | None) -> Tensor:
 def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
     """Probabilities (..., V) cut to the smallest set of most likely codes that reaches p, renormalised.
 
-    The code that crosses p stays (nucleus sampling, Holtzman et al. 2020).
+    The code that crosses p stays (nucleus sampling, Holtzman et al. 2020). Which of several equally likely codes cross
+    it is unspecified, as with the published sampler.
 
     Raises:
         ValueError: if p is not above 0 and at most 1.
@@ -40,7 +41,7 @@ def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
         return probs
     if not 0.0 < p < 1.0:
         raise ValueError(f"top_p={p} must be above 0 and at most 1, or None for all codes")
-    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    ordered, order = probs.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
     kept = torch.zeros_like(probs).scatter_(-1, order, ordered.masked_fill(before >= p, 0.0))
     return kept / kept.sum(dim=-1, keepdim=True)
