@@ -1,0 +1,136 @@
+"""The `experiment` section of a YAML file, and the batch and step arithmetic that follows from it."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+
+@dataclass
+class SampleConfig:
+    """Sampling settings of the preview grids that stage 2 logs. Both filters take one value or one per depth."""
+
+    top_k: Any = None
+    top_p: Any = None
+    temp: Any = 1.0
+    num_images: int = 64
+
+
+@dataclass
+class ExperimentConfig:
+    """How long, how large and how often. The first block has the published names, counted in epochs.
+
+    `batch_size` is per process and per micro-step. `total_batch_size` is the batch of one optimizer step over all
+    processes; the number of accumulated micro-steps follows from it. A frequency in steps (`*_steps`) wins over
+    the one in epochs. `precision` is auto (bf16 on a GPU when `amp` is set or unset, fp32 on a CPU), fp32, bf16, fp16.
+    """
+
+    batch_size: int = MISSING
+    total_batch_size: Optional[int] = None
+    epochs: Optional[float] = None
+    save_ckpt_freq: float = 1.0
+    test_freq: float = 1.0
+    amp: Optional[bool] = None
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    max_steps: Optional[int] = None
+    save_steps: Optional[int] = None
+    test_steps: Optional[int] = None
+    log_steps: int = 50
+    precision: str = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    num_workers: int = 4
+    keep_checkpoints: int = 2
+    keep_snapshots: Optional[int] = None
+    non_finite: str = "stop"
+    max_skipped_steps: int = 100
+    test_images: Optional[int] = None
+    grid_images: int = 8
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Everything that is counted: batch sizes, steps per epoch, total steps and the step frequencies."""
+
+    num_images: int
+    micro_batch: int
+    accumulation: int
+    world_size: int
+    steps_per_epoch: int
+    total_steps: int
+    save_steps: int
+    test_steps: int
+    log_steps: int
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one optimizer step over all processes and micro-steps."""
+        return self.micro_batch * self.accumulation * self.world_size
+
+    @property
+    def max_epoch(self) -> float:
+        """Length of training in epochs of `steps_per_epoch` steps; the unit the published schedules count in."""
+        return self.total_steps / self.steps_per_epoch
+
+    def epoch(self, step: int) -> float:
+        """Epochs completed after `step` optimizer steps."""
+        return step / self.steps_per_epoch
+
+
+def plan_batches(config: ExperimentConfig, num_images: int, world_size: int, grad_accm_steps: int = 1) -> BatchPlan:
+    """Turns the experiment section into counts, and refuses arithmetic that does not work out.
+
+    Raises:
+        ValueError: naming the keys and values that do not fit, before anything is built.
+    """
+    _check_positive(config)
+    per_micro_step = config.batch_size * world_size
+    accumulation = grad_accm_steps
+    if config.total_batch_size is not None:
+        accumulation, remainder = divmod(config.total_batch_size, per_micro_step)
+        if remainder or not accumulation:
+            raise ValueError(
+                f"experiment.total_batch_size={config.total_batch_size} is not a multiple of experiment.batch_size="
+                f"{config.batch_size} x {world_size} processes = {per_micro_step}"
+            )
+        if grad_accm_steps not in (1, accumulation):
+            raise ValueError(
+                f"optimizer.grad_accm_steps={grad_accm_steps} contradicts experiment.total_batch_size="
+                f"{config.total_batch_size}, which needs {accumulation}"
+            )
+    global_batch = per_micro_step * accumulation
+    steps_per_epoch = math.ceil(num_images / global_batch)
+    if (config.epochs is None) == (config.max_steps is None):
+        raise ValueError("set exactly one of experiment.epochs and experiment.max_steps")
+    total_steps = config.max_steps or math.ceil(config.epochs * steps_per_epoch)
+
+    def in_steps(steps: int | None, epochs: float) -> int:
+        return steps if steps is not None else max(1, round(epochs * steps_per_epoch))
+
+    return BatchPlan(
+        num_images=num_images,
+        micro_batch=config.batch_size,
+        accumulation=accumulation,
+        world_size=world_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        save_steps=in_steps(config.save_steps, config.save_ckpt_freq),
+        test_steps=in_steps(config.test_steps, config.test_freq),
+        log_steps=config.log_steps,
+    )
+
+
+def _check_positive(config: ExperimentConfig) -> None:
+    names = ("batch_size", "total_batch_size", "epochs", "max_steps", "save_steps", "test_steps", "log_steps",
+             "save_ckpt_freq", "test_freq", "keep_checkpoints", "keep_snapshots", "test_images", "grid_images")
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"experiment.{name}={value} must be positive")
+    if config.non_finite not in ("stop", "skip"):
+        raise ValueError(f"experiment.non_finite={config.non_finite!r}: choose from stop, skip")
+    if config.num_workers < 0:
+        raise ValueError(f"experiment.num_workers={config.num_workers} must not be negative")

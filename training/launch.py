@@ -1,0 +1,236 @@
+"""From a command line to a running stage: flags, config, processes, data, run directory, weights, loop.
+
+Both entry scripts are this function with another schema and another stage. Everything a user can get wrong is found
+before the first step and ends in one line and exit code 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data import ImageDataset, TrainLoader, build_dataset, eval_loader
+from runtime import distributed
+from runtime.cli import build_parser
+from runtime.config import load_config, save_config
+from runtime.distributed import DistEnv
+from runtime.errors import UserError, exit_on_user_error
+from runtime.rundir import latest_run, new_run_dir
+from runtime.runlog import RunLog
+from runtime.seeding import seed_everything_for_step
+from training.checkpoint import find_sound_checkpoint, restore_checkpoint, step_name
+from training.experiment import BatchPlan, plan_batches
+from training.loop import Loop
+from training.snapshot import SNAPSHOTS, complete_snapshots, find_latest_snapshot, read_metadata, save_snapshot
+
+BatchSource = Callable[[], Iterable[dict[str, Tensor]]]
+SETUP_ERRORS = (ValueError, OSError)
+INITIAL_STEP = -1  # the step number that seeds initial weights
+
+
+def training_parser(description: str) -> argparse.ArgumentParser:
+    """The published flags of both training scripts."""
+    parser = build_parser(description)
+    parser.set_defaults(seed=None)
+    parser.add_argument("-m", "--model-config", help="YAML file of the experiment")
+    parser.add_argument("-r", "--result-path", default="./runs", help="where run directories go (default: ./runs)")
+    parser.add_argument("-l", "--load-path", default="",
+                        help="weights to start from or to evaluate; with --resume the run or checkpoint to continue")
+    parser.add_argument("-t", "--test-batch-size", type=int, default=None,
+                        help="batch size of evaluation, per process (default: the training one)")
+    parser.add_argument("-e", "--test-epoch", type=float, default=-1,
+                        help="with -l RUN: the snapshot of this epoch (default: the newest)")
+    parser.add_argument("-p", "--postfix", default="", help="appended to the name of the run directory")
+    parser.add_argument("--eval", action="store_true", help="evaluate -l on both splits and stop")
+    parser.add_argument("--resume", action="store_true",
+                        help="continue exactly: the run of -l, or the newest run of this config under -r")
+    return parser
+
+
+def launch(schema: type, build_stage: Callable[..., Any], args: argparse.Namespace,
+           prepare: Callable[[Any, argparse.Namespace], None] | None = None) -> None:
+    """Runs one training script.
+
+    Args:
+        schema: dataclass of the YAML file.
+        build_stage: `(config, plan, env, validation_batches) -> stage`.
+        args: what `training_parser` parsed.
+        prepare: puts further flags into the config.
+    """
+    with exit_on_user_error():
+        try:
+            with exit_on_user_error(*SETUP_ERRORS):
+                session = Session(schema, build_stage, args, prepare)
+            with session.log:
+                session.evaluate() if args.eval else session.train()
+        finally:
+            distributed.shutdown()
+
+
+class Session:
+    """Everything that exists between the command line and the loop."""
+
+    def __init__(self, schema: type, build_stage: Callable[..., Any], args: argparse.Namespace,
+                 prepare: Callable[[Any, argparse.Namespace], None] | None):
+        _check_flags(args)
+        self.args = args
+        self.checkpoint_dir = _find_checkpoint(args) if args.resume else None
+        self.config = _load(schema, args, self.checkpoint_dir)
+        if prepare is not None:
+            prepare(self.config, args)
+        if args.seed is not None:
+            self.config.seed = args.seed
+        self.env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
+                                          world_size=args.world_size, node_rank=args.node_rank)
+        _use_device(self.env)
+        config, env = self.config, self.env
+        self.train_set = build_dataset(config.dataset, "train", config.seed)
+        self.val_set = build_dataset(config.dataset, "val", config.seed)
+        self.plan = plan_batches(config.experiment, len(self.train_set), env.world_size,
+                                 config.optimizer.grad_accm_steps)
+        # initial weights are the same on every rank, and never those of any step's noise
+        seed_everything_for_step(config.seed, 0, INITIAL_STEP)
+        self.stage = build_stage(config, self.plan, env, partial(self._batches, self.val_set))
+        self.step = self.images_seen = 0
+        self._restore()
+        self.run_dir = self._open_run_dir()
+        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank,
+                          resume_step=self.step if args.resume else None)
+
+    def _batches(self, dataset: ImageDataset) -> Iterable[dict[str, Tensor]]:
+        experiment = self.config.experiment
+        return eval_loader(dataset, self.args.test_batch_size or experiment.batch_size, self.env.rank,
+                           self.env.world_size, experiment.num_workers, limit=experiment.test_images,
+                           device=self.env.device)
+
+    def _restore(self) -> None:
+        if self.checkpoint_dir is not None:
+            progress = restore_checkpoint(self.checkpoint_dir, self.stage.objects())
+            self.step, self.images_seen = progress["step"], progress["images_seen"]
+        elif self.args.load_path:
+            self.stage.load_weights(_find_weights(Path(self.args.load_path), self.args.test_epoch))
+
+    def _open_run_dir(self) -> Path:
+        if self.checkpoint_dir is not None:
+            return self.checkpoint_dir.parent.parent
+        run_dir = new_run_dir(self.args.result_path, Path(self.args.model_config).stem, self.args.postfix)
+        if self.env.is_main:
+            save_config(self.config, run_dir / "config.yaml")
+        return run_dir
+
+    def train(self) -> None:
+        """Trains to the end of the plan."""
+        plan, log, stage = self.plan, self.log, self.stage
+        log.info(f"run directory {self.run_dir}")
+        log.info(stage.describe())
+        log.info(
+            f"{self.train_set.name}: {plan.num_images} training images, {len(self.val_set)} validation images; "
+            f"{plan.global_batch} per step = {plan.micro_batch} x {plan.world_size} processes x {plan.accumulation} "
+            f"micro-steps; {plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all; "
+            f"{self.env.device}, {stage.precision.name}"
+        )
+        if self.step:
+            log.info(f"resumed from {self.checkpoint_dir} at step {self.step}, {self.images_seen} images seen")
+        loader = TrainLoader(
+            self.train_set, plan.micro_batch, seed=self.config.seed, rank=self.env.rank,
+            world_size=self.env.world_size, accumulation=plan.accumulation, start_image=self.images_seen,
+            num_workers=self.config.experiment.num_workers, pin_memory=self.env.device.type == "cuda",
+            device=self.env.device,
+        )
+        Loop(stage, loader, plan, log, self.run_dir, self._save_snapshot, seed=self.config.seed, start_step=self.step,
+             images_seen=self.images_seen, keep_checkpoints=self.config.experiment.keep_checkpoints).run()
+        for dataset in (self.train_set, self.val_set):
+            if dataset.corrupt_count():
+                names = ", ".join(dataset.corrupt_names(3))
+                log.warning(f"{dataset.corrupt_count()} unreadable {dataset.split} images were replaced: {names}, ...")
+
+    def evaluate(self) -> None:
+        """Metrics of the loaded weights on both splits (and of the EMA weights where there are any)."""
+        results = {"train": self.stage.evaluate(self._batches(self.train_set)),
+                   "val": self.stage.evaluate(self._batches(self.val_set))}
+        if self.stage.ema is not None:
+            with self.stage.averaged():
+                results["val_ema"] = self.stage.evaluate(self._batches(self.val_set))
+        for split, metrics in results.items():
+            self.log.log_metrics(self.step, metrics, prefix=split)
+
+    def _save_snapshot(self, progress: dict[str, Any], metrics: dict[str, Any]) -> None:
+        tensors, ema_tensors = self.stage.snapshot()
+        metadata = {**progress, "stage": self.stage.name, "seed": self.config.seed, "metrics": metrics,
+                    **self.stage.provenance()}
+        save_snapshot(self.run_dir / SNAPSHOTS / step_name(progress["step"]), tensors, self.stage.config, metadata,
+                      ema_tensors, keep_last=self.config.experiment.keep_snapshots)
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    if args.eval and args.resume:
+        raise UserError("--eval and --resume exclude each other")
+    if args.eval and not args.load_path:
+        raise UserError("--eval needs -l/--load-path: the run, snapshot or checkpoint to evaluate")
+    if not args.model_config and not args.resume:
+        raise UserError("-m/--model-config is missing: the YAML file of the experiment")
+    if args.test_batch_size is not None and args.test_batch_size < 1:
+        raise UserError(f"-t/--test-batch-size {args.test_batch_size} must be at least 1")
+
+
+def _find_checkpoint(args: argparse.Namespace) -> Path:
+    """The checkpoint that --resume continues: -l names it or its run, else the newest run of the config."""
+    if args.load_path:
+        path = Path(args.load_path)
+        if not path.exists():
+            raise UserError(f"-l {path} does not exist")
+        run_dir = path
+    else:
+        if not args.model_config:
+            raise UserError("--resume needs -l RUN, or -m CONFIG to find the newest run of it")
+        run_dir = latest_run(args.result_path, Path(args.model_config).stem)
+        if run_dir is None:
+            raise UserError(f"nothing to resume: no run of {args.model_config} under {args.result_path}")
+    checkpoint = find_sound_checkpoint(run_dir, report=lambda line: print(line, file=sys.stderr))
+    if checkpoint is None:
+        raise UserError(f"nothing to resume: {run_dir} has no complete checkpoint")
+    return checkpoint
+
+
+def _load(schema: type, args: argparse.Namespace, checkpoint_dir: Path | None) -> Any:
+    """The config of -m, or of the run that is resumed; a resumed run keeps its architecture."""
+    if checkpoint_dir is None:
+        return load_config(schema, args.model_config, args.overrides)
+    stored = checkpoint_dir.parent.parent / "config.yaml"
+    config = load_config(schema, args.model_config or stored, args.overrides)
+    before = load_config(schema, stored)
+    if config.seed != before.seed:
+        config.seed = before.seed
+    if args.seed not in (None, before.seed):
+        raise UserError(f"--seed {args.seed} differs from the resumed run's seed {before.seed}")
+    return config
+
+
+def _find_weights(path: Path, epoch: float) -> Path:
+    """What -l names: a published file, a snapshot, or a run, of which the snapshot of `epoch` (-1: newest) is taken."""
+    if not path.exists():
+        raise UserError(f"-l {path} does not exist")
+    if not (path / SNAPSHOTS).is_dir():
+        return path
+    if epoch < 0:
+        snapshot = find_latest_snapshot(path)
+        if snapshot is None:
+            raise UserError(f"-l {path} has no complete snapshot")
+        return snapshot
+    by_epoch = {round(read_metadata(entry)["epoch"], 3): entry for entry in complete_snapshots(path / SNAPSHOTS)}
+    if round(epoch, 3) not in by_epoch:
+        choices = ", ".join(f"{value:g}" for value in sorted(by_epoch))
+        raise UserError(f"-e {epoch:g}: {path} has no snapshot of that epoch; choose from {choices}")
+    return by_epoch[round(epoch, 3)]
+
+
+def _use_device(env: DistEnv) -> None:
+    if env.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True

@@ -1,0 +1,174 @@
+"""The training loop: it decides when things happen; a `Stage` decides what they are.
+
+One loop serves both stages. It counts optimizer steps and images, seeds every step from (seed, rank, step), collects
+the step's scalars on the device, and reads them back only at log boundaries, so that a step never waits for the host.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.runlog import RunLog
+from runtime.seeding import seed_everything_for_step
+from training.checkpoint import save_checkpoint
+from training.experiment import BatchPlan
+
+
+class Stage(Protocol):
+    """What the loop needs of a stage."""
+
+    def train_step(self, micro_batches: list[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
+        """One optimizer step; returns named scalars that still live on the device."""
+
+    def window_metrics(self) -> dict[str, Any]:
+        """Statistics gathered since the last call: numbers, or lists with one per depth; equal on every rank."""
+
+    def validate(self) -> dict[str, Any]:
+        """Metrics of the validation split, equal on every rank."""
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Named image grids, uint8 (C, H, W), made on the main process; empty on the others."""
+
+    def objects(self) -> dict[str, Any]:
+        """Named stateful objects: everything a checkpoint holds."""
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """Raw and EMA weights in the form that users load."""
+
+
+class StepMetrics:
+    """Scalars of the steps since the last log line, kept on the device until they are drained."""
+
+    def __init__(self):
+        self._steps: list[int] = []
+        self._names: list[str] = []
+        self._rows: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def add(self, step: int, metrics: dict[str, Tensor]) -> None:
+        """Remembers one step; every step of a window must have the same names."""
+        if self._names and list(metrics) != self._names:
+            raise AssertionError(f"step {step} reports {list(metrics)}, the steps before it {self._names}")
+        self._names = list(metrics)
+        self._steps.append(step)
+        self._rows.append(torch.stack([value.detach().float().reshape(()) for value in metrics.values()]))
+
+    def drain(self, images_per_step: int) -> dict[str, float]:
+        """Means over the window and all ranks, after checking that every value is finite; empties the window.
+
+        Raises:
+            UserError: naming the first non-finite term, its step and the positions of its images.
+        """
+        table = torch.stack(self._rows).double()
+        distributed.all_reduce_mean_(table)
+        table = table.cpu()
+        bad = (~torch.isfinite(table)).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            step = self._steps[row]
+            first = step * images_per_step
+            raise UserError(
+                f"{self._names[column]} is {table[row, column].item()} at step {step} (images {first} to "
+                f"{first + images_per_step - 1} of the training order); the last checkpoint is kept"
+            )
+        means = dict(zip(self._names, table.mean(dim=0).tolist(), strict=True))
+        self._steps, self._names, self._rows = [], [], []
+        return means
+
+
+class Loop:
+    """Runs a stage from `start_step` to `plan.total_steps`.
+
+    Args:
+        stage: the stage to train.
+        loader: batches in training order, positioned at the image where the run stands; endless.
+        plan: counts and frequencies.
+        log: where metrics and pictures go.
+        run_dir: the run directory that receives the checkpoints.
+        save_snapshot: writes a snapshot, given the progress and the last validation metrics.
+        seed: the run's seed; with rank and step it determines every random draw of a step.
+        start_step, images_seen: where the run stands (both 0 for a new one).
+        keep_checkpoints: how many checkpoints stay on disk.
+    """
+
+    def __init__(self, stage: Stage, loader: Iterable[dict[str, Tensor]], plan: BatchPlan, log: RunLog, run_dir: Path,
+                 save_snapshot: Callable[[dict[str, Any], dict[str, Any]], None], *, seed: int, start_step: int = 0,
+                 images_seen: int = 0, keep_checkpoints: int = 2):
+        self.stage, self.plan, self.log, self.run_dir = stage, plan, log, run_dir
+        self.loader = iter(loader)
+        self.save_snapshot = save_snapshot
+        self.seed = seed
+        self.step, self.images_seen = start_step, images_seen
+        self.keep_checkpoints = keep_checkpoints
+        self.metrics = StepMetrics()
+        self._last_validation: dict[str, Any] = {}
+        self._window_start = time.perf_counter()
+        self._waited = 0.0
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end and returns the last validation metrics."""
+        plan = self.plan
+        with self.log.progress(plan.total_steps, self.step, plan.global_batch) as self._bar:
+            while self.step < plan.total_steps:
+                self._one_step()
+                self._bar.update(self.step)
+                last = self.step == plan.total_steps
+                save = last or self.step % plan.save_steps == 0
+                test = last or self.step % plan.test_steps == 0
+                # a line before every checkpoint makes the log of a resumed run that of an uninterrupted one
+                if save or test or self.step % plan.log_steps == 0:
+                    self._log_window()
+                if test:
+                    self._validate()
+                if save:
+                    self._save()
+        return self._last_validation
+
+    def _one_step(self) -> None:
+        waiting = time.perf_counter()
+        micro_batches = [next(self.loader) for _ in range(self.plan.accumulation)]
+        self._waited += time.perf_counter() - waiting
+        seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
+        self.metrics.add(self.step, self.stage.train_step(micro_batches, self.step))
+        self.step += 1
+        self.images_seen += self.plan.global_batch
+
+    def _log_window(self) -> None:
+        num_steps = len(self.metrics)
+        metrics = {**self.metrics.drain(self.plan.global_batch), **self.stage.window_metrics()}
+        elapsed = time.perf_counter() - self._window_start
+        line = {f"train/{name}": value for name, value in metrics.items()}
+        line["epoch"] = self.plan.epoch(self.step)
+        line["time/images_per_second"] = num_steps * self.plan.global_batch / elapsed
+        line["time/data_wait_share"] = self._waited / elapsed
+        self.log.log_metrics(self.step, line)
+        self._restart_clock()
+
+    def _validate(self) -> None:
+        seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
+        self._last_validation = self.stage.validate()
+        self.log.log_metrics(self.step, self._last_validation, prefix="val")
+        for name, grid in self.stage.pictures().items():
+            self.log.log_images(name, grid, self.step)
+        self._restart_clock()
+
+    def _save(self) -> None:
+        progress = {"step": self.step, "images_seen": self.images_seen, "epoch": self.plan.epoch(self.step)}
+        if distributed.is_main():
+            save_checkpoint(self.run_dir / "checkpoints", self.step, self.stage.objects(), progress,
+                            keep_last=self.keep_checkpoints)
+            self.save_snapshot(progress, self._last_validation)
+        distributed.barrier()
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self._window_start, self._waited = time.perf_counter(), 0.0
+        self._bar.skip_time()

@@ -1,0 +1,252 @@
+"""What one optimizer step of stage 2 is: frozen tokenizer -> codes and targets -> body and head -> loss -> step.
+
+Legend: B batch, C channels, H W image or code grid, D code depth, K codebook size, V vocabulary, E code-vector size.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from data import DatasetConfig
+from evaluation.protocol import balanced_conditions
+from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer, sample
+from rqtransformer.model import count_parameters
+from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
+from rqvae import RQVAE, load_rqvae
+from rqvae.quantizers.usage import code_histogram
+from runtime import distributed
+from runtime.distributed import DistEnv
+from training.ema import EMA
+from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
+from training.optimizer import OptimizerConfig
+from training.parallel import no_sync, wrap
+from training.precision import Precision
+from training.snapshot import find_latest_snapshot, snapshot_tensors, weights_digest
+from training.update import accumulate, build_update
+from training.validation import condition_of, validate_stage2
+from training.visuals import image_grid
+
+
+@dataclass
+class VQVAEConfig:
+    """The `vqvae` section: which stage-1 checkpoint makes the codes, and whether its EMA weights do."""
+
+    ckpt: Optional[str] = None
+    ema: bool = False
+
+
+@dataclass
+class Stage2Config:
+    """A stage-2 YAML file: the published sections, typed. `sampling` holds the defaults of the sampling scripts."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    arch: RQTransformerConfig = field(default_factory=RQTransformerConfig)
+    vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
+    loss: Stage2LossConfig = field(default_factory=Stage2LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    sampling: Optional[SampleConfig] = None
+    seed: int = 0
+
+
+def complete_arch(config: Stage2Config, tokenizer: RQVAE) -> RQTransformerConfig:
+    """Fills the vocabulary in from `dataset.vocab_size` or the tokenizer, and checks that the two stages fit.
+
+    Raises:
+        ValueError: naming the two values that contradict each other.
+    """
+    arch = config.arch
+    sizes = list(tokenizer.quantizer.num_codes)
+    if arch.vocab_size is None:
+        vocab = config.dataset.vocab_size
+        arch = replace(arch, vocab_size=vocab if vocab is not None else sizes)
+    for name, ours, theirs in (
+        ("arch.block_size", list(arch.block_size), list(tokenizer.config.code_shape)),
+        ("arch.vocab_size", list(arch.vocab_sizes), sizes),
+    ):
+        if ours != theirs:
+            raise ValueError(f"{name}={ours} does not fit the stage-1 checkpoint, whose codes are {theirs}")
+    code_dim = tokenizer.codebook(0).shape[1]
+    if (arch.input_emb_vqvae or arch.head_emb_vqvae) and arch.code_dim != code_dim:
+        raise ValueError(
+            f"arch.input_embed_dim={arch.input_embed_dim} does not fit the stage-1 checkpoint, "
+            f"whose code vectors have {code_dim} entries"
+        )
+    return arch
+
+
+def load_tokenizer(config: VQVAEConfig) -> RQVAE:
+    """The stage-1 model that a `vqvae` section names: a published file, a snapshot, or a run (its newest snapshot)."""
+    if not config.ckpt:
+        raise ValueError("no stage-1 checkpoint: give -v/--vqvae PATH or vqvae.ckpt")
+    return load_rqvae(find_latest_snapshot(config.ckpt) or config.ckpt, ema=config.ema)
+
+
+class Stage2:
+    """The RQ-Transformer with everything that trains it, on the codes of a frozen RQ-VAE.
+
+    Args:
+        config: the typed experiment; its `arch` is completed from the tokenizer here.
+        plan: batch and step counts.
+        env: rank, world size and device.
+        validation_batches: callable giving this rank's share of the validation split, each image once.
+    """
+
+    name = "stage2"
+
+    def __init__(self, config: Stage2Config, plan: BatchPlan, env: DistEnv,
+                 validation_batches: Callable[[], Iterable[dict[str, Tensor]]]):
+        tokenizer = load_tokenizer(config.vqvae)
+        config = replace(config, arch=complete_arch(config, tokenizer),
+                         sampling=config.sampling or config.experiment.sample)
+        self.config, self.plan, self.env = config, plan, env
+        self.validation_batches = validation_batches
+        experiment = config.experiment
+        self.precision = Precision(experiment.precision, env.device, experiment.amp)
+        self.tokenizer = tokenizer.to(env.device).eval().requires_grad_(False)
+        self.model = RQTransformer(config.arch).to(env.device)
+        self.model.gradient_checkpointing = experiment.gradient_checkpointing
+        if experiment.compile:
+            self.model.compile()
+        self.parallel = wrap(self.model, env)
+        self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
+        self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
+        self.code_counts = CodeCounts(tokenizer.quantizer.num_codes, env.device)
+
+    def train_step(self, micro_batches: list[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
+        """One step on the global batch; see `training.loop.Stage`."""
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(micro_batches):
+            with no_sync(self.parallel, enabled=index + 1 < len(micro_batches)):
+                loss, terms = self._loss(batch)
+                self.update.backward(loss / len(micro_batches))
+            accumulate(sums, terms, len(micro_batches))
+        applied = self.update.step(step, sums)
+        if self.ema is not None and applied:
+            self.ema.update(self.model, step)
+        return sums
+
+    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        config = self.config.loss
+        with torch.no_grad():
+            residual_BHWDE, codes_BHWD = self.tokenizer.get_latent_targets(
+                batch["image"], temp=config.temp, stochastic=config.stochastic_codes
+            )
+        self.code_counts.add(codes_BHWD)
+        targets = None
+        if config.type == "soft_target_cross_entropy":
+            depths = range(codes_BHWD.shape[-1])
+            targets = SoftTargets(residual_BHWDE, [self.tokenizer.codebook(d) for d in depths], config.temp)
+        cond = condition_of(self.model, batch, self.env.device)
+        with self.precision.autocast():
+            output = self.parallel(codes_BHWD, self.tokenizer, cond)
+        return stage2_loss(output, codes_BHWD, targets, cond, config)
+
+    def window_metrics(self) -> dict[str, Any]:
+        """The learning rate; also folds this window's code counts into the run's."""
+        self.code_counts.reduce()
+        return {"lr": self.update.learning_rate}
+
+    def averaged(self) -> contextlib.AbstractContextManager:
+        """Context with the EMA weights in place; does nothing without EMA."""
+        return self.ema.swap(self.model) if self.ema is not None else contextlib.nullcontext()
+
+    def validate(self) -> dict[str, Any]:
+        """Per-depth likelihood and accuracy of the validation split, with EMA weights where the run keeps them."""
+        with self.averaged():
+            return self.evaluate(self.validation_batches())
+
+    def evaluate(self, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
+        """`validate_stage2` of any batches with the current weights, beside the unigrams of the training codes."""
+        return validate_stage2(self.model, self.tokenizer, batches, self.env.device, self.precision,
+                               self.code_counts.total_DK)
+
+    def pictures(self) -> dict[str, Tensor]:
+        """A grid of samples, classes in rows, made on the main process."""
+        if not distributed.is_main():
+            return {}
+        settings = self.config.experiment.sample
+        conditions = self._preview_conditions(settings.num_images)
+        with self.averaged():
+            codes_BHWD = sample(self.model, self.tokenizer, conditions, num_samples=settings.num_images,
+                                temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p,
+                                seed=self.config.seed)
+        images = [self.tokenizer.decode_code(part) for part in codes_BHWD.split(16)]
+        return {"samples": image_grid(torch.cat(images).float(), columns=max(1, round(settings.num_images**0.5)))}
+
+    def _preview_conditions(self, num_images: int) -> Tensor | None:
+        if self.config.arch.block_size_cond > 1:
+            batches, conditions = iter(self.validation_batches()), []
+            while sum(map(len, conditions)) < num_images:
+                conditions.append(next(batches)["cond"])
+            return torch.cat(conditions)[:num_images].to(self.env.device)
+        if self.config.arch.vocab_size_cond > 1:
+            return balanced_conditions(num_images, self.config.arch.vocab_size_cond).to(self.env.device)
+        return None
+
+    def objects(self) -> dict[str, Any]:
+        """Everything that a resumed run needs; schedules and random states are derived, not stored."""
+        objects = {"model": self.model, "update": self.update, "code_counts": self.code_counts}
+        if self.ema is not None:
+            objects["ema"] = self.ema
+        return objects
+
+    def load_weights(self, path: Path) -> None:
+        """Starts from trained weights: finetuning, evaluation."""
+        self.model.load_state_dict(load_rqtransformer(path).state_dict())
+        if self.ema is not None:
+            try:
+                averaged = load_rqtransformer(path, ema=True)
+            except ValueError:  # no averaged weights in the file: the average starts from the raw ones
+                averaged = self.model
+            self.ema.load_state_dict(averaged.state_dict())
+
+    def describe(self) -> str:
+        """One line on the size of the network and the condition."""
+        arch = self.config.arch
+        kind = "a text" if arch.block_size_cond > 1 else "nothing" if arch.vocab_size_cond == 1 else "a class"
+        return f"RQ-Transformer with {count_parameters(self.model):,} parameters, conditioned on {kind}"
+
+    def provenance(self) -> dict[str, Any]:
+        """What a snapshot's metadata says beyond the progress: which stage-1 weights its codes come from."""
+        return {"dataset": self.config.dataset.name, "tokenizer": weights_digest(self.tokenizer)}
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """Raw and (where kept) EMA weights in the form that `rqtransformer.load_rqtransformer` reads."""
+        raw = snapshot_tensors(self.model)
+        if self.ema is None:
+            return raw, None
+        with self.ema.swap(self.model):
+            return raw, snapshot_tensors(self.model)
+
+
+class CodeCounts:
+    """How often each code was used at each depth over the whole run, on all ranks: the unigram baseline."""
+
+    def __init__(self, sizes: Sequence[int], device: torch.device):
+        self.sizes = sizes
+        self.total_DK = torch.zeros(len(sizes), max(sizes), dtype=torch.float64, device=device)
+        self._window_DK = torch.zeros_like(self.total_DK)
+
+    def add(self, codes_BHWD: Tensor) -> None:
+        """Counts this rank's codes of one micro-batch."""
+        self._window_DK += code_histogram(codes_BHWD, self.sizes)
+
+    def reduce(self) -> None:
+        """Adds what all ranks counted since the last call to the total; every rank must call it."""
+        self.total_DK += distributed.all_reduce_sum_(self._window_DK)
+        self._window_DK = torch.zeros_like(self.total_DK)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The totals; complete when `reduce` was just called."""
+        return {"total": self.total_DK}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state_dict` gave."""
+        self.total_DK.copy_(state["total"])

@@ -1,0 +1,102 @@
+"""One optimizer update: learning rate, unscaling, clipping, the non-finite policy, the step itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime import distributed
+from runtime.errors import UserError
+from runtime.distributed import DistEnv
+from training.experiment import BatchPlan, ExperimentConfig
+from training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
+from training.precision import Precision
+from training.schedule import LearningRateSchedule
+
+
+class ScaledUpdate:
+    """An optimizer with its schedule, its loss scaler and its policy for non-finite gradients.
+
+    With `experiment.non_finite: stop` nothing is read back here; the loop finds a non-finite loss at its next log line,
+    before any checkpoint. With `skip` every step reads one flag from the device, leaves the weights alone when a
+    gradient is not finite, and stops after `max_skipped_steps`.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, schedule: LearningRateSchedule,
+                 scaler: torch.amp.GradScaler, max_norm: float | None, experiment: ExperimentConfig):
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.optimizer, self.schedule, self.scaler = optimizer, schedule, scaler
+        self.max_norm = max_norm
+        self.skip_non_finite = experiment.non_finite == "skip"
+        self.max_skipped = experiment.max_skipped_steps
+        self.skipped = 0
+        self.learning_rate = schedule.at(0)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss` to the gradients gathered since the last step."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, step: int, metrics: dict[str, Tensor], prefix: str = "") -> bool:
+        """Applies the gathered gradients with the learning rate of `step`; adds the gradient norm to `metrics`.
+
+        Returns:
+            False when the step was skipped because a gradient was not finite.
+        """
+        self.learning_rate = self.schedule.at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.parameters, self.max_norm)
+        applied = not self.skip_non_finite or self._finite(norm, metrics, step)
+        if applied:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        # fp16 with loss scaling overflows now and then by design: its norms are not part of the finite check
+        if not self.scaler.is_enabled():
+            metrics[f"{prefix}grad_norm"] = norm if applied else torch.zeros_like(norm)
+        if self.skip_non_finite:
+            metrics[f"{prefix}skipped_steps"] = torch.as_tensor(float(self.skipped), device=norm.device)
+        return applied
+
+    def _finite(self, norm: Tensor, metrics: dict[str, Tensor], step: int) -> bool:
+        bad = ~torch.isfinite(torch.stack([norm, *metrics.values()])).all().float().reshape(1).bool()
+        flag = distributed.all_reduce_sum_(bad.float())
+        if flag.item() == 0:
+            return True
+        self.skipped += 1
+        for name, value in metrics.items():
+            metrics[name] = torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
+        if self.skipped > self.max_skipped:
+            raise UserError(
+                f"{self.skipped} steps had non-finite losses or gradients, more than experiment.max_skipped_steps="
+                f"{self.max_skipped}; the last one was step {step}; the last checkpoint is kept"
+            )
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer moments, loss scale and the count of skipped steps."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state["skipped"]
+
+
+def build_update(module: nn.Module, optimizer: OptimizerConfig, experiment: ExperimentConfig, plan: BatchPlan,
+                 env: DistEnv, precision: Precision) -> ScaledUpdate:
+    """The update of one network as the `optimizer` section describes it."""
+    schedule = LearningRateSchedule(
+        optimizer.init_lr, optimizer.warmup, plan.steps_per_epoch, plan.max_epoch, env.world_size
+    )
+    return ScaledUpdate(module, build_optimizer(module, optimizer, env.device), schedule, precision.scaler(),
+                        optimizer.max_gn, experiment)
+
+
+def accumulate(sums: dict[str, Tensor], terms: dict[str, Tensor], count: int) -> None:
+    """Adds `terms / count` to `sums`: means over micro-batches, without gradients."""
+    for name, value in terms.items():
+        share = value.detach() / count
+        sums[name] = sums[name] + share if name in sums else share

@@ -1,0 +1,142 @@
+"""Metrics of a whole split, exact over all ranks: every image counts once, whatever the batch size or rank count.
+
+Legend: B batch, C channels, H W image or code grid, D code depth, K codebook size, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rqtransformer import RQTransformer
+from rqtransformer.targets import per_depth_statistics
+from rqvae import RQVAE
+from rqvae.quantizers.usage import CodeUsage
+from runtime import distributed
+from training.precision import Precision
+
+
+class _Sums:
+    """Named float64 sums over images, added up over ranks when read."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._values: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.detach().double()
+        self._values[name] = self._values[name] + value if name in self._values else value
+
+    def means(self, count: int) -> dict[str, Tensor]:
+        """Sums over all ranks divided by the sum of `count` over all ranks."""
+        total = torch.tensor(float(count), dtype=torch.float64, device=self._device)
+        distributed.all_reduce_sum_(total)
+        return {name: (distributed.all_reduce_sum_(value) / total).cpu() for name, value in self._values.items()}
+
+
+@torch.no_grad()
+def validate_stage1(model: RQVAE, batches: Iterable[dict[str, Tensor]], device: torch.device, precision: Precision,
+                    perceptual: torch.nn.Module | None = None) -> dict[str, Any]:
+    """Reconstruction error (also with 1..D codes), commitment, LPIPS and code usage of a split.
+
+    Args:
+        batches: this rank's share of the split, every image once (`data.eval_loader`).
+
+    Returns:
+        Means over all images of all ranks. Entry d of `recon_mse_by_depth` is the mean squared error, on the [-1, 1]
+        scale, of the decoded sum of codes 0..d; `recon_mse` is its last entry.
+    """
+    model.eval()
+    depth = len(model.quantizer.num_codes)
+    sums, usage, count = _Sums(device), CodeUsage(depth, model.quantizer.num_codes), 0
+    for batch in batches:
+        image_BCHW = batch["image"].to(device)
+        count += len(image_BCHW)
+        with precision.autocast():
+            recon_BCHW, quantized = model(image_BCHW)
+            partial = [model.decode_partial_code(quantized.codes, d, "add") for d in range(depth - 1)]
+        usage.update(quantized.codes)
+        sums.add("loss_latent", quantized.loss * len(image_BCHW))
+        sums.add("recon_l1", (recon_BCHW.float() - image_BCHW).abs().flatten(1).mean(1).sum())
+        errors = [_squared_error(decoded_BCHW, image_BCHW) for decoded_BCHW in [*partial, recon_BCHW]]
+        sums.add("recon_mse_by_depth", torch.stack(errors))
+        if perceptual is not None:
+            sums.add("lpips", perceptual(recon_BCHW.float(), image_BCHW).float().mean() * len(image_BCHW))
+    metrics = {name: value.tolist() for name, value in sums.means(count).items()}
+    metrics["recon_mse"] = metrics["recon_mse_by_depth"][-1]
+    return {**metrics, **usage_metrics(usage)}
+
+
+def _squared_error(decoded_BCHW: Tensor, image_BCHW: Tensor) -> Tensor:
+    """Mean squared error of each image, summed over the batch."""
+    return (decoded_BCHW.float() - image_BCHW).square().flatten(1).mean(1).sum()
+
+
+def usage_metrics(usage: CodeUsage) -> dict[str, list[float]]:
+    """Perplexity, used fraction and dead codes, each a list over depths, summed over all ranks."""
+    return {f"{name}_by_depth": values.tolist() for name, values in usage.reduce().summary().items()}
+
+
+@torch.no_grad()
+def validate_stage2(model: RQTransformer, tokenizer: RQVAE, batches: Iterable[dict[str, Tensor]], device: torch.device,
+                    precision: Precision, code_counts_DK: Tensor | None = None) -> dict[str, Any]:
+    """Negative log-likelihood (nats per code) and accuracy of the hard codes, per depth, beside two baselines.
+
+    Args:
+        code_counts_DK: counts of the training codes; the unigram baseline codes the split with their (add-one
+            smoothed) frequencies.
+
+    Returns:
+        Means over all positions: `nll`, `accuracy` and `unigram_nll`, each also as a list over depths (`*_by_depth`),
+        `uniform_nll`, and `cond_nll` for text.
+    """
+    model.eval()
+    sums, count = _Sums(device), 0
+    log_unigram_DK = None
+    if code_counts_DK is not None:
+        smoothed_DK = code_counts_DK.double() + 1.0
+        log_unigram_DK = (smoothed_DK / smoothed_DK.sum(1, keepdim=True)).log()
+    for batch in batches:
+        image_BCHW = batch["image"].to(device)
+        cond = condition_of(model, batch, device)
+        count += len(image_BCHW)
+        codes_BHWD = tokenizer.get_codes(image_BCHW)
+        with precision.autocast():
+            output = model(codes_BHWD, tokenizer, cond)
+        nll_D, accuracy_D = per_depth_statistics(output.logits, codes_BHWD)
+        sums.add("nll", nll_D * len(image_BCHW))
+        sums.add("accuracy", accuracy_D * len(image_BCHW))
+        if log_unigram_DK is not None:
+            codes_DN = codes_BHWD.flatten(0, 2).T
+            sums.add("unigram_nll", -log_unigram_DK.gather(1, codes_DN).mean(1) * len(image_BCHW))
+        if output.cond_logits is not None:
+            loss = torch.nn.functional.cross_entropy(output.cond_logits.float().flatten(0, 1), cond[:, 1:].flatten())
+            sums.add("cond_nll", loss * len(image_BCHW))
+    metrics: dict[str, Any] = {}
+    for name, value in sums.means(count).items():
+        metrics[name] = value.mean().item()
+        if value.ndim:
+            metrics[f"{name}_by_depth"] = value.tolist()
+    sizes = model.config.vocab_sizes
+    metrics["uniform_nll"] = sum(math.log(size) for size in sizes) / len(sizes)
+    return metrics
+
+
+def condition_of(model: RQTransformer, batch: dict[str, Tensor], device: torch.device) -> Tensor | None:
+    """The condition that the model takes from a batch: nothing, class labels (B,), or token ids (B, L).
+
+    Raises:
+        ValueError: when the data set has no captions but the model wants a text condition.
+    """
+    if model.config.block_size_cond > 1:
+        if "cond" not in batch:
+            raise ValueError(
+                f"arch.block_size_cond={model.config.block_size_cond} wants a text condition, "
+                "but the data set gives no caption tokens"
+            )
+        return batch["cond"].to(device)
+    if model.config.vocab_size_cond > 1:
+        return batch["label"].to(device)
+    return None
