@@ -6,6 +6,7 @@ Inside one: `config.yaml` (resolved), `train.log`, `metrics.jsonl`, `tensorboard
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def latest_run(result_path: str | Path, config_stem: str) -> Path | None:
     """The newest run of a config under `result_path`, or None."""
     parent = Path(result_path) / config_stem
     runs = [entry for entry in parent.iterdir() if _is_run(entry)] if parent.is_dir() else []
-    return max(runs, key=lambda entry: entry.name, default=None)
+    return max(runs, key=_by_time, default=None)
 
 
 def _create(parent: Path, postfix: str) -> Path:
@@ -49,6 +50,11 @@ def _create(parent: Path, postfix: str) -> Path:
                 attempt += 1
     except OSError as error:
         raise UserError(f"cannot create a run directory in {parent}: {one_line(error)}") from error
+
+
+def _by_time(run: Path) -> tuple[int | str, ...]:
+    """Sorts by timestamp and, within one second, by number: `..._10` after `..._2`."""
+    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", run.name))
 
 
 def _is_run(entry: Path) -> bool:

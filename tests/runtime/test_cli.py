@@ -1,0 +1,83 @@
+"""Flags and overrides in any order, and the errors that suggest the nearest flag."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.cli import build_parser
+
+
+@pytest.fixture
+def parser():
+    parser = build_parser("A script.")
+    parser.add_argument("-m", "--model-config")
+    parser.add_argument("-n", "--n-samples", type=int)
+    parser.add_argument("--top-k", nargs="+", type=int)
+    parser.add_argument("--eval", action="store_true")
+    return parser
+
+
+def test_overrides_stand_anywhere(parser):
+    args = parser.parse_args(["a.b=1", "-m", "x=y.yaml", "+c=2", "--eval", "d=[1,2]", "--top-k", "3", "4", "e=5"])
+    assert args.overrides == ["a.b=1", "+c=2", "d=[1,2]", "e=5"]
+    assert (args.model_config, args.eval, args.top_k) == ("x=y.yaml", True, [3, 4])
+
+
+@pytest.mark.parametrize("words", [["-m=a.yaml"], ["-m", "a.yaml"], ["--model-config=a.yaml"], ["-ma.yaml"]])
+def test_every_way_to_write_a_value(parser, words):
+    args = parser.parse_args(words)
+    assert args.model_config == "a.yaml"
+    assert args.overrides == []
+
+
+def test_defaults(parser):
+    args = parser.parse_args([])
+    assert (args.seed, args.local_rank, args.world_size, args.node_rank) == (0, None, None, None)
+    assert (args.dist_backend, args.timeout, args.overrides) == ("auto", 86400, [])
+
+
+@pytest.mark.parametrize("flag", ["--local-rank=1", "--local_rank=1"])
+def test_the_flag_of_torch_distributed_launch(parser, flag):
+    assert parser.parse_args([flag]).local_rank == 1
+
+
+def test_published_process_flags(parser):
+    args = parser.parse_args("--world_size 2 --node_rank 0 --dist-backend gloo --timeout 60".split())
+    assert (args.world_size, args.node_rank, args.dist_backend, args.timeout) == (2, 0, "gloo", 60)
+
+
+ERRORS = {
+    "--model-confg x": "unknown flag --model-confg; did you mean --model-config?",
+    "--topk 3": "unknown flag --topk; did you mean --top-k?",
+    "--model x": "unknown flag --model; did you mean --model-config?",
+    "--zzzzzz": "unknown flag --zzzzzz; -h lists the flags",
+    "stray": "unexpected argument 'stray'; overrides are written key=value",
+    "--n-samples many": "argument -n/--n-samples: invalid int value: 'many'",
+    "--dist-backend mpi": "invalid choice: 'mpi'",
+    "-m": "expected one argument",
+}
+
+
+@pytest.mark.parametrize("line", ERRORS)
+def test_a_wrong_flag_gives_one_line_and_exit_code_2(parser, line, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parser.parse_args(line.split())
+    output = capsys.readouterr()
+    assert exit_info.value.code == 2
+    assert output.err.startswith("error: ")
+    assert ERRORS[line] in output.err
+    assert output.err.count("\n") == 1
+    assert output.out == ""
+
+
+def test_a_parser_for_one_process_has_no_process_flags(capsys):
+    with pytest.raises(SystemExit):
+        build_parser("A tool.", distributed=False).parse_args(["--local-rank=0"])
+    assert "unknown flag --local-rank" in capsys.readouterr().err
+
+
+def test_the_arguments_default_to_those_of_the_process(parser, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["script", "--eval", "a=1"])
+    args = parser.parse_args()
+    assert args.eval
+    assert args.overrides == ["a=1"]

@@ -1,0 +1,48 @@
+"""User errors end a script with one line and exit code 2."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.errors import UserError, exit_on_user_error, one_line
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as exit_info, exit_on_user_error():
+        raise UserError("no such file x.yaml;\n  did you mean\ty.yaml?")
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == "error: no such file x.yaml; did you mean y.yaml?\n"
+
+
+def test_other_ranks_say_who_they_are(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise UserError("broken")
+    assert capsys.readouterr().err == "error (rank 3): broken\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ValueError, match="ours"), exit_on_user_error():
+        raise ValueError("ours")
+
+
+def test_further_types_can_be_named(capsys):
+    with pytest.raises(SystemExit) as exit_info, exit_on_user_error(FileNotFoundError):
+        open("/nonexistent/file")
+    assert exit_info.value.code == 2
+    assert "/nonexistent/file" in capsys.readouterr().err
+
+
+def test_the_traceback_can_be_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("RQ_TRACEBACK", "1")
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise UserError("broken")
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(KeyError("name"), "name"), (ValueError(""), "ValueError"), (ValueError("a\nb"), "a b")]
+)
+def test_one_line(error, text):
+    assert one_line(error) == text
