@@ -48,6 +48,7 @@ def test_imagenet_folders(tmp_path):
             _save(tmp_path / "val" / name / "sub" / "x.png", 100 + label)
     (tmp_path / "train" / "n02" / "notes.txt").write_text("no image")
     (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "n00").mkdir()  # a folder without images is no class
     train, val = (_build(split, type="imagenet", root=str(tmp_path)) for split in ("train", "val"))
     assert train.class_names == val.class_names == ("n01", "n02", "n03")
     assert train.labels_N.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -183,7 +184,8 @@ def test_lsun_databases(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "data.mdb").touch()
         stores[str(tmp_path / name)] = {b"key%03d" % number: _encoded(number) for number in numbers}
-    monkeypatch.setitem(sys.modules, "lmdb", _FakeLmdb(stores))
+    lmdb = _FakeLmdb(stores)
+    monkeypatch.setitem(sys.modules, "lmdb", lmdb)
     train, val = (_build(split, type="lsun-bedroom", root=str(tmp_path)) for split in ("train", "val"))
     assert _numbers(train) == list(range(5)) and _numbers(val) == [7]
     cats = [_build(split, type="lsun-cat", root=str(tmp_path)) for split in ("train", "val")]
@@ -191,6 +193,10 @@ def test_lsun_databases(tmp_path, monkeypatch):
     copy = pickle.loads(pickle.dumps(train))  # as for a data worker: the handle stays behind
     assert _numbers(copy) == list(range(5))
     assert train.source.name(3).endswith("bedroom_train_lmdb:key003")
+    opened = len(lmdb.opened)
+    assert _numbers(train) == list(range(5)) and len(lmdb.opened) == opened  # one handle per process ...
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert _numbers(train) == list(range(5)) and len(lmdb.opened) == opened + 1  # ... and none crosses a fork
     del stores[str(tmp_path / "bedroom_train_lmdb")][b"key001"]
     assert _numbers(train) == [0, 2, 2, 3, 4] and train.corrupt_count() == 1
 

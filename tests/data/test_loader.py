@@ -140,6 +140,19 @@ def test_data_sets_survive_pickling(digits, shapes):
         _assert_equal([copy[4, 9]], [dataset[4, 9]])
 
 
+def test_validation_images_are_never_augmented(digits):
+    val = build_dataset(DatasetConfig(type="digits", random_shift=2, hflip=True, resolution=16), "val")
+    assert all(torch.equal(val[0, key]["image"], val[0]["image"]) for key in range(20))
+
+
+def test_data_sets_in_memory_get_no_data_workers(digits, shapes, monkeypatch):
+    started = []
+    monkeypatch.setattr("data.loader.DataLoader", lambda *args, **settings: started.append(settings) or iter([]))
+    assert len(_take(TrainLoader(digits, 8, seed=1, num_workers=2), 2)) == 2
+    assert not started
+    assert not _take(TrainLoader(shapes, 8, seed=1, num_workers=2), 2) and started[0]["num_workers"] == 2
+
+
 def test_index_out_of_range(digits):
     for index in (-1, len(digits)):
         with pytest.raises(IndexError, match="out of range for digits"):

@@ -10,7 +10,7 @@ import torch
 
 from data import DatasetConfig, build_dataset
 from data.binary import CIFAR_CLASSES, FASHION_CLASSES
-from data.captions import CAPTION_LENGTH, caption_text, caption_vocabulary, tokenize_caption
+from data.captions import BACKGROUNDS, CAPTION_LENGTH, caption_text, caption_vocabulary, tokenize_caption
 from data.memory import augment, resize_all
 
 
@@ -229,6 +229,15 @@ def test_synthetic_colours_are_the_captions():
             image = train[index]["image"].flatten(1)
             brightest = image[:, (image.amax(0) - image.amin(0)).argmax()]  # the most colourful pixel
             assert brightest[most] > brightest[least]
+
+
+def test_synthetic_backgrounds_surround_the_shapes():
+    train, _ = _pair(type="synthetic", resolution=32, num_samples=100)
+    for index, caption in enumerate(train.captions(range(100))):
+        if " small " in caption:
+            pixels = train[index]["image"].flatten(1) * 127.5 + 127.5
+            expected = torch.tensor(BACKGROUNDS[caption.split()[6]], dtype=torch.float32)
+            assert (pixels.median(1).values - expected).abs().max() <= 13
 
 
 def test_synthetic_images_keep_their_content_at_any_size():
