@@ -6,7 +6,7 @@ before the first step and ends in one line and exit code 2.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from runtime.rundir import latest_run, new_run_dir
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
 from training.checkpoint import find_sound_checkpoint, restore_checkpoint, step_name
-from training.experiment import BatchPlan, plan_batches
+from training.experiment import plan_batches
 from training.loop import Loop
 from training.snapshot import SNAPSHOTS, complete_snapshots, find_latest_snapshot, read_metadata, save_snapshot
 

@@ -25,8 +25,8 @@ from rqvae.losses.config import GANConfig
 from rqvae.losses.discriminator import PatchDiscriminator
 from rqvae.losses.perceptual import PerceptualLoss
 from rqvae.losses.reconstruction import reconstruction_loss
-from rqvae.pretrained import load_rqvae, read_checkpoint
 from rqvae.model import count_parameters
+from rqvae.pretrained import load_rqvae, read_checkpoint
 from rqvae.quantizers.usage import CodeUsage
 from runtime import distributed
 from runtime.distributed import DistEnv
@@ -77,7 +77,9 @@ class Stage1:
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.adversary = Adversary(self, config.gan) if config.gan is not None else None
         self.perceptual_weight = config.gan.loss.perceptual_weight if config.gan is not None else 0.0
-        self.perceptual = self._place(PerceptualLoss(config.gan.loss.perceptual_backbone)) if self.perceptual_weight > 0 else None
+        self.perceptual = None
+        if self.perceptual_weight > 0:
+            self.perceptual = self._place(PerceptualLoss(config.gan.loss.perceptual_backbone))
         sizes = self.model.quantizer.num_codes
         self.usage = CodeUsage(len(sizes), sizes) if sizes else None
 
@@ -195,7 +197,8 @@ class Stage1:
 
     def describe(self) -> str:
         """One line on the size of the networks."""
-        line = f"RQ-VAE with {count_parameters(self.model):,} parameters, codebook update {self.model.config.codebook_update}"
+        update = self.model.config.codebook_update
+        line = f"RQ-VAE with {count_parameters(self.model):,} parameters, codebook update {update}"
         if self.adversary is not None:
             size = sum(parameter.numel() for parameter in self.adversary.discriminator.parameters())
             line += f"; discriminator with {size:,}"
@@ -221,6 +224,7 @@ class Adversary:
         self.config = config.loss
         self.precision = stage.precision
         self.last_layer = stage.model.decoder_last_layer
+        self.loss_scale = stage.update.scaler.get_scale
         self.discriminator = stage._place(PatchDiscriminator.from_config(config.disc.arch))
         self.parallel = wrap(self.discriminator, stage.env)
         self.update = build_update(
@@ -243,7 +247,8 @@ class Adversary:
             logits_fake = self.discriminator(recon_BCHW)
         self.discriminator.requires_grad_(True)
         loss_gen = self.generator_loss(logits_fake.float())
-        g_weight = adaptive_weight(nll, loss_gen, self.last_layer, reduce=distributed.all_reduce_mean_)
+        g_weight = adaptive_weight(nll, loss_gen, self.last_layer, reduce=distributed.all_reduce_mean_,
+                                   loss_scale=self.loss_scale())
         terms.update(loss_gen=loss_gen, g_weight=g_weight)
         return ramp * self.config.disc_weight * g_weight * loss_gen
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from runtime import distributed
-from runtime.errors import UserError
 from runtime.distributed import DistEnv
+from runtime.errors import UserError
 from training.experiment import BatchPlan, ExperimentConfig
 from training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
 from training.precision import Precision

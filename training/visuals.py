@@ -3,7 +3,10 @@
 Legend: B batch, C channels, H W image, D code depth.
 """
 
+from pathlib import Path
+
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -40,4 +43,14 @@ def single_depths(model: RQVAE, image_BCHW: Tensor) -> Tensor:
 
 def image_grid(image_BCHW: Tensor, columns: int) -> Tensor:
     """Float images in [-1, 1] as one grid, uint8 (C, H, W)."""
-    return make_grid(to_uint8(image_BCHW).cpu(), nrow=columns, padding=2, pad_value=255)
+    return uint8_grid(to_uint8(image_BCHW), columns)
+
+
+def uint8_grid(image_BCHW: Tensor, columns: int) -> Tensor:
+    """uint8 images as one grid, uint8 (C, H, W), on the CPU."""
+    return make_grid(image_BCHW.cpu(), nrow=columns, padding=2, pad_value=255)
+
+
+def save_image_file(image_CHW: Tensor, path: Path) -> None:
+    """Writes one uint8 image, by the ending of the file name."""
+    Image.fromarray(image_CHW.permute(1, 2, 0).contiguous().numpy()).save(path)

@@ -1,0 +1,176 @@
+"""Samples N images and scores them: `python main_sampling_fid.py -v STAGE1 -a STAGE2 -n 50000 --save-dir DIR`.
+
+Sample i depends on the seed and on i alone: its class is i modulo the number of classes, and its noise is the same for
+any batch size and number of processes. FID is taken against the training split.
+"""
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
+from evaluation.scores import score_images
+from evaluation.statistics import Gaussian
+from rqtransformer import RQTransformer, load_rqtransformer, sample
+from rqtransformer.pretrained import sampling_settings
+from rqvae import RQVAE, load_rqvae
+from runtime import distributed
+from runtime.cli import build_parser
+from runtime.distributed import DistEnv
+from runtime.errors import UserError, exit_on_user_error
+from runtime.rundir import new_run_dir
+from runtime.runlog import RunLog
+from training.precision import PRECISIONS, Precision
+from training.sample_files import FORMATS, save_images
+from training.scoring import ScoringData, add_scoring_flags, config_beside, resolve_checkpoint, split_name, write_result
+from training.snapshot import weights_digest
+from training.stage2 import Stage2Config
+from training.visuals import save_image_file, uint8_grid
+
+GRID_IMAGES = 100
+GRID_COLUMNS = 10
+
+
+def parse() -> argparse.Namespace:
+    parser = build_parser("Sample from an RQ-Transformer and compute FID and IS.")
+    parser.add_argument("-a", "--model-ar-path", required=True, help="stage-2 run, snapshot or published checkpoint")
+    parser.add_argument("-v", "--model-vqvae-path", required=True, help="stage-1 run, snapshot or published checkpoint")
+    parser.add_argument("-n", "--n-samples", type=int, default=50000, help="number of samples (default: 50000)")
+    parser.add_argument("-t", "--temp", type=float, nargs="+", help="temperature, one or one per depth")
+    parser.add_argument("--top-k", type=int, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    parser.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    parser.add_argument("--cfg-scale", type=float, help="classifier-free guidance; 1 is the plain model")
+    parser.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")
+    parser.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
+    parser.add_argument("--save-dir", help="where the samples go (default: beside the stage-2 checkpoint)")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the saved images (default: png)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of stage 2 (default: bf16 on a GPU)")
+    parser.add_argument("--reference", default="train", help="split that FID compares with (default: train)")
+    parser.add_argument("--no-tensorboard", action="store_false", dest="tensorboard", help="no TensorBoard events")
+    parser.add_argument("--no-stats-saving", action="store_false", dest="score",
+                        help="save the images only: no features, no statistics, no scores")
+    add_scoring_flags(parser)
+    return parser.parse_args()
+
+
+class Sampler:
+    """The two models and the settings; gives batches of finished images."""
+
+    def __init__(self, args: argparse.Namespace, stage1: RQVAE, stage2: RQTransformer, env: DistEnv):
+        self.stage1, self.stage2, self.env = stage1, stage2, env
+        self.num_samples, self.batch_size, self.seed = args.n_samples, args.batch_size, args.seed
+        self.settings = sampling_settings(
+            stage2, temperature=args.temp, top_k=args.top_k, top_p=args.top_p, cfg_scale=args.cfg_scale
+        )
+        precision = Precision(args.precision, env.device)
+        self.amp_dtype = None if precision.name == "fp32" else precision.dtype
+        # settings that cannot work are refused here, before anything is written
+        complete_1TD = torch.zeros(1, stage2.num_positions, stage2.depth, dtype=torch.long)
+        sample(stage2, stage1, prefix=complete_1TD, **self.settings)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Batches of this rank: `image` uint8 (B, 3, H, W), `label` and `index` (B,)."""
+        num_classes = self.stage2.config.vocab_size_cond
+        label_N = balanced_conditions(self.num_samples, num_classes)
+        mine = torch.tensor(shard_indices(self.num_samples, self.env.rank, self.env.world_size), dtype=torch.long)
+        for index_B in mine.split(self.batch_size):
+            label_B = label_N[index_B]
+            codes_BHWD = sample(
+                self.stage2, self.stage1, label_B.to(self.env.device) if num_classes > 1 else None,
+                indices=index_B, seed=self.seed, amp_dtype=self.amp_dtype, **self.settings,
+            )
+            yield {"image": to_uint8(self.stage1.decode_code(codes_BHWD)), "label": label_B, "index": index_B}
+
+
+def load_models(args: argparse.Namespace, env: DistEnv) -> tuple[RQVAE, RQTransformer]:
+    stage1 = load_rqvae(resolve_checkpoint(args.model_vqvae_path), device=env.device)
+    stage2 = load_rqtransformer(resolve_checkpoint(args.model_ar_path), ema=args.ema, device=env.device)
+    if stage2.config.block_size_cond > 1:
+        raise UserError(f"{args.model_ar_path} is conditioned on text; this script samples classes or unconditionally")
+    if list(stage2.config.block_size) != list(stage1.config.code_shape):
+        raise UserError(
+            f"the two checkpoints do not belong together: stage 2 writes codes of {list(stage2.config.block_size)}, "
+            f"stage 1 reads {list(stage1.config.code_shape)}"
+        )
+    return stage1, stage2
+
+
+def keep_first_images(batches: Iterator[dict[str, Tensor]], kept: dict[int, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Passes batches through and remembers the images of the preview grid."""
+    for batch in batches:
+        for index, image_CHW in zip(batch["index"].tolist(), batch["image"], strict=True):
+            if index < GRID_IMAGES:
+                kept[index] = image_CHW.cpu()
+        yield batch
+
+
+def save_grid(kept: dict[int, Tensor], log: RunLog, directory: Path) -> None:
+    """Collects the preview images of all ranks and writes `samples.png`."""
+    order = torch.tensor(sorted(kept), dtype=torch.long)
+    images = torch.stack([kept[index] for index in sorted(kept)]) if kept else None
+    indices = torch.cat(distributed.gather_rows(order))
+    shape = distributed.broadcast_object(None if images is None else list(images.shape[1:]))
+    rows = torch.cat(distributed.gather_rows(torch.empty(0, *shape, dtype=torch.uint8) if images is None else images))
+    if distributed.is_main():
+        grid = uint8_grid(rows[indices.argsort()], GRID_COLUMNS)
+        save_image_file(grid, directory / "samples.png")
+        log.log_images("samples", grid, 0)
+
+
+def save_moments(directory: Path, moments: Gaussian) -> None:
+    if distributed.is_main():
+        np.savez(directory / "stats.npz", mu=moments.mean.numpy(), sigma=moments.covariance.numpy(), n=moments.num)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.n_samples < 1 or args.batch_size < 1:
+        raise UserError(f"-n {args.n_samples} and -bs {args.batch_size} must be at least 1")
+    checkpoint = resolve_checkpoint(args.model_ar_path)
+    config = config_beside(checkpoint, Stage2Config, args.overrides)
+    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank)
+    stage1, stage2 = load_models(args, env)
+    sampler = Sampler(args, stage1, stage2, env)
+    data = ScoringData(config.dataset, args.batch_size, env)
+    extractor = data.features(args) if args.score else None
+    base = Path(args.save_dir) if args.save_dir else checkpoint if checkpoint.is_dir() else checkpoint.parent
+    directory = new_run_dir(base, "samples", f"seed{args.seed}")
+    with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
+        log.info(f"{args.n_samples} samples to {directory}, settings {sampler.settings}")
+        kept: dict[int, Tensor] = {}
+        resolution = (stage1.config.ddconfig.resolution,) * 2
+        batches = keep_first_images(iter(sampler), kept)
+        batches = save_images(batches, directory, args.format, args.n_samples, resolution)
+        if extractor is None:
+            for _ in batches:
+                pass
+        else:
+            score(args, batches, data, extractor, sampler, directory, config)
+        save_grid(kept, log, directory)
+
+
+def score(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]], data: ScoringData, extractor: Any,
+          sampler: Sampler, directory: Path, config: Stage2Config) -> None:
+    """FID against the reference split, IS, and with the classifier the recognised share; one result line."""
+    reference = split_name(args.reference)
+    recognise = extractor.recognises_labels and sampler.stage2.config.vocab_size_cond == data.split("train").num_classes
+    line = score_images(
+        batches, extractor, num_images=args.n_samples, references={reference: data.moments(reference, extractor)},
+        accuracy=recognise, reduce=distributed.all_reduce_sum_, rank=sampler.env.rank,
+        world_size=sampler.env.world_size, seed=args.seed, sampling={**sampler.settings, "ema": args.ema},
+        checkpoint=weights_digest(sampler.stage2), keep_moments=partial(save_moments, directory),
+    )
+    if distributed.is_main():
+        line = {**line, "dataset": config.dataset.name, "tokenizer": weights_digest(sampler.stage1)}
+        write_result(directory / "result.json", line)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError, OSError):
+        main(parse())
+        distributed.shutdown()

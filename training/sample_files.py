@@ -1,0 +1,88 @@
+"""Generated images on disk: PNG files, or one `.npz` that is filled in place by all ranks. Never a pickle.
+
+Legend: B batch, C channels, H W image, N images.
+"""
+
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from runtime import distributed
+
+FORMATS = ("png", "npz")
+
+
+def save_images(batches: Iterable[dict[str, Tensor]], directory: Path, file_format: str, num_images: int,
+                resolution: tuple[int, int]) -> Iterator[dict[str, Tensor]]:
+    """Passes batches (`image` uint8, `index`, `label`) through and writes them on the way.
+
+    `png`: `images/<index>_class<label>.png`. `npz`: `samples.npz` with `arr_0` (N, H, W, 3) and `labels` (N,), the
+    layout that other evaluators read, without ever holding N images in memory.
+
+    Raises:
+        ValueError: unknown format.
+    """
+    if file_format not in FORMATS:
+        raise ValueError(f"--format {file_format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    writer = PngFiles(directory) if file_format == "png" else NpzFile(directory, num_images, resolution)
+    for batch in batches:
+        image_BHWC = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
+        writer.write(image_BHWC, batch["index"].cpu().numpy(), batch["label"].cpu().numpy())
+        yield batch
+    writer.close()
+
+
+class PngFiles:
+    """One PNG file for each image."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory / "images"
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def write(self, image_BHWC: np.ndarray, index_B: np.ndarray, label_B: np.ndarray) -> None:
+        """Writes one batch."""
+        for image_HWC, index, label in zip(image_BHWC, index_B, label_B, strict=True):
+            Image.fromarray(image_HWC).save(self.directory / f"{index:06d}_class{label}.png")
+
+    def close(self) -> None:
+        """Waits until every rank has written its files."""
+        distributed.barrier()
+
+
+class NpzFile:
+    """Two memory-mapped arrays on a shared disk, packed into one archive at the end."""
+
+    def __init__(self, directory: Path, num_images: int, resolution: tuple[int, int]):
+        self.directory = directory
+        shapes = {"arr_0": ((num_images, *resolution, 3), np.uint8), "labels": ((num_images,), np.int64)}
+        self.files = {name: directory / f".{name}.npy" for name in shapes}
+        if distributed.is_main():
+            for name, (shape, dtype) in shapes.items():
+                np.lib.format.open_memmap(self.files[name], mode="w+", dtype=dtype, shape=shape)
+        distributed.barrier()
+        self.arrays = {name: np.lib.format.open_memmap(file, mode="r+") for name, file in self.files.items()}
+
+    def write(self, image_BHWC: np.ndarray, index_B: np.ndarray, label_B: np.ndarray) -> None:
+        """Puts one batch into its rows."""
+        self.arrays["arr_0"][index_B] = image_BHWC
+        self.arrays["labels"][index_B] = label_B
+
+    def close(self) -> None:
+        """Packs the archive on the main process, streaming."""
+        for array in self.arrays.values():
+            array.flush()
+        distributed.barrier()
+        if distributed.is_main():
+            partial = self.directory / ".samples.npz"
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                for name, file in self.files.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as target, file.open("rb") as source:
+                        shutil.copyfileobj(source, target, 1 << 22)
+            partial.rename(self.directory / "samples.npz")
+            for file in self.files.values():
+                file.unlink()

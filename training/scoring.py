@@ -1,0 +1,133 @@
+"""What the scoring scripts share: a checkpoint's data set, its images as uint8, the feature network, the result files.
+
+Legend: B batch, C channels, H W image, N images.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
+from evaluation.features import FEATURES, FeatureExtractor, build_features
+from evaluation.protocol import to_uint8
+from evaluation.scores import reference_statistics
+from evaluation.statistics import Gaussian
+from runtime import distributed
+from runtime.atomic import write_text_atomically
+from runtime.config import load_config
+from runtime.distributed import DistEnv
+from runtime.errors import UserError
+from training.snapshot import find_latest_snapshot
+
+Batches = Iterator[dict[str, Tensor]]
+SPLIT_NAMES = {"train": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val"}
+CLASSIFIER_CACHE = Path("runs") / "classifiers"
+
+
+def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose the feature network."""
+    parser.add_argument("--features", choices=FEATURES, default="inception",
+                        help="inception: the FID network; classifier: a small network trained on the data set itself")
+    parser.add_argument("--features-weights", default=None,
+                        help="Inception weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)")
+    parser.add_argument("--features-cache", default=str(CLASSIFIER_CACHE),
+                        help=f"where trained classifiers are kept (default: {CLASSIFIER_CACHE})")
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """A run directory stands for its newest snapshot; anything else is what it is.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    if not Path(path).exists():
+        raise UserError(f"no checkpoint at {path}")
+    return find_latest_snapshot(path) or Path(path)
+
+
+def config_beside(checkpoint: Path, schema: type, overrides: list[str]) -> Any:
+    """The typed experiment config of a snapshot, or the one beside a published file, with overrides."""
+    directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return load_config(schema, directory / "config.yaml", overrides)
+
+
+def split_name(name: str) -> str:
+    """`train` or `val`, from the published spellings.
+
+    Raises:
+        UserError: any other name.
+    """
+    if name not in SPLIT_NAMES:
+        raise UserError(f"split {name!r} is unknown; choose one of {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES[name]
+
+
+class ScoringData:
+    """The two splits of a data set as batches of uint8 images, shared out over the ranks."""
+
+    def __init__(self, config: DatasetConfig, batch_size: int, env: DistEnv):
+        if batch_size < 1:
+            raise UserError(f"--batch-size {batch_size} must be at least 1")
+        self.config, self.batch_size, self.env = config, batch_size, env
+        self._splits: dict[str, ImageDataset] = {}
+
+    def split(self, name: str) -> ImageDataset:
+        """The data set of one split, read once."""
+        if name not in self._splits:
+            self._splits[name] = build_dataset(self.config, name)
+        return self._splits[name]
+
+    def float_batches(self, name: str, shared: bool = True) -> Iterable[dict[str, Tensor]]:
+        """Batches in [-1, 1]: this rank's share, or with `shared=False` the whole split."""
+        rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)
+        return eval_loader(self.split(name), self.batch_size, rank, world_size, self.config.num_workers,
+                           device=self.env.device)
+
+    def uint8_batches(self, name: str, shared: bool = True) -> Batches:
+        """The same as uint8, with `label`; numbered for exact counting."""
+        for batch in self.float_batches(name, shared):
+            yield {**_counted(batch), "image": to_uint8(batch["image"])}
+
+    def features(self, args: argparse.Namespace) -> FeatureExtractor:
+        """The feature network of the flags; a classifier is trained on the whole training split, alike on every rank."""
+        return build_features(
+            args.features, device=self.env.device, weights=args.features_weights,
+            train=partial(self.uint8_batches, "train", shared=False),
+            validation=partial(self.uint8_batches, "val", shared=False),
+            num_classes=self.split("train").num_classes, cache_dir=args.features_cache,
+        )
+
+    def moments(self, name: str, extractor: FeatureExtractor) -> Gaussian:
+        """Mean and covariance of the features of a whole split."""
+        return reference_statistics(
+            self.uint8_batches(name), extractor, num_images=len(self.split(name)), reduce=distributed.all_reduce_sum_,
+            rank=self.env.rank, world_size=self.env.world_size,
+        )
+
+
+def _counted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("label", "index")}
+
+
+def reconstructed(batches: Iterable[dict[str, Tensor]], reconstruct: Callable[[Tensor], Tensor]) -> Batches:
+    """Batches of uint8 images after `reconstruct` ([-1, 1] in and out), under the numbers of the originals."""
+    with torch.no_grad():
+        for batch in batches:
+            yield {**_counted(batch), "image": to_uint8(reconstruct(batch["image"]))}
+
+
+def write_result(path: Path, line: Mapping[str, Any]) -> None:
+    """Writes the result line as JSON, and prints it and a readable table."""
+    text = json.dumps(line)
+    write_text_atomically(path, text + "\n")
+    width = max(len(name) for name in line["metrics"])
+    print(f"{line['num_images']} images, features {line['features']['name']}")
+    for name, value in line["metrics"].items():
+        print(f"  {name:<{width}}  {value:.4f}")
+    print(text, flush=True)
