@@ -74,8 +74,7 @@ class DepthTokenEmbedding(nn.Module):
 class CodeClassifier(nn.Module):
     """Head outputs -> logits: a layer norm, then one linear map for all depths or one per depth.
 
-    Logits beyond a depth's own vocabulary are the lowest finite number, so that they get probability 0 and no
-    gradient while losses stay finite.
+    Logits beyond a depth's own vocabulary are very low but finite: probability 0, no gradient, and no NaN in a loss.
     """
 
     def __init__(self, embed_dim: int, vocab_sizes: Sequence[int], shared: bool):
@@ -93,7 +92,7 @@ class CodeClassifier(nn.Module):
         logits = self.linear(self.layer_norm(x))
         for depth, size in enumerate(self.vocab_sizes):
             if size < self._largest:
-                logits[..., depth, size:] = torch.finfo(logits.dtype).min
+                logits[..., depth, size:] = _impossible(logits.dtype)
         return logits
 
     def at_depth(self, x_BC: Tensor, depth: int) -> Tensor:
@@ -101,8 +100,13 @@ class CodeClassifier(nn.Module):
         x_BC = self.layer_norm(x_BC)
         logits = self.linear(x_BC) if self.shared else self.linear.at_depth(x_BC, depth)
         if self.vocab_sizes[depth] < self._largest:
-            logits[..., self.vocab_sizes[depth] :] = torch.finfo(logits.dtype).min
+            logits[..., self.vocab_sizes[depth] :] = _impossible(logits.dtype)
         return logits
+
+
+def _impossible(dtype: torch.dtype) -> float:
+    # Half of the lowest number, so that rounding to bfloat16 or dividing by a temperature does not make it infinite.
+    return torch.finfo(dtype).min / 2
 
 
 class DepthLinear(nn.Module):

@@ -75,12 +75,13 @@ def draw(probs_BV: Tensor, seed: int, sample_index_B: Tensor, position: int, dep
 
 def invert_cdf(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """The code (B,) at which the cumulated probability first exceeds `uniform`; codes of probability 0 never come."""
-    cumulated_BV = probs_BV.cumsum(dim=-1)
-    total_B = cumulated_BV[:, -1]
+    # A parallel sum rounds neighbours differently, so a code of probability 0 may seem to add something: hide those.
+    cumulated_BV = probs_BV.cumsum(dim=-1).masked_fill_(probs_BV == 0, 0.0)
+    total_B = cumulated_BV.amax(dim=-1)
     # Rounding must not push the value up to the total, which no entry exceeds.
     largest_B = torch.nextafter(total_B, torch.zeros_like(total_B))
     value_B = torch.minimum((uniform_B * total_B).to(total_B.dtype), largest_B)
-    return torch.searchsorted(cumulated_BV, value_B.unsqueeze(1), right=True).squeeze(1)
+    return (cumulated_BV > value_B.unsqueeze(1)).to(torch.uint8).argmax(dim=-1)
 
 
 def uniform_noise(seed: int, sample_index_B: Tensor, addresses: list[tuple[int, int]]) -> Tensor:

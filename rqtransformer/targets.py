@@ -128,11 +128,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 loss_D[d] += (target_nV.sum(dim=-1) * log_norm_n - expected_n).sum()
         ctx.save_for_backward(logits_NDV, codes_ND, log_norm_ND)
         ctx.targets, ctx.chunk = targets, chunk
-        ctx.mark_non_differentiable(nll_D, correct_D)
-        return loss_D / num_rows, nll_D / num_rows, correct_D / num_rows
+        loss_D, nll_D, accuracy_D = (sums_D / num_rows for sums_D in (loss_D, nll_D, correct_D))
+        ctx.mark_non_differentiable(nll_D, accuracy_D)
+        return loss_D, nll_D, accuracy_D
 
     @staticmethod
-    def backward(ctx, grad_loss_D: Tensor, _grad_nll: Tensor, _grad_correct: Tensor):
+    def backward(ctx, grad_loss_D: Tensor, _grad_nll: Tensor, _grad_accuracy: Tensor):
         logits_NDV, codes_ND, log_norm_ND = ctx.saved_tensors
         num_rows, depth, _ = logits_NDV.shape
         grad_NDV = torch.empty_like(logits_NDV)
