@@ -124,8 +124,10 @@ def save_grid(kept: dict[int, Tensor], log: RunLog, directory: Path) -> None:
 
 
 def save_moments(directory: Path, moments: Gaussian) -> None:
+    """The features' moments under the names that other FID tools read."""
     if distributed.is_main():
-        np.savez(directory / "stats.npz", mu=moments.mean.numpy(), sigma=moments.covariance.numpy(), n=moments.num)
+        mu, sigma = moments.mean_F.cpu().numpy(), moments.covariance_FF.cpu().numpy()
+        np.savez(directory / "stats.npz", mu=mu, sigma=sigma, num_images=moments.num)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ go through the feature network once. Axes: B batch, C channels, H W image, F fea
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -142,6 +142,7 @@ def score_images(
     seed: int | None = None,
     sampling: Mapping[str, object] | None = None,
     checkpoint: str | None = None,
+    keep_moments: Callable[[Gaussian], None] | None = None,
 ) -> dict[str, object]:
     """Scores exactly `num_images` images and returns the result line (JSON-ready, the same on every rank).
 
@@ -156,6 +157,7 @@ def score_images(
         accuracy: also the share of images recognised as their `label`.
         reduce: in-place sum of a tensor over ranks.
         seed, sampling, checkpoint: written into the line as given (checkpoint: a hash).
+        keep_moments: called with the moments of the images' features, on every rank (needs `references`).
 
     Raises:
         ValueError: not exactly `num_images` images, images that are not uint8, missing labels, fewer than 2 images.
@@ -169,6 +171,8 @@ def score_images(
     if accuracy:
         accumulators.append(RecognitionAccuracy(extractor))
     accumulate(batches, extractor, accumulators, num_images, reduce=reduce, rank=rank, world_size=world_size)
+    if keep_moments is not None and references:
+        keep_moments(accumulators[0].statistics.gaussian())
     return {
         "metrics": {name: value for accumulator in accumulators for name, value in accumulator.metrics().items()},
         "num_images": num_images,

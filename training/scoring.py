@@ -95,7 +95,7 @@ class ScoringData:
             yield {**_counted(batch), "image": to_uint8(batch["image"])}
 
     def features(self, args: argparse.Namespace) -> FeatureExtractor:
-        """The feature network of the flags; a classifier is trained on the whole training split, alike on every rank."""
+        """The feature network of the flags; a classifier is trained on all training images, alike on every rank."""
         return build_features(
             args.features, device=self.env.device, weights=args.features_weights,
             train=partial(self.uint8_batches, "train", shared=False),

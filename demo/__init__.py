@@ -1,0 +1,1 @@
+"""The whole project in a few minutes on a CPU: `make demo`."""
