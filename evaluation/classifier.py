@@ -142,7 +142,7 @@ def _resized(image_BCHW: Tensor, resolution: int) -> Tensor:
         return image_BCHW
     size = (resolution, resolution)
     resized_BCHW = F.interpolate(image_BCHW.float(), size, mode="bilinear", align_corners=False, antialias=True)
-    return resized_BCHW.round_().clamp_(0, 255).to(torch.uint8)
+    return resized_BCHW.round_().to(torch.uint8)
 
 
 def _collect(

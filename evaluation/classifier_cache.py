@@ -28,7 +28,7 @@ def read_cached(path: Path, network: nn.Module, key: str) -> dict[str, Tensor] |
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            stored_key = (file.metadata() or {}).get("key")
+            stored_key = json.loads((file.metadata() or {}).get("classifier", "{}")).get("key")
     except (SafetensorError, OSError) as error:
         warnings.warn(f"ignoring the cached classifier {path}: {str(error).splitlines()[0]}", stacklevel=2)
         return None
@@ -42,7 +42,8 @@ def write_cached(path: Path, network: nn.Module, key: str, settings: dict[str, o
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        metadata = {"key": key, "settings": json.dumps(settings, sort_keys=True)}
+        # One entry: several would be written in an arbitrary order, and equal classifiers as different files.
+        metadata = {"classifier": json.dumps({"key": key, "settings": settings}, sort_keys=True)}
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary, metadata)
         os.replace(temporary, path)
     finally:

@@ -55,8 +55,9 @@ def _moments(mu: Array, sigma: Array) -> tuple[Tensor, Tensor]:
 
 def _trace_of_root(covariance1_FF: Tensor, covariance2_FF: Tensor) -> Tensor:
     """tr((sigma1 sigma2)^(1/2)): Cholesky and eigenvalues when both have full rank, else on the two ranges."""
-    factor_FF = _cholesky(covariance1_FF)
-    if factor_FF is not None and _cholesky(covariance2_FF) is not None:
+    factor_FF, singular1 = torch.linalg.cholesky_ex(covariance1_FF)
+    _, singular2 = torch.linalg.cholesky_ex(covariance2_FF)
+    if not (singular1 or singular2):
         eigenvalues_F = torch.linalg.eigvalsh(factor_FF.T @ covariance2_FF @ factor_FF)
         return eigenvalues_F.clamp(min=0).sqrt().sum()
     # Singular: rounding noise of relative size eps would enter as its square root. The nuclear norm of the product of
@@ -64,19 +65,9 @@ def _trace_of_root(covariance1_FF: Tensor, covariance2_FF: Tensor) -> Tensor:
     return torch.linalg.svdvals(_root_on_range(covariance1_FF).T @ _root_on_range(covariance2_FF)).sum()
 
 
-def _cholesky(covariance_FF: Tensor) -> Tensor | None:
-    """Lower factor; None for a matrix without full numerical rank."""
-    factor_FF, failed = torch.linalg.cholesky_ex(covariance_FF)
-    pivots_F = factor_FF.diagonal().square()
-    return factor_FF if failed == 0 and pivots_F.min() > _rank_tolerance(pivots_F) else None
-
-
 def _root_on_range(covariance_FF: Tensor) -> Tensor:
     """(F, R) matrix A with A A^T = covariance, R its numerical rank."""
     eigenvalues_F, vectors_FF = torch.linalg.eigh(covariance_FF)
-    kept_F = eigenvalues_F > _rank_tolerance(eigenvalues_F)
+    tolerance = eigenvalues_F.max().clamp(min=0) * len(eigenvalues_F) * torch.finfo(torch.float64).eps
+    kept_F = eigenvalues_F > tolerance
     return vectors_FF[:, kept_F] * eigenvalues_F[kept_F].sqrt()
-
-
-def _rank_tolerance(eigenvalues_F: Tensor) -> Tensor:
-    return eigenvalues_F.max().clamp(min=0) * len(eigenvalues_F) * torch.finfo(torch.float64).eps

@@ -127,6 +127,20 @@ def test_a_damaged_cache_file_is_replaced(tmp_path):
     assert torch.equal(first(image_BCHW)[1], again(image_BCHW)[1])
 
 
+def test_a_file_of_another_classifier_is_replaced(tmp_path):
+    data = batches(*stripes(16))
+    train_classifier(data, 2, config=replace(QUICK, seed=1), cache_dir=tmp_path)
+    (foreign,) = tmp_path.iterdir()
+    own = train_classifier(data, 2, config=QUICK, cache_dir=tmp_path)
+    (path,) = set(tmp_path.iterdir()) - {foreign}
+    sound = path.read_bytes()
+    path.write_bytes(foreign.read_bytes())
+    again = train_classifier(data, 2, config=QUICK, cache_dir=tmp_path)
+    image_BCHW = to_uint8(data[0][0])
+    assert torch.equal(own(image_BCHW)[1], again(image_BCHW)[1])
+    assert path.read_bytes() == sound
+
+
 def test_the_cache_is_used(tmp_path, monkeypatch):
     data = batches(*stripes(16))
     train_classifier(data, 2, config=QUICK, cache_dir=tmp_path)

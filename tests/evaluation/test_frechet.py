@@ -78,6 +78,15 @@ def test_near_singular_covariances(smallest):
     assert distance == pytest.approx(closed_form(one, two, zero), rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_duplicated_features(seed):
+    # Rounding decides whether such a matrix still has a Cholesky factor; the distance must not depend on it.
+    features_NF = torch.randn(300, 24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sigma = torch.cov(features_NF.repeat(1, 2).T)
+    zero = torch.zeros(48)
+    assert frechet_distance(zero, sigma, zero, 4 * sigma) == pytest.approx(sigma.trace().item(), rel=1e-11)
+
+
 def test_fewer_images_than_features():
     few = torch.randn(10, 64, dtype=torch.float64)
     sigma = torch.cov(few.T)

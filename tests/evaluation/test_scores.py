@@ -123,6 +123,8 @@ def test_the_number_of_images_is_exact(image_NCHW, run_ranks):
     twice = {"image": image_NCHW[:3], "index": torch.tensor([0, 1, 1])}
     with pytest.raises(ValueError, match="1 missing, 1 more than once"):
         score_images([twice], PixelFeatures(), num_images=3)
+    with pytest.raises(ValueError, match="0 missing, 1 more than once"):
+        score_images([twice], PixelFeatures(), num_images=2)
     with pytest.raises(ValueError, match="3 missing"):
         run_ranks(
             2,
