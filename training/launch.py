@@ -95,14 +95,15 @@ class Session:
                                  config.optimizer.grad_accm_steps)
         # initial weights are the same on every rank, and never those of any step's noise
         seed_everything_for_step(config.seed, 0, INITIAL_STEP)
-        self.stage = build_stage(config, self.plan, env, partial(self._batches, self.val_set))
+        self.stage = build_stage(config, self.plan, env, partial(self.batches, self.val_set))
         self.step = self.images_seen = 0
         self._restore()
         self.run_dir = self._open_run_dir()
         self.log = RunLog(self.run_dir, env.is_main, rank=env.rank,
                           resume_step=self.step if args.resume else None)
 
-    def _batches(self, dataset: ImageDataset) -> Iterable[dict[str, Tensor]]:
+    def batches(self, dataset: ImageDataset) -> Iterable[dict[str, Tensor]]:
+        """This rank's share of a split for evaluation, every image once."""
         experiment = self.config.experiment
         return eval_loader(dataset, self.args.test_batch_size or experiment.batch_size, self.env.rank,
                            self.env.world_size, experiment.num_workers, limit=experiment.test_images,
@@ -151,11 +152,11 @@ class Session:
 
     def evaluate(self) -> None:
         """Metrics of the loaded weights on both splits (and of the EMA weights where there are any)."""
-        results = {"train": self.stage.evaluate(self._batches(self.train_set)),
-                   "val": self.stage.evaluate(self._batches(self.val_set))}
+        results = {"train": self.stage.evaluate(self.batches(self.train_set)),
+                   "val": self.stage.evaluate(self.batches(self.val_set))}
         if self.stage.ema is not None:
             with self.stage.averaged():
-                results["val_ema"] = self.stage.evaluate(self._batches(self.val_set))
+                results["val_ema"] = self.stage.evaluate(self.batches(self.val_set))
         for split, metrics in results.items():
             self.log.log_metrics(self.step, metrics, prefix=split)
 

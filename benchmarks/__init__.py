@@ -1,0 +1,1 @@
+"""Every speed or quality claim of the documents as a script that can be run again."""
