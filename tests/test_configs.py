@@ -1,0 +1,148 @@
+"""Every YAML file under configs/ loads strictly; published ones have the published sizes, ours run and fit together.
+
+Legend: B batch, H W code grid, D code depth, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import build_dataset
+from data.captions import CAPTION_LENGTH, caption_vocabulary
+from rqtransformer import RQTransformer
+from rqtransformer.model import count_parameters as count_transformer_parameters
+from rqvae import RQVAE
+from rqvae.losses.discriminator import PatchDiscriminator
+from rqvae.model import count_parameters
+from runtime.config import load_config
+from tests.golden_files import published_keys
+from training.experiment import plan_batches
+from training.stage1 import Stage1Config
+from training.stage2 import Stage2Config, complete_arch
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PUBLISHED = {
+    entry["config"].removeprefix("configs/"): entry for entry in published_keys().values() if "config" in entry
+}
+OURS = ("cifar10", "demo", "digits", "fashion-mnist", "synthetic")
+
+
+def _paths(stage: str, *folders: str) -> list[str]:
+    paths = [path for folder in folders for path in sorted(CONFIGS.glob(f"{folder}/**/*.yaml"))]
+    return [str(path.relative_to(CONFIGS)) for path in paths if ("stage1" in path.parts) == (stage == "stage1")]
+
+
+def _stage1(path: str) -> Stage1Config:
+    return load_config(Stage1Config, CONFIGS / path)
+
+
+def _stage2(path: str) -> Stage2Config:
+    return load_config(Stage2Config, CONFIGS / path)
+
+
+def _published(kind: str) -> list[str]:
+    return [path for path, entry in PUBLISHED.items() if entry["kind"] == kind]
+
+
+def test_all_published_experiments_are_here_and_none_is_forgotten():
+    found = {str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("**/*.yaml")}
+    assert set(PUBLISHED) <= found and len(PUBLISHED) == 14
+    tested = set(PUBLISHED) | set(_paths("stage1", *OURS)) | set(_paths("stage2", *OURS))
+    assert found == tested
+
+
+@pytest.mark.parametrize("path", _published("rq-vae"))
+def test_published_stage1(path):
+    expected, config = PUBLISHED[path], _stage1(path)
+    with torch.device("meta"):
+        model = RQVAE(config.arch.model_config())
+        discriminator = PatchDiscriminator.from_config(config.gan.disc.arch)
+    assert count_parameters(model) == expected["parameters"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected["trainable"]
+    parts = {part: count_parameters(getattr(model, part)) for part in expected["parts"]}
+    assert parts == expected["parts"]
+    assert count_parameters(discriminator) == published_keys()["discriminator"]["parameters"]
+    hparams = config.arch.hparams
+    assert (hparams.codebook_update, hparams.loss_type, hparams.restart_unused_codes) == ("per_depth", "mse", True)
+    assert config.dataset.style_and_resolution()[1] == config.arch.ddconfig.resolution == 256
+
+
+@pytest.mark.parametrize("path", _published("rq-transformer"))
+def test_published_stage2(path):
+    expected, config = PUBLISHED[path], _stage2(path)
+    config.arch.vocab_size = config.dataset.vocab_size
+    with torch.device("meta"):
+        model = RQTransformer(config.arch)
+    assert count_transformer_parameters(model) == expected["parameters"]
+    assert len(model.state_dict()) == expected["entries"]
+    assert config.experiment.total_batch_size % config.experiment.batch_size == 0
+    assert (config.optimizer.init_lr, config.optimizer.weight_decay, config.optimizer.max_gn) == (5e-4, 1e-4, 1.0)
+    assert (config.loss.type, config.loss.temp, config.loss.stochastic_codes) == (
+        "soft_target_cross_entropy",
+        0.5,
+        True,
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in PUBLISHED if not path.startswith("cc3m")])
+def test_published_data_sections(path):
+    config = _stage1(path) if "/stage1/" in path else _stage2(path)
+    config.dataset.validate()
+    style, resolution = config.dataset.style_and_resolution()
+    folder = path.split("/")[0]
+    assert resolution == 256
+    assert {"imagenet256": ("imagenet", "imagenet"), "ffhq": ("ffhq", "ffhq")}.get(folder, (folder, "lsun")) == (
+        config.dataset.name,
+        style,
+    )
+
+
+def test_text_experiment_reads_its_words_like_the_model():
+    config = _stage2("cc3m/cc3m-rqtransformer-8x8x4-650M.yaml")
+    assert config.dataset.vocab_size_txt == config.arch.vocab_size_cond
+    assert config.dataset.context_length == config.arch.block_size_cond
+    assert (config.loss.txt_weight, config.loss.img_weight) == (0.1, 0.9)
+
+
+@pytest.mark.parametrize("path", _paths("stage1", *OURS))
+def test_our_stage1(path):
+    config = _stage1(path)
+    assert config.arch.hparams.codebook_update == "deferred"
+    config.dataset.validate()
+    assert config.dataset.style_and_resolution()[1] == config.arch.ddconfig.resolution
+    assert plan_batches(config.experiment, num_images=10_000, world_size=1).total_steps > 0
+    model = RQVAE(config.arch.model_config()).eval()
+    with torch.no_grad():
+        recon, _ = model(torch.zeros(1, 3, 32, 32))
+    assert recon.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("path", _paths("stage2", *OURS))
+def test_our_stage2_fits_its_stage1(path):
+    config = _stage2(path)
+    (stage1,) = _paths("stage1", path.split("/")[0])
+    tokenizer = RQVAE(_stage1(stage1).arch.model_config()).eval()
+    arch = complete_arch(config, tokenizer)
+    model = RQTransformer(arch).eval()
+    codes_BHWD = torch.zeros(1, *arch.block_size, dtype=torch.int64)
+    cond = torch.zeros(1, arch.block_size_cond, dtype=torch.int64)
+    with torch.no_grad():
+        output = model(codes_BHWD, tokenizer, cond if arch.block_size_cond > 1 else cond[:, 0])
+    assert output.logits.shape == (*codes_BHWD.shape, max(arch.vocab_sizes))
+    first, second = _stage1(stage1).dataset, config.dataset
+    assert (first.name, first.style_and_resolution()) == (second.name, second.style_and_resolution())
+
+
+@pytest.mark.parametrize("path", _paths("stage2", "digits", "demo", "synthetic"))
+def test_conditions_fit_the_data(path):
+    config = _stage2(path)
+    dataset = build_dataset(config.dataset, "val")
+    if config.arch.block_size_cond == 1:
+        assert config.arch.vocab_size_cond == dataset.num_classes
+    else:
+        assert (config.arch.vocab_size_cond, config.arch.block_size_cond) == (len(caption_vocabulary()), CAPTION_LENGTH)
+        assert dataset[0]["cond"].shape == (config.arch.block_size_cond,)
+        assert config.dataset.vocab_size_txt == len(caption_vocabulary())
