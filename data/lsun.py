@@ -47,33 +47,39 @@ def _images(config: DatasetConfig, folder: Path, layout: str) -> PackedPaths:
 
 
 class LmdbImages:
-    """Encoded images of an LMDB database, numbered in the order of their keys; every process opens its own handle."""
+    """Encoded images of an LMDB database, numbered in the order of their keys."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._handle, self._owner = str(path), None, None
-        with self._open().begin() as transaction:
+        self.path = str(path)
+        with _environment(self.path).begin() as transaction:
             self.keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_owner": None}
-
     def name(self, index: int) -> str:
         return f"{self.path}:{self.keys[index].decode(errors='replace')}"
 
     def read(self, index: int) -> bytes:
-        with self._open().begin() as transaction:
+        with _environment(self.path).begin() as transaction:
             value = transaction.get(bytes(self.keys[index]))
         if value is None:
             raise OSError("the key is gone from the database")
         return value
 
-    def _open(self) -> Any:
-        if self._owner != os.getpid():  # a handle must not cross a fork
-            self._handle, self._owner = _open_lmdb(self.path), os.getpid()
-        return self._handle
+
+# path -> (process, environment). A process may open a database once, whatever the number of data sets over it, and must
+# not use one that was opened before it was forked.
+_OPEN: dict[str, tuple[int, Any]] = {}
+
+
+def _environment(path: str) -> Any:
+    process, environment = _OPEN.get(path, (None, None))
+    if process != os.getpid():
+        if environment is not None:
+            environment.close()  # of this process only: without locks the parent's stays as it is
+        _OPEN[path] = os.getpid(), _open_lmdb(path)
+    return _OPEN[path][1]
 
 
 def _open_lmdb(path: str) -> Any:
