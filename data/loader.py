@@ -7,6 +7,7 @@ become float32 there. Axes: B batch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -128,7 +129,7 @@ def _batches(
         raw = DataLoader(
             dataset,
             batch_sampler=order,
-            num_workers=num_workers,
+            num_workers=min(num_workers, _cores()),
             collate_fn=_unchanged,
             worker_init_fn=_use_one_thread,
             prefetch_factor=_PREFETCH,
@@ -149,6 +150,11 @@ def _place(batch: Batch, pin_memory: bool, device: object) -> Batch:
 
 def _is_cuda(device: object) -> bool:
     return device is not None and torch.device(device).type == "cuda"
+
+
+def _cores() -> int:
+    """Cores this process may use; more data workers than that only get in each other's way."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _unchanged(batch: Batch) -> Batch:
