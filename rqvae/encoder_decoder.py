@@ -5,6 +5,7 @@ Legend: B batch, C channels, H W grid.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
 
 import torch
@@ -16,14 +17,14 @@ from rqvae.blocks import Downsample, Level, Middle, Upsample, group_norm
 from rqvae.config import DDConfig
 
 
-class _Half(nn.Module):
+class _Half(nn.Module, abc.ABC):
     """Runs its layers one after the other; with `checkpointing`, training recomputes each one in the backward pass."""
 
     checkpointing: bool
 
+    @abc.abstractmethod
     def layers(self) -> Iterator[nn.Module]:
         """The layers between the first convolution and the last normalisation."""
-        raise TypeError("a half defines its layers")
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Feature map in, feature map out."""

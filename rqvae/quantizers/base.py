@@ -5,6 +5,7 @@ Legend: B batch, H W latent grid, h w code grid, D code depth, E code-vector siz
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ class QuantizerOutput(NamedTuple):
     terms: dict[str, torch.Tensor]
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, abc.ABC):
     """Channels-last vectors -> codes -> vectors.
 
     `num_codes` holds the codebook size of every depth; its length is the code depth D.
@@ -35,21 +36,21 @@ class Quantizer(nn.Module):
 
     num_codes: tuple[int, ...]
 
+    @abc.abstractmethod
     def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
         """Quantize `z` (..., E). Positions where `mask` is False count neither in the loss nor in the codebook."""
-        raise TypeError(f"{type(self).__name__} does not define forward")
 
+    @abc.abstractmethod
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> the vectors that `forward` would return for them, fp32."""
-        raise TypeError(f"{type(self).__name__} does not define decode")
 
+    @abc.abstractmethod
     def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> the code vector of every depth (..., D, E), neither summed nor cumulated, fp32."""
-        raise TypeError(f"{type(self).__name__} does not define embed_with_depth")
 
+    @abc.abstractmethod
     def codebook(self, depth: int) -> torch.Tensor:
         """The (K, E) code vectors that depth `depth` searches, fp32."""
-        raise TypeError(f"{type(self).__name__} does not define codebook")
 
     def update_codebook(self) -> None:
         """Apply what the train-mode forwards since the last call have gathered. Nothing to do by default."""

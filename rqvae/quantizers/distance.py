@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-CPU_CHUNK_BYTES = 16 * 2**20  # larger temporaries pay page faults at every call
+CPU_CHUNK_BYTES = 8 * 2**20  # larger temporaries pay page faults at every call
 DEVICE_CHUNK_BYTES = 256 * 2**20
 MIN_CHUNK_ROWS = 16
 

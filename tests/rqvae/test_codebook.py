@@ -64,6 +64,14 @@ def test_restart_repeats_with_noise_when_vectors_are_few():
     assert (distance == 0).sum() == 3, "the first use of a vector is exact"
 
 
+@pytest.mark.parametrize("keep_unused", [False, True])
+def test_restarted_entries_are_searched_with_their_new_vector(keep_unused):
+    book = EMACodebook(6, 4, restart_unused_codes=True, keep_unused=keep_unused)
+    x = torch.randn(50, 4)
+    book.update([coded(x, [0] * 50)])
+    torch.testing.assert_close(book.weight[1:], book.embed_ema[1:], atol=1e-3, rtol=0)
+
+
 def test_restart_draws_differ_from_update_to_update_and_repeat_with_the_state():
     x, codes = torch.randn(200, 4), torch.zeros(200, dtype=torch.int64)
     books = [EMACodebook(10, 4, restart_unused_codes=True) for _ in range(2)]

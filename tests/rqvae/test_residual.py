@@ -53,9 +53,11 @@ def test_input_precision_and_autocast_change_nothing(settings):
     expected = quantizer(z.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outs = [quantizer(z), quantizer(z.float())]
+        soft = quantizer.soft_codes(z)[0]
     for out in outs:
         assert torch.equal(out.codes, expected.codes)
         assert torch.equal(out.loss, expected.loss)
+    assert torch.equal(soft, quantizer.soft_codes(z.float())[0])
 
 
 def test_every_further_code_is_the_nearest_to_what_is_left():
@@ -85,11 +87,12 @@ def test_gradients_in_closed_form():
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("update", ["deferred", "per_depth"])
-def test_padding_with_a_mask_changes_nothing(restart, update):
+@pytest.mark.parametrize("padding_value", [0.0, float("nan")])
+def test_padding_with_a_mask_changes_nothing(restart, update, padding_value):
     plain = make(num_codes=(16, 8), restart_unused_codes=restart, codebook_update=update)
     padded = make(num_codes=(16, 8), restart_unused_codes=restart, codebook_update=update)
     padded.load_state_dict(plain.state_dict())
-    z, padding = torch.randn(3, 5, 6), torch.full((3, 4, 6), float("nan"))
+    z, padding = torch.randn(3, 5, 6), torch.full((3, 4, 6), padding_value)
     mask = torch.arange(9).expand(3, 9) < 5
     one = plain(z)
     two = padded(torch.cat([z, padding], 1).requires_grad_(), mask)

@@ -14,6 +14,7 @@ SETTINGS = [
     {"num_codes": (64, 64), "shared": True, "restart_unused_codes": True, "codebook_update": "deferred"},
 ]
 STEPS, BATCH, MICRO = 3, 8, 2
+SHARES = {1: [8], 2: [3, 5]}  # rows per rank; uneven, as the last batch of an epoch can be
 
 
 def quantizer(settings):
@@ -29,10 +30,9 @@ def vectors(step):
 def train(rank, world, settings):
     """The state after some steps, where this process sees its share of every micro-batch."""
     model = quantizer(settings)
-    share = BATCH // world
     for step in range(STEPS):
         for micro in vectors(step):
-            model(micro[rank * share : (rank + 1) * share])
+            model(micro.split(SHARES[world])[rank])
         model.update_codebook()
     return {name: value.clone() for name, value in model.state_dict().items()}
 
