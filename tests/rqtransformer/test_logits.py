@@ -115,3 +115,12 @@ def test_codes_without_probability_are_never_drawn():
     assert invert_cdf(probs, uniform).tolist() == [1, 1, 3, 3]
     unnormalised = probs * 0.1
     assert invert_cdf(unnormalised, uniform).tolist() == [1, 1, 3, 3]
+
+
+def test_rounding_of_a_parallel_sum_does_not_let_impossible_codes_in(monkeypatch):
+    exact = torch.Tensor.cumsum
+    noise = torch.tensor([0.0, 0.0, 1e-6, 0.0, 1e-6])
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda self, dim: exact(self, dim) + noise)
+    probs = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]]).expand(2, -1)
+    uniform = torch.tensor([0.3000005, 1 - 2**-53], dtype=torch.float64)
+    assert invert_cdf(probs, uniform).tolist() == [3, 3]
