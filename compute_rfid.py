@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     depth = len(model.quantizer.num_codes) if args.depth is None else args.depth
     if not 1 <= depth <= len(model.quantizer.num_codes):
         raise ValueError(f"--depth {args.depth} is not in 1..{len(model.quantizer.num_codes)}")
-    data = ScoringData(config.dataset, args.batch_size, env)
+    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers)
     extractor = data.features(args)
     images = reconstructed(
         data.float_batches(split), lambda image_BCHW: model.decode_code(model.get_codes(image_BCHW)[..., :depth])

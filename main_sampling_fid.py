@@ -138,7 +138,7 @@ def main(args: argparse.Namespace) -> None:
     env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank)
     stage1, stage2 = load_models(args, env)
     sampler = Sampler(args, stage1, stage2, env)
-    data = ScoringData(config.dataset, args.batch_size, env)
+    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers)
     extractor = data.features(args) if args.score else None
     base = Path(args.save_dir) if args.save_dir else checkpoint if checkpoint.is_dir() else checkpoint.parent
     directory = new_run_dir(base, "samples", f"seed{args.seed}")

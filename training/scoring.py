@@ -71,10 +71,10 @@ def split_name(name: str) -> str:
 class ScoringData:
     """The two splits of a data set as batches of uint8 images, shared out over the ranks."""
 
-    def __init__(self, config: DatasetConfig, batch_size: int, env: DistEnv):
+    def __init__(self, config: DatasetConfig, batch_size: int, env: DistEnv, num_workers: int = 0):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size} must be at least 1")
-        self.config, self.batch_size, self.env = config, batch_size, env
+        self.config, self.batch_size, self.env, self.num_workers = config, batch_size, env, num_workers
         self._splits: dict[str, ImageDataset] = {}
 
     def split(self, name: str) -> ImageDataset:
@@ -86,7 +86,7 @@ class ScoringData:
     def float_batches(self, name: str, shared: bool = True) -> Iterable[dict[str, Tensor]]:
         """Batches in [-1, 1]: this rank's share, or with `shared=False` the whole split."""
         rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)
-        return eval_loader(self.split(name), self.batch_size, rank, world_size, self.config.num_workers,
+        return eval_loader(self.split(name), self.batch_size, rank, world_size, self.num_workers,
                            device=self.env.device)
 
     def uint8_batches(self, name: str, shared: bool = True) -> Batches:

@@ -4,7 +4,7 @@ Legend: B batch, C channels, H W image or code grid, D code depth, K codebook si
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -182,13 +182,19 @@ class Stage2:
 
     def _preview_conditions(self, num_images: int) -> Tensor | None:
         if self.config.arch.block_size_cond > 1:
-            batches, conditions = iter(self.validation_batches()), []
-            while sum(map(len, conditions)) < num_images:
-                conditions.append(next(batches)["cond"])
-            return torch.cat(conditions)[:num_images].to(self.env.device)
+            captions = torch.cat([batch["cond"] for batch in self._first_batches(num_images)])
+            return captions[torch.arange(num_images) % len(captions)].to(self.env.device)
         if self.config.arch.vocab_size_cond > 1:
             return balanced_conditions(num_images, self.config.arch.vocab_size_cond).to(self.env.device)
         return None
+
+    def _first_batches(self, num_images: int) -> Iterator[dict[str, Tensor]]:
+        """Validation batches until they hold `num_images`, or all there are."""
+        for batch in self.validation_batches():
+            yield batch
+            num_images -= len(batch["label"])
+            if num_images <= 0:
+                return
 
     def objects(self) -> dict[str, Any]:
         """Everything that a resumed run needs; schedules and random states are derived, not stored."""
