@@ -128,7 +128,7 @@ def _apply(config: DictConfig, override: Override) -> DictConfig:
     node, depth = config, 0
     while depth < len(names) - 1 and _is_filled(child := _filled_section(node, names[depth])):
         node, depth = child, depth + 1
-    may_add = override.type in (OverrideType.ADD, OverrideType.FORCE_ADD) and not _is_typed(node)
+    may_add = override.type in (OverrideType.ADD, OverrideType.FORCE_ADD)
     if not may_add and _child(node, names[depth]) is None:
         hint = "" if _is_typed(node) or isinstance(node, ListConfig) else f"; write +{override.input_line} to add it"
         raise UserError(f"{COMMAND_LINE}: {_unknown_key(config, node, key)}{hint}")
@@ -198,7 +198,6 @@ def _to_object(config: DictConfig, source: str) -> Any:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f"{source}: no value for {', '.join(repr(key) for key in missing)}")
-        OmegaConf.resolve(config)
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_explain(config, error)}") from error

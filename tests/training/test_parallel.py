@@ -59,10 +59,12 @@ def train_one_rank(rank: int, port: int, folder: str) -> None:
     with no_sync(parallel, enabled=True):
         parallel(mine).mean().backward()
     seen["local"] = model[0].weight.grad.clone()
-    model.codebook.fill_(float(rank))
     with no_sync(parallel, enabled=False):
         parallel(mine).square().mean().backward()
     seen |= {f"grad.{name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
+    # The first forward after a synchronised backward is the one that would broadcast buffers.
+    model.codebook.fill_(float(rank))
+    parallel(mine)
     seen["codebook after"] = model.codebook.clone()
     distributed.shutdown()
     save_file(seen, Path(folder) / f"rank{rank}.safetensors")

@@ -124,4 +124,13 @@ def test_the_digest_sees_every_value_and_nothing_else():
     with torch.no_grad():
         model[0].bias[1] += 1e-6
     assert weights_digest(model) != digest
-    assert weights_digest(model.bfloat16()) != digest
+    same_bytes = [
+        nn.ParameterDict({"w": torch.zeros(shape, dtype=dtype)})
+        for shape, dtype in (
+            ((4,), torch.float32),
+            ((2, 2), torch.float32),
+            ((8,), torch.bfloat16),
+            ((8,), torch.float16),
+        )
+    ]
+    assert len({weights_digest(module) for module in same_bytes}) == 4
