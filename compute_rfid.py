@@ -16,11 +16,10 @@ from training.scoring import (
     add_scoring_flags,
     config_beside,
     reconstructed,
-    resolve_checkpoint,
     split_name,
     write_result,
 )
-from training.snapshot import weights_digest
+from training.snapshot import resolve_checkpoint, weights_digest
 from training.stage1 import Stage1Config
 
 

@@ -28,8 +28,8 @@ from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from training.precision import PRECISIONS, Precision
 from training.sample_files import FORMATS, save_images
-from training.scoring import ScoringData, add_scoring_flags, config_beside, resolve_checkpoint, split_name, write_result
-from training.snapshot import weights_digest
+from training.scoring import ScoringData, add_scoring_flags, config_beside, split_name, write_result
+from training.snapshot import resolve_checkpoint, weights_digest
 from training.stage2 import Stage2Config
 from training.visuals import save_image_file, uint8_grid
 

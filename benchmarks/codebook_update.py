@@ -60,8 +60,8 @@ def main() -> None:
         errors = " | ".join(f"{row[name]:.5f}" for name in ("train_mode", "eval_train", "eval_val"))
         print(f"| {row['batch_size']} | {row['update']} | {row['steps']} | {errors} |")
     result = {"benchmark": "codebook_update", "config": [CONFIG, *CHANGES], "num_images": args.num_images,
-              "seed": args.seed, "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(),
-              "rows": rows}
+              "seed": args.seed, "torch": torch.__version__, "machine": platform.machine(),
+              "threads": torch.get_num_threads(), "rows": rows}
     line = json.dumps(result)
     if args.output is not None:
         args.output.write_text(line + "\n", encoding="utf-8")

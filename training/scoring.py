@@ -23,7 +23,6 @@ from runtime.atomic import write_text_atomically
 from runtime.config import load_config
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
-from training.snapshot import find_latest_snapshot
 
 Batches = Iterator[dict[str, Tensor]]
 SPLIT_NAMES = {"train": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -38,17 +37,6 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
                         help="Inception weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)")
     parser.add_argument("--features-cache", default=str(CLASSIFIER_CACHE),
                         help=f"where trained classifiers are kept (default: {CLASSIFIER_CACHE})")
-
-
-def resolve_checkpoint(path: str | Path) -> Path:
-    """A run directory stands for its newest snapshot; anything else is what it is.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    if not Path(path).exists():
-        raise UserError(f"no checkpoint at {path}")
-    return find_latest_snapshot(path) or Path(path)
 
 
 def config_beside(checkpoint: Path, schema: type, overrides: list[str]) -> Any:

@@ -109,6 +109,21 @@ def find_latest_snapshot(path: str | Path) -> Path | None:
     return next(iter(complete_snapshots(path / SNAPSHOTS if (path / SNAPSHOTS).is_dir() else path)), None)
 
 
+def resolve_checkpoint(path: str | Path) -> Path:
+    """A run directory stands for its newest snapshot; a snapshot or a published checkpoint is what it is.
+
+    Raises:
+        UserError: nothing is there, or a directory that is none of these.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no checkpoint at {path}")
+    snapshot = find_latest_snapshot(path)
+    if snapshot is None and path.is_dir() and not any(path.glob("*.pt")):
+        raise UserError(f"{path} is neither a run with a snapshot, nor a snapshot, nor a folder with a .pt file")
+    return snapshot or path
+
+
 def complete_snapshots(parent: Path) -> list[Path]:
     """All complete snapshots in a directory, newest first."""
     found = [entry for entry in Path(parent).glob(f"{STEP_PREFIX}*") if is_complete(entry)]

@@ -26,7 +26,7 @@ from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
 from training.optimizer import OptimizerConfig
 from training.parallel import no_sync, wrap
 from training.precision import Precision
-from training.snapshot import find_latest_snapshot, snapshot_tensors, weights_digest
+from training.snapshot import resolve_checkpoint, snapshot_tensors, weights_digest
 from training.update import accumulate, build_update
 from training.validation import condition_of, validate_stage2
 from training.visuals import image_grid
@@ -84,7 +84,7 @@ def load_tokenizer(config: VQVAEConfig) -> RQVAE:
     """The stage-1 model that a `vqvae` section names: a published file, a snapshot, or a run (its newest snapshot)."""
     if not config.ckpt:
         raise ValueError("no stage-1 checkpoint: give -v/--vqvae PATH or vqvae.ckpt")
-    return load_rqvae(find_latest_snapshot(config.ckpt) or config.ckpt, ema=config.ema)
+    return load_rqvae(resolve_checkpoint(config.ckpt), ema=config.ema)
 
 
 class Stage2:
