@@ -119,7 +119,7 @@ class Loop:
         with self.log.progress(plan.total_steps, self.step, plan.global_batch) as self._bar:
             while self.step < plan.total_steps:
                 self._one_step()
-                self._bar.update(self.step)
+                self._bar.update()
                 last = self.step == plan.total_steps
                 save = last or self.step % plan.save_steps == 0
                 test = last or self.step % plan.test_steps == 0
