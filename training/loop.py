@@ -145,17 +145,17 @@ class Loop:
         num_steps = len(self.metrics)
         metrics = {**self.metrics.drain(self.plan.global_batch), **self.stage.window_metrics()}
         elapsed = time.perf_counter() - self._window_start
-        line = {f"train/{name}": value for name, value in metrics.items()}
-        line["epoch"] = self.plan.epoch(self.step)
-        line["time/images_per_second"] = num_steps * self.plan.global_batch / elapsed
-        line["time/data_wait_share"] = self._waited / elapsed
-        self.log.log_metrics(self.step, line)
+        timing = {
+            "images_per_second": num_steps * self.plan.global_batch / elapsed,
+            "data_wait_share": self._waited / elapsed,
+        }
+        self.log.log_metrics(self.step, metrics, prefix="train", epoch=self.plan.epoch(self.step), timing=timing)
         self._restart_clock()
 
     def _validate(self) -> None:
         seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
         self._last_validation = self.stage.validate()
-        self.log.log_metrics(self.step, self._last_validation, prefix="val")
+        self.log.log_metrics(self.step, self._last_validation, prefix="val", epoch=self.plan.epoch(self.step))
         for name, grid in self.stage.pictures().items():
             self.log.log_images(name, grid, self.step)
         self._restart_clock()
