@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data import ImageDataset, TrainLoader, build_dataset, eval_loader
+from data.files import TooManyCorruptImages
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.config import load_config, save_config
@@ -62,7 +63,7 @@ def launch(schema: type, build_stage: Callable[..., Any], args: argparse.Namespa
         args: what `training_parser` parsed.
         prepare: puts further flags into the config.
     """
-    with exit_on_user_error():
+    with exit_on_user_error(TooManyCorruptImages):
         try:
             with exit_on_user_error(*SETUP_ERRORS):
                 session = Session(schema, build_stage, args, prepare)
@@ -96,6 +97,7 @@ class Session:
         # initial weights are the same on every rank, and never those of any step's noise
         seed_everything_for_step(config.seed, 0, INITIAL_STEP)
         self.stage = build_stage(config, self.plan, env, partial(self.batches, self.val_set))
+        self.stage.check_data(self.train_set)
         self.step = self.images_seen = 0
         self._restore()
         self.run_dir = self._open_run_dir()

@@ -4,6 +4,7 @@ One loop serves both stages. It counts optimizer steps and images, seeds every s
 the step's scalars on the device, and reads them back only at log boundaries, so that a step never waits for the host.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -46,42 +47,36 @@ class StepMetrics:
     """Scalars of the steps since the last log line, kept on the device until they are drained."""
 
     def __init__(self):
-        self._steps: list[int] = []
-        self._names: list[str] = []
+        self._labels: list[tuple[int, str]] = []
         self._rows: list[Tensor] = []
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._rows)
 
     def add(self, step: int, metrics: dict[str, Tensor]) -> None:
-        """Remembers one step; every step of a window must have the same names."""
-        if self._names and list(metrics) != self._names:
-            raise AssertionError(f"step {step} reports {list(metrics)}, the steps before it {self._names}")
-        self._names = list(metrics)
-        self._steps.append(step)
+        """Remembers one step. Steps may report different names (a discriminator that starts late), ranks may not."""
+        self._labels += [(step, name) for name in metrics]
         self._rows.append(torch.stack([value.detach().float().reshape(()) for value in metrics.values()]))
 
     def drain(self, images_per_step: int) -> dict[str, float]:
-        """Means over the window and all ranks, after checking that every value is finite; empties the window.
+        """Means over all ranks and the steps of the window that report a name, after checking that every value is
+        finite; empties the window.
 
         Raises:
             UserError: naming the first non-finite term, its step and the positions of its images.
         """
-        table = torch.stack(self._rows).double()
-        distributed.all_reduce_mean_(table)
-        table = table.cpu()
-        bad = (~torch.isfinite(table)).nonzero()
-        if len(bad):
-            row, column = bad[0].tolist()
-            step = self._steps[row]
-            first = step * images_per_step
-            raise UserError(
-                f"{self._names[column]} is {table[row, column].item()} at step {step} (images {first} to "
-                f"{first + images_per_step - 1} of the training order); the last checkpoint is kept"
-            )
-        means = dict(zip(self._names, table.mean(dim=0).tolist(), strict=True))
-        self._steps, self._names, self._rows = [], [], []
-        return means
+        values = distributed.all_reduce_mean_(torch.cat(self._rows).double()).tolist()
+        windows: dict[str, list[float]] = {}
+        for (step, name), value in zip(self._labels, values, strict=True):
+            if not math.isfinite(value):
+                first = step * images_per_step
+                raise UserError(
+                    f"{name} is {value} at step {step} (images {first} to {first + images_per_step - 1} of the "
+                    "training order); the last checkpoint is kept"
+                )
+            windows.setdefault(name, []).append(value)
+        self._labels, self._rows = [], []
+        return {name: sum(window) / len(window) for name, window in windows.items()}
 
 
 class Loop:
@@ -93,7 +88,7 @@ class Loop:
         plan: counts and frequencies.
         log: where metrics and pictures go.
         run_dir: the run directory that receives the checkpoints.
-        save_snapshot: writes a snapshot, given the progress and the last validation metrics.
+        save_snapshot: writes a snapshot, given the progress and the validation metrics of this step (or none).
         seed: the run's seed; with rank and step it determines every random draw of a step.
         start_step, images_seen: where the run stands (both 0 for a new one).
         keep_checkpoints: how many checkpoints stay on disk.
@@ -109,12 +104,11 @@ class Loop:
         self.step, self.images_seen = start_step, images_seen
         self.keep_checkpoints = keep_checkpoints
         self.metrics = StepMetrics()
-        self._last_validation: dict[str, Any] = {}
         self._window_start = time.perf_counter()
         self._waited = 0.0
 
-    def run(self) -> dict[str, Any]:
-        """Trains to the end and returns the last validation metrics."""
+    def run(self) -> None:
+        """Trains to the end of the plan."""
         plan = self.plan
         with self.log.progress(plan.total_steps, self.step, plan.global_batch) as self._bar:
             while self.step < plan.total_steps:
@@ -126,11 +120,9 @@ class Loop:
                 # a line before every checkpoint makes the log of a resumed run that of an uninterrupted one
                 if save or test or self.step % plan.log_steps == 0:
                     self._log_window()
-                if test:
-                    self._validate()
+                validation = self._validate() if test else {}
                 if save:
-                    self._save()
-        return self._last_validation
+                    self._save(validation)
 
     def _one_step(self) -> None:
         waiting = time.perf_counter()
@@ -152,20 +144,21 @@ class Loop:
         self.log.log_metrics(self.step, metrics, prefix="train", epoch=self.plan.epoch(self.step), timing=timing)
         self._restart_clock()
 
-    def _validate(self) -> None:
+    def _validate(self) -> dict[str, Any]:
         seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
-        self._last_validation = self.stage.validate()
-        self.log.log_metrics(self.step, self._last_validation, prefix="val", epoch=self.plan.epoch(self.step))
+        metrics = self.stage.validate()
+        self.log.log_metrics(self.step, metrics, prefix="val", epoch=self.plan.epoch(self.step))
         for name, grid in self.stage.pictures().items():
             self.log.log_images(name, grid, self.step)
         self._restart_clock()
+        return metrics
 
-    def _save(self) -> None:
+    def _save(self, validation: dict[str, Any]) -> None:
         progress = {"step": self.step, "images_seen": self.images_seen, "epoch": self.plan.epoch(self.step)}
         if distributed.is_main():
             save_checkpoint(self.run_dir / "checkpoints", self.step, self.stage.objects(), progress,
                             keep_last=self.keep_checkpoints)
-            self.save_snapshot(progress, self._last_validation)
+            self.save_snapshot(progress, validation)
         distributed.barrier()
         self._restart_clock()
 

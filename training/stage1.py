@@ -12,7 +12,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from data import DatasetConfig
+from data import DatasetConfig, ImageDataset
 from rqvae import RQVAE
 from rqvae.config import ArchConfig
 from rqvae.losses.adversarial import (
@@ -21,7 +21,7 @@ from rqvae.losses.adversarial import (
     discriminator_loss_by_name,
     generator_loss_by_name,
 )
-from rqvae.losses.config import GANConfig
+from rqvae.losses.config import DiscConfig, GANConfig
 from rqvae.losses.discriminator import PatchDiscriminator
 from rqvae.losses.perceptual import PerceptualLoss
 from rqvae.losses.reconstruction import reconstruction_loss
@@ -30,6 +30,7 @@ from rqvae.pretrained import load_rqvae, read_checkpoint
 from rqvae.quantizers.usage import CodeUsage
 from runtime import distributed
 from runtime.distributed import DistEnv
+from training.data_checks import check_resolution
 from training.ema import EMA
 from training.experiment import BatchPlan, ExperimentConfig
 from training.optimizer import OptimizerConfig
@@ -39,6 +40,21 @@ from training.snapshot import snapshot_tensors
 from training.update import accumulate, build_update
 from training.validation import usage_metrics, validate_stage1
 from training.visuals import coarse_to_fine, single_depths
+from training.weights import load_into
+
+
+@dataclass
+class DiscriminatorSection(DiscConfig):
+    """`gan.disc` with its optimizer typed; without one the discriminator is trained like the autoencoder."""
+
+    optimizer: Optional[OptimizerConfig] = None
+
+
+@dataclass
+class GANSection(GANConfig):
+    """The `gan` section."""
+
+    disc: DiscriminatorSection = field(default_factory=DiscriminatorSection)
 
 
 @dataclass
@@ -49,7 +65,7 @@ class Stage1Config:
     arch: ArchConfig = field(default_factory=ArchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
-    gan: Optional[GANConfig] = None
+    gan: Optional[GANSection] = None
     seed: int = 0
 
 
@@ -71,7 +87,9 @@ class Stage1:
         self.validation_batches = validation_batches
         experiment = config.experiment
         self.precision = Precision(experiment.precision, env.device, experiment.amp)
-        self.model = self._place(RQVAE(config.arch.model_config()))
+        model_config = config.arch.model_config()
+        model_config.checkpointing |= experiment.gradient_checkpointing
+        self.model = self._place(RQVAE(model_config))
         self.parallel = wrap(self.model, env)
         self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
@@ -91,6 +109,10 @@ class Stage1:
             module.compile()
         return module
 
+    def check_data(self, dataset: ImageDataset) -> None:
+        """ValueError when the model cannot be trained on these images."""
+        check_resolution(dataset, self.model.config.ddconfig.resolution, "arch.ddconfig.resolution")
+
     def train_step(self, micro_batches: list[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
         """One step on the global batch; see `training.loop.Stage`."""
         self.model.train()
@@ -108,7 +130,8 @@ class Stage1:
             self.model.update_codebook()
         else:
             self.model.discard_codebook_update()
-        if self.adversary is not None and self.adversary.schedule.train_discriminator(step):
+        # after a skipped step the reconstructions are not to be trusted
+        if applied and self.adversary is not None and self.adversary.schedule.train_discriminator(step):
             images = [self._image(batch) for batch in micro_batches]
             self.adversary.train_step(images, recons, step, sums)
         if self.ema is not None and applied:
@@ -187,13 +210,13 @@ class Stage1:
 
     def load_weights(self, path: Path) -> None:
         """Starts from trained weights (and, where the file has one, their discriminator): finetuning, evaluation."""
-        self.model.load_state_dict(load_rqvae(path).state_dict())
+        load_into(self.model, load_rqvae(path).state_dict(), path)
         checkpoint = read_checkpoint(path)
         if self.ema is not None:
             averaged = load_rqvae(path, ema=True) if "state_dict_ema" in checkpoint else self.model
             self.ema.load_state_dict(averaged.to(self.env.device).state_dict())
         if self.adversary is not None and "discriminator" in checkpoint:
-            self.adversary.discriminator.load_state_dict(checkpoint["discriminator"])
+            load_into(self.adversary.discriminator, checkpoint["discriminator"], f"{path} (discriminator)")
 
     def describe(self) -> str:
         """One line on the size of the networks."""
@@ -220,7 +243,7 @@ class Stage1:
 class Adversary:
     """The patch discriminator, its optimizer and the generator's adversarial term."""
 
-    def __init__(self, stage: Stage1, config: GANConfig):
+    def __init__(self, stage: Stage1, config: GANSection):
         self.config = config.loss
         self.precision = stage.precision
         self.last_layer = stage.model.decoder_last_layer

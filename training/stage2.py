@@ -4,7 +4,7 @@ Legend: B batch, C channels, H W image or code grid, D code depth, K codebook si
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -12,15 +12,15 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from data import DatasetConfig
+from data import DatasetConfig, ImageDataset
 from evaluation.protocol import balanced_conditions
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer, sample
 from rqtransformer.model import count_parameters
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
 from rqvae import RQVAE, load_rqvae
-from rqvae.quantizers.usage import code_histogram
 from runtime import distributed
 from runtime.distributed import DistEnv
+from training.data_checks import check_condition, check_resolution
 from training.ema import EMA
 from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
 from training.optimizer import OptimizerConfig
@@ -28,8 +28,9 @@ from training.parallel import no_sync, wrap
 from training.precision import Precision
 from training.snapshot import resolve_checkpoint, snapshot_tensors, weights_digest
 from training.update import accumulate, build_update
-from training.validation import condition_of, validate_stage2
+from training.validation import CodeCounts, condition_of, validate_stage2
 from training.visuals import image_grid
+from training.weights import load_into
 
 
 @dataclass
@@ -101,6 +102,7 @@ class Stage2:
 
     def __init__(self, config: Stage2Config, plan: BatchPlan, env: DistEnv,
                  validation_batches: Callable[[], Iterable[dict[str, Tensor]]]):
+        config.loss.validate()
         tokenizer = load_tokenizer(config.vqvae)
         config = replace(config, arch=complete_arch(config, tokenizer),
                          sampling=config.sampling or config.experiment.sample)
@@ -117,6 +119,19 @@ class Stage2:
         self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.code_counts = CodeCounts(tokenizer.quantizer.num_codes, env.device)
+        for settings in (experiment.sample, config.sampling):
+            self._check_sampling(settings)
+
+    def _check_sampling(self, settings: SampleConfig) -> None:
+        """Refuses settings that could not draw: all codes are given, so nothing is drawn here."""
+        complete_1TD = torch.zeros(1, self.model.num_positions, self.model.depth, dtype=torch.long)
+        sample(self.model, self.tokenizer, prefix=complete_1TD, temperature=settings.temp, top_k=settings.top_k,
+               top_p=settings.top_p)
+
+    def check_data(self, dataset: ImageDataset) -> None:
+        """ValueError when the model cannot be trained on these images and their labels or captions."""
+        check_resolution(dataset, self.tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
+        check_condition(dataset, self.config.arch)
 
     def train_step(self, micro_batches: list[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
         """One step on the global batch; see `training.loop.Stage`."""
@@ -164,8 +179,7 @@ class Stage2:
 
     def evaluate(self, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
         """`validate_stage2` of any batches with the current weights, beside the unigrams of the training codes."""
-        return validate_stage2(self.model, self.tokenizer, batches, self.env.device, self.precision,
-                               self.code_counts.total_DK)
+        return validate_stage2(self.model, self.tokenizer, batches, self.env.device, self.precision, self.code_counts)
 
     def pictures(self) -> dict[str, Tensor]:
         """A grid of samples, classes in rows, made on the main process."""
@@ -205,7 +219,7 @@ class Stage2:
 
     def load_weights(self, path: Path) -> None:
         """Starts from trained weights: finetuning, evaluation."""
-        self.model.load_state_dict(load_rqtransformer(path).state_dict())
+        load_into(self.model, load_rqtransformer(path).state_dict(), path)
         if self.ema is not None:
             try:
                 averaged = load_rqtransformer(path, ema=True)
@@ -230,29 +244,3 @@ class Stage2:
             return raw, None
         with self.ema.swap(self.model):
             return raw, snapshot_tensors(self.model)
-
-
-class CodeCounts:
-    """How often each code was used at each depth over the whole run, on all ranks: the unigram baseline."""
-
-    def __init__(self, sizes: Sequence[int], device: torch.device):
-        self.sizes = sizes
-        self.total_DK = torch.zeros(len(sizes), max(sizes), dtype=torch.float64, device=device)
-        self._window_DK = torch.zeros_like(self.total_DK)
-
-    def add(self, codes_BHWD: Tensor) -> None:
-        """Counts this rank's codes of one micro-batch."""
-        self._window_DK += code_histogram(codes_BHWD, self.sizes)
-
-    def reduce(self) -> None:
-        """Adds what all ranks counted since the last call to the total; every rank must call it."""
-        self.total_DK += distributed.all_reduce_sum_(self._window_DK)
-        self._window_DK = torch.zeros_like(self.total_DK)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The totals; complete when `reduce` was just called."""
-        return {"total": self.total_DK}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave."""
-        self.total_DK.copy_(state["total"])

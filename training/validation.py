@@ -4,7 +4,7 @@ Legend: B batch, C channels, H W image or code grid, D code depth, K codebook si
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from rqtransformer import RQTransformer
 from rqtransformer.targets import per_depth_statistics
 from rqvae import RQVAE
-from rqvae.quantizers.usage import CodeUsage
+from rqvae.quantizers.usage import CodeUsage, code_histogram
 from runtime import distributed
 from training.precision import Precision
 
@@ -81,23 +81,19 @@ def usage_metrics(usage: CodeUsage) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def validate_stage2(model: RQTransformer, tokenizer: RQVAE, batches: Iterable[dict[str, Tensor]], device: torch.device,
-                    precision: Precision, code_counts_DK: Tensor | None = None) -> dict[str, Any]:
+                    precision: Precision, code_counts: "CodeCounts") -> dict[str, Any]:
     """Negative log-likelihood (nats per code) and accuracy of the hard codes, per depth, beside two baselines.
 
     Args:
-        code_counts_DK: counts of the training codes; the unigram baseline codes the split with their (add-one
-            smoothed) frequencies.
+        code_counts: of the training codes, whose frequencies are the unigram baseline. Empty ones (in an evaluation,
+            where nothing was trained) are filled from this split.
 
     Returns:
         Means over all positions: `nll`, `accuracy` and `unigram_nll`, each also as a list over depths (`*_by_depth`),
         `uniform_nll`, and `cond_nll` for text.
     """
     model.eval()
-    sums, count = _Sums(device), 0
-    log_unigram_DK = None
-    if code_counts_DK is not None:
-        smoothed_DK = code_counts_DK.double() + 1.0
-        log_unigram_DK = (smoothed_DK / smoothed_DK.sum(1, keepdim=True)).log()
+    sums, count, split_counts = _Sums(device), 0, CodeCounts(code_counts.sizes, device)
     for batch in batches:
         image_BCHW = batch["image"].to(device)
         cond = condition_of(model, batch, device)
@@ -108,14 +104,15 @@ def validate_stage2(model: RQTransformer, tokenizer: RQVAE, batches: Iterable[di
         nll_D, accuracy_D = per_depth_statistics(output.logits, codes_BHWD)
         sums.add("nll", nll_D * len(image_BCHW))
         sums.add("accuracy", accuracy_D * len(image_BCHW))
-        if log_unigram_DK is not None:
-            codes_DN = codes_BHWD.flatten(0, 2).T
-            sums.add("unigram_nll", -log_unigram_DK.gather(1, codes_DN).mean(1) * len(image_BCHW))
+        split_counts.add(codes_BHWD)
         if output.cond_logits is not None:
             loss = torch.nn.functional.cross_entropy(output.cond_logits.float().flatten(0, 1), cond[:, 1:].flatten())
             sums.add("cond_nll", loss * len(image_BCHW))
+    split_counts.reduce()
+    if not code_counts.total_DK.any():
+        code_counts.load_state_dict(split_counts.state_dict())
     metrics: dict[str, Any] = {}
-    for name, value in sums.means(count).items():
+    for name, value in {**sums.means(count), "unigram_nll": code_counts.unigram_nll(split_counts)}.items():
         metrics[name] = value.mean().item()
         if value.ndim:
             metrics[f"{name}_by_depth"] = value.tolist()
@@ -140,3 +137,38 @@ def condition_of(model: RQTransformer, batch: dict[str, Tensor], device: torch.d
     if model.config.vocab_size_cond > 1:
         return batch["label"].to(device)
     return None
+
+
+class CodeCounts:
+    """How often each code was used at each depth, on all ranks: of the training codes, the unigram baseline."""
+
+    def __init__(self, sizes: Sequence[int], device: torch.device):
+        self.sizes = sizes
+        self.total_DK = torch.zeros(len(sizes), max(sizes), dtype=torch.float64, device=device)
+        self._window_DK = torch.zeros_like(self.total_DK)
+
+    def add(self, codes_BHWD: Tensor) -> None:
+        """Counts this rank's codes of one batch."""
+        self._window_DK += code_histogram(codes_BHWD, self.sizes)
+
+    def reduce(self) -> None:
+        """Adds what all ranks counted since the last call to the total; every rank must call it."""
+        self.total_DK += distributed.all_reduce_sum_(self._window_DK)
+        self._window_DK = torch.zeros_like(self.total_DK)
+
+    def unigram_nll(self, other: "CodeCounts") -> Tensor:
+        """Nats per code (D,) that the codes counted in `other` cost under the (add-one smoothed) frequencies here."""
+        nll = []
+        for size, own_K, other_K in zip(self.sizes, self.total_DK, other.total_DK, strict=True):
+            smoothed_K = own_K[:size] + 1.0
+            log_frequency_K = (smoothed_K / smoothed_K.sum()).log()
+            nll.append(-(other_K[:size] * log_frequency_K).sum() / other_K.sum())
+        return torch.stack(nll).cpu()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The totals; complete when `reduce` was just called."""
+        return {"total": self.total_DK}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state_dict` gave."""
+        self.total_DK.copy_(state["total"])

@@ -1,0 +1,45 @@
+"""Whether a data set suits the model: asked before anything is written.
+
+Legend: L caption tokens.
+"""
+
+from data import ImageDataset
+from rqtransformer import RQTransformerConfig
+
+
+def check_resolution(dataset: ImageDataset, resolution: int, origin: str) -> None:
+    """ValueError when the images have another size than the one that `origin` asks for."""
+    if dataset.resolution != resolution:
+        raise ValueError(
+            f"dataset.resolution: images of {dataset.name} are {dataset.resolution} pixels wide, "
+            f"{origin} is {resolution}"
+        )
+
+
+def check_condition(dataset: ImageDataset, arch: RQTransformerConfig) -> None:
+    """ValueError when the data set does not give the condition that the model takes: classes or caption tokens."""
+    if arch.block_size_cond > 1:
+        _check_captions(dataset, arch)
+    elif 1 < arch.vocab_size_cond < dataset.num_classes:
+        raise ValueError(
+            f"arch.vocab_size_cond={arch.vocab_size_cond} is less than the {dataset.num_classes} classes of "
+            f"{dataset.name}"
+        )
+
+
+def _check_captions(dataset: ImageDataset, arch: RQTransformerConfig) -> None:
+    caption_L = dataset[0].get("cond")
+    if caption_L is None:
+        raise ValueError(
+            f"arch.block_size_cond={arch.block_size_cond} wants a text condition, but {dataset.name} has no captions"
+        )
+    if len(caption_L) != arch.block_size_cond:
+        raise ValueError(
+            f"arch.block_size_cond={arch.block_size_cond} does not fit the captions of {dataset.name}, which have "
+            f"{len(caption_L)} tokens (dataset.context_length)"
+        )
+    if caption_L.max() >= arch.vocab_size_cond:
+        raise ValueError(
+            f"arch.vocab_size_cond={arch.vocab_size_cond} is too small: captions of {dataset.name} use token "
+            f"{caption_L.max()}"
+        )
