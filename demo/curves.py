@@ -4,8 +4,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-WIDTH, HEIGHT = 420, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 28, 34
+WIDTH, HEIGHT = 450, 240
+LEFT, RIGHT, TOP, BOTTOM = 56, 92, 28, 34
 COLORS = ("#3366cc", "#dc3912", "#109618", "#990099", "#ff9900", "#0099c6")
 TICKS = 4
 
@@ -31,7 +31,7 @@ def line_plot(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], l
         path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
         parts.append(
-            f'<text x="{WIDTH - RIGHT - 4}" y="{TOP + 12 + 13 * index}" text-anchor="end" fill="{color}">'
+            f'<text x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + 14 * index}" fill="{color}">'
             f"{html.escape(name)}</text>"
         )
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" font-size="11">{"".join(parts)}</svg>'
