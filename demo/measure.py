@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evaluation.features import build_features
+from evaluation.frechet import frechet_between
 from evaluation.protocol import to_uint8
 from evaluation.scores import metric_value, score_images
 from rqvae import RQVAE, load_rqvae
@@ -44,7 +45,7 @@ def measure(stage1: Path, stage2: Path, sampling: Path, classifier_cache: Path) 
         "classifier", train=lambda: data.uint8_batches("train"), validation=lambda: data.uint8_batches("val"),
         num_classes=data.split("train").num_classes, cache_dir=classifier_cache,
     )
-    train, num_val = data.moments("train", extractor), len(data.split("val"))
+    train, val, num_val = data.moments("train", extractor), data.moments("val", extractor), len(data.split("val"))
 
     def distance_to_train(images: Iterable[dict[str, Tensor]], num_images: int) -> float:
         line = score_images(images, extractor, num_images=num_images, references={"train": train}, splits=None)
@@ -54,8 +55,7 @@ def measure(stage1: Path, stage2: Path, sampling: Path, classifier_cache: Path) 
         images = reconstructed(
             data.float_batches("val"), lambda image: model.decode_code(model.get_codes(image)[..., :depth])
         )
-        line = score_images(images, extractor, num_images=num_val, kind="rfid", splits=None,
-                            references={"val": data.moments("val", extractor)})
+        line = score_images(images, extractor, num_images=num_val, references={"val": val}, kind="rfid", splits=None)
         return metric_value(line, "rfid", "val")
 
     num_samples = result["num_images"]
@@ -68,7 +68,7 @@ def measure(stage1: Path, stage2: Path, sampling: Path, classifier_cache: Path) 
         "unigram_nll_by_depth": validation2["val/unigram_nll_by_depth"],
         "uniform_nll": validation2["val/uniform_nll"],
         "fid_samples": metric_value(result, "fid", "train"),
-        "fid_floor": distance_to_train(data.uint8_batches("val"), num_val),
+        "fid_floor": frechet_between(val, train),
         "fid_unigram": distance_to_train(unigram_images(model, data, num_samples), num_samples),
         "num_samples": num_samples,
         "features": result["features"]["name"],

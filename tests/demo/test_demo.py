@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STEPS = ["experiment.max_steps=2", "experiment.test_steps=2", "experiment.save_steps=2", "experiment.log_steps=1"]
+STEPS = ["experiment.max_steps=2", "experiment.test_steps=2", "experiment.save_steps=2", "experiment.log_steps=1",
+         "experiment.batch_size=8", "experiment.test_images=16"]
 PER_DEPTH = ["recon_mse_by_depth", "rfid_by_depth", "code_usage_by_depth", "nll_by_depth", "unigram_nll_by_depth"]
 NUMBERS = ["sample_accuracy", "uniform_nll", "fid_samples", "fid_floor", "fid_unigram", "seconds_stage1",
            "seconds_stage2", "seconds_sampling"]
