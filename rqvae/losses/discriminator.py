@@ -72,6 +72,6 @@ def _initialize(module: nn.Module) -> None:
     """N(0, 0.02) for convolutions and N(1, 0.02) for batch norms (Isola et al. 2017, sec. 6.2)."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+    elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)

@@ -38,14 +38,14 @@ def _global_moments(x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean_C, squares_C / count, count
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm that also runs on several CPU ranks, where torch's raises an error; same state dict.
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the images of all ranks, on any device; in one process and in eval mode a BatchNorm2d.
 
-    On an accelerator, in one process and in eval mode this *is* torch's layer.
+    Not derived from torch's SyncBatchNorm, which data-parallel wrapping refuses on CPUs; same state dict.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        if x_BCHW.device.type != "cpu" or not self.training or sync.world_size() == 1:
+        if not self.training or sync.world_size() == 1:
             return super().forward(x_BCHW)
         mean_C, var_C, count = _global_moments(x_BCHW.float())
         self._update_running(mean_C.detach(), var_C.detach() * count / (count - 1).clamp_min(1))

@@ -183,15 +183,19 @@ def state_json(directory: Path) -> Any:
     return json.loads((directory / "state.json").read_text())
 
 
-def script(*command: Any, check: bool = True) -> subprocess.CompletedProcess:
-    """`python ...` in the repository, one thread, no GPU; output captured."""
-    result = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=REPOSITORY, env=script_environment(), text=True, capture_output=True,
-        timeout=240, check=False,
-    )
-    if check:
-        assert result.returncode == 0, result.stderr[-4000:]
-    return result
+def script(*command: Any, timeout: float = 120) -> str:
+    """`python ...` in the repository, one thread, no GPU; it must succeed. Returns what it printed."""
+    with subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=REPOSITORY, env=script_environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # a launcher ends its workers as well
+            raise AssertionError(f"no end after {timeout} s: {process.communicate()[0][-4000:]}") from None
+    assert process.returncode == 0, printed[-4000:]
+    return printed
 
 
 def script_environment() -> dict[str, str]:

@@ -1,0 +1,174 @@
+"""Two processes (gloo): both ranks hold the same state, and it is that of one process on the same global batch."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.tiny_runs import (
+    GAN,
+    checkpoint_tensors,
+    differing,
+    metrics_without_time,
+    only_run,
+    script,
+    stage1,
+    stage2,
+    train,
+    write_config,
+)
+
+STEPS = 4
+GLOBAL_BATCH = 8
+# Plain gradient descent: Adam divides by the size of a gradient and so would turn rounding into steps of full size.
+PLAN = {
+    "experiment.max_steps": STEPS, "experiment.total_batch_size": GLOBAL_BATCH, "experiment.test_images": 7,
+    "optimizer.type": "sgd", "optimizer.init_lr": 0.05, "optimizer.momentum": 0.9, "arch.ema": 0.9,
+    "dataset.hflip": True,
+}
+DISC_SGD = {"type": "sgd", "init_lr": 0.02, "momentum": 0.9, "max_gn": 1.0}
+SYNC_GAN = {"gan": GAN, "gan.disc.optimizer": DISC_SGD, "gan.disc.arch.sync_batchnorm": True}
+ACT_GAN = {"gan": GAN, "gan.disc.optimizer": DISC_SGD, "gan.disc.arch.use_actnorm": True}
+OWN_TABLES = {"arch.input_emb_vqvae": False, "arch.head_emb_vqvae": False, "arch.shared_tok_emb": False,
+              "arch.shared_cls_emb": False}
+TEXT = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "loss.txt_weight": 0.1, "loss.img_weight": 0.9}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deferred": ("stage1", {}),
+    "per-depth": ("stage1", {"arch.hparams.codebook_update": "per_depth", "arch.hparams.shared_codebook": False}),
+    "gan-sync": ("stage1", SYNC_GAN),
+    "gan-actnorm": ("stage1", ACT_GAN | {"gan.loss.disc_start_step": 1}),
+    "hard-class": ("stage2", {"loss.type": "cross_entropy"} | OWN_TABLES),
+    "soft-class": ("stage2", {}),
+    "soft-text": ("stage2", TEXT),
+    "text-without-its-loss": ("stage2", TEXT | {"loss.txt_weight": 0.0}),
+}
+# Equal to one process only up to what a rank sees alone: batch statistics, or its share of accumulated micro-batches.
+ALONE_DIFFERS = {
+    "gan-batchnorm": ("stage1", {"gan": GAN, "gan.loss.disc_start_step": 1}),
+    "stochastic-dropout": ("stage2", {"loss.stochastic_codes": True, "arch.embd_pdrop": 0.1}),
+}
+ACCUMULATED = {"deferred": 2, "soft-class": 2, "hard-class": 2}  # images per micro-step and rank instead of 4
+
+
+def write_case(folder: Path, name: str, batch_size: int) -> Path:
+    stage, changes = (CASES | ALONE_DIFFERS)[name]
+    config = (stage1 if stage == "stage1" else stage2)(PLAN | changes | {"experiment.batch_size": batch_size})
+    return write_config(folder / f"{name}.yaml", config)
+
+
+def flags(config: Path, stage: str, tokenizer: Path) -> list[str]:
+    return ["-m", str(config), *(["-v", str(tokenizer)] if stage == "stage2" else [])]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    """A trained stage-1 run."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return train("stage1", "-m", write_config(folder / "stage1.yaml", stage1()), "-r", folder).run_dir
+
+
+@pytest.fixture(scope="module")
+def ranks(tokenizer, tmp_path_factory) -> Path:
+    """All cases trained by two processes, in one launch."""
+    folder = tmp_path_factory.mktemp("ranks")
+    cases = []
+    for name, (stage, _) in (CASES | ALONE_DIFFERS).items():
+        config = write_case(folder, name, batch_size=4)
+        cases.append({"name": name, "stage": stage, "flags": flags(config, stage, tokenizer)})
+    for name, batch_size in ACCUMULATED.items():
+        config = write_case(folder / "accumulated", name, batch_size)
+        stage = CASES[name][0]
+        cases.append({"name": f"{name}-accumulated", "stage": stage, "flags": flags(config, stage, tokenizer)})
+    (folder / "cases.json").write_text(json.dumps(cases))
+    script("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "tests/training/rank_driver.py",
+           folder / "cases.json", folder)
+    return folder
+
+
+def rank_tensors(folder: Path, rank: int) -> dict[str, torch.Tensor]:
+    return checkpoint_tensors(folder / f"rank{rank}" / f"step_{STEPS:08d}")
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Equal to float tolerance, relative to the largest entry of a tensor."""
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        scale = float(theirs[name].abs().amax()) if tensor.numel() else 1.0
+        torch.testing.assert_close(
+            tensor, theirs[name], rtol=0.0, atol=2e-5 * max(scale, 1e-3), msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def assert_same_metrics(ours: Path, theirs: Path) -> None:
+    for mine, other in zip(metrics_without_time(ours), metrics_without_time(theirs), strict=True):
+        assert mine.keys() == other.keys()
+        for name, value in mine.items():
+            assert value == pytest.approx(other[name], rel=2e-4, abs=2e-6), name
+
+
+@pytest.mark.parametrize("name", [*CASES, *ALONE_DIFFERS, *(f"{name}-accumulated" for name in ACCUMULATED)])
+def test_both_ranks_hold_the_same_state(name, ranks):
+    ours, theirs = rank_tensors(ranks / name, 0), rank_tensors(ranks / name, 1)
+    # batch statistics of plain BatchNorm belong to a rank; nothing reads them in training
+    differ = [key for key in differing(ours, theirs) if ".running_" not in key]
+    assert differ == []
+    assert differing(ours, checkpoint_tensors(only_run(ranks / name / "runs") / f"checkpoints/step_{STEPS:08d}")) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_equal_one_process_on_the_joint_batch(name, ranks, tokenizer, tmp_path):
+    stage = CASES[name][0]
+    alone = train(stage, *flags(write_case(tmp_path, name, GLOBAL_BATCH), stage, tokenizer), "-r", tmp_path).run_dir
+    ends = checkpoint_tensors(alone / f"checkpoints/step_{STEPS:08d}")
+    assert_close(rank_tensors(ranks / name, 0), ends)
+    assert_same_metrics(only_run(ranks / name / "runs"), alone)
+    if name in ACCUMULATED:
+        assert_close(rank_tensors(ranks / f"{name}-accumulated", 1), ends)
+        assert_same_metrics(only_run(ranks / f"{name}-accumulated" / "runs"), alone)
+
+
+@pytest.mark.parametrize("name", ACCUMULATED)
+def test_micro_steps_equal_one_large_batch(name, tokenizer, tmp_path):
+    stage = CASES[name][0]
+    ends = []
+    for batch_size in (GLOBAL_BATCH, GLOBAL_BATCH // 2):
+        folder = tmp_path / str(batch_size)
+        run = train(stage, *flags(write_case(folder, name, batch_size), stage, tokenizer), "-r", folder)
+        assert run.plan.accumulation == GLOBAL_BATCH // batch_size
+        ends.append(checkpoint_tensors(run.run_dir / f"checkpoints/step_{STEPS:08d}"))
+    assert_close(*ends)
+
+
+def test_codebooks_were_restarted_and_moved(ranks, tmp_path):
+    """Otherwise the equalities above say little."""
+    start = write_case(tmp_path, "deferred", GLOBAL_BATCH)
+    first = train("stage1", "-m", start, "-r", tmp_path, "experiment.max_steps=1").run_dir
+    early = checkpoint_tensors(first / "checkpoints/step_00000001")
+    weight = "model/quantizer.codebooks.0.weight"
+    moved = (rank_tensors(ranks / "deferred", 0)[weight] - early[weight]).abs().amax(dim=1)
+    assert (moved > 1e-3).sum() > len(moved) // 2
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "launcher"), [("stage1", "torch.distributed.launch"), ("stage2", "torch.distributed.run")]
+)
+def test_entry_scripts_run_under_both_launchers(stage, launcher, ranks, tokenizer, tmp_path):
+    name = "deferred" if stage == "stage1" else "soft-class"
+    config = write_case(tmp_path, name, batch_size=4)
+    command = [f"main_{stage}.py", *flags(config, stage, tokenizer), "-r", tmp_path / "runs"]
+    script("-m", launcher, "--nproc_per_node=2", f"--master_port={free_port()}", *command)
+    run_dir = only_run(tmp_path / "runs")
+    ends = checkpoint_tensors(run_dir / f"checkpoints/step_{STEPS:08d}")
+    assert differing(ends, rank_tensors(ranks / name, 0)) == []
+    assert metrics_without_time(run_dir) == metrics_without_time(only_run(ranks / name / "runs"))
