@@ -37,7 +37,8 @@ def parse() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     path, split = resolve_checkpoint(args.vqvae), split_name(args.split)
     config = config_beside(path, Stage1Config, args.overrides)
-    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank)
+    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
+                                 world_size=args.world_size, node_rank=args.node_rank)
     model = load_rqvae(path, ema=args.ema, device=env.device)
     depth = len(model.quantizer.num_codes) if args.depth is None else args.depth
     if not 1 <= depth <= len(model.quantizer.num_codes):
@@ -52,6 +53,7 @@ def main(args: argparse.Namespace) -> None:
         kind="rfid", splits=None, reduce=distributed.all_reduce_sum_, rank=env.rank, world_size=env.world_size,
         seed=args.seed, sampling={"codes": depth, "ema": args.ema}, checkpoint=weights_digest(model),
     )
+    data.report_unreadable()
     if env.is_main:
         directory = path if path.is_dir() else path.parent
         write_result(directory / f"rfid_{split}_{args.features}.json", {**line, "dataset": config.dataset.name})

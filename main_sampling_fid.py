@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
-from evaluation.scores import score_images
+from evaluation.scores import SampleLedger, score_images
 from evaluation.statistics import Gaussian
 from rqtransformer import RQTransformer, load_rqtransformer, sample
 from rqtransformer.pretrained import sampling_settings
@@ -29,8 +29,8 @@ from runtime.runlog import RunLog
 from training.precision import PRECISIONS, Precision
 from training.sample_files import FORMATS, save_images
 from training.scoring import ScoringData, add_scoring_flags, config_beside, split_name, write_result
-from training.snapshot import resolve_checkpoint, weights_digest
-from training.stage2 import Stage2Config
+from training.snapshot import METADATA_FILE, SNAPSHOTS, read_metadata, resolve_checkpoint, weights_digest
+from training.stage2 import Stage2Config, check_stages_fit
 from training.visuals import save_image_file, uint8_grid
 
 GRID_IMAGES = 100
@@ -68,8 +68,7 @@ class Sampler:
         self.settings = sampling_settings(
             stage2, temperature=args.temp, top_k=args.top_k, top_p=args.top_p, cfg_scale=args.cfg_scale
         )
-        precision = Precision(args.precision, env.device)
-        self.amp_dtype = None if precision.name == "fp32" else precision.dtype
+        self.amp_dtype = Precision(args.precision, env.device).amp_dtype
         # settings that cannot work are refused here, before anything is written
         complete_1TD = torch.zeros(1, stage2.num_positions, stage2.depth, dtype=torch.long)
         sample(stage2, stage1, prefix=complete_1TD, **self.settings)
@@ -88,16 +87,19 @@ class Sampler:
             yield {"image": to_uint8(self.stage1.decode_code(codes_BHWD)), "label": label_B, "index": index_B}
 
 
-def load_models(args: argparse.Namespace, env: DistEnv) -> tuple[RQVAE, RQTransformer]:
-    stage1 = load_rqvae(resolve_checkpoint(args.model_vqvae_path), device=env.device)
-    stage2 = load_rqtransformer(resolve_checkpoint(args.model_ar_path), ema=args.ema, device=env.device)
+def load_models(args: argparse.Namespace, config: Stage2Config, env: DistEnv) -> tuple[RQVAE, RQTransformer]:
+    stage1 = load_rqvae(resolve_checkpoint(args.model_vqvae_path), ema=config.vqvae.ema, device=env.device)
+    checkpoint = resolve_checkpoint(args.model_ar_path)
+    stage2 = load_rqtransformer(checkpoint, ema=args.ema, device=env.device)
     if stage2.config.block_size_cond > 1:
         raise UserError(f"{args.model_ar_path} is conditioned on text; this script samples classes or unconditionally")
-    if list(stage2.config.block_size) != list(stage1.config.code_shape):
-        raise UserError(
-            f"the two checkpoints do not belong together: stage 2 writes codes of {list(stage2.config.block_size)}, "
-            f"stage 1 reads {list(stage1.config.code_shape)}"
-        )
+    check_stages_fit(stage2.config, stage1)
+    if (checkpoint / METADATA_FILE).is_file():
+        trained_on = read_metadata(checkpoint).get("tokenizer")
+        if trained_on not in (None, weights_digest(stage1)):
+            raise UserError(
+                f"{args.model_ar_path} was trained on the codes of other stage-1 weights than {args.model_vqvae_path}"
+            )
     return stage1, stage2
 
 
@@ -130,17 +132,25 @@ def save_moments(directory: Path, moments: Gaussian) -> None:
         np.savez(directory / "stats.npz", mu=mu, sigma=sigma, num_images=moments.num)
 
 
+def directory_beside(checkpoint: Path) -> Path:
+    """The folder of a published file; the run of a snapshot, because snapshots come and go."""
+    if not checkpoint.is_dir():
+        return checkpoint.parent
+    return checkpoint.parent.parent if checkpoint.parent.name == SNAPSHOTS else checkpoint
+
+
 def main(args: argparse.Namespace) -> None:
     if args.n_samples < 1 or args.batch_size < 1:
         raise UserError(f"-n {args.n_samples} and -bs {args.batch_size} must be at least 1")
     checkpoint = resolve_checkpoint(args.model_ar_path)
     config = config_beside(checkpoint, Stage2Config, args.overrides)
-    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank)
-    stage1, stage2 = load_models(args, env)
+    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
+                                 world_size=args.world_size, node_rank=args.node_rank)
+    stage1, stage2 = load_models(args, config, env)
     sampler = Sampler(args, stage1, stage2, env)
     data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers)
     extractor = data.features(args) if args.score else None
-    base = Path(args.save_dir) if args.save_dir else checkpoint if checkpoint.is_dir() else checkpoint.parent
+    base = Path(args.save_dir) if args.save_dir else directory_beside(checkpoint)
     directory = new_run_dir(base, "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
         log.info(f"{args.n_samples} samples to {directory}, settings {sampler.settings}")
@@ -149,11 +159,14 @@ def main(args: argparse.Namespace) -> None:
         batches = keep_first_images(iter(sampler), kept)
         batches = save_images(batches, directory, args.format, args.n_samples, resolution)
         if extractor is None:
-            for _ in batches:
-                pass
+            ledger = SampleLedger(args.n_samples, env.device)
+            for batch in batches:
+                ledger.update(batch["index"])
+            ledger.close(distributed.all_reduce_sum_)
         else:
             score(args, batches, data, extractor, sampler, directory, config)
         save_grid(kept, log, directory)
+    data.report_unreadable()
 
 
 def score(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]], data: ScoringData, extractor: Any,

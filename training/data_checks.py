@@ -7,6 +7,14 @@ from data import ImageDataset
 from rqtransformer import RQTransformerConfig
 
 
+def unreadable_images(dataset: ImageDataset) -> str:
+    """A line on the images that this process could not read and replaced; empty when there were none."""
+    count = dataset.corrupt_count()
+    if not count:
+        return ""
+    return f"{count} unreadable {dataset.split} images were replaced: {', '.join(dataset.corrupt_names(3))}, ..."
+
+
 def check_resolution(dataset: ImageDataset, resolution: int, origin: str) -> None:
     """ValueError when the images have another size than the one that `origin` asks for."""
     if dataset.resolution != resolution:

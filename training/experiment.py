@@ -130,6 +130,11 @@ def _check_positive(config: ExperimentConfig) -> None:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise ValueError(f"experiment.{name}={value} must be positive")
+    if config.sample.num_images < 1 or config.max_skipped_steps < 0:
+        raise ValueError(
+            f"experiment.sample.num_images={config.sample.num_images} must be positive and "
+            f"experiment.max_skipped_steps={config.max_skipped_steps} not negative"
+        )
     if config.non_finite not in ("stop", "skip"):
         raise ValueError(f"experiment.non_finite={config.non_finite!r}: choose from stop, skip")
     if config.num_workers < 0:

@@ -6,7 +6,7 @@ the step's scalars on the device, and reads them back only at log boundaries, so
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,15 +17,18 @@ from runtime import distributed
 from runtime.errors import UserError
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
-from training.checkpoint import save_checkpoint
+from training.checkpoint import CHECKPOINTS, save_checkpoint
 from training.experiment import BatchPlan
 
 
 class Stage(Protocol):
     """What the loop needs of a stage."""
 
-    def train_step(self, micro_batches: list[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
-        """One optimizer step; returns named scalars that still live on the device."""
+    def train_step(self, micro_batches: Iterable[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
+        """One optimizer step over `plan.accumulation` micro-batches, read one at a time.
+
+        Returns named scalars that still live on the device.
+        """
 
     def window_metrics(self) -> dict[str, Any]:
         """Statistics gathered since the last call: numbers, or lists with one per depth; equal on every rank."""
@@ -38,6 +41,9 @@ class Stage(Protocol):
 
     def objects(self) -> dict[str, Any]:
         """Named stateful objects: everything a checkpoint holds."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What identifies the run's data and inputs; a resumed run must have the same."""
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Raw and EMA weights in the form that users load."""
@@ -125,13 +131,17 @@ class Loop:
                     self._save(validation)
 
     def _one_step(self) -> None:
-        waiting = time.perf_counter()
-        micro_batches = [next(self.loader) for _ in range(self.plan.accumulation)]
-        self._waited += time.perf_counter() - waiting
         seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
-        self.metrics.add(self.step, self.stage.train_step(micro_batches, self.step))
+        self.metrics.add(self.step, self.stage.train_step(self._micro_batches(), self.step))
         self.step += 1
         self.images_seen += self.plan.global_batch
+
+    def _micro_batches(self) -> Iterator[dict[str, Tensor]]:
+        for _ in range(self.plan.accumulation):
+            waiting = time.perf_counter()
+            batch = next(self.loader)
+            self._waited += time.perf_counter() - waiting
+            yield batch
 
     def _log_window(self) -> None:
         num_steps = len(self.metrics)
@@ -154,12 +164,16 @@ class Loop:
         return metrics
 
     def _save(self, validation: dict[str, Any]) -> None:
-        progress = {"step": self.step, "images_seen": self.images_seen, "epoch": self.plan.epoch(self.step)}
-        if distributed.is_main():
-            save_checkpoint(self.run_dir / "checkpoints", self.step, self.stage.objects(), progress,
+        progress = {"step": self.step, "images_seen": self.images_seen, "epoch": self.plan.epoch(self.step),
+                    **self.stage.provenance()}
+
+        def write() -> None:
+            save_checkpoint(self.run_dir / CHECKPOINTS, self.step, self.stage.objects(), progress,
                             keep_last=self.keep_checkpoints)
             self.save_snapshot(progress, validation)
-        distributed.barrier()
+
+        # a full disk on the main process ends all of them
+        distributed.run_on_main(write)
         self._restart_clock()
 
     def _restart_clock(self) -> None:

@@ -30,6 +30,11 @@ class Precision:
         self.device = device
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        """The type to autocast to; None in fp32."""
+        return None if self.name == "fp32" else self.dtype
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of every forward pass; does nothing in fp32."""
         if self.name == "fp32":

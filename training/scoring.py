@@ -5,6 +5,7 @@ Legend: B batch, C channels, H W image, N images.
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from runtime.atomic import write_text_atomically
 from runtime.config import load_config
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
+from training.data_checks import unreadable_images
 
 Batches = Iterator[dict[str, Tensor]]
 SPLIT_NAMES = {"train": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -84,12 +86,27 @@ class ScoringData:
 
     def features(self, args: argparse.Namespace) -> FeatureExtractor:
         """The feature network of the flags; a classifier is trained on all training images, alike on every rank."""
+        if args.features == "classifier" and self.env.is_distributed:
+            # the main process trains and stores it, the others find it stored
+            distributed.run_on_main(lambda: self._build_features(args).fingerprint)
+        extractor = self._build_features(args)
+        if len(set(distributed.gather_objects(extractor.fingerprint))) > 1:
+            raise UserError("the processes have different feature networks; give all of them the same --features-cache")
+        return extractor
+
+    def _build_features(self, args: argparse.Namespace) -> FeatureExtractor:
         return build_features(
             args.features, device=self.env.device, weights=args.features_weights,
             train=partial(self.uint8_batches, "train", shared=False),
             validation=partial(self.uint8_batches, "val", shared=False),
             num_classes=self.split("train").num_classes, cache_dir=args.features_cache,
         )
+
+    def report_unreadable(self) -> None:
+        """Says on stderr which images this process could not read."""
+        for dataset in self._splits.values():
+            if line := unreadable_images(dataset):
+                print(f"warning: {line}", file=sys.stderr)
 
     def moments(self, name: str, extractor: FeatureExtractor) -> Gaussian:
         """Mean and covariance of the features of a whole split."""

@@ -99,7 +99,7 @@ class Stage1:
         if self.perceptual_weight > 0:
             self.perceptual = self._place(PerceptualLoss(config.gan.loss.perceptual_backbone))
         sizes = self.model.quantizer.num_codes
-        self.usage = CodeUsage(len(sizes), sizes) if sizes else None
+        self.usage = CodeUsage(len(sizes), sizes, env.device) if sizes else None
 
     def _place(self, module: nn.Module) -> nn.Module:
         module = module.to(self.env.device)
@@ -113,27 +113,29 @@ class Stage1:
         """ValueError when the model cannot be trained on these images."""
         check_resolution(dataset, self.model.config.ddconfig.resolution, "arch.ddconfig.resolution")
 
-    def train_step(self, micro_batches: list[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
+    def train_step(self, micro_batches: Iterable[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
         """One step on the global batch; see `training.loop.Stage`."""
         self.model.train()
         sums: dict[str, Tensor] = {}
-        recons: list[Tensor] = []
+        pairs: list[tuple[Tensor, Tensor]] = []
+        train_discriminator = self.adversary is not None and self.adversary.schedule.train_discriminator(step)
+        count = self.plan.accumulation
         for index, batch in enumerate(micro_batches):
             image_BCHW = self._image(batch)
-            with no_sync(self.parallel, enabled=index + 1 < len(micro_batches)):
+            with no_sync(self.parallel, enabled=index + 1 < count):
                 recon_BCHW, terms = self._autoencoder_terms(image_BCHW, step)
-                self.update.backward(terms["loss_total"] / len(micro_batches))
-            recons.append(recon_BCHW.detach())
-            accumulate(sums, terms, len(micro_batches))
+                self.update.backward(terms["loss_total"] / count)
+            if train_discriminator:
+                pairs.append((image_BCHW, recon_BCHW.detach()))
+            accumulate(sums, terms, count)
         applied = self.update.step(step, sums)
         if applied:
             self.model.update_codebook()
         else:
             self.model.discard_codebook_update()
         # after a skipped step the reconstructions are not to be trusted
-        if applied and self.adversary is not None and self.adversary.schedule.train_discriminator(step):
-            images = [self._image(batch) for batch in micro_batches]
-            self.adversary.train_step(images, recons, step, sums)
+        if applied and train_discriminator:
+            self.adversary.train_step(pairs, step, sums)
         if self.ema is not None and applied:
             self.ema.update(self.model, step)
         return sums
@@ -275,22 +277,22 @@ class Adversary:
         terms.update(loss_gen=loss_gen, g_weight=g_weight)
         return ramp * self.config.disc_weight * g_weight * loss_gen
 
-    def train_step(self, images: list[Tensor], recons: list[Tensor], step: int, sums: dict[str, Tensor]) -> None:
-        """One discriminator step on the step's images and (older) reconstructions; adds its terms to `sums`."""
+    def train_step(self, pairs: list[tuple[Tensor, Tensor]], step: int, sums: dict[str, Tensor]) -> None:
+        """One discriminator step on the step's (image, older reconstruction) pairs; adds its terms to `sums`."""
         self.discriminator.train()
         disc_sums: dict[str, Tensor] = {}
-        for index, (image_BCHW, recon_BCHW) in enumerate(zip(images, recons, strict=True)):
-            with no_sync(self.parallel, enabled=index + 1 < len(images)):
+        for index, (image_BCHW, recon_BCHW) in enumerate(pairs):
+            with no_sync(self.parallel, enabled=index + 1 < len(pairs)):
                 with self.precision.autocast():
                     # two calls, fake first: BatchNorm statistics are those of each call, as published
                     logits_fake = self.parallel(recon_BCHW)
                     logits_real = self.parallel(image_BCHW)
                 logits_fake, logits_real = logits_fake.float(), logits_real.float()
                 loss_disc = self.config.disc_weight * self.discriminator_loss(logits_real, logits_fake)
-                self.update.backward(loss_disc / len(images))
+                self.update.backward(loss_disc / len(pairs))
             real, fake = logits_real.mean(), logits_fake.mean()
             terms = {"loss_disc": loss_disc, "logits_real": real, "logits_fake": fake, "disc_gap": real - fake}
-            accumulate(disc_sums, terms, len(images))
+            accumulate(disc_sums, terms, len(pairs))
         self.update.step(step, disc_sums, prefix="disc_")
         sums.update(disc_sums)
 

@@ -56,19 +56,20 @@ class Stage2Config:
 
 
 def complete_arch(config: Stage2Config, tokenizer: RQVAE) -> RQTransformerConfig:
-    """Fills the vocabulary in from `dataset.vocab_size` or the tokenizer, and checks that the two stages fit.
-
-    Raises:
-        ValueError: naming the two values that contradict each other.
-    """
+    """The arch section with the vocabulary filled in, from `dataset.vocab_size` or the tokenizer."""
     arch = config.arch
-    sizes = list(tokenizer.quantizer.num_codes)
     if arch.vocab_size is None:
         vocab = config.dataset.vocab_size
-        arch = replace(arch, vocab_size=vocab if vocab is not None else sizes)
+        arch = replace(arch, vocab_size=vocab if vocab is not None else list(tokenizer.quantizer.num_codes))
+    check_stages_fit(arch, tokenizer)
+    return arch
+
+
+def check_stages_fit(arch: RQTransformerConfig, tokenizer: RQVAE) -> None:
+    """Raises ValueError, naming the two values, when stage 2 cannot write what stage 1 reads."""
     for name, ours, theirs in (
         ("arch.block_size", list(arch.block_size), list(tokenizer.config.code_shape)),
-        ("arch.vocab_size", list(arch.vocab_sizes), sizes),
+        ("arch.vocab_size", list(arch.vocab_sizes), list(tokenizer.quantizer.num_codes)),
     ):
         if ours != theirs:
             raise ValueError(f"{name}={ours} does not fit the stage-1 checkpoint, whose codes are {theirs}")
@@ -78,14 +79,13 @@ def complete_arch(config: Stage2Config, tokenizer: RQVAE) -> RQTransformerConfig
             f"arch.input_embed_dim={arch.input_embed_dim} does not fit the stage-1 checkpoint, "
             f"whose code vectors have {code_dim} entries"
         )
-    return arch
 
 
-def load_tokenizer(config: VQVAEConfig) -> RQVAE:
-    """The stage-1 model that a `vqvae` section names: a published file, a snapshot, or a run (its newest snapshot)."""
+def find_tokenizer(config: VQVAEConfig) -> VQVAEConfig:
+    """The section with the very checkpoint it stands for: the newest snapshot of a run, not the run, which goes on."""
     if not config.ckpt:
         raise ValueError("no stage-1 checkpoint: give -v/--vqvae PATH or vqvae.ckpt")
-    return load_rqvae(resolve_checkpoint(config.ckpt), ema=config.ema)
+    return replace(config, ckpt=str(resolve_checkpoint(config.ckpt)))
 
 
 class Stage2:
@@ -103,14 +103,18 @@ class Stage2:
     def __init__(self, config: Stage2Config, plan: BatchPlan, env: DistEnv,
                  validation_batches: Callable[[], Iterable[dict[str, Tensor]]]):
         config.loss.validate()
-        tokenizer = load_tokenizer(config.vqvae)
-        config = replace(config, arch=complete_arch(config, tokenizer),
+        vqvae = find_tokenizer(config.vqvae)
+        tokenizer = load_rqvae(vqvae.ckpt, ema=vqvae.ema)
+        config = replace(config, vqvae=vqvae, arch=complete_arch(config, tokenizer),
                          sampling=config.sampling or config.experiment.sample)
         self.config, self.plan, self.env = config, plan, env
         self.validation_batches = validation_batches
         experiment = config.experiment
         self.precision = Precision(experiment.precision, env.device, experiment.amp)
         self.tokenizer = tokenizer.to(env.device).eval().requires_grad_(False)
+        if experiment.channels_last:
+            self.tokenizer = self.tokenizer.to(memory_format=torch.channels_last)
+        self.tokenizer_digest = weights_digest(tokenizer)
         self.model = RQTransformer(config.arch).to(env.device)
         self.model.gradient_checkpointing = experiment.gradient_checkpointing
         if experiment.compile:
@@ -133,15 +137,16 @@ class Stage2:
         check_resolution(dataset, self.tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
         check_condition(dataset, self.config.arch)
 
-    def train_step(self, micro_batches: list[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
+    def train_step(self, micro_batches: Iterable[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
         """One step on the global batch; see `training.loop.Stage`."""
         self.model.train()
         sums: dict[str, Tensor] = {}
+        count = self.plan.accumulation
         for index, batch in enumerate(micro_batches):
-            with no_sync(self.parallel, enabled=index + 1 < len(micro_batches)):
+            with no_sync(self.parallel, enabled=index + 1 < count):
                 loss, terms = self._loss(batch)
-                self.update.backward(loss / len(micro_batches))
-            accumulate(sums, terms, len(micro_batches))
+                self.update.backward(loss / count)
+            accumulate(sums, terms, count)
         applied = self.update.step(step, sums)
         if self.ema is not None and applied:
             self.ema.update(self.model, step)
@@ -190,7 +195,7 @@ class Stage2:
         with self.averaged():
             codes_BHWD = sample(self.model, self.tokenizer, conditions, num_samples=settings.num_images,
                                 temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p,
-                                seed=self.config.seed)
+                                seed=self.config.seed, amp_dtype=self.precision.amp_dtype)
         images = [self.tokenizer.decode_code(part) for part in codes_BHWD.split(16)]
         return {"samples": image_grid(torch.cat(images).float(), columns=max(1, round(settings.num_images**0.5)))}
 
@@ -235,7 +240,7 @@ class Stage2:
 
     def provenance(self) -> dict[str, Any]:
         """What a snapshot's metadata says beyond the progress: which stage-1 weights its codes come from."""
-        return {"dataset": self.config.dataset.name, "tokenizer": weights_digest(self.tokenizer)}
+        return {"dataset": self.config.dataset.name, "tokenizer": self.tokenizer_digest}
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
         """Raw and (where kept) EMA weights in the form that `rqtransformer.load_rqtransformer` reads."""

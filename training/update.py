@@ -47,22 +47,33 @@ class ScaledUpdate:
             group["lr"] = self.learning_rate
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.parameters, self.max_norm)
-        applied = not self.skip_non_finite or self._finite(norm, metrics, step)
-        if applied:
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
+        # loss scaling overflows now and then by design: under fp16 only the losses are judged, not the gradients
+        judged = list(metrics.values()) if self.scaler.is_enabled() else [norm, *metrics.values()]
+        healthy = not self.skip_non_finite or self._finite(judged, metrics, step)
+        applied = self._apply(healthy)
         self.optimizer.zero_grad(set_to_none=True)
-        # fp16 with loss scaling overflows now and then by design: its norms are not part of the finite check
         if not self.scaler.is_enabled():
             metrics[f"{prefix}grad_norm"] = norm if applied else torch.zeros_like(norm)
         if self.skip_non_finite:
             metrics[f"{prefix}skipped_steps"] = torch.as_tensor(float(self.skipped), device=norm.device)
         return applied
 
-    def _finite(self, norm: Tensor, metrics: dict[str, Tensor], step: int) -> bool:
-        bad = ~torch.isfinite(torch.stack([norm, *metrics.values()])).all().float().reshape(1).bool()
-        flag = distributed.all_reduce_sum_(bad.float())
-        if flag.item() == 0:
+    def _apply(self, healthy: bool) -> bool:
+        """Steps the optimizer if allowed; whether it did (a loss scaler leaves out steps that overflowed)."""
+        if not self.scaler.is_enabled():
+            if healthy:
+                self.optimizer.step()
+            return healthy
+        scale = self.scaler.get_scale()
+        if healthy:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        # the scale falls exactly when a gradient had overflowed
+        return healthy and self.scaler.get_scale() >= scale
+
+    def _finite(self, judged: list[Tensor], metrics: dict[str, Tensor], step: int) -> bool:
+        bad = (~torch.isfinite(torch.stack([value.detach().float().reshape(()) for value in judged]))).any()
+        if distributed.all_reduce_sum_(bad.float()).item() == 0:
             return True
         self.skipped += 1
         for name, value in metrics.items():

@@ -19,21 +19,29 @@ from training.precision import Precision
 
 
 class _Sums:
-    """Named float64 sums over images, added up over ranks when read."""
+    """Named float64 sums over images, added up over ranks in one collective.
 
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._values: dict[str, Tensor] = {}
+    Names and lengths are declared, so that a rank without images takes part like the others.
+    """
+
+    def __init__(self, device: torch.device, lengths: dict[str, int]):
+        zeros = torch.zeros(1 + sum(lengths.values()), dtype=torch.float64, device=device)
+        self._count, *values = zeros.split([1, *lengths.values()])
+        self._values = dict(zip(lengths, values, strict=True))
+
+    def count(self, num_images: int) -> None:
+        """Counts images of this rank."""
+        self._count += num_images
 
     def add(self, name: str, value: Tensor) -> None:
-        value = value.detach().double()
-        self._values[name] = self._values[name] + value if name in self._values else value
+        """Adds a sum over images: a scalar, or one number per depth."""
+        self._values[name] += value.detach().double()
 
-    def means(self, count: int) -> dict[str, Tensor]:
-        """Sums over all ranks divided by the sum of `count` over all ranks."""
-        total = torch.tensor(float(count), dtype=torch.float64, device=self._device)
-        distributed.all_reduce_sum_(total)
-        return {name: (distributed.all_reduce_sum_(value) / total).cpu() for name, value in self._values.items()}
+    def means(self) -> dict[str, Tensor]:
+        """Sums over all ranks divided by the images of all ranks; a length of 1 gives a scalar."""
+        packed = distributed.all_reduce_sum_(torch.cat([self._count, *self._values.values()])).cpu()
+        count, *values = packed.split([1, *(len(value) for value in self._values.values())])
+        return {name: (value / count).squeeze(0) for name, value in zip(self._values, values, strict=True)}
 
 
 @torch.no_grad()
@@ -50,23 +58,28 @@ def validate_stage1(model: RQVAE, batches: Iterable[dict[str, Tensor]], device: 
     """
     model.eval()
     depth = len(model.quantizer.num_codes)
-    sums, usage, count = _Sums(device), CodeUsage(depth, model.quantizer.num_codes), 0
+    lengths = {"loss_latent": 1, "recon_l1": 1, "recon_mse_by_depth": max(1, depth)}
+    sums = _Sums(device, lengths | ({} if perceptual is None else {"lpips": 1}))
+    usage = CodeUsage(depth, model.quantizer.num_codes, device) if depth else None
     for batch in batches:
         image_BCHW = batch["image"].to(device)
-        count += len(image_BCHW)
+        sums.count(len(image_BCHW))
         with precision.autocast():
             recon_BCHW, quantized = model(image_BCHW)
             partial = [model.decode_partial_code(quantized.codes, d, "add") for d in range(depth - 1)]
-        usage.update(quantized.codes)
+        if usage is not None:
+            usage.update(quantized.codes)
         sums.add("loss_latent", quantized.loss * len(image_BCHW))
         sums.add("recon_l1", (recon_BCHW.float() - image_BCHW).abs().flatten(1).mean(1).sum())
         errors = [_squared_error(decoded_BCHW, image_BCHW) for decoded_BCHW in [*partial, recon_BCHW]]
         sums.add("recon_mse_by_depth", torch.stack(errors))
         if perceptual is not None:
             sums.add("lpips", perceptual(recon_BCHW.float(), image_BCHW).float().mean() * len(image_BCHW))
-    metrics = {name: value.tolist() for name, value in sums.means(count).items()}
-    metrics["recon_mse"] = metrics["recon_mse_by_depth"][-1]
-    return {**metrics, **usage_metrics(usage)}
+    means = sums.means()
+    recon_mse_by_depth = means.pop("recon_mse_by_depth").reshape(-1).tolist()
+    metrics = {name: value.item() for name, value in means.items()}
+    metrics |= {"recon_mse_by_depth": recon_mse_by_depth, "recon_mse": recon_mse_by_depth[-1]}
+    return metrics if usage is None else {**metrics, **usage_metrics(usage)}
 
 
 def _squared_error(decoded_BCHW: Tensor, image_BCHW: Tensor) -> Tensor:
@@ -93,11 +106,13 @@ def validate_stage2(model: RQTransformer, tokenizer: RQVAE, batches: Iterable[di
         `uniform_nll`, and `cond_nll` for text.
     """
     model.eval()
-    sums, count, split_counts = _Sums(device), 0, CodeCounts(code_counts.sizes, device)
+    depth, has_text = len(code_counts.sizes), model.config.block_size_cond > 1
+    sums = _Sums(device, {"nll": depth, "accuracy": depth} | ({"cond_nll": 1} if has_text else {}))
+    split_counts = CodeCounts(code_counts.sizes, device)
     for batch in batches:
         image_BCHW = batch["image"].to(device)
         cond = condition_of(model, batch, device)
-        count += len(image_BCHW)
+        sums.count(len(image_BCHW))
         codes_BHWD = tokenizer.get_codes(image_BCHW)
         with precision.autocast():
             output = model(codes_BHWD, tokenizer, cond)
@@ -112,10 +127,10 @@ def validate_stage2(model: RQTransformer, tokenizer: RQVAE, batches: Iterable[di
     if not code_counts.total_DK.any():
         code_counts.load_state_dict(split_counts.state_dict())
     metrics: dict[str, Any] = {}
-    for name, value in {**sums.means(count), "unigram_nll": code_counts.unigram_nll(split_counts)}.items():
+    for name, value in {**sums.means(), "unigram_nll": code_counts.unigram_nll(split_counts)}.items():
         metrics[name] = value.mean().item()
-        if value.ndim:
-            metrics[f"{name}_by_depth"] = value.tolist()
+        if name != "cond_nll":
+            metrics[f"{name}_by_depth"] = value.reshape(-1).tolist()
     sizes = model.config.vocab_sizes
     metrics["uniform_nll"] = sum(math.log(size) for size in sizes) / len(sizes)
     return metrics

@@ -44,15 +44,16 @@ class CodeUsage:
     Args:
         depth: number of codes per position, D.
         num_codes: codebook size, one number or one per depth.
+        device: where to count; it also follows the codes, but a rank without codes has only this.
 
     Raises ValueError when the number of sizes is not `depth`, or a size is below 1.
     """
 
-    def __init__(self, depth: int, num_codes: int | Sequence[int]):
+    def __init__(self, depth: int, num_codes: int | Sequence[int], device: torch.device | str | None = None):
         self.sizes = [num_codes] * depth if isinstance(num_codes, int) else [int(size) for size in num_codes]
         if len(self.sizes) != depth or min(self.sizes, default=0) < 1:
             raise ValueError(f"code usage needs {depth} codebook sizes of at least 1, got {num_codes}")
-        self.counts_DK = torch.zeros(depth, max(self.sizes), dtype=torch.int64)
+        self.counts_DK = torch.zeros(depth, max(self.sizes), dtype=torch.int64, device=device)
         self._reduced = False
 
     def reset(self) -> None:
