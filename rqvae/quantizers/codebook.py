@@ -6,6 +6,7 @@ Legend: N vectors, E code-vector size, K codebook size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,8 +17,20 @@ from rqvae.quantizers.distance import nearest_codes
 from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_uniform
 
 SMOOTHING = 1e-5  # Laplace smoothing of the cluster sizes
-RESTART_BELOW = 1.0  # an entry with a smaller average cluster size counts as unused
 REPEAT_NOISE = 0.01  # spread of repeated restart vectors, times 1 / sqrt(E)
+
+
+@dataclass(frozen=True)
+class RestartRule:
+    """Which entries count as unused: those whose average cluster size (vectors per update) is smaller than `below`.
+
+    relative: `below` is a fraction of the mean cluster size, which is what uniform use would give. A restarted entry
+    starts with the size `below`, or the mean size. grace: updates an entry is left alone for after its last (re)start.
+    """
+
+    below: float = 1.0
+    relative: bool = False
+    grace: int = 0
 
 
 class EMACodebook(nn.Module):
@@ -28,6 +41,7 @@ class EMACodebook(nn.Module):
 
     keep_unused: entries that no vector of a step chose keep their vector, and a new codebook starts with cluster
     sizes of 1. Without it (the published behaviour) a never used entry has cluster size 0 and its vector explodes.
+    restart_unused_codes: True for the published rule, or a `RestartRule`. normalize: code vectors have length 1.
     """
 
     def __init__(
@@ -36,18 +50,24 @@ class EMACodebook(nn.Module):
         dim: int,
         *,
         decay: float = 0.99,
-        restart_unused_codes: bool = False,
+        restart_unused_codes: bool | RestartRule = False,
         keep_unused: bool = True,
+        normalize: bool = False,
     ):
         super().__init__()
         self.decay = decay
-        self.restart_unused_codes = restart_unused_codes
+        self.restart_unused_codes = bool(restart_unused_codes)
+        self.restart_rule = restart_unused_codes if isinstance(restart_unused_codes, RestartRule) else RestartRule()
         self.keep_unused = keep_unused
+        self.normalize = normalize
         weight = torch.randn(num_codes, dim, dtype=torch.float32)
+        weight = F.normalize(weight, dim=1) if normalize else weight
         self.register_buffer("weight", weight)
         self.register_buffer("cluster_size_ema", torch.full((num_codes,), float(keep_unused), dtype=torch.float32))
         self.register_buffer("embed_ema", weight.clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        if self.restart_rule.grace > 0:
+            self.register_buffer("restarted_at", torch.zeros(num_codes, dtype=torch.int64))
 
     def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
         """Move with the model, but stay fp32 when the model is cast."""
@@ -66,6 +86,15 @@ class EMACodebook(nn.Module):
     def embed(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes of any shape -> code vectors (..., E)."""
         return F.embedding(codes, self.weight)
+
+    @torch.no_grad()
+    def assign(self, vectors_KE: torch.Tensor, sizes_K: torch.Tensor) -> None:
+        """Replace all code vectors, as if each were the mean of so many vectors per step; sizes below 1 count as 1."""
+        self.cluster_size_ema.copy_(sizes_K.clamp(min=1))
+        self.weight.copy_(F.normalize(vectors_KE, dim=1) if self.normalize else vectors_KE)
+        self.embed_ema.copy_(self.weight * self.cluster_size_ema[:, None])
+        if self.restart_rule.grace > 0:
+            self.restarted_at.copy_(self.num_updates)
 
     @torch.no_grad()
     def update(self, batches: list[CodedVectors]) -> None:
@@ -87,16 +116,21 @@ class EMACodebook(nn.Module):
         self.num_updates += 1
 
     def _restart(self, batches: list[CodedVectors]) -> torch.Tensor:
-        """Give unused entries a cluster size of 1 and a vector of this step. Returns which entries those are."""
+        """Give unused entries a vector of this step and the rule's cluster size. Returns which entries those are."""
         num_codes, dim = self.weight.shape
         candidates_CE, num_valid = draw_candidates(batches, num_codes, self.num_updates)
-        restart_K = (self.cluster_size_ema < RESTART_BELOW) & (num_valid > 0)
+        rule, mean_size = self.restart_rule, self.cluster_size_ema.mean()
+        restart_K = (self.cluster_size_ema < rule.below * (mean_size if rule.relative else 1)) & (num_valid > 0)
+        if rule.grace > 0:
+            restart_K &= self.num_updates - self.restarted_at >= rule.grace
+            self.restarted_at.copy_(torch.where(restart_K, self.num_updates, self.restarted_at))
         slot_K = (restart_K.cumsum(0) - 1).clamp(min=0)
         vectors_KE = candidates_CE[slot_K % num_valid.clamp(min=1)]
         repeated_K = slot_K >= num_valid
         vectors_KE += self._repeat_noise(num_codes, dim) * repeated_K[:, None]
-        self.embed_ema.copy_(torch.where(restart_K[:, None], vectors_KE, self.embed_ema))
-        self.cluster_size_ema.masked_fill_(restart_K, 1.0)
+        size = mean_size if rule.relative else rule.below
+        self.embed_ema.copy_(torch.where(restart_K[:, None], vectors_KE * size, self.embed_ema))
+        self.cluster_size_ema.masked_fill_(restart_K, size)
         return restart_K
 
     def _repeat_noise(self, num_codes: int, dim: int) -> torch.Tensor:
@@ -112,6 +146,8 @@ class EMACodebook(nn.Module):
         total = self.cluster_size_ema.sum()
         smoothed_K = (self.cluster_size_ema + SMOOTHING) * total / (total + len(self.weight) * SMOOTHING)
         weight_KE = self.embed_ema / smoothed_K[:, None]
+        if self.normalize:
+            weight_KE = F.normalize(weight_KE, dim=1)
         if self.keep_unused:
             weight_KE = torch.where(changed_K[:, None], weight_KE, self.weight)
         self.weight.copy_(weight_KE)

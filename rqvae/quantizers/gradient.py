@@ -1,8 +1,16 @@
-"""Gradient estimators. They change the gradient that reaches the encoder, never the value of the output."""
+"""Gradient estimators. They change the gradient that reaches the encoder, never the value of the output.
+
+Legend: N vectors, E code-vector size. Every estimator takes the vectors and their code vectors and returns the latter.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+
+TINY = 1e-12  # vectors shorter than this have no direction
+DIRECTION_NOISE = 0.02  # spread of the noise of `directional`, per coordinate
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -17,6 +25,47 @@ class _StraightThrough(torch.autograd.Function):
         return grad_output, None
 
 
+class _Rotation(torch.autograd.Function):
+    """Backward: the transpose of the scaled rotation that carries z onto its code vector."""
+
+    @staticmethod
+    def forward(ctx, z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(z, quantized)
+        return quantized.to(z.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx, grad_output: torch.Tensor):
+        z, quantized = ctx.saved_tensors
+        grad = grad_output.float()
+        z_length, q_length = (v.float().norm(dim=-1, keepdim=True) for v in (z, quantized))
+        from_E, to_E = z.float() / z_length.clamp(min=TINY), quantized.float() / q_length.clamp(min=TINY)
+        middle_E = torch.nn.functional.normalize(from_E + to_E, dim=-1, eps=TINY)
+        rotated = grad - 2 * (grad * middle_E).sum(-1, keepdim=True) * middle_E
+        rotated = rotated + 2 * (grad * to_E).sum(-1, keepdim=True) * from_E
+        scaled = rotated * (q_length / z_length.clamp(min=TINY))
+        return torch.where(z_length > TINY, scaled, grad).to(z.dtype), None
+
+
+class _Directional(torch.autograd.Function):
+    """Backward: that of z + |quantized - z| * direction with the direction held constant."""
+
+    @staticmethod
+    def forward(ctx, z: torch.Tensor, quantized: torch.Tensor, noise: float) -> torch.Tensor:
+        ctx.save_for_backward(z, quantized)
+        ctx.offset = torch.randn_like(quantized) * noise if noise > 0 else None
+        return quantized.to(z.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx, grad_output: torch.Tensor):
+        z, quantized = ctx.saved_tensors
+        grad, step = grad_output.float(), quantized.float() - z.float()
+        exact_E = torch.nn.functional.normalize(step, dim=-1, eps=TINY)
+        drawn = step if ctx.offset is None else step + ctx.offset
+        drawn_E = torch.nn.functional.normalize(drawn, dim=-1, eps=TINY)
+        along = (grad * drawn_E).sum(-1, keepdim=True) * exact_E
+        return (grad - along).to(z.dtype), along.to(quantized.dtype), None
+
+
 def straight_through(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """Output `quantized` bit for bit (in the dtype of `z`) with the gradient of the identity.
 
@@ -24,3 +73,30 @@ def straight_through(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     same latent.
     """
     return _StraightThrough.apply(z, quantized.detach())
+
+
+def rotation_trick(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """Output `quantized` with the gradient of c R z, where c R is the constant scaled rotation with c R z = quantized.
+
+    The angle between the gradient and the code vector becomes that between the gradient of z and z. Vectors of
+    length 0 have no direction and get the straight-through gradient.
+    Fifty et al., Restructuring Vector Quantization with the Rotation Trick, arXiv 2410.06424, Eq. 4 and Section 4.2.
+    """
+    return _Rotation.apply(z, quantized.detach())
+
+
+def directional(z: torch.Tensor, quantized: torch.Tensor, noise: float = DIRECTION_NOISE) -> torch.Tensor:
+    """Output `quantized` with the gradient of z + |quantized - z| u, u a constant direction near quantized - z.
+
+    noise: standard deviation, per coordinate, of what is added to quantized - z before u is taken. The distance is
+    differentiated, so a learned codebook gets a gradient too.
+    Directional re-parametrisation (DiVeQ), arXiv 2509.26469.
+    """
+    return _Directional.apply(z, quantized, noise)
+
+
+ESTIMATORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "straight_through": straight_through,
+    "rotation": rotation_trick,
+    "directional": directional,
+}
