@@ -13,7 +13,9 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-BOTTLENECKS = ("rq", "none")
+from rqvae.bottlenecks import BOTTLENECK_OPTIONS
+
+BOTTLENECKS = ("rq", "none", *BOTTLENECK_OPTIONS)
 LOSS_TYPES = ("mse", "l1")
 CODEBOOK_UPDATES = ("per_depth", "deferred")
 NORM_GROUPS = 32
@@ -41,11 +43,13 @@ class QuantizerHParams:
 
     latent_shape: [H, W, E] of the encoder's output. code_shape: [h, w, D]; a code grid smaller than the latent grid
     joins neighbouring latent vectors. codebook_update: 'per_depth' (published) or 'deferred' (once per optimizer step).
+    bottleneck: options of a `bottleneck_type` other than 'rq' and 'none', see `rqvae.bottlenecks`; n_embed may be left
+    out where the options give the codebook size.
     """
 
     bottleneck_type: str = "rq"
     embed_dim: int = MISSING
-    n_embed: Any = MISSING
+    n_embed: Any = None
     decay: Any = 0.99
     loss_type: str = "l1"
     latent_loss_weight: float = 0.25
@@ -56,6 +60,18 @@ class QuantizerHParams:
     codebook_update: str = "per_depth"
     use_padding_idx: bool = False
     masked_dropout: float = 0.0
+    bottleneck: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bottleneck_options(self) -> Any:
+        """The typed options of `bottleneck_type`; one-line ValueError for a wrong key, type or missing value."""
+        schema = BOTTLENECK_OPTIONS.get(self.bottleneck_type)
+        if schema is None:
+            _check(not self.bottleneck, f"bottleneck_type {self.bottleneck_type!r} takes no bottleneck options")
+            return None
+        options = _typed(schema, self.bottleneck, "bottleneck")
+        _check_present(options, "bottleneck.")
+        return options
 
     @property
     def depth(self) -> int:
@@ -101,7 +117,9 @@ class RQVAEConfig(QuantizerHParams):
 
     def validate(self) -> None:
         """Check every value and every relation between values; ValueError with the first one that is wrong."""
+        options = self.bottleneck_options if self.bottleneck_type in BOTTLENECKS else None
         _check_present(self, "")
+        _check(self.n_embed is not None or hasattr(options, "levels"), "missing value: n_embed")
         _check_halves(self.ddconfig)
         _check_bottleneck(self)
         _check_shapes(self)
@@ -211,7 +229,13 @@ def _check_shapes(config: RQVAEConfig) -> None:
         latent[0] % code[0] == 0 and latent[1] % code[1] == 0,
         f"code_shape {code} does not divide latent_shape {latent} in height and width",
     )
-    if config.bottleneck_type == "none":
+    if config.bottleneck_type in BOTTLENECK_OPTIONS:
+        joined = f"code_shape {code} joins vectors of latent_shape {latent}; only bottleneck_type 'rq' can"
+        _check(latent[:2] == code[:2], joined)
+        if config.n_embed is not None:
+            _check(min(config.code_sizes) >= 2, f"n_embed must be at least 2, got {config.n_embed}")
+            _check(len(set(config.code_sizes)) == 1, f"n_embed must be one number, got {config.n_embed}")
+    if config.bottleneck_type != "rq":
         return
     sizes, decays = config.code_sizes, config.decays
     _check(min(sizes) >= 1, f"n_embed must be at least 1, got {config.n_embed}")

@@ -1,0 +1,224 @@
+"""The laws of every quantizer without a learned codebook: method x dtype x mask x train/eval x layout."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rqvae import RQVAE, RQVAEConfig
+from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
+from rqvae.quantizers.lookup_free import LookupFreeQuantizer
+
+DIM = 6
+METHODS = {
+    "fsq": lambda: FiniteScalarQuantizer(DIM, [8, 5, 4, 3, 2, 7]),
+    "fsq symmetric": lambda: FiniteScalarQuantizer(DIM, [8, 5, 4], num_codebooks=2, preserve_symmetry=True),
+    "fsq projected, noise": lambda: FiniteScalarQuantizer(DIM, [8, 5, 5, 5], num_codebooks=3, noise_dropout=0.5),
+    "lfq": lambda: LookupFreeQuantizer(DIM, 64),
+    "lfq spherical": lambda: LookupFreeQuantizer(DIM, 8, num_codebooks=2, spherical=True, joint_bits=2),
+    "lfq projected": lambda: LookupFreeQuantizer(DIM, 2**18, num_codebooks=2),
+}
+BOTTLENECKS = {
+    "fsq": {"bottleneck": {"levels": [8, 5, 5, 5]}},
+    "lfq": {"n_embed": 1024, "bottleneck": {"inv_temperature": 10.0}},
+}
+LAYOUTS = [(5,), (2, 3), (2, 2, 3), (1, 2, 2, 2)]
+
+
+def make(name, seed=0):
+    torch.manual_seed(seed)
+    return METHODS[name]()
+
+
+def forward(quantizer, *args, seed=1, **kwargs):
+    torch.manual_seed(seed)
+    return quantizer(*args, **kwargs)
+
+
+examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+cases = given(
+    seed=st.integers(0, 10_000),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    training=st.booleans(),
+    masked=st.booleans(),
+    grid=st.sampled_from(LAYOUTS),
+    size=st.sampled_from([0.1, 1.0, 30.0]),
+)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@examples
+@cases
+def test_output_codes_and_loss(name, seed, dtype, training, masked, grid, size):
+    quantizer = make(name, seed).train(training)
+    z = (torch.randn(*grid, DIM) * size).to(dtype).requires_grad_()
+    mask = torch.rand(grid) < 0.6 if masked else None
+    out = forward(quantizer, z, mask)
+    assert out.quantized.shape == z.shape
+    assert out.quantized.dtype == dtype
+    assert torch.equal(out.quantized, quantizer.decode(out.codes).to(dtype))
+    assert out.codes.shape == (*grid, len(quantizer.num_codes))
+    assert out.codes.dtype == torch.int64
+    assert (out.codes >= 0).all()
+    assert (out.codes < torch.tensor(quantizer.num_codes)).all()
+    assert out.loss.shape == ()
+    assert out.loss.dtype == torch.float32
+    assert out.loss.isfinite()
+    torch.testing.assert_close(sum(out.terms.values(), torch.zeros(())), out.loss)
+    parts = quantizer.embed_with_depth(out.codes)
+    assert parts.shape == (*out.codes.shape, DIM)
+    torch.testing.assert_close(parts.sum(-2), quantizer.decode(out.codes))
+    torch.testing.assert_close(quantizer.decode_depth(out.codes, 0), parts[..., 0, :])
+    (gradient,) = torch.autograd.grad(out.quantized.float().sum() + out.loss, z)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@examples
+@cases
+def test_precision_and_autocast_change_nothing(name, seed, dtype, training, masked, grid, size):
+    quantizer = make(name, seed).train(training)
+    z = (torch.randn(*grid, DIM) * size).to(dtype)
+    expected = forward(quantizer, z.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outs = [forward(quantizer, z), forward(quantizer, z.float())]
+    for out in outs:
+        assert torch.equal(out.codes, expected.codes)
+        assert torch.equal(out.loss, expected.loss)
+        assert torch.equal(out.quantized, expected.quantized.to(out.quantized.dtype))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("filler", [0.0, 1e6, float("nan"), float("inf")])
+def test_padding_under_a_mask_changes_nothing(name, training, filler):
+    quantizer = make(name).train(training)
+    if training and "noise" in name:
+        quantizer.noise_dropout = 0.0
+    z = torch.randn(4, DIM)
+    mask = torch.tensor([True] * 4 + [False] * 3)
+    padded = torch.cat([z, torch.full((3, DIM), filler)]).requires_grad_()
+    before = copy.deepcopy(quantizer.state_dict())
+    short, long = quantizer(z), quantizer(padded, mask)
+    torch.testing.assert_close(short.loss, long.loss)
+    assert torch.equal(short.codes, long.codes[:4])
+    assert (long.codes >= 0).all()
+    assert (long.codes < torch.tensor(quantizer.num_codes)).all()
+    for key, value in quantizer.state_dict().items():
+        assert torch.equal(value, before[key])
+    if long.loss.requires_grad:
+        (gradient,) = torch.autograd.grad(long.loss, padded)
+        assert torch.equal(gradient[4:].nan_to_num(7.0), torch.zeros(3, DIM)) or filler != 0.0
+        assert gradient[:4].isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_codes_are_the_nearest_in_the_searched_space(name):
+    quantizer = make(name).eval()
+    if max(quantizer.num_codes) > 4096:
+        pytest.skip("brute force over few codes only")
+    z = torch.randn(40, DIM) * 2
+    searched, codes = quantizer.targets(z)
+    assert torch.equal(codes, quantizer(z).codes)
+    for depth, size in enumerate(quantizer.num_codes):
+        book = quantizer.codebook(depth)
+        assert book.shape == (size, searched.shape[-1])
+        distance = torch.cdist(searched[:, depth], book, compute_mode="donot_use_mm_for_euclid_dist")
+        best = distance.gather(1, codes[:, depth, None])[:, 0]
+        torch.testing.assert_close(best, distance.min(1).values)
+    probs, again = quantizer.soft_codes(z, 0.05)
+    assert torch.equal(again, codes)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(40, len(quantizer.num_codes)))
+    drawn = quantizer.targets(z, 1e-6, True, torch.Generator().manual_seed(0))[1]
+    assert (drawn == codes).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_half_precision_model_keeps_its_codes(name):
+    """Casting the model changes projections (they are parameters), nothing else."""
+    quantizer = make(name).eval()
+    z = torch.randn(50, DIM).bfloat16()
+    expected = quantizer(z)
+    for parameter in quantizer.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    rounded = quantizer(z)
+    cast = copy.deepcopy(quantizer).bfloat16()(z)
+    assert torch.equal(cast.codes, rounded.codes)
+    assert torch.equal(cast.quantized, rounded.quantized)
+    if not list(quantizer.parameters()):
+        assert torch.equal(cast.codes, expected.codes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_wrong_shapes_are_errors(name):
+    quantizer = make(name)
+    with pytest.raises(ValueError, match=rf"vectors have {DIM + 1} channels"):
+        quantizer(torch.zeros(2, DIM + 1))
+    depth = len(quantizer.num_codes)
+    with pytest.raises(ValueError, match=rf"codes have {depth + 1} depths"):
+        quantizer.decode(torch.zeros(2, depth + 1, dtype=torch.int64))
+
+
+def stage1(name, **changes):
+    arch = {
+        "type": "rq-vae",
+        "hparams": {
+            "bottleneck_type": name,
+            "embed_dim": 8,
+            "latent_shape": [4, 4, 8],
+            "code_shape": [4, 4, 2],
+            **copy.deepcopy(BOTTLENECKS[name]),
+            **changes,
+        },
+        "ddconfig": {"z_channels": 8, "resolution": 8, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1},
+    }
+    return RQVAEConfig.from_mapping(arch)
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_bottleneck_of_stage_1(name):
+    torch.manual_seed(0)
+    model = RQVAE(stage1(name))
+    x = torch.rand(2, 3, 8, 8) * 2 - 1
+    out = model(x)
+    loss = (out.recon - x).square().mean() + out.quantizer_output.loss
+    loss.backward()
+    assert model.encoder.conv_in.weight.grad.abs().sum() > 0
+    model.update_codebook()
+    model.eval()
+    codes = model.get_codes(x)
+    assert codes.shape == (2, 4, 4, 2)
+    assert torch.equal(model.decode_code(codes), model(x).recon)
+    assert torch.equal(model.decode_partial_code(codes, 1, "add"), model(x).recon)
+    assert model.decode_partial_code(codes, 0, "select").shape == x.shape
+    assert model.embed_code_with_depth(codes).shape == (2, 4, 4, 2, 8)
+    assert torch.equal(model.get_latent_targets(x)[1], codes)
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_wrong_options_are_one_line(name):
+    options = BOTTLENECKS[name]["bottleneck"]
+    known = next(iter(options), None)
+    if known is None:
+        pytest.skip("no option is set")
+    with pytest.raises(ValueError, match=rf"unknown key bottleneck.{known}x; did you mean '{known}'\?"):
+        stage1(name, bottleneck={**options, f"{known}x": 1})
+    with pytest.raises(ValueError, match=rf"bottleneck.{known}"):
+        stage1(name, bottleneck={**options, known: "many"})
+    with pytest.raises(ValueError, match="only bottleneck_type 'rq' can"):
+        stage1(name, code_shape=[2, 2, 2])
+
+
+def test_codebook_sizes_that_do_not_fit():
+    with pytest.raises(ValueError, match="bottleneck.levels: .*missing mandatory value"):
+        stage1("fsq", bottleneck={})
+    with pytest.raises(ValueError, match="missing value: n_embed"):
+        stage1("lfq", n_embed=None)
+    with pytest.raises(ValueError, match="n_embed 999 does not fit: the bottleneck has 1000 codes"):
+        RQVAE(stage1("fsq", n_embed=999))
+    with pytest.raises(ValueError, match="power of two"):
+        RQVAE(stage1("lfq", n_embed=1000))
+    with pytest.raises(ValueError, match="bottleneck_type 'rq' takes no bottleneck options"):
+        stage1("fsq", bottleneck_type="rq")
