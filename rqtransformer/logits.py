@@ -6,6 +6,7 @@ Legend: B batch, T positions, D code depth, V vocabulary; `...` any leading axes
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _MASK_64 = 2**64 - 1
@@ -42,7 +43,9 @@ def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
     if not 0.0 < p < 1.0:
         raise ValueError(f"top_p={p} must be above 0 and at most 1, or None for all codes")
     ordered, order = probs.sort(dim=-1, descending=True)
-    before = ordered.cumsum(dim=-1) - ordered
+    # The sum before each code is the sum up to its neighbour, not the sum without itself: only then does a sum of
+    # exactly p close the set, whatever the subtraction would round to.
+    before = F.pad(ordered.cumsum(dim=-1)[..., :-1], (1, 0))
     kept = torch.zeros_like(probs).scatter_(-1, order, ordered.masked_fill(before >= p, 0.0))
     return kept / kept.sum(dim=-1, keepdim=True)
 

@@ -38,6 +38,15 @@ def test_top_p_keeps_the_token_that_crosses():
     assert filter_top_p(probs, None) is probs
 
 
+def test_top_p_closes_at_a_sum_of_exactly_p():
+    """The codes whose sum is p are all there is to draw, however their sum without the last one would round."""
+    for weights in ([4.0, 4.0, 4.0, 2.0, 2.0], [4.0, 3.0, 4.0, 3.0, 4.0, 4.0, 2.0], [3.0, 5.0, 5.0, 1.0, 2.0, 4.0]):
+        ordered = torch.tensor(weights).sort(descending=True).values
+        probs = ordered / ordered.sum()
+        for size, reached in enumerate(probs.cumsum(0)[:-1].tolist(), start=1):
+            assert filter_top_p(probs, reached).count_nonzero() == size
+
+
 def test_filters_agree_with_brute_force():
     logits = torch.randn(50, 23) * 3
     for k, p in ((1, None), (5, 0.5), (23, 0.9), (None, 0.2), (7, 0.999)):
