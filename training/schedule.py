@@ -34,7 +34,10 @@ class LearningRateSchedule:
 
     Published quirks kept for parity: the cosine lasts total - warm-up - buffer steps even without warm-up, where it
     starts at step 0, so that with a buffer but no warm-up it reaches `min_lr` early and rises again; a run longer than
-    planned rises again too. The published code computes the cosine from the previous rate, this one in closed form.
+    planned rises again too. Only whole steps count: a warm-up of 2.5 steps stays at what step 2 reached, 2 / 2.5 of the
+    way, and a plateau that ends at 5.5 gives way to the first cosine step at 6. The published code computes the cosine
+    from the previous rate, this one in closed form; and a warm-up shorter than one step goes straight to its peak here,
+    where the published one would stay at its first rate, possibly 0.
 
     Args:
         init_lr: the optimizer's rate before any multiplier.
@@ -55,20 +58,25 @@ class LearningRateSchedule:
         self.warmup_steps = warmup.epoch * steps_per_epoch
         buffer_steps = warmup.buffer_epoch * steps_per_epoch
         has_warmup = self.warmup_steps > 0
-        self.cosine_start = self.warmup_steps + buffer_steps if has_warmup else 0.0
+        self.cosine_start = math.floor(self.warmup_steps + buffer_steps) if has_warmup else 0
         self.cosine_steps = max_epoch * steps_per_epoch - self.warmup_steps - buffer_steps
         self.peak_lr = init_lr * _multiplier(warmup, world_size) if has_warmup else init_lr
         self.first_lr = 0.0 if warmup.start_from_zero else init_lr
+        last_whole = math.floor(self.warmup_steps)
+        self.plateau_lr = self._rising(last_whole) if last_whole > 0 else self.peak_lr
         self.min_lr = warmup.min_lr
 
     def at(self, step: int) -> float:
         """Learning rate of optimizer step `step`, counted from 0."""
         if step < self.warmup_steps:
-            return self.first_lr + (self.peak_lr - self.first_lr) * (step / self.warmup_steps)
+            return self._rising(step)
         if step <= self.cosine_start or self.cosine_steps <= 0:
-            return self.peak_lr
+            return self.plateau_lr
         progress = (step - self.cosine_start) / self.cosine_steps
-        return self.min_lr + (self.peak_lr - self.min_lr) * (1.0 + math.cos(math.pi * progress)) / 2.0
+        return self.min_lr + (self.plateau_lr - self.min_lr) * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+    def _rising(self, step: int) -> float:
+        return self.first_lr + (self.peak_lr - self.first_lr) * (step / self.warmup_steps)
 
 
 def _check(init_lr: float, warmup: WarmupConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -58,14 +60,32 @@ def test_only_mode_none_lowers_the_peak(mode, peak):
     assert LearningRateSchedule(1.0, warmup, 10, 10, world_size=1).at(10) == peak
 
 
-def test_fractional_lengths_are_continuous_and_end_at_the_minimum():
+def test_fractional_lengths_count_whole_steps_and_end_at_the_minimum():
     warmup = WarmupConfig(epoch=0.25, buffer_epoch=0.25, min_lr=0.1)
     schedule = LearningRateSchedule(1.0, warmup, steps_per_epoch=10, max_epoch=1.5)
     rates = [schedule.at(step) for step in range(16)]
-    assert rates[2] == pytest.approx(0.8)  # 2 of 2.5 steps
-    assert rates[3:6] == [1.0, 1.0, 1.0]
+    assert rates[2:6] == pytest.approx([0.8] * 4)  # 2 of 2.5 steps, then the plateau up to step 5
     assert all(later < earlier for earlier, later in zip(rates[5:], rates[6:], strict=False))
+    assert rates[10] == pytest.approx((0.8 + 0.1) / 2)
     assert rates[15] == pytest.approx(0.1)
+
+
+def test_fractional_plateau_gives_way_at_the_next_whole_step():
+    """1.5 + 2 steps: step 3 is the last of the plateau; the cosine still lasts 10 - 3.5 steps."""
+    warmup = WarmupConfig(epoch=0.75, buffer_epoch=1, multiplier=3, start_from_zero=False)
+    schedule = LearningRateSchedule(1.0, warmup, steps_per_epoch=2, max_epoch=5)
+    plateau = 1 + 2 / 1.5
+    assert [schedule.at(step) for step in (0, 1, 2, 3)] == pytest.approx([1.0, plateau, plateau, plateau])
+    for step in (4, 9):
+        assert schedule.at(step) == pytest.approx(plateau * (1 + math.cos(math.pi * (step - 3) / 6.5)) / 2)
+
+
+@pytest.mark.parametrize("start_from_zero", [False, True])
+def test_warmup_shorter_than_a_step_reaches_its_peak(start_from_zero):
+    warmup = WarmupConfig(epoch=0.25, multiplier=2, start_from_zero=start_from_zero)
+    schedule = LearningRateSchedule(1.0, warmup, steps_per_epoch=2, max_epoch=5)
+    assert schedule.at(0) == (0.0 if start_from_zero else 1.0)
+    assert schedule.at(1) == pytest.approx(2 * (1 + math.cos(math.pi / 9.5)) / 2)
 
 
 def test_warmup_longer_than_the_run_never_falls():
