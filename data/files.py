@@ -96,8 +96,9 @@ class FileDataset(ImageDataset):
     """Images decoded when asked for.
 
     An unreadable image (missing, truncated, not an image, more than max_image_pixels) is replaced by the next readable
-    one, label included, so that batches stay whole and the replacement is the same on every run. The marks are shared
-    with data workers; more than `max_corrupt` distinct ones are an error.
+    one, label included, so that batches stay whole and the replacement is the same on every run. `index` stays the
+    number that was asked for: an evaluation that counts every number once stays exact. The marks are shared with data
+    workers; more than `max_corrupt` distinct ones are an error.
     """
 
     def __init__(
@@ -121,11 +122,12 @@ class FileDataset(ImageDataset):
         if noise_key_B is not None and self.split == "train":
             draws_BK = uniforms(NUM_DRAWS, _CROP_STREAM, self.seed, noise_key_B)
         image_BCHW = torch.empty(len(index_B), 3, self.resolution, self.resolution, dtype=torch.uint8)
-        used_B = torch.from_numpy(index_B.copy())
+        asked_B = torch.from_numpy(index_B.copy())
+        used_B = asked_B.clone()
         for row, (index, draws) in enumerate(zip(index_B.tolist(), draws_BK)):
             used_B[row], image = self._readable(index)
             image_BCHW[row] = self.pipeline(image, draws)
-        return {"image": image_BCHW, "label": self.labels_N[used_B], "index": used_B}
+        return {"image": image_BCHW, "label": self.labels_N[used_B], "index": asked_B}
 
     def corrupt_count(self) -> int:
         return int(self.corrupt_N.count_nonzero())

@@ -287,26 +287,41 @@ def _spoil(tmp_path):
 def test_unreadable_images_are_replaced_and_counted(tmp_path, workers, caplog):
     config = _folder(tmp_path)
     clean = _build(**config, max_image_pixels=10_000)
-    names = [clean.source.name(index)[-6:] for index in range(len(clean))]
+    names, numbers = [clean.source.name(index)[-6:] for index in range(len(clean))], _numbers(clean)
     _spoil(tmp_path)
     dataset = _build(**config, max_image_pixels=10_000)
     spoiled = {"02.png", "03.png", "05.png", "07.png"} & set(names)
     assert len(spoiled) >= 2
     batches = list(eval_loader(dataset, 4, num_workers=workers))
-    index = torch.cat([batch["index"] for batch in batches]).tolist()
-    assert len(index) == len(dataset)
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(len(dataset)))
+    shown = torch.cat([batch["image"][:, 0].mean((1, 2)) for batch in batches]) * 127.5 + 127.5
     expected = []
     for number in range(len(names)):
         while names[number % len(names)] in spoiled:
             number += 1
-        expected.append(number % len(names))
-    assert index == expected
+        expected.append(numbers[number % len(names)])
+    assert shown.round().int().tolist() == expected
     assert dataset.corrupt_count() == len(spoiled)
     assert {name[-6:] for name in dataset.corrupt_names()} == spoiled
     list(eval_loader(dataset, 4, num_workers=workers))
     assert dataset.corrupt_count() == len(spoiled)  # distinct files, not events
     if not workers:
         assert sum("skipping unreadable image" in record.message for record in caplog.records) == len(spoiled)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_index_comes_once_beside_an_unreadable_image_whose_substitute_keeps_its_own_label(tmp_path, world_size):
+    for label in ("a", "b"):
+        for number in range(4):
+            _save(tmp_path / "val" / label / f"{number}.png", number)
+            _save(tmp_path / "train" / label / f"{number}.png", number)
+    (tmp_path / "val" / "a" / "3.png").write_bytes(b"not an image")
+    dataset = _build("val", type="folder", root=str(tmp_path))
+    batches = [batch for rank in range(world_size) for batch in eval_loader(dataset, 3, rank, world_size)]
+    index, label = (torch.cat([batch[name] for batch in batches]) for name in ("index", "label"))
+    assert sorted(index.tolist()) == list(range(8))
+    assert dataset.corrupt_count() == 1
+    assert label[index.argsort()].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]  # the image shown for number 3 is number 4
 
 
 @pytest.mark.parametrize("workers", [0, 1])
