@@ -53,7 +53,7 @@ def save_checkpoint(
         step: optimizer steps done.
         objects: name -> something with `state_dict()`, or a nested state itself.
         meta: what the run wants back besides (images seen, ...).
-        keep_last: complete checkpoints that stay, this one included; None keeps all.
+        keep_last: complete checkpoints that stay, this one (always) and the newest others; None keeps all.
 
     Raises:
         UserError: the directory cannot be written (full disk, no permission); older checkpoints are untouched.
@@ -70,7 +70,7 @@ def save_checkpoint(
         state = {"step": step, "meta": meta_tree, "objects": trees}
         (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
         (partial / MANIFEST).write_text(json.dumps(_manifest(partial), indent=1), encoding="utf-8")
-    _prune(final.parent, keep_last)
+    prune_steps(final, keep_last)
     return final
 
 
@@ -131,9 +131,44 @@ def complete_checkpoints(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.name.startswith(STEP_PREFIX):
         return [path] if is_complete(path) else []
-    parent = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-    found = [entry for entry in parent.glob(f"{STEP_PREFIX}*") if is_complete(entry)]
+    return complete_steps(path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path)
+
+
+def complete_steps(parent: str | Path) -> list[Path]:
+    """The complete `step_XXXXXXXX` directories in `parent` (checkpoints or snapshots), newest first."""
+    found = [entry for entry in Path(parent).glob(f"{STEP_PREFIX}*") if is_complete(entry)]
     return sorted(found, key=lambda entry: entry.name, reverse=True)
+
+
+def prune_steps(written: Path, keep_last: int | None) -> None:
+    """Remove unfinished directories beside `written`, and all but `keep_last` complete ones.
+
+    `written` always stays, also beside ones of larger steps that another trajectory left; None keeps all.
+    """
+    remove_partial_directories(written.parent, STEP_PREFIX)
+    if keep_last is not None:
+        assert keep_last >= 1, "what was just written must stay"
+        others = [entry for entry in complete_steps(written.parent) if entry.name != written.name]
+        for old in others[keep_last - 1 :]:
+            remove_directory(old)
+
+
+def discard_after(directory: str | Path, step: int) -> list[Path]:
+    """Remove the complete checkpoints or snapshots in `directory` of steps beyond `step`; returns them, newest first.
+
+    For the main process of a run that resumes at `step`: what lies beyond belongs to a trajectory that is given up,
+    and would be taken for the newest state of this one.
+
+    Raises:
+        UserError: one cannot be removed; an interrupted removal leaves an incomplete directory, absent for readers.
+    """
+    beyond = [entry for entry in complete_steps(directory) if _step_of(entry) > step]
+    for entry in beyond:
+        try:
+            remove_directory(entry)
+        except OSError as error:
+            raise UserError(f"cannot remove {entry}: {one_line(error)}") from error
+    return beyond
 
 
 def find_sound_checkpoint(path: str | Path, report: Callable[[str], Any] = print) -> Path | None:
@@ -154,6 +189,12 @@ def find_sound_checkpoint(path: str | Path, report: Callable[[str], Any] = print
     if candidates:
         raise UserError(f"every checkpoint in {path} is damaged")
     return None
+
+
+def _step_of(directory: Path) -> int:
+    """The step of `step_XXXXXXXX`; -1 for a name that no run writes, which is nobody's to remove."""
+    digits = directory.name.removeprefix(STEP_PREFIX)
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _manifest(directory: Path) -> dict[str, Any]:
@@ -190,11 +231,3 @@ def _read_tensors(file: Path) -> dict[str, Any]:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read: {one_line(error)}") from error
-
-
-def _prune(parent: Path, keep_last: int | None) -> None:
-    remove_partial_directories(parent, STEP_PREFIX)
-    if keep_last is not None:
-        assert keep_last >= 1, "the checkpoint just written must stay"
-        for old in complete_checkpoints(parent)[keep_last:]:
-            remove_directory(old)

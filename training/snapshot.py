@@ -17,16 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from runtime.atomic import (
-    atomic_directory,
-    is_complete,
-    remove_directory,
-    remove_partial_directories,
-    sha256_of_file,
-)
+from runtime.atomic import atomic_directory, is_complete, sha256_of_file
 from runtime.config import config_to_yaml
 from runtime.errors import UserError, one_line
-from training.checkpoint import STEP_PREFIX
+from training.checkpoint import complete_steps, prune_steps
 from training.parallel import unwrap
 from training.state_tree import plain_copy
 
@@ -68,7 +62,8 @@ def save_snapshot(
         config: the resolved experiment config: a dataclass instance, a DictConfig or a mapping.
         metadata: what JSON can hold (step, images seen, scores, ...); `sha256` of the weight files is added.
         ema_tensors: averaged weights under the same names.
-        keep_last: complete snapshots that stay beside each other, this one included; None keeps all.
+        keep_last: complete snapshots that stay beside each other, this one (always) and the newest others; None keeps
+            all.
 
     Raises:
         UserError: the directory cannot be written.
@@ -83,10 +78,7 @@ def save_snapshot(
         text = json.dumps({**metadata, "sha256": hashes}, indent=2)
         (partial / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
     if keep_last is not None:
-        assert keep_last >= 1, "the snapshot just written must stay"
-        remove_partial_directories(directory.parent, STEP_PREFIX)
-        for old in complete_snapshots(directory.parent)[keep_last:]:
-            remove_directory(old)
+        prune_steps(directory, keep_last)
     return directory
 
 
@@ -126,5 +118,4 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 def complete_snapshots(parent: Path) -> list[Path]:
     """All complete snapshots in a directory, newest first."""
-    found = [entry for entry in Path(parent).glob(f"{STEP_PREFIX}*") if is_complete(entry)]
-    return sorted(found, key=lambda entry: entry.name, reverse=True)
+    return complete_steps(parent)

@@ -14,6 +14,7 @@ from runtime.errors import UserError
 from training import checkpoint
 from training.checkpoint import (
     complete_checkpoints,
+    discard_after,
     find_latest_checkpoint,
     find_sound_checkpoint,
     load_checkpoint,
@@ -112,6 +113,38 @@ def test_old_ones_and_leftovers_are_removed(tmp_path):
     save_steps(tmp_path, 3, 4, keep_last=2)
     names = sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir())
     assert names == ["notes", "step_00000003", "step_00000004"]
+
+
+@pytest.mark.parametrize(("keep_last", "left"), [(1, [150]), (2, [150, 300]), (3, [150, 200, 300])])
+def test_the_one_just_written_stays_beside_larger_steps_of_another_trajectory(tmp_path, keep_last, left):
+    save_steps(tmp_path, 100, 200, 300)
+    save_steps(tmp_path, 150, keep_last=keep_last)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == [f"step_{step:08d}" for step in reversed(left)]
+
+
+def test_what_lies_beyond_the_resumed_step_is_discarded(tmp_path):
+    save_steps(tmp_path, 100, 200, 300)
+    directory = tmp_path / "checkpoints"
+    for name in ("step_00000400", "step_backup", "notes"):
+        (directory / name).mkdir()
+    (directory / "step_backup" / "COMPLETE").touch()
+    assert discard_after(directory, 300) == []
+    assert [path.name for path in discard_after(directory, 100)] == ["step_00000300", "step_00000200"]
+    assert sorted(entry.name for entry in directory.iterdir()) == [
+        "notes", "step_00000100", "step_00000400", "step_backup"]
+    assert discard_after(tmp_path / "nothing", 0) == []
+
+
+def test_an_interrupted_discard_leaves_no_damaged_checkpoint(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1, 2)
+
+    def fail(directory):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("runtime.atomic.shutil.rmtree", fail)
+    with pytest.raises(UserError, match="cannot remove .*step_00000002: .*Permission denied"):
+        discard_after(tmp_path / "checkpoints", 1)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step_00000001"]
 
 
 def test_the_same_step_may_be_written_again(tmp_path):

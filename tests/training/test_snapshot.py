@@ -14,7 +14,9 @@ from torch import nn
 from runtime.atomic import sha256_of_file
 from runtime.errors import UserError
 from training import snapshot
+from training.checkpoint import discard_after
 from training.snapshot import (
+    complete_snapshots,
     find_latest_snapshot,
     read_metadata,
     save_snapshot,
@@ -95,6 +97,15 @@ def test_old_ones_are_removed_and_strangers_left_alone(tmp_path):
     for step in (1, 2, 3):
         save_snapshot(tmp_path / f"step_{step:08d}", {"w": torch.ones(1)}, {}, {}, keep_last=2)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["mine", "step_00000002", "step_00000003"]
+
+
+def test_the_one_just_written_stays_and_later_ones_can_be_discarded(tmp_path):
+    for step in (100, 200, 300):
+        save_snapshot(tmp_path / f"step_{step:08d}", {"w": torch.ones(1)}, {}, {})
+    save_snapshot(tmp_path / "step_00000150", {"w": torch.ones(1)}, {}, {}, keep_last=2)
+    assert [path.name for path in complete_snapshots(tmp_path)] == ["step_00000300", "step_00000150"]
+    assert discard_after(tmp_path, 150) == [tmp_path / "step_00000300"]
+    assert complete_snapshots(tmp_path) == [tmp_path / "step_00000150"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
