@@ -29,9 +29,17 @@ def new_run_dir(result_path: str | Path, config_stem: str, postfix: str = "") ->
 
 def latest_run(result_path: str | Path, config_stem: str) -> Path | None:
     """The newest run of a config under `result_path`, or None."""
+    return next(iter(runs(result_path, config_stem)), None)
+
+
+def runs(result_path: str | Path, config_stem: str) -> list[Path]:
+    """All runs of a config under `result_path`, newest first, whatever they hold.
+
+    A run need not have a checkpoint (an evaluation, one that died early): whoever resumes takes the first that has.
+    """
     parent = Path(result_path) / config_stem
-    runs = [entry for entry in parent.iterdir() if _is_run(entry)] if parent.is_dir() else []
-    return max(runs, key=_by_time, default=None)
+    found = [entry for entry in parent.iterdir() if _is_run(entry)] if parent.is_dir() else []
+    return sorted(found, key=_by_time, reverse=True)
 
 
 def _create(parent: Path, postfix: str) -> Path:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from runtime.errors import UserError
-from runtime.rundir import latest_run, new_run_dir
+from runtime.rundir import latest_run, new_run_dir, runs
 
 
 def test_runs_started_in_the_same_second_do_not_meet(tmp_path):
@@ -31,6 +31,17 @@ def test_the_tenth_run_of_a_second_is_newer_than_the_second(tmp_path):
     for name in ("2025-01-01_00-00-00", "2025-01-01_00-00-00_2", "2025-01-01_00-00-00_10"):
         (tmp_path / "digits" / name).mkdir(parents=True)
     assert latest_run(tmp_path, "digits").name == "2025-01-01_00-00-00_10"
+
+
+def test_all_runs_are_listed_newest_first(tmp_path):
+    assert runs(tmp_path, "digits") == []
+    names = ["2025-01-01_00-00-00_10", "2025-01-01_00-00-00_2", "2025-01-01_00-00-00", "2024-12-31_23-59-59_mine"]
+    for name in (*sorted(names), "zz"):
+        (tmp_path / "digits" / name).mkdir(parents=True)
+    assert [run.name for run in runs(tmp_path, "digits")] == names
+    (tmp_path / "digits" / names[2] / "checkpoints").mkdir()
+    # what a resuming caller does: an empty newer run does not hide the one that can go on
+    assert next(run for run in runs(tmp_path, "digits") if (run / "checkpoints").is_dir()).name == names[2]
 
 
 def test_a_postfix_is_part_of_the_name(tmp_path):
