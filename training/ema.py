@@ -69,8 +69,8 @@ class EMA:
         """Inside the block the model holds the average; afterwards its own values again, bit for bit."""
         state = _state(model)
         backup = {name: value.clone() for name, value in state.items()}
-        self.copy_to(model)
         try:
+            self.copy_to(model)
             yield
         finally:
             for name, value in state.items():

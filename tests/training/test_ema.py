@@ -120,6 +120,17 @@ def test_swap_restores_the_model_bit_for_bit_even_after_an_error():
     assert all(torch.equal(ema.shadow[name], value) for name, value in average.items())
 
 
+def test_swap_restores_the_model_when_the_average_cannot_be_copied_in():
+    model = Model()
+    ema = EMA(model, 0.9)
+    moved(model)
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    ema.shadow["norm.running_var"] = torch.ones(7)  # the entries before it are copied by then
+    with pytest.raises(RuntimeError, match="size"), ema.swap(model):
+        pytest.fail("there is no average to work with")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in own.items())
+
+
 def test_gradients_flow_inside_swap():
     model = Model()
     with EMA(model, 0.9).swap(model):
