@@ -9,6 +9,10 @@ from typing import Any, List, Optional, get_type_hints
 from omegaconf import MISSING, OmegaConf
 
 GELU_NAMES = ("v1", "v2")
+# Published files write these, always with these values; nothing here reads them, so no other value is accepted.
+FIXED_VALUES = {
+    "type": "rq-transformer", "ar_hierarchy": None, "use_padding_emb": False, "scaled_head_emb_vqvae": False
+}
 
 
 @dataclass
@@ -52,8 +56,9 @@ class RQTransformerConfig:
             C and 1: C classes; V and L: a text of L tokens.
         cond_drop_prob: ours; in training, the share of images whose condition is replaced by one extra null
             condition, which makes classifier-free guidance possible. 0 adds no parameters.
-        type, ema, ar_hierarchy, use_padding_emb, scaled_head_emb_vqvae: written by published files; of no effect
-            here (`ema` belongs to the training loop).
+        type, ar_hierarchy, use_padding_emb, scaled_head_emb_vqvae: written by published files, always with the
+            default; any other value is refused.
+        ema: belongs to the training loop; of no effect here.
     """
 
     type: str = "rq-transformer"
@@ -120,6 +125,9 @@ class RQTransformerConfig:
 
     def validate(self) -> None:
         """Raises ValueError, naming the value and what would be valid, if the sizes do not fit together."""
+        for name, value in FIXED_VALUES.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"arch.{name}={getattr(self, name)!r} is not supported, only {value!r} is")
         _check_grid(self)
         _check_vocabulary(self)
         for name, stack in (("body", self.body), ("head", self.head)):

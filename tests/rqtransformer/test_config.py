@@ -67,6 +67,11 @@ def test_merges_as_an_omegaconf_schema(arch):
     ({"head": {"n_layer": 1, "block": {"n_head": 2, "embed_dim": 8}}}, "embed_dim=8 must equal arch.embed_dim=16"),
     ({"head": {"n_layer": 1, "block": {"n_head": 2, "resid_pdrop": 1.0}}}, "resid_pdrop=1.0 must be at least 0"),
     ({"vocab_size_cond": 1, "block_size_cond": 4}, "arch.block_size_cond=4 needs arch.vocab_size_cond above 1"),
+    ({"type": "gpt"}, "arch.type='gpt' is not supported, only 'rq-transformer' is"),
+    ({"ar_hierarchy": True}, "arch.ar_hierarchy=True is not supported, only None is"),
+    ({"ar_hierarchy": False}, "arch.ar_hierarchy=False is not supported, only None is"),
+    ({"use_padding_emb": True}, "arch.use_padding_emb=True is not supported, only False is"),
+    ({"scaled_head_emb_vqvae": True}, "arch.scaled_head_emb_vqvae=True is not supported, only False is"),
     ({"cond_drop_prob": 1.5}, "arch.cond_drop_prob=1.5"),
     ({"vocab_size_cond": 1, "cond_drop_prob": 0.1}, "cond_drop_prob=0.1 needs a condition"),
 ])
