@@ -1,7 +1,8 @@
 """What stage 2 is trained towards, and the loss over it: hard codes, or soft targets (section 3.2.3 of the paper).
 
-Nothing here makes a second tensor of the size of the logits: targets are worked out a chunk of rows at a time, in the
-forward and again in the backward pass.
+The gradient of the logits is the only other tensor of their size: targets and probabilities are worked out a chunk of
+rows at a time, in the forward and again in the backward pass. (The gradient does not take the place of the logits:
+they are also the caller's, who may read them after the backward pass or go through it twice.)
 
 Legend: B batch, H W grid, N = B*H*W positions, n rows of one chunk, D code depth, E code-vector size, K codebook size,
 V vocabulary, L condition length.
@@ -34,7 +35,8 @@ class Stage2LossConfig:
         type: soft_target_cross_entropy or cross_entropy.
         stochastic_codes: draw the codes from the soft distribution instead of taking the nearest ones.
         temp: temperature of that distribution, softmax(-squared distance / temp).
-        txt_weight, img_weight: weights of the two losses of a text-conditional model.
+        img_weight: weight of the loss of the codes, in every model.
+        txt_weight: weight of the loss of the condition ids, which only text-conditional models have.
         chunk: rows of logits worked on at a time; chosen from the vocabulary when left out.
     """
 
@@ -197,8 +199,8 @@ def stage2_loss(output: RQTransformerOutput, codes_BHWD: Tensor, targets: Target
         config: type and weights.
 
     Returns:
-        (loss, terms): scalars `loss`, `loss_img`, `loss_txt` (text models), and per depth d `loss_depth_d`,
-        `nll_depth_d` (of the given codes) and `accuracy_depth_d`.
+        (loss, terms): scalars `loss`, `loss_img` and (text models) `loss_txt`, the last two not weighted, and per depth
+        d `loss_depth_d`, `nll_depth_d` (of the given codes) and `accuracy_depth_d`.
 
     Raises:
         ValueError: for a configuration that is not valid, or soft targets that are missing.
@@ -211,12 +213,12 @@ def stage2_loss(output: RQTransformerOutput, codes_BHWD: Tensor, targets: Target
                                                         config.chunk)
     loss_img = loss_D.mean()
     terms = {"loss_img": loss_img.detach()}
-    loss = loss_img
+    loss = config.img_weight * loss_img
     if output.cond_logits is not None:
         used = output.cond if output.cond is not None else cond
         loss_txt = condition_loss(output.cond_logits, used)
         terms["loss_txt"] = loss_txt.detach()
-        loss = config.img_weight * loss_img + config.txt_weight * loss_txt
+        loss = loss + config.txt_weight * loss_txt
     for name, values_D in (("loss", loss_D.detach()), ("nll", nll_D), ("accuracy", accuracy_D)):
         terms.update({f"{name}_depth_{d}": value for d, value in enumerate(values_D.unbind(0))})
     return loss, {"loss": loss.detach(), **terms}

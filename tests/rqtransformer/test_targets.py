@@ -103,17 +103,22 @@ def test_half_precision_logits_are_worked_on_in_fp32(problem):
 
 
 class _LargestResult(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation makes, views of the logits left out."""
+    """Remembers the size of the largest tensor that any operation makes, views of the logits left out, and the
+    memory of all those as large as the logits.
+    """
 
     def __init__(self, logits):
         super().__init__()
         self.logits_address, self.largest = logits.untyped_storage().data_ptr(), 0
+        self.logits_bytes, self.as_large = logits.untyped_storage().nbytes(), {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for made in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() != self.logits_address:
                 self.largest = max(self.largest, made.numel())
+                if made.untyped_storage().nbytes() >= self.logits_bytes:
+                    self.as_large[made.untyped_storage().data_ptr()] = made  # kept: no address is used twice
         return result
 
 
@@ -124,6 +129,19 @@ def test_forward_makes_nothing_larger_than_a_chunk(problem, soft):
     with _LargestResult(logits) as seen:
         cross_entropy_per_depth(logits, codes, targets, chunk=5)
     assert 5 * V <= seen.largest < logits.numel() / 4
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_backward_makes_the_gradient_and_nothing_else_of_its_size(problem, soft):
+    logits, codes, residual, codebooks = problem
+    targets = SoftTargets(residual, codebooks, 0.5) if soft else None
+    loss = cross_entropy_per_depth(logits, codes, targets, chunk=5)[0].sum()
+    before = logits.detach().clone()
+    with _LargestResult(logits) as seen:
+        (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    assert list(seen.as_large) == [grad.untyped_storage().data_ptr()]
+    assert torch.equal(logits, before)  # the caller may still read them, and go back again
+    assert torch.equal(torch.autograd.grad(loss, logits)[0], grad)
 
 
 def test_statistics_carry_no_gradient_and_match_the_loss(problem):
@@ -159,6 +177,18 @@ def test_stage2_loss_weighs_image_and_text(problem):
     assert all(value.ndim == 0 and not value.requires_grad for value in terms.values())
     assert stage2_loss(output._replace(cond_logits=None), codes, None, None,
                        Stage2LossConfig(type="cross_entropy"))[1].keys() == {"loss", "loss_img"} | names
+
+
+def test_the_image_weight_applies_without_text_too(problem):
+    logits, codes, _, _ = problem
+    grads = {}
+    for weight in (1.0, 0.25):
+        config = Stage2LossConfig(type="cross_entropy", img_weight=weight)
+        loss, terms = stage2_loss(RQTransformerOutput(logits), codes, None, None, config)
+        assert torch.equal(loss.detach(), weight * terms["loss_img"])
+        assert torch.equal(terms["loss"], loss.detach())
+        grads[weight] = torch.autograd.grad(loss, logits)[0]
+    torch.testing.assert_close(grads[0.25], 0.25 * grads[1.0])
 
 
 @pytest.mark.parametrize(("changes", "message"), [
