@@ -78,7 +78,8 @@ def adaptive_weight(
     """Weight that gives the generator term the gradient size of the reconstruction term at the decoder's last layer.
 
     |d nll / d last| / (|d gen / d last| + 1e-4), clamped to [0, 1e4] (Esser et al. 2021, Eq. 7). A gradient that is not
-    finite gives weight 0, so that one bad batch cannot poison the autoencoder. The graphs of both losses are kept.
+    finite gives weight 0. That alone does not keep it out of the autoencoder, since 0 * nan is nan:
+    `adaptive_generator_term` does. The graphs of both losses are kept.
 
     Args:
         nll_loss: scalar reconstruction + perceptual loss, without the commitment term.
@@ -101,6 +102,43 @@ def adaptive_weight(
     weight = (nll_norm / (gen_norm + ADAPTIVE_WEIGHT_EPS)).clamp(0.0, ADAPTIVE_WEIGHT_MAX)
     finite = torch.isfinite(nll_norm) & torch.isfinite(gen_norm)
     return torch.where(finite, weight, torch.zeros_like(weight))
+
+
+def adaptive_generator_term(
+    nll_loss: Tensor,
+    recon: Tensor,
+    loss_of: Callable[[Tensor], Tensor],
+    last_layer: Tensor,
+    reduce: Callable[[Tensor], Tensor | None] | None = None,
+    loss_scale: Tensor | float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The adaptively weighted generator loss, of which a gradient that is not finite never reaches the autoencoder.
+
+    The gradient that comes back from the discriminator into `recon` is dropped as a whole when any of it is not finite:
+    the autoencoder's gradients are then exactly those without this term. Finite gradients pass bit for bit.
+
+    Under a loss scale other than 1 nothing is dropped: an overflow is how the gradient scaler learns that its scale is
+    too large, and it leaves out the whole step.
+
+    Args:
+        recon: the reconstructions, with their graph.
+        loss_of: `recon -> scalar generator loss`, not weighted: discriminator (its parameters frozen) and loss. It is
+            called once, with a view of `recon`.
+        nll_loss, last_layer, reduce, loss_scale: see `adaptive_weight`.
+
+    Returns: (generator loss as it came out, finite or not; weight; weighted loss, exactly 0 where the weight is 0).
+    """
+    entry = recon.view_as(recon)  # only the generator loss goes through it, so its gradient can be told apart
+    gen_loss = loss_of(entry)
+    weight = adaptive_weight(nll_loss, gen_loss, last_layer, reduce, loss_scale)
+    weighted = torch.where(weight > 0, weight * gen_loss, torch.zeros_like(gen_loss))
+    if not isinstance(loss_scale, Tensor) and loss_scale == 1.0:
+        entry.register_hook(_drop_unless_finite)  # only now: the weight must see the gradient as it is
+    return gen_loss, weight, weighted
+
+
+def _drop_unless_finite(grad: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(grad).all(), grad, torch.zeros_like(grad))
 
 
 class AdversarialSchedule:

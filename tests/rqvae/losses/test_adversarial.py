@@ -9,6 +9,7 @@ import torch
 
 from rqvae.losses.adversarial import (
     AdversarialSchedule,
+    adaptive_generator_term,
     adaptive_weight,
     discriminator_loss_by_name,
     generator_loss_by_name,
@@ -122,6 +123,105 @@ def test_adaptive_weight_averages_gradients_before_their_norm(last_layer, in_pla
     weight = adaptive_weight(nll, gen, last_layer, reduce=reduce)
     assert weight.item() == pytest.approx(2.5 / (1.5 * math.sqrt(2.0) + 1e-4), rel=1e-6)
     assert shapes == [(2, 2)]  # one collective for both
+
+
+@pytest.fixture
+def decoder() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    first, last = torch.nn.Conv2d(4, 5, 3, padding=1), torch.nn.Conv2d(5, 3, 3, padding=1)
+    return torch.nn.Sequential(first, torch.nn.Tanh(), last)
+
+
+class BadGradient(torch.autograd.Function):
+    """What a discriminator in trouble sends back: its loss is finite, one value of its gradient is not."""
+
+    @staticmethod
+    def forward(ctx, values, bad):
+        ctx.bad = bad
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        grad[0, 0, 0, 0] = ctx.bad
+        return grad, None
+
+
+def gradients(decoder, loss_of, **settings):
+    """The decoder's gradients of reconstruction plus generator term (without one, of reconstruction alone), and what
+    the term returned.
+    """
+    torch.manual_seed(1)
+    recon = decoder(torch.randn(2, 4, 6, 6))
+    nll, term = recon.square().mean(), None
+    total = nll
+    if loss_of is not None:
+        term = adaptive_generator_term(nll, recon, loss_of, decoder[-1].weight, **settings)
+        total = nll + 0.75 * term[2]
+    return torch.autograd.grad(total, list(decoder.parameters())), term
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_bad_discriminator_gradient_contributes_exactly_nothing(decoder, bad):
+    alone, _ = gradients(decoder, None)
+    together, (loss, weight, weighted) = gradients(decoder, lambda recon: -BadGradient.apply(recon, bad).mean())
+    assert loss.isfinite() and (weight.item(), weighted.item()) == (0.0, 0.0)
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+def test_a_loss_that_is_not_a_number_contributes_nothing_and_is_reported(decoder):
+    alone, _ = gradients(decoder, None)
+    together, (loss, weight, weighted) = gradients(decoder, lambda recon: (recon * float("nan")).mean())
+    assert loss.isnan() and (weight.item(), weighted.item()) == (0.0, 0.0)
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+def test_a_bad_gradient_of_another_rank_closes_this_rank_too(decoder):
+    alone, _ = gradients(decoder, None)
+    together, _ = gradients(decoder, lambda recon: -recon.mean(), reduce=lambda grads: grads * float("nan"))
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+def test_a_gradient_that_is_finite_for_the_weight_but_not_with_it_is_dropped_whole(decoder):
+    class FiniteOnce(torch.autograd.Function):
+        passes = 0
+
+        @staticmethod
+        def forward(ctx, values):
+            return values.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            FiniteOnce.passes += 1
+            bad = torch.zeros_like(grad)
+            bad[0, 0, 0, 0] = float("inf")
+            return grad if FiniteOnce.passes == 1 else grad + bad
+
+    alone, _ = gradients(decoder, None)
+    together, (_, weight, _) = gradients(decoder, lambda recon: -FiniteOnce.apply(recon).mean())
+    assert weight > 0 and FiniteOnce.passes == 2
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+def test_finite_gradients_pass_bit_for_bit(decoder):
+    def loss_of(recon: torch.Tensor) -> torch.Tensor:
+        return -(recon * recon.detach().cos()).mean()
+
+    ours, (loss, weight, weighted) = gradients(decoder, loss_of)
+    torch.manual_seed(1)
+    recon = decoder(torch.randn(2, 4, 6, 6))
+    nll, gen = recon.square().mean(), loss_of(recon)
+    expected = adaptive_weight(nll, gen, decoder[-1].weight)
+    plain = torch.autograd.grad(nll + 0.75 * (expected * gen), list(decoder.parameters()))
+    assert torch.equal(weight, expected) and torch.equal(loss, gen) and torch.equal(weighted, expected * gen)
+    assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))
+
+
+def test_under_a_loss_scale_an_overflow_reaches_the_scaler(decoder):
+    together, _ = gradients(
+        decoder, lambda recon: -BadGradient.apply(recon, float("inf")).mean(), loss_scale=2.0**16
+    )
+    assert not all(grad.isfinite().all() for grad in together)
 
 
 def test_schedule_published_start_counts_epochs():
