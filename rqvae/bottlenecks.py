@@ -31,7 +31,44 @@ class LFQOptions:
     joint_bits: int = 16
 
 
+@dataclass
+class LatentOptions:
+    """levels: learned values per scalar; their product is K. See `rqvae.quantizers.latent`."""
+
+    levels: list[int] = MISSING
+    commitment_weight: float = 0.1
+    quantization_weight: float = 0.1
+
+
+@dataclass
+class SimOptions:
+    """Weights of the two halves of the loss. See `rqvae.quantizers.sim`."""
+
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+
+
+@dataclass
+class RandomProjectionOptions:
+    """codebook_dim: size of the projected vectors. See `rqvae.quantizers.random_projection`."""
+
+    codebook_dim: int = MISSING
+    normalize: bool = True
+
+
+@dataclass
+class BinaryOptions:
+    """Weight and free part of the divergence from uniform codes. See `rqvae.quantizers.binary_mapper`."""
+
+    kl_weight: float = 1.0
+    free_nats: float = 0.6931471805599453
+
+
 BOTTLENECK_OPTIONS = {
     "fsq": FSQOptions,
     "lfq": LFQOptions,
+    "latent": LatentOptions,
+    "simvq": SimOptions,
+    "random_projection": RandomProjectionOptions,
+    "binary": BinaryOptions,
 }

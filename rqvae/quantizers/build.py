@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from rqvae.config import QuantizerHParams
 from rqvae.quantizers.base import NullQuantizer, Quantizer
+from rqvae.quantizers.binary_mapper import BinaryMapper
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
+from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
+from rqvae.quantizers.random_projection import RandomProjectionQuantizer
 from rqvae.quantizers.residual import ResidualQuantizer
+from rqvae.quantizers.sim import SimQuantizer
 
 
 def _build_residual(config: QuantizerHParams) -> Quantizer:
@@ -23,21 +28,27 @@ def _build_residual(config: QuantizerHParams) -> Quantizer:
     )
 
 
-def _build_finite_scalar(config: QuantizerHParams) -> Quantizer:
-    options = dataclasses.asdict(config.bottleneck_options)
-    return FiniteScalarQuantizer(config.embed_dim, num_codebooks=config.depth, **options)
+def _side_by_side(kind: Callable[..., Quantizer], sized: bool) -> Callable[[QuantizerHParams], Quantizer]:
+    """Builder of D codebooks side by side; `sized`: K comes from n_embed, otherwise from the options."""
 
+    def build(config: QuantizerHParams) -> Quantizer:
+        options = dataclasses.asdict(config.bottleneck_options)
+        if sized:
+            options["codebook_size"] = config.code_sizes[0]
+        return kind(config.embed_dim, num_codebooks=config.depth, **options)
 
-def _build_lookup_free(config: QuantizerHParams) -> Quantizer:
-    options = dataclasses.asdict(config.bottleneck_options)
-    return LookupFreeQuantizer(config.embed_dim, config.code_sizes[0], num_codebooks=config.depth, **options)
+    return build
 
 
 QUANTIZERS = {
     "rq": _build_residual,
     "none": lambda config: NullQuantizer(),
-    "fsq": _build_finite_scalar,
-    "lfq": _build_lookup_free,
+    "fsq": _side_by_side(FiniteScalarQuantizer, sized=False),
+    "lfq": _side_by_side(LookupFreeQuantizer, sized=True),
+    "latent": _side_by_side(LatentQuantizer, sized=False),
+    "simvq": _side_by_side(SimQuantizer, sized=True),
+    "random_projection": _side_by_side(RandomProjectionQuantizer, sized=True),
+    "binary": _side_by_side(BinaryMapper, sized=True),
 }
 
 

@@ -105,6 +105,8 @@ class ImplicitQuantizer(TargetQuantizer):
 
     def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E) in any float dtype; positions where `mask` (...) is False count in no loss."""
+        if mask is not None:
+            z = without_masked_nonfinite(z, mask)
         with full_precision(z.device), full_precision_matmul(z.device):
             space_NDC, codes_ND = self._search(self._to_space(z))
             vectors_NDC = self._vectors(codes_ND)
@@ -190,6 +192,11 @@ class KeepsFloat32:
             if buffer is not None and self._buffers[name].dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(self._buffers[name].device)
         return self
+
+
+def without_masked_nonfinite(z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Zeros for what is not finite at masked positions: a gradient of zero times infinity would be no number."""
+    return torch.where(mask[..., None] | z.isfinite(), z, 0.0)
 
 
 def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
