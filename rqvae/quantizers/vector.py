@@ -156,11 +156,13 @@ class VectorQuantizer(Quantizer):
             raise ValueError(f"codes have {codes.shape[-1]} entries in their last dim; the quantizer has {self.heads}")
         return torch.stack([F.embedding(codes[..., head], self.codebook(head)) for head in range(self.heads)], -2)
 
-    def initialize_codebook(self, z: torch.Tensor, mask: torch.Tensor | None = None, method: str = "kmeans") -> None:
+    def initialize_codebook(
+        self, z: torch.Tensor, mask: torch.Tensor | None = None, method: str = "kmeans", seed: int = 0
+    ) -> None:
         """Set the codebook from z (..., dim): 'kmeans', or 'data' (vectors drawn from it). All processes together."""
         _check_choice("method", method, INIT_METHODS)
         with torch.no_grad(), full_precision(z.device):
-            self._initialize(self._to_heads(z), None if mask is None else mask.reshape(-1), method)
+            self._initialize(self._to_heads(z), None if mask is None else mask.reshape(-1), method, seed)
 
     def update_codebook(self) -> None:
         """One EMA update per codebook over all vectors gathered since the last call; none, no update.
@@ -210,13 +212,13 @@ class VectorQuantizer(Quantizer):
         super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
-    def _initialize(self, x_NHE: torch.Tensor, mask_N: torch.Tensor | None, method: str) -> None:
+    def _initialize(self, x_NHE: torch.Tensor, mask_N: torch.Tensor | None, method: str, seed: int = 0) -> None:
         separate = len(self.codebooks) > 1
         for head, book in enumerate(self.codebooks):
             x_NE = x_NHE[:, head] if separate else x_NHE.flatten(0, 1)
             valid_N = mask_N if separate or mask_N is None else mask_N.repeat_interleave(self.heads)
             size, iterations = self.num_codes[head], self.kmeans_iterations if method == "kmeans" else 0
-            book.assign(*kmeans(x_NE, size, iterations=iterations, cosine=self.cosine, valid_N=valid_N, seed=head))
+            book.assign(*kmeans(x_NE, size, iterations=iterations, cosine=self.cosine, valid_N=valid_N, seed=seed + head))
         self.initialized.fill_(True)
         self._known_initialized = True
         self.discard_codebook_update()

@@ -19,6 +19,8 @@ from rqvae.quantizers.residual import ResidualQuantizer
 from rqvae.quantizers.vector import INIT_METHODS, VectorQuantizer
 
 KMEANS_ITERATIONS = 10
+# Quantizers and levels draw with different seeds: the same rows again would be those that have no residual any more.
+SEEDS_APART = 1000
 
 
 def codebook_warmup(
@@ -51,8 +53,8 @@ def codebook_warmup(
         with torch.random.fork_rng(cuda), torch.no_grad():
             batches = _Batches(loader, num_batches, max_vectors // max(1, num_batches) + 1, devices[:1], seed)
             order = _call_order(model, batches)
-            for _, quantizer in order:
-                _fit(quantizer, batches.seen_by(quantizer, model), method, seed)
+            for index, (_, quantizer) in enumerate(order):
+                _fit(quantizer, batches.seen_by(quantizer, model), method, seed + SEEDS_APART * index)
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -127,7 +129,7 @@ def _can_warm(module: nn.Module) -> bool:
 
 def _fit(quantizer: Quantizer, x_NE: torch.Tensor, method: str, seed: int) -> None:
     if isinstance(quantizer, VectorQuantizer):
-        quantizer.initialize_codebook(x_NE, method=method)
+        quantizer.initialize_codebook(x_NE, method=method, seed=seed)
     else:
         with full_precision(x_NE.device):
             _fit_residual(quantizer, x_NE, method, seed)
