@@ -70,13 +70,8 @@ class BatchPlan:
         """Images of one optimizer step over all processes and micro-steps."""
         return self.micro_batch * self.accumulation * self.world_size
 
-    @property
-    def max_epoch(self) -> float:
-        """Length of training in epochs of `steps_per_epoch` steps; the unit the published schedules count in."""
-        return self.total_steps / self.steps_per_epoch
-
     def epoch(self, step: int) -> float:
-        """Epochs completed after `step` optimizer steps."""
+        """Epochs completed after `step` optimizer steps; the unit the published schedules count in."""
         return step / self.steps_per_epoch
 
 

@@ -252,11 +252,11 @@ class Adversary:
         self.loss_scale = stage.update.scaler.get_scale
         self.discriminator = stage._place(PatchDiscriminator.from_config(config.disc.arch))
         self.parallel = wrap(self.discriminator, stage.env)
+        self.schedule = AdversarialSchedule(config.loss, stage.plan.steps_per_epoch)
         self.update = build_update(
             self.discriminator, config.disc.optimizer or stage.config.optimizer, stage.config.experiment, stage.plan,
-            stage.env, stage.precision
+            stage.env, stage.precision, first_step=self.schedule.disc_start
         )
-        self.schedule = AdversarialSchedule(config.loss, stage.plan.steps_per_epoch)
         self.discriminator_loss = discriminator_loss_by_name(config.loss.disc_loss)
         self.generator_loss = generator_loss_by_name(config.loss.gen_loss)
 

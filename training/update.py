@@ -20,13 +20,16 @@ class ScaledUpdate:
     With `experiment.non_finite: stop` nothing is read back here; the loop finds a non-finite loss at its next log line,
     before any checkpoint. With `skip` every step reads one flag from the device, leaves the weights alone when a
     gradient is not finite, and stops after `max_skipped_steps`.
+
+    first_step: the training step from which `schedule` counts.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, schedule: LearningRateSchedule,
-                 scaler: torch.amp.GradScaler, max_norm: float | None, experiment: ExperimentConfig):
+                 scaler: torch.amp.GradScaler, max_norm: float | None, experiment: ExperimentConfig,
+                 first_step: int = 0):
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer, self.schedule, self.scaler = optimizer, schedule, scaler
-        self.max_norm = max_norm
+        self.max_norm, self.first_step = max_norm, first_step
         self.skip_non_finite = experiment.non_finite == "skip"
         self.max_skipped = experiment.max_skipped_steps
         self.skipped = 0
@@ -42,7 +45,7 @@ class ScaledUpdate:
         Returns:
             False when the step was skipped because a gradient was not finite.
         """
-        self.learning_rate = self.schedule.at(step)
+        self.learning_rate = self.schedule.at(step - self.first_step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.scaler.unscale_(self.optimizer)
@@ -97,13 +100,15 @@ class ScaledUpdate:
 
 
 def build_update(module: nn.Module, optimizer: OptimizerConfig, experiment: ExperimentConfig, plan: BatchPlan,
-                 env: DistEnv, precision: Precision) -> ScaledUpdate:
-    """The update of one network as the `optimizer` section describes it."""
-    schedule = LearningRateSchedule(
-        optimizer.init_lr, optimizer.warmup, plan.steps_per_epoch, plan.max_epoch, env.world_size
-    )
+                 env: DistEnv, precision: Precision, first_step: int = 0) -> ScaledUpdate:
+    """The update of one network as the `optimizer` section describes it.
+
+    A network that joins at `first_step` has its own schedule over the steps that are left, warm-up included.
+    """
+    epochs = plan.epoch(max(1, plan.total_steps - first_step))
+    schedule = LearningRateSchedule(optimizer.init_lr, optimizer.warmup, plan.steps_per_epoch, epochs, env.world_size)
     return ScaledUpdate(module, build_optimizer(module, optimizer, env.device), schedule, precision.scaler(),
-                        optimizer.max_gn, experiment)
+                        optimizer.max_gn, experiment, first_step)
 
 
 def accumulate(sums: dict[str, Tensor], terms: dict[str, Tensor], count: int) -> None:

@@ -109,6 +109,21 @@ def test_discriminator_and_generator_start_apart_and_ramp_up(build):
         assert row["loss_gen"] != 0.0
 
 
+def test_late_discriminator_has_a_schedule_of_its_own(build):
+    """It joins half-way: its warm-up of 2 steps and its cosine of 2 take place in the half that is left."""
+    run = build({
+        "gan": GAN, "gan.loss.disc_start_step": 4, "experiment.max_steps": 8,
+        "gan.disc.optimizer": {"type": "sgd", "init_lr": 1e-3, "warmup": {"epoch": 0.2}},
+    })
+    assert run.stage.plan.steps_per_epoch == 10
+    steps(run, 4, batch_of(run))
+    rates = []
+    for step in range(4, 8):
+        steps(run, 1, batch_of(run), first=step)
+        rates.append(run.stage.adversary.update.learning_rate)
+    assert rates == pytest.approx([0.0, 5e-4, 1e-3, 5e-4])
+
+
 def test_a_discriminator_that_starts_within_a_log_window(config, tmp_path):
     """Means are over the steps that report a term."""
     changes = {"gan": GAN, "gan.loss.disc_start_step": 3, "gan.loss.gen_start_step": 3, "experiment.log_steps": 4}
