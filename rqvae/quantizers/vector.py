@@ -217,8 +217,15 @@ class VectorQuantizer(Quantizer):
         for head, book in enumerate(self.codebooks):
             x_NE = x_NHE[:, head] if separate else x_NHE.flatten(0, 1)
             valid_N = mask_N if separate or mask_N is None else mask_N.repeat_interleave(self.heads)
-            size, iterations = self.num_codes[head], self.kmeans_iterations if method == "kmeans" else 0
-            book.assign(*kmeans(x_NE, size, iterations=iterations, cosine=self.cosine, valid_N=valid_N, seed=seed + head))
+            start = kmeans(
+                x_NE,
+                self.num_codes[head],
+                iterations=self.kmeans_iterations if method == "kmeans" else 0,
+                cosine=self.cosine,
+                valid_N=valid_N,
+                seed=seed + head,
+            )
+            book.assign(*start)
         self.initialized.fill_(True)
         self._known_initialized = True
         self.discard_codebook_update()
