@@ -58,27 +58,28 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution: a strided 3x3 convolution that pads on the right and at the bottom only."""
+    """Halve the resolution: a strided 3x3 convolution that pads on the right and at the bottom only, or a 2x2 mean."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, with_conv: bool = True):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else None
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
-        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+        return F.avg_pool2d(x_BCHW, 2) if self.conv is None else self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Double the resolution: nearest neighbour, then a 3x3 convolution."""
+    """Double the resolution: nearest neighbour, then (where wanted) a 3x3 convolution."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, with_conv: bool = True):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else None
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+        x_BCHW = F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest")
+        return x_BCHW if self.conv is None else self.conv(x_BCHW)
 
 
 class Level(nn.Module):

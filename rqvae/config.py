@@ -23,7 +23,10 @@ NORM_GROUPS = 32
 
 @dataclass
 class DDConfig:
-    """The two convolutional halves: `ch * ch_mult[i]` channels at level i, which halves the resolution i times."""
+    """The two convolutional halves: `ch * ch_mult[i]` channels at level i, which halves the resolution i times.
+
+    resamp_with_conv: a convolution with every change of resolution; without, the mean of 2 x 2 and nearest neighbour.
+    """
 
     double_z: bool = False
     z_channels: int = MISSING
@@ -35,6 +38,7 @@ class DDConfig:
     num_res_blocks: int = MISSING
     attn_resolutions: list[int] = field(default_factory=list)
     dropout: float = 0.0
+    resamp_with_conv: bool = True
 
 
 @dataclass

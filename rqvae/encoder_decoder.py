@@ -49,7 +49,7 @@ class Encoder(_Half):
             attention = config.resolution // 2**index in config.attn_resolutions
             level = Level(before, width, config.num_res_blocks, attention, config.dropout)
             if index < len(widths) - 1:
-                level.downsample = Downsample(width)
+                level.downsample = Downsample(width, config.resamp_with_conv)
             self.down.append(level)
             before = width
         self.mid = Middle(before, config.dropout)
@@ -80,7 +80,7 @@ class Decoder(_Half):
             attention = config.resolution // 2**index in config.attn_resolutions
             level = Level(before, widths[index], config.num_res_blocks + 1, attention, config.dropout)
             if index > 0:
-                level.upsample = Upsample(widths[index])
+                level.upsample = Upsample(widths[index], config.resamp_with_conv)
             levels.append(level)
             before = widths[index]
         self.up = nn.ModuleList(reversed(levels))

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rqvae import RQVAE, RQVAEConfig
+from rqvae.blocks import Downsample, Upsample
 from rqvae.model import count_parameters
 
 BASE = {
@@ -38,6 +39,18 @@ def make(ddconfig=None, **changes):
 
 def images(batch=2):
     return torch.rand(batch, 3, 8, 8) * 2 - 1
+
+
+def test_resampling_without_convolutions():
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    halved = Downsample(1, with_conv=False)(x)
+    assert torch.equal(halved, torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))  # means of 2 x 2
+    assert torch.equal(Upsample(1, with_conv=False)(halved), halved.repeat_interleave(2, -1).repeat_interleave(2, -2))
+    model = make({"resamp_with_conv": False}).eval()
+    missing = set(make().state_dict()) - set(model.state_dict())
+    assert missing == {f"{layer}.conv.{name}" for layer in ("encoder.down.0.downsample", "decoder.up.1.upsample")
+                       for name in ("weight", "bias")}
+    assert model(images()).recon.shape == (2, 3, 8, 8)
 
 
 def test_shapes_and_consistency_of_all_calls():
