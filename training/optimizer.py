@@ -15,7 +15,8 @@ PUBLISHED_NAMES = ["adam", "adamW", "sgd"]
 
 @dataclass
 class OptimizerConfig:
-    """The `optimizer` section under its published field names (ours: `eps`, `momentum`, `fused`).
+    """The `optimizer` section under its published field names (ours: `eps`, `momentum`, `fused`) and with the published
+    defaults for `type`, `max_gn` and the momentum of sgd.
 
     Args:
         type: adam, adamW or sgd, in any case.
@@ -24,12 +25,12 @@ class OptimizerConfig:
         fused: 'auto' (one kernel for all parameters, on CUDA), true or false.
     """
 
-    type: str = "adam"
+    type: str = "adamW"
     init_lr: float = 1e-4
     weight_decay: float = 0.0
     betas: List[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
-    momentum: float = 0.0
+    momentum: float = 0.9
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     max_gn: Optional[float] = None
     grad_accm_steps: int = 1

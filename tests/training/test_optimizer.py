@@ -64,6 +64,16 @@ def test_sgd_uses_momentum():
     assert param.item() == -2.5
 
 
+def test_published_defaults():
+    assert type(build_optimizer(nn.Linear(2, 2), section())) is torch.optim.AdamW
+    param = torch.tensor([0.0], requires_grad=True)
+    optimizer = build_optimizer([param], section(type="sgd", init_lr=1.0))
+    for _ in range(2):
+        param.grad = torch.ones(1)
+        optimizer.step()
+    assert param.item() == pytest.approx(-2.9)  # a step of 1, then one of 1 + 0.9
+
+
 def test_frozen_parameters_are_left_out():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
