@@ -64,6 +64,36 @@ class BinaryOptions:
     free_nats: float = 0.6931471805599453
 
 
+@dataclass
+class ResidualOptions:
+    """groups: channel groups, each with D / groups levels. The rest: see `rqvae.quantizers.residual_of`."""
+
+    groups: int = 1
+    quantize_dropout: bool = False
+    dropout_cutoff: int = 0
+    dropout_multiple: int = 1
+
+
+@dataclass
+class ResidualFSQOptions(ResidualOptions):
+    """levels: values per scalar; their product is K."""
+
+    levels: list[int] = MISSING
+    preserve_symmetry: bool = False
+
+
+@dataclass
+class ResidualLFQOptions(ResidualOptions, LFQOptions):
+    """Those of every level and of the residual stack."""
+
+
+@dataclass
+class ResidualSimOptions(ResidualOptions, SimOptions):
+    """shared: one codebook and map for all levels."""
+
+    shared: bool = False
+
+
 BOTTLENECK_OPTIONS = {
     "fsq": FSQOptions,
     "lfq": LFQOptions,
@@ -71,4 +101,7 @@ BOTTLENECK_OPTIONS = {
     "simvq": SimOptions,
     "random_projection": RandomProjectionOptions,
     "binary": BinaryOptions,
+    "residual_fsq": ResidualFSQOptions,
+    "residual_lfq": ResidualLFQOptions,
+    "residual_simvq": ResidualSimOptions,
 }

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from rqvae import RQVAE, RQVAEConfig
 from rqvae.quantizers.binary_mapper import BinaryMapper
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
+from rqvae.quantizers.grouped_of import GroupedOf
 from rqvae.quantizers.latent import LatentQuantizer
+from rqvae.quantizers.layout import InLayout
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
 from rqvae.quantizers.random_projection import RandomProjectionQuantizer
+from rqvae.quantizers.residual_of import residual_fsq, residual_lfq, residual_simvq
 from rqvae.quantizers.sim import SimQuantizer
 
 DIM = 6
@@ -31,6 +34,15 @@ METHODS = {
     "random projection, raw": lambda: RandomProjectionQuantizer(DIM, 30, 3, normalize=False),
     "binary": lambda: BinaryMapper(DIM, 2**DIM),
     "binary projected": lambda: BinaryMapper(DIM, 16, num_codebooks=2, free_nats=0.0),
+    "residual fsq": lambda: residual_fsq(DIM, [8, 5, 4, 3, 2, 7], 3),
+    "residual fsq projected": lambda: residual_fsq(DIM, [8, 5, 5], 4, preserve_symmetry=True),
+    "residual lfq": lambda: residual_lfq(DIM, 64, 4),
+    "residual lfq projected": lambda: residual_lfq(DIM, 16, 2, level_options={"spherical": True}),
+    "residual simvq": lambda: residual_simvq(DIM, 30, 3),
+    "residual simvq, shared": lambda: residual_simvq(DIM, 30, 3, shared=True, code_dim=4),
+    "grouped residual fsq": lambda: GroupedOf(DIM, [residual_fsq(3, [5, 4, 3], 2) for _ in range(2)]),
+    "grouped residual lfq": lambda: GroupedOf(DIM, [residual_lfq(2, 16, 2) for _ in range(3)]),
+    "grouped residual simvq": lambda: GroupedOf(DIM, [residual_simvq(3, 20, 2) for _ in range(2)]),
 }
 RANDOM_IN_TRAINING = ("fsq projected, noise", "binary", "binary projected")
 BOTTLENECKS = {
@@ -40,6 +52,9 @@ BOTTLENECKS = {
     "simvq": {"n_embed": 20, "bottleneck": {"commitment_weight": 0.5}},
     "random_projection": {"n_embed": 20, "bottleneck": {"codebook_dim": 4}},
     "binary": {"n_embed": 16, "bottleneck": {"kl_weight": 0.5}},
+    "residual_fsq": {"bottleneck": {"levels": [8, 5, 5]}},
+    "residual_lfq": {"n_embed": 16, "bottleneck": {"inv_temperature": 10.0, "groups": 2}},
+    "residual_simvq": {"n_embed": 16, "bottleneck": {"commitment_weight": 0.5, "groups": 2}},
 }
 LAYOUTS = [(5,), (2, 3), (2, 2, 3), (1, 2, 2, 2)]
 
@@ -54,7 +69,7 @@ def forward(quantizer, *args, seed=1, **kwargs):
     return quantizer(*args, **kwargs)
 
 
-examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+examples = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 cases = given(
     seed=st.integers(0, 10_000),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
@@ -90,6 +105,20 @@ def test_output_codes_and_loss(name, seed, dtype, training, masked, grid, size):
     torch.testing.assert_close(quantizer.decode_depth(out.codes, 0), parts[..., 0, :])
     (gradient,) = torch.autograd.grad(out.quantized.float().sum() + out.loss, z)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@examples
+@given(seed=st.integers(0, 10_000), training=st.booleans(), grid=st.sampled_from(LAYOUTS), data=st.data())
+def test_every_layout_gives_the_same(name, seed, training, grid, data):
+    quantizer = make(name, seed).train(training)
+    dim = data.draw(st.integers(0, len(grid)))
+    z, mask = torch.randn(*grid, DIM), torch.rand(grid) < 0.6
+    expected = forward(quantizer, z, mask)
+    out = forward(InLayout(quantizer, DIM, dim), z.movedim(-1, dim), mask)
+    assert torch.equal(out.quantized.movedim(dim, -1), expected.quantized)
+    assert torch.equal(out.codes, expected.codes)
+    assert torch.equal(out.loss, expected.loss)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -237,5 +266,7 @@ def test_codebook_sizes_that_do_not_fit():
         RQVAE(stage1("fsq", n_embed=999))
     with pytest.raises(ValueError, match="power of two"):
         RQVAE(stage1("lfq", n_embed=1000))
+    with pytest.raises(ValueError, match="bottleneck.groups 3 does not divide code depth 2 and embed_dim 8"):
+        RQVAE(stage1("residual_simvq", bottleneck={"groups": 3}))
     with pytest.raises(ValueError, match="bottleneck_type 'rq' takes no bottleneck options"):
         stage1("fsq", bottleneck_type="rq")
