@@ -5,6 +5,7 @@ before the first step and ends in one line and exit code 2.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,10 +22,18 @@ from runtime.cli import build_parser
 from runtime.config import load_config, save_config
 from runtime.distributed import DistEnv
 from runtime.errors import UserError, exit_on_user_error
-from runtime.rundir import latest_run, new_run_dir
+from runtime.rundir import new_run_dir, runs
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
-from training.checkpoint import find_sound_checkpoint, restore_checkpoint, step_name
+from training.checkpoint import (
+    CHECKPOINTS,
+    complete_checkpoints,
+    discard_after,
+    find_sound_checkpoint,
+    restore_checkpoint,
+    step_name,
+)
+from training.data_checks import unreadable_images
 from training.experiment import plan_batches
 from training.loop import Loop
 from training.snapshot import SNAPSHOTS, complete_snapshots, find_latest_snapshot, read_metadata, save_snapshot
@@ -113,18 +122,31 @@ class Session:
 
     def _restore(self) -> None:
         if self.checkpoint_dir is not None:
-            progress = restore_checkpoint(self.checkpoint_dir, self.stage.objects())
+            # its files were verified when it was found
+            progress = restore_checkpoint(self.checkpoint_dir, self.stage.objects(), verify=False)
             self.step, self.images_seen = progress["step"], progress["images_seen"]
+            for name, value in self.stage.provenance().items():
+                if progress.get(name) != value:
+                    raise UserError(
+                        f"{self.checkpoint_dir}: this run was trained with {name} {progress.get(name)}, not {value}"
+                    )
         elif self.args.load_path:
             self.stage.load_weights(_find_weights(Path(self.args.load_path), self.args.test_epoch))
 
     def _open_run_dir(self) -> Path:
         if self.checkpoint_dir is not None:
-            return self.checkpoint_dir.parent.parent
-        run_dir = new_run_dir(self.args.result_path, Path(self.args.model_config).stem, self.args.postfix)
-        if self.env.is_main:
-            save_config(self.config, run_dir / "config.yaml")
+            run_dir = self.checkpoint_dir.parent.parent
+            distributed.run_on_main(lambda: self._abandon_later_steps(run_dir))
+            return run_dir
+        stem = Path(self.args.model_config).stem + ("-eval" if self.args.eval else "")
+        run_dir = new_run_dir(self.args.result_path, stem, self.args.postfix)
+        distributed.run_on_main(lambda: save_config(self.stage.config, run_dir / "config.yaml"))
         return run_dir
+
+    def _abandon_later_steps(self, run_dir: Path) -> None:
+        """A run resumed from an earlier step writes another history: what lies after that step must not be found."""
+        for directory in (run_dir / CHECKPOINTS, run_dir / SNAPSHOTS):
+            discard_after(directory, self.step)
 
     def train(self) -> None:
         """Trains to the end of the plan."""
@@ -147,10 +169,7 @@ class Session:
         )
         Loop(stage, loader, plan, log, self.run_dir, self._save_snapshot, seed=self.config.seed, start_step=self.step,
              images_seen=self.images_seen, keep_checkpoints=self.config.experiment.keep_checkpoints).run()
-        for dataset in (self.train_set, self.val_set):
-            if dataset.corrupt_count():
-                names = ", ".join(dataset.corrupt_names(3))
-                log.warning(f"{dataset.corrupt_count()} unreadable {dataset.split} images were replaced: {names}, ...")
+        self._report_unreadable()
 
     def evaluate(self) -> None:
         """Metrics of the loaded weights on both splits (and of the EMA weights where there are any)."""
@@ -161,6 +180,12 @@ class Session:
                 results["val_ema"] = self.stage.evaluate(self.batches(self.val_set))
         for split, metrics in results.items():
             self.log.log_metrics(self.step, metrics, prefix=split)
+        self._report_unreadable()
+
+    def _report_unreadable(self) -> None:
+        for dataset in (self.train_set, self.val_set):
+            if line := unreadable_images(dataset):
+                self.log.warning(line)
 
     def _save_snapshot(self, progress: dict[str, Any], metrics: dict[str, Any]) -> None:
         tensors, ema_tensors = self.stage.snapshot()
@@ -191,26 +216,31 @@ def _find_checkpoint(args: argparse.Namespace) -> Path:
     else:
         if not args.model_config:
             raise UserError("--resume needs -l RUN, or -m CONFIG to find the newest run of it")
-        run_dir = latest_run(args.result_path, Path(args.model_config).stem)
+        candidates = runs(args.result_path, Path(args.model_config).stem)
+        run_dir = next((run for run in candidates if complete_checkpoints(run)), None)
         if run_dir is None:
-            raise UserError(f"nothing to resume: no run of {args.model_config} under {args.result_path}")
-    checkpoint = find_sound_checkpoint(run_dir, report=lambda line: print(line, file=sys.stderr))
+            raise UserError(
+                f"nothing to resume: no run of {args.model_config} under {args.result_path} has a complete checkpoint"
+            )
+    checkpoint = find_sound_checkpoint(run_dir, report=_say_once)
     if checkpoint is None:
         raise UserError(f"nothing to resume: {run_dir} has no complete checkpoint")
     return checkpoint
 
 
+def _say_once(line: str) -> None:
+    """On stderr, from the main process alone; there is no log and no process group yet."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+
+
 def _load(schema: type, args: argparse.Namespace, checkpoint_dir: Path | None) -> Any:
-    """The config of -m, or of the run that is resumed; a resumed run keeps its architecture."""
+    """The config of -m; a resumed run keeps its own, which only `key=value` words change."""
     if checkpoint_dir is None:
         return load_config(schema, args.model_config, args.overrides)
-    stored = checkpoint_dir.parent.parent / "config.yaml"
-    config = load_config(schema, args.model_config or stored, args.overrides)
-    before = load_config(schema, stored)
-    if config.seed != before.seed:
-        config.seed = before.seed
-    if args.seed not in (None, before.seed):
-        raise UserError(f"--seed {args.seed} differs from the resumed run's seed {before.seed}")
+    config = load_config(schema, checkpoint_dir.parent.parent / "config.yaml", args.overrides)
+    if args.seed not in (None, config.seed):
+        raise UserError(f"--seed {args.seed} differs from the resumed run's seed {config.seed}")
     return config
 
 
@@ -218,6 +248,11 @@ def _find_weights(path: Path, epoch: float) -> Path:
     """What -l names: a published file, a snapshot, or a run, of which the snapshot of `epoch` (-1: newest) is taken."""
     if not path.exists():
         raise UserError(f"-l {path} does not exist")
+    if path.parent.name == CHECKPOINTS:
+        # a checkpoint is for resuming; the snapshot of the same step holds the same weights for use
+        path = path.parent.parent / SNAPSHOTS / path.name
+        if not path.exists():
+            raise UserError(f"there is no snapshot {path}; a checkpoint itself can only be resumed (--resume)")
     if not (path / SNAPSHOTS).is_dir():
         return path
     if epoch < 0:
@@ -235,5 +270,6 @@ def _find_weights(path: Path, epoch: float) -> Path:
 def _use_device(env: DistEnv) -> None:
     if env.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+        # the newer of PyTorch's two TF32 switches: the quantizer uses it too, and they must not be mixed
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.cudnn.conv.fp32_precision = "tf32"

@@ -17,7 +17,7 @@ from rqvae import RQVAE
 from rqvae.config import ArchConfig
 from rqvae.losses.adversarial import (
     AdversarialSchedule,
-    adaptive_weight,
+    adaptive_generator_term,
     discriminator_loss_by_name,
     generator_loss_by_name,
 )
@@ -268,14 +268,18 @@ class Adversary:
             terms.update(loss_gen=zero, g_weight=zero)
             return zero
         self.discriminator.train().requires_grad_(False)
+        loss_gen, g_weight, weighted = adaptive_generator_term(
+            nll, recon_BCHW, self._generator_loss_of, self.last_layer, reduce=distributed.all_reduce_mean_,
+            loss_scale=self.loss_scale(),
+        )
+        self.discriminator.requires_grad_(True)
+        terms.update(loss_gen=loss_gen, g_weight=g_weight)
+        return ramp * self.config.disc_weight * weighted
+
+    def _generator_loss_of(self, recon_BCHW: Tensor) -> Tensor:
         with self.precision.autocast():
             logits_fake = self.discriminator(recon_BCHW)
-        self.discriminator.requires_grad_(True)
-        loss_gen = self.generator_loss(logits_fake.float())
-        g_weight = adaptive_weight(nll, loss_gen, self.last_layer, reduce=distributed.all_reduce_mean_,
-                                   loss_scale=self.loss_scale())
-        terms.update(loss_gen=loss_gen, g_weight=g_weight)
-        return ramp * self.config.disc_weight * g_weight * loss_gen
+        return self.generator_loss(logits_fake.float())
 
     def train_step(self, pairs: list[tuple[Tensor, Tensor]], step: int, sums: dict[str, Tensor]) -> None:
         """One discriminator step on the step's (image, older reconstruction) pairs; adds its terms to `sums`."""
