@@ -40,12 +40,12 @@ class VectorLosses:
     orthogonal_max: int | None = None
 
 
-def mean_square(error_NE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
-    """Mean of squared entries over the rows that count; 0 when none does."""
+def mean_square(one_NE: torch.Tensor, other_NE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
+    """Mean squared difference over the rows that count; 0 when none does."""
     if mask_N is None:
-        return error_NE.square().mean()
-    kept = torch.where(mask_N[:, None], error_NE, 0.0).square().sum()
-    return kept / (mask_N.sum() * error_NE.shape[1]).clamp(min=1)
+        return F.mse_loss(one_NE, other_NE)
+    kept = torch.where(mask_N[:, None], one_NE - other_NE, 0.0).square().sum()
+    return kept / (mask_N.sum() * one_NE.shape[1]).clamp(min=1)
 
 
 def _by_chunks(
@@ -133,13 +133,13 @@ def vector_terms(
     """The weighted loss terms of one head. A code vector gets a gradient from 'codebook' only, and if it needs one."""
     terms, fixed_KE = {}, weight_KE.detach()
     if weights.commitment > 0:
-        terms["commitment"] = weights.commitment * mean_square(x_NE - vectors_NE.detach(), mask_N)
+        terms["commitment"] = weights.commitment * mean_square(x_NE, vectors_NE.detach(), mask_N)
     if weights.cross_entropy > 0:
         terms["cross_entropy"] = weights.cross_entropy * code_cross_entropy(
             x_NE, fixed_KE, codes_N, weights.temp, mask_N
         )
     if weights.codebook > 0 and vectors_NE.requires_grad:
-        terms["codebook"] = weights.codebook * mean_square(x_NE.detach() - vectors_NE, mask_N)
+        terms["codebook"] = weights.codebook * mean_square(vectors_NE, x_NE.detach(), mask_N)
     if weights.diversity > 0:
         terms["diversity"] = weights.diversity * negative_usage_entropy(x_NE, fixed_KE, weights.temp, mask_N)
     return terms

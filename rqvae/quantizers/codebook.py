@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rqvae.quantizers import sync
 from rqvae.quantizers.distance import nearest_codes
-from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_uniform
+from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_uniform, sums_by_code
 
 SMOOTHING = 1e-5  # Laplace smoothing of the cluster sizes
 REPEAT_NOISE = 0.01  # spread of repeated restart vectors, times 1 / sqrt(E)
@@ -102,10 +102,12 @@ class EMACodebook(nn.Module):
 
         Invalid rows do not count. The look-ups the rows came from must be done: the vectors change here.
         """
-        counts_K, sums_KE = torch.zeros_like(self.cluster_size_ema), torch.zeros_like(self.embed_ema)
-        for x_NE, codes_N, valid_N in batches:
+        counts_K = torch.zeros_like(self.cluster_size_ema)
+        sums_KE = sums_by_code(*batches[0], len(counts_K))
+        for x_NE, codes_N, valid_N in batches[1:]:
+            sums_KE += sums_by_code(x_NE, codes_N, valid_N, len(counts_K))
+        for _, codes_N, valid_N in batches:
             counts_K.index_add_(0, codes_N, valid_N.float())
-            sums_KE.index_add_(0, codes_N, torch.where(valid_N[:, None], x_NE, 0.0))
         sync.all_reduce_sum(counts_K, sums_KE)
         self.cluster_size_ema.mul_(self.decay).add_(counts_K, alpha=1 - self.decay)
         self.embed_ema.mul_(self.decay).add_(sums_KE, alpha=1 - self.decay)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rqvae.quantizers import sync
 from rqvae.quantizers.distance import nearest_codes
-from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_uniform
+from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_uniform, sums_by_code
 
 REPEAT_NOISE = 0.01  # spread of repeated start vectors, relative to their length
 
@@ -64,7 +64,7 @@ def kmeans(
     for _ in range(iterations):
         codes_N = nearest_codes(x_NE, means_KE)
         counts_K = torch.zeros_like(counts_K).index_add_(0, codes_N, valid_N.float())
-        sums_KE = torch.zeros_like(means_KE).index_add_(0, codes_N, x_NE)
+        sums_KE = sums_by_code(x_NE, codes_N, valid_N, num_clusters)
         sync.all_reduce_sum(counts_K, sums_KE)
         new_KE = F.normalize(sums_KE, dim=1) if cosine else sums_KE / counts_K.clamp(min=1)[:, None]
         means_KE = torch.where(counts_K[:, None] > 0, new_KE, means_KE)

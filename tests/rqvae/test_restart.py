@@ -2,7 +2,7 @@
 
 import torch
 
-from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_int64, hash_uniform
+from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_int64, hash_uniform, sums_by_code
 
 
 def batch(x, valid=None):
@@ -68,3 +68,11 @@ def test_hashed_numbers_fill_the_interval():
     assert uniform.max() < 1
     assert abs(uniform.mean()) < 0.02
     assert abs(uniform.var() - 1 / 3) < 0.01
+
+
+def test_sums_by_code_leave_invalid_rows_out():
+    x, codes, valid = torch.randn(50, 3), torch.randint(0, 7, (50,)), torch.arange(50) % 3 > 0
+    expected = torch.zeros(7, 3).index_add_(0, codes[valid], x[valid])
+    x[~valid] = float("nan")
+    assert torch.equal(sums_by_code(x, codes, valid, 7), expected)
+    assert torch.equal(sums_by_code(x[:0], codes[:0], valid[:0], 7), torch.zeros(7, 3))
