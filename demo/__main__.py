@@ -15,6 +15,7 @@ from pathlib import Path
 
 from demo.measure import measure
 from demo.report import print_table, write_report
+from runtime.atomic import write_text_atomically
 from runtime.errors import exit_on_user_error
 from runtime.rundir import latest_run
 
@@ -51,7 +52,7 @@ def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_sa
     summary = measure(stage1, stage2, sampling, out / "classifiers") | {
         name: round(value, 1) for name, value in seconds.items()
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     shutil.copyfile(sampling / "samples.png", out / "samples.png")
     write_report(out / "report.html", summary, stage1, stage2, out / "samples.png")
     print_table(summary)

@@ -71,6 +71,7 @@ def measure(stage1: Path, stage2: Path, sampling: Path, classifier_cache: Path) 
         "fid_floor": frechet_between(val, train),
         "fid_unigram": distance_to_train(unigram_images(model, data, num_samples), num_samples),
         "num_samples": num_samples,
+        "num_validation": num_val,
         "features": result["features"]["name"],
     }
 

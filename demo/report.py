@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.curves import line_plot
+from runtime.atomic import write_text_atomically
 from runtime.runlog import METRICS_FILE, read_metrics
 
 Summary = dict[str, Any]
@@ -40,10 +41,15 @@ SCORES: list[tuple[str, Callable[[Summary], str]]] = [
     ("seconds: stage 1, stage 2, sampling",
      lambda s: f"{s['seconds_stage1']:.0f}, {s['seconds_stage2']:.0f}, {s['seconds_sampling']:.0f}"),
 ]
-FOOTNOTE = (
-    "* distances between features of a small classifier trained on the real training digits, not of the Inception "
-    "network: not comparable with published FID."
-)
+
+
+def footnote(summary: Summary) -> str:
+    """What the reader must know about the distances."""
+    return (
+        "* distances between features of a small classifier trained on the real training digits, not of the Inception "
+        "network: not comparable with published FID. Fewer images give a larger distance: the floor has "
+        f"{summary['num_validation']} images, the two rows below it {summary['num_samples']}."
+    )
 
 
 def print_table(summary: Summary) -> None:
@@ -57,7 +63,7 @@ def print_table(summary: Summary) -> None:
     print()
     for label, show in SCORES:
         print(f"{label:<{width}}  {show(summary)}")
-    print(f"\n{FOOTNOTE}")
+    print(f"\n{footnote(summary)}")
 
 
 def write_report(path: Path, summary: Summary, stage1: Path, stage2: Path, samples: Path) -> None:
@@ -72,7 +78,7 @@ def write_report(path: Path, summary: Summary, stage1: Path, stage2: Path, sampl
         "<h1>Two-stage image generation with residual quantization, on digits</h1>",
         _table(DEPTH_HEADER, depth_rows(summary)),
         _table(["score", "value"], [[label, show(summary)] for label, show in SCORES]),
-        f"<p>{FOOTNOTE}</p>",
+        f"<p>{footnote(summary)}</p>",
         "<h2>Samples</h2><p>Column c: ten draws for class c.</p>", _picture(samples),
         "<h2>Reconstructions from coarse to fine</h2><p>First row: validation images; below: from the first code, the "
         "first two, ...</p>", _newest_picture(stage1, "reconstruction_coarse_to_fine"),
@@ -80,7 +86,7 @@ def write_report(path: Path, summary: Summary, stage1: Path, stage2: Path, sampl
         "<h2>Stage 2</h2>", _curves(stage2, STAGE2_PLOTS),
     ]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Demo</title><style>{STYLE}</style>'
-    path.write_text(f"{page}<body>{''.join(body)}</body></html>\n", encoding="utf-8")
+    write_text_atomically(path, f"{page}<body>{''.join(body)}</body></html>\n")
 
 
 STAGE1_PLOTS = [
