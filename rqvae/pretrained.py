@@ -40,7 +40,10 @@ def load_rqvae(path: str | Path, ema: bool = False, device: str | torch.device =
     if key not in checkpoint:
         raise ValueError(f"{path} has no {key} ({'averaged' if ema else 'raw'} weights)")
     try:
-        config = RQVAEConfig.from_mapping(checkpoint["config"]["arch"])
+        arch = checkpoint["config"]["arch"]
+        if arch.get("type", "rq-vae") != "rq-vae":
+            raise ValueError(f"not a stage-1 checkpoint: arch.type is {arch['type']!r}, not 'rq-vae'")
+        config = RQVAEConfig.from_mapping(arch)
         tensors = checkpoint[key]
         if not checkpoint["is_snapshot"]:
             tensors = state_dict_from_published(tensors, config)

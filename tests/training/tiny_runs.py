@@ -56,7 +56,7 @@ STAGE2: dict[str, Any] = {
     "arch": {
         "block_size": [2, 2, 3], "embed_dim": 16, "input_embed_dim": 32, "shared_tok_emb": True,
         "shared_cls_emb": True, "input_emb_vqvae": True, "head_emb_vqvae": True, "cumsum_depth_ctx": True,
-        "vocab_size_cond": 8, "body": {"n_layer": 1, "block": BLOCK}, "head": {"n_layer": 1, "block": BLOCK},
+        "vocab_size_cond": 8, "body": {"n_layer": 1, "block": {**BLOCK}}, "head": {"n_layer": 1, "block": {**BLOCK}},
     },
     "loss": {"type": "soft_target_cross_entropy", "stochastic_codes": False, "temp": 0.5},
     "optimizer": OPTIMIZER | {"type": "adamW", "weight_decay": 0.01},
