@@ -168,8 +168,8 @@ def main() -> None:
     if args.peer:
         try:
             peer = importlib.import_module(PEER)
-        except ImportError:
-            print(f"{PEER} is not installed: measuring ours alone")
+        except ImportError as error:
+            print(f"{PEER} cannot be imported ({error}): measuring ours alone")
     rows = []
     for case in CASES:
         if args.cases and case.name not in args.cases:
