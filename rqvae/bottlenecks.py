@@ -66,12 +66,9 @@ class BinaryOptions:
 
 @dataclass
 class ResidualOptions:
-    """groups: channel groups, each with D / groups levels. The rest: see `rqvae.quantizers.residual_of`."""
+    """groups: channel groups, each with D / groups levels. See `rqvae.quantizers.residual_of`."""
 
     groups: int = 1
-    quantize_dropout: bool = False
-    dropout_cutoff: int = 0
-    dropout_multiple: int = 1
 
 
 @dataclass

@@ -55,7 +55,8 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
                 f"got {dropout_cutoff} and {dropout_multiple}"
             )
         self.dim, code_dim = dim, code_dim or dim
-        self.levels, self.bound = nn.ModuleList(levels), bound
+        self.levels, self.bound = nn.ModuleList(dict.fromkeys(levels)), bound  # a shared level is stored once
+        self.order = [list(self.levels).index(level) for level in levels]
         self.num_codes = tuple(size for level in levels for size in level.num_codes)
         self.quantize_dropout, self.dropout_cutoff = quantize_dropout, dropout_cutoff
         self.dropout_multiple = dropout_multiple
@@ -76,7 +77,7 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
             x = self._to_space(z)
             residual, total, outs = x, torch.zeros_like(x), []
             for level in range(self._levels_kept()):
-                out = self.levels[level](residual / self.scale[level], mask)
+                out = self.level_at(level)(residual / self.scale[level], mask)
                 vectors = out.quantized.detach() * self.scale[level]
                 residual, total = residual - vectors, total + vectors
                 outs.append(out)
@@ -105,10 +106,14 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
                 parts[..., 0, :] += self.project_out.bias.float()
         return parts
 
+    def level_at(self, level: int) -> Quantizer:
+        """The quantizer of a level."""
+        return self.levels[self.order[level]]
+
     def codebook(self, depth: int) -> torch.Tensor:
         """The (K, C) code vectors depth `depth` compares `targets` with, fp32."""
         level, inner = self._level_of(depth)
-        book_KC = self.levels[level].codebook(inner)
+        book_KC = self.level_at(level).codebook(inner)
         return book_KC * self.scale[level] if book_KC.shape[1] == self.scale.shape[1] else book_KC
 
     @torch.no_grad()
@@ -123,7 +128,8 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
         found, codes = [], []
         with full_precision(z.device), full_precision_matmul(z.device):
             residual = self._to_space(z)
-            for level, quantizer in enumerate(self.levels):
+            for level in range(len(self.order)):
+                quantizer = self.level_at(level)
                 scale = self.scale[level]
                 level_temp = temp / scale.square().mean().item() if stochastic else temp
                 searched, level_codes = quantizer.targets(residual / scale, level_temp, stochastic, generator)
@@ -134,16 +140,13 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
 
     def update_codebook(self) -> None:
         """Apply what the levels have gathered."""
-        for level in self._distinct_levels():
+        for level in self.levels:
             level.update_codebook()
 
     def discard_codebook_update(self) -> None:
         """Forget what the levels have gathered."""
-        for level in self._distinct_levels():
+        for level in self.levels:
             level.discard_codebook_update()
-
-    def _distinct_levels(self) -> list[Quantizer]:
-        return list(dict.fromkeys(self.levels))
 
     def _to_space(self, z: torch.Tensor) -> torch.Tensor:
         if z.shape[-1] != self.dim:
@@ -153,36 +156,38 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
 
     def _levels_kept(self) -> int:
         """All, or with dropout in train mode a random number; the draw is made on the CPU, without a device sync."""
-        num_levels = len(self.levels)
+        num_levels = len(self.order)
         if not (self.quantize_dropout and self.training):
             return num_levels
         last = int(torch.randint(self.dropout_cutoff, num_levels, ()))
         return min(num_levels, math.ceil((last + 1) / self.dropout_multiple) * self.dropout_multiple)
 
     def _level_of(self, depth: int) -> tuple[int, int]:
-        for level, quantizer in enumerate(self.levels):
-            if depth < len(quantizer.num_codes):
+        for level in range(len(self.order)):
+            inner = len(self.level_at(level).num_codes)
+            if depth < inner:
                 return level, depth
-            depth -= len(quantizer.num_codes)
+            depth -= inner
         raise ValueError(f"the quantizer has {len(self.num_codes)} depths")
 
     def _split(self, codes: torch.Tensor):
         """(level, its codes) for every level that has codes here."""
         start = 0
-        for level, quantizer in enumerate(self.levels):
-            part = codes[..., start : start + len(quantizer.num_codes)]
-            start += len(quantizer.num_codes)
+        for level in range(len(self.order)):
+            inner = len(self.level_at(level).num_codes)
+            part = codes[..., start : start + inner]
+            start += inner
             if part.shape[-1]:
                 yield level, part
 
     def _level_vectors(self, codes: torch.Tensor):
         for level, part in self._split(codes):
-            vectors = self.levels[level].decode(part.clamp(min=0)) * self.scale[level]
+            vectors = self.level_at(level).decode(part.clamp(min=0)) * self.scale[level]
             yield torch.where(part[..., :1] >= 0, vectors, 0.0)
 
     def _level_parts(self, codes: torch.Tensor):
         for level, part in self._split(codes):
-            parts = self.levels[level].embed_with_depth(part.clamp(min=0)) * self.scale[level]
+            parts = self.level_at(level).embed_with_depth(part.clamp(min=0)) * self.scale[level]
             yield torch.where(part[..., None] >= 0, parts, 0.0)
 
 

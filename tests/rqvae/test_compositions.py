@@ -55,6 +55,7 @@ def test_shared_levels_are_one_module():
     shared, separate = residual_simvq(4, 8, 3, shared=True), residual_simvq(4, 8, 3)
     assert len(list(shared.parameters())) == 1
     assert len(list(separate.parameters())) == 3
+    assert set(shared.state_dict()) == {"levels.0.map.weight", "levels.0.frozen"}, "nothing is stored twice"
     assert torch.equal(shared.codebook(0), shared.codebook(2))
 
 
