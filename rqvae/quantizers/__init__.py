@@ -1,22 +1,43 @@
 """The quantizer library."""
 
 from rqvae.quantizers.base import NullQuantizer, Quantizer, QuantizerOutput
+from rqvae.quantizers.binary_mapper import BinaryMapper
 from rqvae.quantizers.build import build_quantizer
 from rqvae.quantizers.code_losses import VectorLosses
 from rqvae.quantizers.codebook import EMACodebook, RestartRule
+from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
+from rqvae.quantizers.grouped_of import GroupedOf
+from rqvae.quantizers.latent import LatentQuantizer
+from rqvae.quantizers.layout import InLayout
+from rqvae.quantizers.lookup_free import LookupFreeQuantizer
+from rqvae.quantizers.random_projection import RandomProjectionQuantizer
 from rqvae.quantizers.residual import ResidualQuantizer
+from rqvae.quantizers.residual_of import ResidualOf, residual_fsq, residual_lfq, residual_simvq
+from rqvae.quantizers.sim import SimQuantizer
 from rqvae.quantizers.vector import VectorQuantizer
 from rqvae.quantizers.warmup import codebook_warmup
 
 __all__ = [
+    "BinaryMapper",
     "EMACodebook",
+    "FiniteScalarQuantizer",
+    "GroupedOf",
+    "InLayout",
+    "LatentQuantizer",
+    "LookupFreeQuantizer",
     "NullQuantizer",
     "Quantizer",
     "QuantizerOutput",
+    "RandomProjectionQuantizer",
+    "ResidualOf",
     "ResidualQuantizer",
     "RestartRule",
+    "SimQuantizer",
     "VectorLosses",
     "VectorQuantizer",
     "build_quantizer",
     "codebook_warmup",
+    "residual_fsq",
+    "residual_lfq",
+    "residual_simvq",
 ]
