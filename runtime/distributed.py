@@ -5,6 +5,7 @@ Every function is safe in a single process without a group: reductions and broad
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -79,8 +80,13 @@ def initialize(
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, and wait until its threads have ended.
+
+    They end with the last reference to the group, which a data-parallel model in a cycle may hold. A thread that still
+    frees a tensor while the interpreter shuts down aborts the process.
+    """
     if _has_group():
+        gc.collect()
         dist.destroy_process_group()
 
 

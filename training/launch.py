@@ -74,12 +74,18 @@ def launch(schema: type, build_stage: Callable[..., Any], args: argparse.Namespa
     """
     with exit_on_user_error(TooManyCorruptImages):
         try:
-            with exit_on_user_error(*SETUP_ERRORS):
-                session = Session(schema, build_stage, args, prepare)
-            with session.log:
-                session.evaluate() if args.eval else session.train()
+            # in a function of its own, because the process group must outlive everything that refers to it
+            _run(schema, build_stage, args, prepare)
         finally:
             distributed.shutdown()
+
+
+def _run(schema: type, build_stage: Callable[..., Any], args: argparse.Namespace,
+         prepare: Callable[[Any, argparse.Namespace], None] | None) -> None:
+    with exit_on_user_error(*SETUP_ERRORS):
+        session = Session(schema, build_stage, args, prepare)
+    with session.log:
+        session.evaluate() if args.eval else session.train()
 
 
 class Session:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import vgg16
+from torchvision.models.vgg import cfgs, make_layers
 
 from rqvae import load_rqvae
 from runtime.errors import UserError
@@ -147,7 +147,7 @@ def test_the_discriminator_has_its_own_optimizer_section(build):
 
 def test_perceptual_loss_is_trained_with_and_validated(config, tmp_path):
     weights = tmp_path / "random_vgg16.pth"
-    torch.save(vgg16(weights=None).features.state_dict(prefix="features."), weights)
+    torch.save(make_layers(cfgs["D"]).state_dict(prefix="features."), weights)
     changes = {"gan": GAN, "gan.loss.perceptual_weight": 1.0, "gan.loss.perceptual_backbone": str(weights),
                "dataset.resolution": 16, "arch.ddconfig.resolution": 16, "arch.ddconfig.ch_mult": [1, 1, 1],
                "experiment.max_steps": 1}

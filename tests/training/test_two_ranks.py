@@ -167,8 +167,11 @@ def test_entry_scripts_run_under_both_launchers(stage, launcher, ranks, tokenize
     name = "deferred" if stage == "stage1" else "soft-class"
     config = write_case(tmp_path, name, batch_size=4)
     command = [f"main_{stage}.py", *flags(config, stage, tokenizer), "-r", tmp_path / "runs"]
-    script("-m", launcher, "--nproc_per_node=2", f"--master_port={free_port()}", *command)
+    watch = "tests/training/threads_at_exit.py"
+    printed = script("-m", launcher, "--nproc_per_node=2", f"--master_port={free_port()}", watch, *command)
     run_dir = only_run(tmp_path / "runs")
     ends = checkpoint_tensors(run_dir / f"checkpoints/step_{STEPS:08d}")
     assert differing(ends, rank_tensors(ranks / name, 0)) == []
     assert metrics_without_time(run_dir) == metrics_without_time(only_run(ranks / name / "runs"))
+    assert printed.count("ends with threads") == (2 if Path("/proc/self/task").is_dir() else 0)
+    assert "gloo" not in printed, "a thread of the process group outlives it and may abort the process at its exit"
