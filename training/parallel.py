@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime.distributed import DistEnv, broadcast_
+
+# Whether every forward broadcasts rank 0's buffers; renamed in torch 2.15, which warns at the older name.
+_DDP_PARAMETERS = signature(DistributedDataParallel).parameters
+_FORWARD_BUFFER_FLAG = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_PARAMETERS else "broadcast_buffers"
 
 
 def wrap(
@@ -31,7 +36,7 @@ def wrap(
     return DistributedDataParallel(
         model,
         device_ids=[env.device.index] if env.device.type == "cuda" else None,
-        broadcast_buffers=False,
+        **{_FORWARD_BUFFER_FLAG: False},
         gradient_as_bucket_view=True,
         static_graph=static_graph,
         find_unused_parameters=find_unused_parameters,
