@@ -38,7 +38,6 @@ from training.experiment import plan_batches
 from training.loop import Loop
 from training.snapshot import SNAPSHOTS, complete_snapshots, find_latest_snapshot, read_metadata, save_snapshot
 
-BatchSource = Callable[[], Iterable[dict[str, Tensor]]]
 SETUP_ERRORS = (ValueError, OSError)
 INITIAL_STEP = -1  # the step number that seeds initial weights
 
