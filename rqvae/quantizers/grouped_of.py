@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import Quantizer, QuantizerOutput, full_precision
-from rqvae.quantizers.implicit import TargetQuantizer
+from rqvae.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer, full_precision
 
 
 class GroupedOf(TargetQuantizer):

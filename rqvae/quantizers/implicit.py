@@ -13,56 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import Quantizer, QuantizerOutput, full_precision
-from rqvae.quantizers.distance import full_precision_matmul, sampled_codes, soft_code_probs
+from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer, full_precision
+from rqvae.quantizers.distance import full_precision_matmul, sampled_codes
 from rqvae.quantizers.gradient import straight_through
-
-
-class TargetQuantizer(Quantizer):
-    """A quantizer whose depths each search `codebook(depth)` with a vector that `targets` can give."""
-
-    @abc.abstractmethod
-    def targets(
-        self,
-        z: torch.Tensor,
-        temp: float = 1.0,
-        stochastic: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The vector every depth searches with (..., D, C) fp32 and the code it finds (..., D); nothing is learned.
-
-        stochastic: draw the code from softmax(-squared distance / temp) over `codebook(depth)` instead.
-        """
-
-    @torch.no_grad()
-    def soft_codes(
-        self,
-        z: torch.Tensor,
-        temp: float = 1.0,
-        stochastic: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """softmax(-squared distance / temp) (..., D, K) fp32 and the codes (..., D) of `targets`.
-
-        Depths with fewer codes than the largest are filled up with probability 0.
-        """
-        searched, codes = self.targets(z, temp, stochastic, generator)
-        probs = searched.new_zeros((*codes.shape, max(self.num_codes)))
-        for depth, size in enumerate(self.num_codes):
-            rows = searched[..., depth, :].reshape(-1, searched.shape[-1])
-            with full_precision(z.device):
-                soft = soft_code_probs(rows, self.codebook(depth), temp)
-            probs[..., depth, :size] = soft.view(*codes.shape[:-1], size)
-        return probs, codes
-
-    def decode_depth(self, codes: torch.Tensor, depth: int) -> torch.Tensor:
-        """Codes (..., D) -> the part (..., E) of one depth alone."""
-        return self.embed_with_depth(codes)[..., depth, :]
-
-    def _check_codes(self, codes: torch.Tensor) -> None:
-        depth = codes.shape[-1]
-        if not 1 <= depth <= len(self.num_codes):
-            raise ValueError(f"codes have {depth} depths in their last dim; the quantizer has {len(self.num_codes)}")
 
 
 class ImplicitQuantizer(TargetQuantizer):

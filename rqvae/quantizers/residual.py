@@ -14,9 +14,9 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from rqvae.quantizers.base import Quantizer, QuantizerOutput, full_precision
+from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer, full_precision
 from rqvae.quantizers.codebook import EMACodebook
-from rqvae.quantizers.distance import sampled_codes, soft_code_probs
+from rqvae.quantizers.distance import sampled_codes
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.restart import CodedVectors
 
@@ -24,7 +24,7 @@ CODEBOOK_UPDATES = ("per_depth", "deferred")
 MAX_PENDING = 1024
 
 
-class ResidualQuantizer(Quantizer):
+class ResidualQuantizer(TargetQuantizer):
     """D codes per vector; each quantizes what the codes before it left over. # Eq. 2-3
 
     dim: E, size of the input vectors. num_codes: codebook size of every depth. shared: one codebook for all depths.
@@ -155,27 +155,6 @@ class ResidualQuantizer(Quantizer):
                 residual_NE = residual_NE - book.embed(codes_N)
         grid = x_hwE.shape[:-1]
         return torch.stack(residuals, -2).view(*grid, len(codes), -1), torch.stack(codes, -1).view(*grid, -1)
-
-    @torch.no_grad()
-    def soft_codes(
-        self,
-        z: torch.Tensor,
-        temp: float = 1.0,
-        stochastic: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Code probabilities (..., D, K) fp32 along the residual path of `targets`, and its codes (..., D).
-
-        Depths with fewer codes than the largest are filled up with probability 0.
-        """
-        residual_hwDE, codes_hwD = self.targets(z, temp, stochastic, generator)
-        probs = residual_hwDE.new_zeros((*codes_hwD.shape, max(self.num_codes)))
-        for depth, size in enumerate(self.num_codes):
-            rows = residual_hwDE[..., depth, :].reshape(-1, residual_hwDE.shape[-1])
-            with full_precision(z.device):
-                soft = soft_code_probs(rows, self.codebook(depth), temp)
-            probs[..., depth, :size] = soft.view(*codes_hwD.shape[:-1], size)
-        return probs, codes_hwD
 
     def update_codebook(self) -> None:
         """Deferred updates: one update per codebook over all vectors gathered since the last call; none, no update.

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import Quantizer, QuantizerOutput, full_precision
+from rqvae.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer, full_precision
 from rqvae.quantizers.distance import full_precision_matmul
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.gradient import straight_through
-from rqvae.quantizers.implicit import KeepsFloat32, TargetQuantizer, linear, without_masked_nonfinite
+from rqvae.quantizers.implicit import KeepsFloat32, linear, without_masked_nonfinite
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer, bits_of
 from rqvae.quantizers.sim import SimQuantizer
 
