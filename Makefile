@@ -9,7 +9,9 @@ STAMP := $(VENV)/.requirements-$(shell cksum < requirements.txt | cut -d ' ' -f 
 # One thread per test process: the workers already use the cores, and sums then do not depend on their number.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow lint setup clean
+PEERS := vector-quantize-pytorch==1.32.0
+
+.PHONY: demo test test-slow test-peers lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/python -m demo
@@ -19,6 +21,10 @@ test: lint
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
+
+test-peers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	$(PYTEST) -m peer tests/peers
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -1,0 +1,1 @@
+"""The names and signatures of vector-quantize-pytorch 1.32."""
