@@ -1,1 +1,1 @@
-"""The call signatures of other libraries, thin wrappers over the quantizers of this one: a program changes its import line."""
+"""The call signatures of other libraries: a program changes its import line, and the arithmetic is that of the core."""
