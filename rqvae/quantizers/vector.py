@@ -115,10 +115,13 @@ class VectorQuantizer(Quantizer):
         if frozen:
             self.discard_codebook_update()
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(
+        self, z: torch.Tensor, mask: torch.Tensor | None = None, given: torch.Tensor | None = None
+    ) -> QuantizerOutput:
         """Quantize z (..., dim) in any float dtype; arithmetic is fp32.
 
         mask: optional, boolean (...); False positions get codes but count neither in the loss nor in the codebook.
+        given: codes (..., H) to use instead of the nearest ones, as a search over several quantizers finds them.
         loss: the weighted sum of the terms of `VectorLosses`, each averaged over vectors and heads.
         """
         with full_precision(z.device):
@@ -130,7 +133,10 @@ class VectorQuantizer(Quantizer):
             codes, outputs, terms = [], [], []
             for head, x_NE in enumerate(x_NHE.unbind(1)):
                 weight_KE = weights[head % len(weights)]
-                codes_N = self._search(head, x_NE.detach(), weight_KE.detach())
+                if given is None:
+                    codes_N = self._search(head, x_NE.detach(), weight_KE.detach())
+                else:
+                    codes_N = given[..., head].reshape(-1)
                 vectors_NE = F.embedding(codes_N, weight_KE)
                 if self.training and not self.frozen and not self.learned:
                     self._gather(head, x_NE.detach(), codes_N, mask_N)
