@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import Quantizer, QuantizerOutput, full_precision
+from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer, full_precision
 from rqvae.quantizers.code_losses import VectorLosses, expected_vectors, orthogonal_term, vector_terms
 from rqvae.quantizers.codebook import EMACodebook, RestartRule
 from rqvae.quantizers.distance import check_temperature, nearest_codes, sampled_codes
@@ -27,7 +27,7 @@ INIT_METHODS = ("kmeans", "data")
 MAX_PENDING = 1024
 
 
-class VectorQuantizer(Quantizer):
+class VectorQuantizer(TargetQuantizer):
     """Nearest code vector of every vector. Channels-last input (..., dim), codes (..., H).
 
     heads: the vector is cut into H parts with a code each, from one codebook or (separate_codebooks) from H.
@@ -151,16 +151,39 @@ class VectorQuantizer(Quantizer):
         return QuantizerOutput(quantized.to(z.dtype), torch.stack(codes, -1).view(*z.shape[:-1], -1), loss, mean)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (..., H) -> vectors (..., dim), equal to `forward(...).quantized`."""
-        vectors_NHE = self.embed_with_depth(codes).reshape(-1, self.heads, self.codebook_dim)
+        """Codes (..., H) -> vectors (..., dim), equal to `forward(...).quantized`; missing last heads count as zero."""
+        vectors = self.head_vectors(codes)
+        vectors = F.pad(vectors, (0, 0, 0, self.heads - codes.shape[-1]))
         with full_precision(codes.device):
-            return self._from_heads(vectors_NHE, (*codes.shape[:-1], self.dim))
+            return self._from_heads(vectors.flatten(-2), (*codes.shape[:-1], self.dim))
+
+    def head_vectors(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (..., H) -> the code vector of every head (..., H, E), before the output projection."""
+        self._check_codes(codes)
+        return torch.stack([F.embedding(codes[..., h], self.codebook(h)) for h in range(codes.shape[-1])], -2)
 
     def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (..., H) -> the code vector of every head (..., H, E), before the output projection."""
-        if codes.shape[-1] != self.heads:
-            raise ValueError(f"codes have {codes.shape[-1]} entries in their last dim; the quantizer has {self.heads}")
-        return torch.stack([F.embedding(codes[..., head], self.codebook(head)) for head in range(self.heads)], -2)
+        """Codes (..., H) -> the part of every head (..., H, dim); they add up to `decode`. Head 0 has the bias."""
+        parts, size = [], self.codebook_dim
+        with full_precision(codes.device):
+            for head, vectors in enumerate(self.head_vectors(codes).unbind(-2)):
+                if self.project_out is None:
+                    parts.append(F.pad(vectors, (head * size, (self.heads - head - 1) * size)))
+                    continue
+                weight = self.project_out.weight.float()[:, head * size : (head + 1) * size]
+                parts.append(F.linear(vectors, weight, None if head else self.project_out.bias.float()))
+        return torch.stack(parts, -2)
+
+    @torch.no_grad()
+    def targets(
+        self, z: torch.Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vector every head searches with (..., H, E) fp32 and its code (..., H), nearest or drawn."""
+        with full_precision(z.device):
+            x_NHE = self._to_heads(z)
+            books = [(x_NHE[:, h], self.codebook(h)) for h in range(self.heads)]
+            found = [sampled_codes(*pair, temp, generator) if stochastic else nearest_codes(*pair) for pair in books]
+        return x_NHE.view(*z.shape[:-1], *x_NHE.shape[1:]), torch.stack(found, -1).view(*z.shape[:-1], -1)
 
     def initialize_codebook(
         self, z: torch.Tensor, mask: torch.Tensor | None = None, method: str = "kmeans", seed: int = 0
@@ -185,6 +208,8 @@ class VectorQuantizer(Quantizer):
         self._pending = [[] for _ in self.codebooks]
 
     def _to_heads(self, z: torch.Tensor) -> torch.Tensor:
+        if z.shape[-1] != self.dim:
+            raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
         x = z.float()
         if self.project_in is not None:
             x = _linear(self.project_in, x)

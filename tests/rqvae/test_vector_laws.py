@@ -66,7 +66,10 @@ def test_output_is_what_the_codes_decode_to(quantizer, shape, dtype):
     assert out.loss.dtype == torch.float32
     assert out.loss.shape == ()
     torch.testing.assert_close(sum(out.terms.values(), torch.zeros(())), out.loss)
-    assert quantizer.embed_with_depth(out.codes).shape == (*out.codes.shape, quantizer.codebook_dim)
+    assert quantizer.head_vectors(out.codes).shape == (*out.codes.shape, quantizer.codebook_dim)
+    parts = quantizer.embed_with_depth(out.codes)
+    assert parts.shape == (*out.codes.shape, DIM)
+    torch.testing.assert_close(parts.sum(-2), quantizer.decode(out.codes))
     (out.quantized.float().square().sum() + out.loss).backward()
     assert z.grad.isfinite().all()
     quantizer.update_codebook()
@@ -164,4 +167,4 @@ def test_wrong_settings_are_refused(wrong, message):
 
 def test_codes_of_another_depth_are_refused():
     with pytest.raises(ValueError, match="the quantizer has 2"):
-        VectorQuantizer(DIM, NUM_CODES, heads=2).decode(torch.zeros(3, 1, dtype=torch.int64))
+        VectorQuantizer(DIM, NUM_CODES, heads=2).decode(torch.zeros(3, 3, dtype=torch.int64))
