@@ -48,17 +48,30 @@ class Quantizer(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (..., D) -> the code vector of every depth (..., D, E), neither summed nor cumulated, fp32."""
+        """Codes (..., D) -> the part of `decode` that every depth adds (..., D, E), not cumulated, fp32."""
 
     @abc.abstractmethod
     def codebook(self, depth: int) -> torch.Tensor:
-        """The (K, E) code vectors that depth `depth` searches, fp32."""
+        """The (K, C) code vectors that depth `depth` searches, fp32; C is E unless the method projects."""
 
     def update_codebook(self) -> None:
         """Apply what the train-mode forwards since the last call have gathered. Nothing to do by default."""
 
     def discard_codebook_update(self) -> None:
         """Forget what the train-mode forwards since the last call have gathered (a skipped optimizer step)."""
+
+    def restart_counts(self) -> torch.Tensor:
+        """Codebook entries restarted since construction, int64 (D,), equal on all processes; zeros by default.
+
+        Depths that share a codebook share its count.
+        """
+        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)
+        return torch.zeros(len(self.num_codes), dtype=torch.int64, device=device)
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Whether every train-mode forward uses every trainable parameter. Not where levels are dropped at random."""
+        return True
 
 
 class TargetQuantizer(Quantizer):

@@ -37,7 +37,8 @@ class EMACodebook(nn.Module):
     """K code vectors of size E that follow the vectors assigned to them.
 
     All state is fp32 buffers: optimizers, `.half()` and sharding leave it alone. `cluster_size_ema` and `embed_ema`
-    are decayed sums; `weight` is their smoothed ratio; `num_updates` counts updates and seeds the restarts.
+    are decayed sums; `weight` is their smoothed ratio; `num_updates` counts updates and seeds the restarts;
+    `num_restarts`, which is not saved, counts the entries restarted since construction.
 
     keep_unused: entries that no vector of a step chose keep their vector, and a new codebook starts with cluster
     sizes of 1. Without it (the published behaviour) a never used entry has cluster size 0 and its vector explodes.
@@ -66,6 +67,7 @@ class EMACodebook(nn.Module):
         self.register_buffer("cluster_size_ema", torch.full((num_codes,), float(keep_unused), dtype=torch.float32))
         self.register_buffer("embed_ema", weight.clone())
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("num_restarts", torch.zeros((), dtype=torch.int64), persistent=False)
         if self.restart_rule.grace > 0:
             self.register_buffer("restarted_at", torch.zeros(num_codes, dtype=torch.int64))
 
@@ -133,6 +135,7 @@ class EMACodebook(nn.Module):
         size = mean_size if rule.relative else rule.below
         self.embed_ema.copy_(torch.where(restart_K[:, None], vectors_KE * size, self.embed_ema))
         self.cluster_size_ema.masked_fill_(restart_K, size)
+        self.num_restarts += restart_K.sum()
         return restart_K
 
     def _repeat_noise(self, num_codes: int, dim: int) -> torch.Tensor:

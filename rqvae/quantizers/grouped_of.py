@@ -89,6 +89,15 @@ class GroupedOf(TargetQuantizer):
         for group in dict.fromkeys(self.groups):
             group.discard_codebook_update()
 
+    def restart_counts(self) -> torch.Tensor:
+        """Entries the groups have restarted since construction, int64 (D,)."""
+        return torch.cat([group.restart_counts() for group in self.groups])
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Whether all groups do."""
+        return all(group.uses_all_parameters for group in self.groups)
+
     def _check_dim(self, z: torch.Tensor) -> None:
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")

@@ -23,6 +23,7 @@ class LearnedCodebook(nn.Module):
         super().__init__()
         self.normalize = normalize
         self.rows = nn.Parameter(torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes))
+        self.register_buffer("num_restarts", torch.zeros((), dtype=torch.int64), persistent=False)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import nn
 
 from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer, full_precision
 from rqvae.quantizers.codebook import EMACodebook
 from rqvae.quantizers.distance import sampled_codes
 from rqvae.quantizers.gradient import straight_through
+from rqvae.quantizers.patches import join_patches, split_patches
 from rqvae.quantizers.restart import CodedVectors
 
 CODEBOOK_UPDATES = ("per_depth", "deferred")
@@ -51,7 +51,7 @@ class ResidualQuantizer(TargetQuantizer):
         super().__init__()
         if codebook_update not in CODEBOOK_UPDATES:
             raise ValueError(f"codebook_update {codebook_update!r} is not one of {', '.join(CODEBOOK_UPDATES)}")
-        self.num_codes = tuple(num_codes)
+        self.dim, self.num_codes = dim, tuple(num_codes)
         self.shared = shared
         self.codebook_update = codebook_update
         self.patch = tuple(patch)
@@ -89,7 +89,7 @@ class ResidualQuantizer(TargetQuantizer):
         running sum of the code vectors, whose gradient reaches z only. # Eq. 8
         """
         with full_precision(z.device):
-            x_hwE = self._to_code_grid(z.float())
+            x_hwE = self._to_code_grid(z)
             x_NE = x_hwE.reshape(-1, x_hwE.shape[-1])
             mask_N = None if mask is None else mask.reshape(-1)
             residual_NE, total_NE = x_NE.detach(), None
@@ -105,7 +105,7 @@ class ResidualQuantizer(TargetQuantizer):
                 codes.append(codes_N)
                 errors.append(_mean_square(x_NE - total_NE, mask_N))
             loss = torch.stack(errors).mean()
-            quantized = self._to_latent_grid(total_NE.view_as(x_hwE))
+            quantized = split_patches(total_NE.view_as(x_hwE), self.patch)
             codes_hwD = torch.stack(codes, -1).view(*x_hwE.shape[:-1], -1)
         return QuantizerOutput(straight_through(z, quantized), codes_hwD, loss, {"commitment": loss})
 
@@ -120,12 +120,12 @@ class ResidualQuantizer(TargetQuantizer):
         total = self.codebook_at(0).embed(codes_hwD[..., 0])
         for depth in range(1, codes_hwD.shape[-1]):
             total = total + self.codebook_at(depth).embed(codes_hwD[..., depth])
-        return self._to_latent_grid(total)
+        return split_patches(total, self.patch)
 
     def decode_depth(self, codes_hwD: torch.Tensor, depth: int) -> torch.Tensor:
         """Codes (..., D) -> the vectors of one depth alone on the latent grid."""
         self._check_codes(codes_hwD)
-        return self._to_latent_grid(self.codebook_at(depth).embed(codes_hwD[..., depth]))
+        return split_patches(self.codebook_at(depth).embed(codes_hwD[..., depth]), self.patch)
 
     @torch.no_grad()
     def targets(
@@ -141,7 +141,7 @@ class ResidualQuantizer(TargetQuantizer):
         path follows the code drawn. # Eq. 12. The codebook does not change, in train mode either.
         """
         with full_precision(z.device):
-            x_hwE = self._to_code_grid(z.float())
+            x_hwE = self._to_code_grid(z)
             residual_NE = x_hwE.reshape(-1, x_hwE.shape[-1])
             residuals, codes = [], []
             for depth in range(len(self.num_codes)):
@@ -172,6 +172,10 @@ class ResidualQuantizer(TargetQuantizer):
         """Forget the vectors gathered since the last update."""
         self._pending = [[] for _ in self.num_codes]
 
+    def restart_counts(self) -> torch.Tensor:
+        """Entries restarted since construction, int64 (D,); the same number at all depths of a shared codebook."""
+        return torch.stack([self.codebook_at(depth).num_restarts for depth in range(len(self.num_codes))])
+
     @torch.no_grad()
     def _gather(self, depth: int, x_NE: torch.Tensor, codes_N: torch.Tensor, mask_N: torch.Tensor | None) -> None:
         """Use (per depth) or remember (deferred) the vectors one depth has just coded, without non-finite ones."""
@@ -184,22 +188,10 @@ class ResidualQuantizer(TargetQuantizer):
             raise RuntimeError(f"{MAX_PENDING} train-mode forwards without update_codebook(): call it once per step")
         self._pending[depth].append(vectors)
 
-    def _check_codes(self, codes_hwD: torch.Tensor) -> None:
-        depth = codes_hwD.shape[-1]
-        if not 1 <= depth <= len(self.num_codes):
-            raise ValueError(f"codes have {depth} depths in their last dim; the quantizer has {len(self.num_codes)}")
-
     def _to_code_grid(self, z: torch.Tensor) -> torch.Tensor:
-        if self.patch == (1, 1):
-            return z
-        rows, columns = self.patch
-        return rearrange(z, "b (h p) (w q) e -> b h w (p q e)", p=rows, q=columns)
-
-    def _to_latent_grid(self, vectors: torch.Tensor) -> torch.Tensor:
-        if self.patch == (1, 1):
-            return vectors
-        rows, columns = self.patch
-        return rearrange(vectors, "b h w (p q e) -> b (h p) (w q) e", p=rows, q=columns)
+        if z.shape[-1] != self.dim:
+            raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
+        return join_patches(z.float(), self.patch)
 
 
 def _mean_square(error_NE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:

@@ -148,6 +148,15 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
         for level in self.levels:
             level.discard_codebook_update()
 
+    def restart_counts(self) -> torch.Tensor:
+        """Entries the levels have restarted since construction, int64 (D,)."""
+        return torch.cat([self.level_at(level).restart_counts() for level in range(len(self.order))])
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Not with quantizer dropout."""
+        return not self.quantize_dropout and all(level.uses_all_parameters for level in self.levels)
+
     def _to_space(self, z: torch.Tensor) -> torch.Tensor:
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")

@@ -207,6 +207,10 @@ class VectorQuantizer(TargetQuantizer):
         """Forget the vectors gathered since the last update."""
         self._pending = [[] for _ in self.codebooks]
 
+    def restart_counts(self) -> torch.Tensor:
+        """Entries restarted since construction, int64 (H,)."""
+        return torch.stack([self.codebook_at(head).num_restarts for head in range(self.heads)])
+
     def _to_heads(self, z: torch.Tensor) -> torch.Tensor:
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
