@@ -1,0 +1,103 @@
+"""Sampling speed: `python -m measure_throughput f=32 d=4 c=16384 model=huge batch_size=100 [key=value ...]`.
+
+Prints one row (milliseconds per sample, split into drawing codes and decoding pixels; memory; operations and bytes; the
+share of the roofline measured in the same run) and ends with one JSON line. `--sweep` runs the published figure, a
+VQ-GAN 16x16x1 against an RQ 8x8x4, and writes `throughput.json` and `throughput.png`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from measure_throughput.figure import draw_figure
+from measure_throughput.measure import Experiment, measure
+from measure_throughput.roofline import Roofline, measure_roofline
+from runtime.atomic import write_text_atomically
+from runtime.cli import ArgumentParser
+from runtime.errors import UserError, exit_on_user_error, one_line
+
+SWEEP_SHAPES = ({"f": 16, "d": 1}, {"f": 32, "d": 4})
+SWEEP_BATCHES = (100, 200, 500)
+
+
+def parse_experiment(overrides: list[str]) -> Experiment:
+    """`key=value` words over the defaults; UserError for an unknown key or a wrong type."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.from_dotlist(overrides))
+        experiment: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        names = ", ".join(field.name for field in dataclasses.fields(Experiment))
+        raise UserError(f"{one_line(error)}; the keys are {names}") from error
+    return experiment
+
+
+def sweep(base: Experiment, batches: list[int]) -> list[Experiment]:
+    """The published figure: both code shapes at every batch size, with the rest as given."""
+    cases = [dataclasses.replace(base, **shape, batch_size=size) for shape in SWEEP_SHAPES for size in batches]
+    for case in cases:
+        case.check()
+    return cases
+
+
+def run(cases: list[Experiment]) -> tuple[list[dict[str, Any]], Roofline]:
+    """Measure the roofline, then every case; prints as it goes."""
+    device, dtype = cases[0].torch_device, cases[0].torch_dtype
+    roofline = measure_roofline(device, dtype)
+    print(f"{device}, {dtype}: {roofline.flops / 1e9:.0f} GFLOP/s, {roofline.bytes / 1e9:.1f} GB/s", flush=True)
+    rows = []
+    for case in cases:
+        rows.append(measure(case, roofline))
+        print("  ".join(f"{name} {_short(value)}" for name, value in rows[-1].items()), flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows, roofline
+
+
+def result_line(base: Experiment, rows: list[dict[str, Any]], roofline: Roofline) -> str:
+    """Everything needed to read the numbers again, as JSON."""
+    device = base.torch_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return json.dumps({
+        "benchmark": "measure_throughput", "device": device.type, "device_name": name,
+        "dtype": str(base.torch_dtype).removeprefix("torch."), "compile": base.compile, "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None, "python": platform.python_version(),
+        "threads": torch.get_num_threads(), "n_loop": base.n_loop, "warmup": base.warmup,
+        "roofline_gflops": roofline.flops / 1e9, "roofline_gbytes": roofline.bytes / 1e9, "rows": rows,
+    })
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--sweep", action="store_true", help="the published figure: both code shapes, all batch sizes")
+    parser.add_argument("--batches", type=int, nargs="+", default=list(SWEEP_BATCHES), help="batch sizes of the sweep")
+    parser.add_argument("--output-dir", type=Path, help="where JSON and, of a sweep, the PNG go (sweep: default '.')")
+    args = parser.parse_args()
+    base = parse_experiment(args.overrides)
+    base.check()
+    cases = sweep(base, args.batches) if args.sweep else [base]
+    rows, roofline = run(cases)
+    line = result_line(base, rows, roofline)
+    directory = args.output_dir or (Path(".") if args.sweep else None)
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(directory / "throughput.json", line + "\n")
+    if args.sweep:
+        draw_figure(rows, directory / "throughput.png", f"Milliseconds per sample, {base.model}, {base.torch_dtype}")
+    print(line)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError):
+        main()

@@ -1,0 +1,217 @@
+"""One row of the throughput table: a preset drawn and decoded batch after batch.
+
+Legend: B batch, H W code grid, D code depth.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from measure_throughput import presets
+from measure_throughput.cost import decoding_cost
+from measure_throughput.roofline import Roofline, seconds
+from rqtransformer import RQTransformer, sample
+from rqvae import RQVAE
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PEERS = {"rq_transformer": "RQ-transformer"}  # module: package
+PUBLISHED_SAMPLES = 1000  # drawn per loop
+SEED = 0
+
+
+@dataclass
+class Experiment:
+    """What is measured; the field names are the published ones.
+
+    f, d, c: downsampling factor, code depth and codebook size of the tokenizer; model: transformer preset.
+    n_loop: timed loops, of which the first `warmup` do not count. samples: per loop; 0 means one batch on a CPU and
+    at least 1,000 samples, as published, on a GPU. device: "auto" is a GPU where there is one. dtype: "auto" is
+    bfloat16 on a GPU and float32 on a CPU. compile: the decoder to pixels runs through `torch.compile`. decode_batch:
+    images decoded together. peer: another package whose `generate` draws codes of the same shape, width and layers.
+    """
+
+    f: int = 32
+    model: str = "huge"
+    d: int = 4
+    c: int = 16384
+    batch_size: int = 50
+    n_loop: int = 6
+    warmup: int = 1
+    samples: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    compile: bool = False
+    decode_batch: int = 32
+    peer: str | None = None
+
+    def check(self) -> None:
+        """ValueError in one line for values that cannot be measured."""
+        presets.check(self.f, self.d, self.c, self.model)
+        if not 0 <= self.warmup < self.n_loop:
+            raise ValueError(f"warmup={self.warmup} must be at least 0 and below n_loop={self.n_loop}")
+        if min(self.batch_size, self.decode_batch) < 1 or self.samples < 0:
+            raise ValueError(f"batch_size={self.batch_size} and decode_batch={self.decode_batch} must be at least 1, "
+                             f"samples={self.samples} at least 0")
+        if self.dtype not in ("auto", *DTYPES):
+            raise ValueError(f"dtype={self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        if self.peer is not None and self.peer not in PEERS:
+            raise ValueError(f"peer={self.peer!r} is not one of {', '.join(PEERS)}")
+        if self.torch_device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={self.device!r}: there is no GPU here")
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device, "auto" resolved."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.device(self.device)
+        except RuntimeError as error:
+            raise ValueError(f"device={self.device!r} is not a device, such as cpu or cuda:0") from error
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type of the products, "auto" resolved."""
+        if self.dtype != "auto":
+            return DTYPES[self.dtype]
+        return torch.bfloat16 if self.torch_device.type == "cuda" else torch.float32
+
+    @property
+    def case(self) -> str:
+        """Short name of tokenizer and transformer."""
+        side = presets.RESOLUTION // self.f
+        return f"{self.model} {side}x{side}x{self.d} c={self.c}"
+
+    @property
+    def batches_per_loop(self) -> int:
+        """Batches drawn in one timed loop."""
+        on_gpu = self.torch_device.type == "cuda"
+        return max(1, math.ceil((self.samples or (PUBLISHED_SAMPLES if on_gpu else 1)) / self.batch_size))
+
+
+@torch.no_grad()
+def measure(experiment: Experiment, roofline: Roofline) -> dict[str, Any]:
+    """Times, memory, costs and the share of the roofline; where memory runs out, a row that says so."""
+    row: dict[str, Any] = {"case": experiment.case, "batch_size": experiment.batch_size}
+    device, dtype = experiment.torch_device, experiment.torch_dtype
+    try:
+        stage1, stage2 = build_models(experiment)
+        cost = decoding_cost(stage2, experiment.batch_size, dtype.itemsize)
+        _reset_peak(device)
+        drawn, decoded = _time_loops(experiment, stage1, stage2)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return row | {"error": "out of memory"}
+    per_sample = 1e3 / experiment.batch_size
+    codes = stage2.num_positions * stage2.depth
+    bounds = cost.seconds(*roofline)
+    row |= {
+        "ms_per_sample": (drawn + decoded) * per_sample,
+        "ms_per_sample_ar": drawn * per_sample,
+        "ms_per_sample_decode": decoded * per_sample,
+        "batch_latency_s": drawn,
+        "codes_per_s": experiment.batch_size * codes / drawn,
+        "gflops": cost.flops / 1e9,
+        "gbytes": cost.bytes / 1e9,
+        "flops_bound_share": bounds[0] / drawn,
+        "bytes_bound_share": bounds[1] / drawn,
+        "roofline_share": max(bounds) / drawn,
+        "peak_memory_mb": _peak_mb(device),
+        "parameters_stage1": sum(parameter.numel() for parameter in stage1.parameters()),
+        "parameters_stage2": sum(parameter.numel() for parameter in stage2.parameters()),
+    }
+    if experiment.peer is not None:
+        row["peer_ms_per_sample_ar"] = measure_peer(experiment) * per_sample
+    return row
+
+
+def build_models(experiment: Experiment) -> tuple[RQVAE, RQTransformer]:
+    """Both models with random weights, on the device, in eval mode. Time does not depend on what is in the weights."""
+    device = experiment.torch_device
+    stage1_config = presets.tokenizer_config(experiment.f, experiment.d, experiment.c)
+    stage2_config = presets.transformer_config(experiment.model, tuple(stage1_config.code_shape), experiment.c)
+    torch.manual_seed(SEED)
+    with torch.device(device):
+        stage1, stage2 = RQVAE(stage1_config), RQTransformer(stage2_config)
+    if experiment.compile:
+        stage1.decoder.compile()
+    return stage1.eval(), stage2.eval()
+
+
+def _time_loops(experiment: Experiment, stage1: RQVAE, stage2: RQTransformer) -> tuple[float, float]:
+    """Median over loops of the seconds per batch to draw the codes and to decode them."""
+    device, dtype = experiment.torch_device, experiment.torch_dtype
+    cond_B = torch.zeros(experiment.batch_size, dtype=torch.long, device=device)
+    amp_dtype = None if dtype == torch.float32 else dtype
+    codes: list[torch.Tensor] = [torch.empty(0)]
+
+    def draw() -> None:
+        codes[0] = sample(stage2, stage1, cond_B, seed=SEED, amp_dtype=amp_dtype)
+
+    def decode() -> None:
+        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+            for part_BHWD in codes[0].split(experiment.decode_batch):
+                (0.5 * stage1.decode_code(part_BHWD) + 0.5).clamp_(0, 1)
+
+    times = []
+    for loop in range(experiment.n_loop):
+        batches = [(seconds(draw, device), seconds(decode, device)) for _ in range(experiment.batches_per_loop)]
+        if loop >= experiment.warmup:
+            times.append([statistics.mean(part) for part in zip(*batches, strict=True)])
+    drawn, decoded = (statistics.median(part) for part in zip(*times, strict=True))
+    return drawn, decoded
+
+
+@torch.no_grad()
+def measure_peer(experiment: Experiment) -> float:
+    """Seconds per batch of the peer's `generate`, median over the timed loops of one batch each."""
+    try:
+        package = importlib.import_module(experiment.peer)
+    except ImportError as error:
+        raise ValueError(f"peer={experiment.peer}: install {PEERS[experiment.peer]} first ({error})") from error
+    sizes = presets.TRANSFORMERS[experiment.model]
+    alone = experiment.d == 1
+    torch.manual_seed(SEED)
+    model = package.RQTransformer(
+        num_tokens=experiment.c,
+        dim=sizes.width,
+        max_spatial_seq_len=(presets.RESOLUTION // experiment.f) ** 2,
+        depth_seq_len=experiment.d,
+        spatial_layers=sizes.body_alone if alone else sizes.body,
+        depth_layers=max(1, sizes.head),
+        dim_head=sizes.width // sizes.num_heads,
+        heads=sizes.num_heads,
+    ).to(experiment.torch_device).eval()
+    draw: Callable[[], Any] = lambda: model.generate(default_batch_size=experiment.batch_size)  # noqa: E731
+    times = [seconds(draw, experiment.torch_device) for _ in range(experiment.n_loop)]
+    return statistics.median(times[experiment.warmup :])
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_mb(device: torch.device) -> float | None:
+    """Most memory (10^6 bytes) allocated on a GPU; of the whole process on a CPU, where the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -1,0 +1,164 @@
+"""`python -m measure_throughput`: published sizes, costs against counted operations, rows, files and errors."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from measure_throughput import __main__ as program
+from measure_throughput import measure as measuring
+from measure_throughput import presets
+from measure_throughput.cost import decoding_cost
+from measure_throughput.figure import draw_figure
+from measure_throughput.measure import Experiment, measure
+from measure_throughput.roofline import Roofline, measure_roofline
+from rqtransformer import RQTransformer, sample
+from rqvae import RQVAE
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE = Roofline(flops=1e9, bytes=1e9)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """The real program at a size that takes a moment: 4 x 4 code maps of 64 x 64 images."""
+    monkeypatch.setattr(presets, "RESOLUTION", 64)
+    monkeypatch.setattr(presets, "CHANNEL_MULTIPLIERS", {16: [1, 1, 1, 1, 1]})
+    monkeypatch.setitem(presets.TRANSFORMERS, "small", presets.Sizes(32, 2, 2, 1, 2))
+    return Experiment(f=16, d=2, c=8, model="small", batch_size=3, n_loop=2, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"),
+    [("small", 97.5), ("medium", 371.1), ("large", 820.9), ("huge", 1387.5), ("vqgan_large", 802.6),
+     ("vqgan_huge", 1387.8)],
+)
+def test_sizes_of_the_published_models(model, millions):
+    factor, depth, num_codes = presets.ONLY_WITH.get(model, (32, 4, 16384))
+    with torch.device("meta"):
+        stage1 = RQVAE(presets.tokenizer_config(factor, depth, num_codes))
+        config = presets.transformer_config(model, tuple(stage1.config.code_shape), num_codes)
+        stage2 = RQTransformer(config)
+    assert round(sum(parameter.numel() for parameter in stage2.parameters()) / 1e6, 1) == millions
+    assert tuple(stage1.config.code_shape) == (256 // factor, 256 // factor, depth)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_cost_counts_the_operations_that_sampling_runs(tiny, depth):
+    stage1, stage2 = measuring.build_models(dataclasses.replace(tiny, d=depth))
+    with FlopCounterMode(display=False) as counter:
+        sample(stage2, stage1, torch.zeros(3, dtype=torch.long))
+    expected = decoding_cost(stage2, 3, 4).flops
+    # the counter sees no attention products when attention runs fused on a CPU; they are the smaller part
+    products = expected - 2 * 3 * 2 * _attention_values(stage2)
+    assert products <= counter.get_total_flops() <= expected
+
+
+def _attention_values(model: RQTransformer) -> int:
+    config = model.config
+    body = config.body.n_layer * sum(range(1, config.block_size_cond + model.num_positions))
+    head = config.head.n_layer * sum(range(1, model.depth + 1)) * model.num_positions
+    return config.embed_dim * (body + head)
+
+
+def test_bytes_grow_with_the_batch_by_the_caches_only(tiny):
+    _, stage2 = measuring.build_models(tiny)
+    one, two, three = (decoding_cost(stage2, size, 4) for size in (1, 2, 3))
+    assert three.bytes - two.bytes == two.bytes - one.bytes > 0
+    assert two.flops == 2 * one.flops
+    assert decoding_cost(stage2, 2, 2).bytes == two.bytes / 2
+
+
+def test_row_of_a_measurement(tiny):
+    row = measure(tiny, LINE)
+    assert row["case"] == "small 4x4x2 c=8"
+    assert row["ms_per_sample"] == pytest.approx(row["ms_per_sample_ar"] + row["ms_per_sample_decode"])
+    assert row["codes_per_s"] == pytest.approx(1e3 * 4 * 4 * 2 / row["ms_per_sample_ar"])
+    assert row["roofline_share"] == max(row["flops_bound_share"], row["bytes_bound_share"]) > 0
+    assert row["batch_latency_s"] * 1e3 == pytest.approx(3 * row["ms_per_sample_ar"])
+
+
+def test_out_of_memory_is_a_row(tiny, monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(measuring, "sample", fail)
+    assert measure(tiny, LINE) == {"case": "small 4x4x2 c=8", "batch_size": 3, "error": "out of memory"}
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(measuring, "sample", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        measure(tiny, LINE)
+
+
+def test_sweep_writes_json_and_picture(tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(program, "SWEEP_SHAPES", ({"f": 16, "d": 1}, {"f": 16, "d": 2}))
+    monkeypatch.setattr(program, "measure_roofline", lambda device, dtype: LINE)
+    words = "--sweep --batches 1 2 f=16 d=1 c=8 model=small n_loop=1 warmup=0 device=cpu dtype=float32".split()
+    monkeypatch.setattr(sys, "argv", ["measure_throughput", *words, "--output-dir", str(tmp_path)])
+    program.main()
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == json.loads((tmp_path / "throughput.json").read_text(encoding="utf-8"))
+    assert [(row["case"], row["batch_size"]) for row in printed["rows"]] == [
+        ("small 4x4x1 c=8", 1), ("small 4x4x1 c=8", 2), ("small 4x4x2 c=8", 1), ("small 4x4x2 c=8", 2)
+    ]
+    with Image.open(tmp_path / "throughput.png") as picture:
+        assert len(picture.convert("RGB").getcolors(maxcolors=2**20)) > 3
+
+
+def test_bars_are_proportional_to_the_times(tmp_path):
+    rows = [{"case": "a", "batch_size": 1, "ms_per_sample": 10.0, "ms_per_sample_ar": 10.0},
+            {"case": "b", "batch_size": 1, "ms_per_sample": 5.0, "ms_per_sample_ar": 5.0},
+            {"case": "c", "batch_size": 1, "error": "out of memory"}]
+    draw_figure(rows, tmp_path / "bars.png", "title")
+    with Image.open(tmp_path / "bars.png") as picture:
+        image = picture.convert("RGB")
+    lengths = [sum(image.getpixel((x, 60 + 34 * row + 8)) == (52, 101, 164) for x in range(image.width))
+               for row in range(3)]
+    assert lengths[0] == pytest.approx(2 * lengths[1], abs=2)
+    assert lengths[2] == 0
+
+
+def test_roofline_is_measured():
+    line = measure_roofline(torch.device("cpu"), torch.float32, rounds=1)
+    assert line.flops > 1e8
+    assert line.bytes > 1e7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["f=12"], "f=12 is not one of 8, 16, 32"),
+        (["model=giant"], "model='giant' is not one of small, medium"),
+        (["model=vqgan_huge"], "model=vqgan_huge exists for f=16 d=1 c=16384 only, not f=32 d=4 c=16384"),
+        (["batch_size=x"], "batch_size"),
+        (["batch=3"], "the keys are f, model, d, c, batch_size"),
+        (["dtype=int8"], "dtype='int8' is not one of auto, float32"),
+        (["warmup=6"], "warmup=6 must be at least 0 and below n_loop=6"),
+        (["device=tpu9"], "device='tpu9'"),
+        (["peer=x"], "peer='x' is not one of rq_transformer"),
+        (["batch_size=0"], "batch_size=0"),
+    ],
+)
+def test_wrong_words_are_refused_before_anything_runs(words, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["measure_throughput", *words])
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        program.main()
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_error_ends_with_exit_code_2_and_one_line():
+    result = subprocess.run([sys.executable, "-m", "measure_throughput", "f=12"], cwd=ROOT, capture_output=True,
+                            text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (2, "error: f=12 is not one of 8, 16, 32\n")
