@@ -22,6 +22,7 @@ from yaml import YAMLError
 
 from rqvae.config import RQVAEConfig
 from rqvae.model import RQVAE
+from rqvae.quantizers import build_quantizer
 
 Tensors = dict[str, torch.Tensor]
 CODEBOOK_PREFIX = "quantizer.codebooks."
@@ -122,7 +123,18 @@ def _build(config: RQVAEConfig, tensors: Tensors) -> RQVAE:
         raise ValueError(f"weights do not fit the config; {'; '.join(problems)}")
     model.to_empty(device="cpu")
     model.load_state_dict(tensors)
+    _fill_constants(model)
     return model
+
+
+def _fill_constants(model: RQVAE) -> None:
+    """Give the quantizer's buffers that are not saved (grids of values, counters) the values they start with."""
+    saved = model.quantizer.state_dict().keys()
+    with torch.random.fork_rng(devices=[]):
+        start = dict(build_quantizer(model.config).named_buffers())
+    for name, buffer in model.quantizer.named_buffers():
+        if name not in saved:
+            buffer.copy_(start[name])
 
 
 def _list(label: str, items: list[str], shown: int = 8) -> list[str]:

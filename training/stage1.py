@@ -90,7 +90,8 @@ class Stage1:
         model_config = config.arch.model_config()
         model_config.checkpointing |= experiment.gradient_checkpointing
         self.model = self._place(RQVAE(model_config))
-        self.parallel = wrap(self.model, env)
+        quantizer = self.model.quantizer
+        self.parallel = wrap(self.model, env, find_unused_parameters=not quantizer.uses_all_parameters)
         self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.adversary = Adversary(self, config.gan) if config.gan is not None else None
@@ -98,7 +99,7 @@ class Stage1:
         self.perceptual = None
         if self.perceptual_weight > 0:
             self.perceptual = self._place(PerceptualLoss(config.gan.loss.perceptual_backbone))
-        sizes = self.model.quantizer.num_codes
+        sizes = quantizer.num_codes
         self.usage = CodeUsage(len(sizes), sizes, env.device) if sizes else None
 
     def _place(self, module: nn.Module) -> nn.Module:
@@ -168,9 +169,10 @@ class Stage1:
         return recon_BCHW, terms
 
     def window_metrics(self) -> dict[str, Any]:
-        """Code usage per depth over the window, and the learning rate."""
+        """Code usage and restarts per depth over the window, and the learning rate."""
         metrics: dict[str, Any] = {"lr": self.update.learning_rate}
         if self.usage is not None:
+            self.usage.note_restarts(self.model.quantizer.restart_counts())
             metrics.update(usage_metrics(self.usage))
             self.usage.reset()
         return metrics

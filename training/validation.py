@@ -88,7 +88,7 @@ def _squared_error(decoded_BCHW: Tensor, image_BCHW: Tensor) -> Tensor:
 
 
 def usage_metrics(usage: CodeUsage) -> dict[str, list[float]]:
-    """Perplexity, used fraction and dead codes, each a list over depths, summed over all ranks."""
+    """Perplexity, used fraction, dead codes and noted restarts, each a list over depths, summed over all ranks."""
     return {f"{name}_by_depth": values.tolist() for name, values in usage.reduce().summary().items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rqvae.quantizers import ResidualQuantizer
 from rqvae.quantizers.usage import CodeUsage, code_histogram, entropy
 
 NUM_CODES = 64
@@ -115,3 +116,43 @@ def test_reduce_sums_over_ranks_once(monkeypatch):
     usage = CodeUsage(1, 3)
     usage.update(torch.tensor([[0], [2], [2]]))
     assert usage.reduce().reduce().counts_DK.tolist() == [[2, 0, 4]]
+
+
+def test_dropped_levels_are_not_counted():
+    codes = torch.tensor([[0, 2], [1, -1], [-1, -1]])
+    assert code_histogram(codes, [2, 3]).tolist() == [[1, 1, 0], [0, 0, 1]]
+    usage = CodeUsage(2, [2, 3])
+    usage.update(codes)
+    assert usage.summary()["dead"].tolist() == [0, 2]
+
+
+def test_restarts_of_a_window_are_what_the_counters_grew_by():
+    usage = CodeUsage(2, 3)
+    assert "restarts" not in usage.summary()
+    usage.note_restarts(torch.tensor([2, 0]))
+    usage.note_restarts(torch.tensor([3, 1]))
+    assert usage.summary()["restarts"].tolist() == [3, 1]
+    usage.reset()
+    usage.note_restarts(torch.tensor([3, 5]))
+    assert usage.reduce().summary()["restarts"].tolist() == [0, 4]
+
+
+def test_state_continues_the_restarts_though_the_counters_start_again():
+    first, resumed = CodeUsage(1, 3), CodeUsage(1, 3)
+    first.note_restarts(torch.tensor([2]))
+    resumed.load_state_dict(first.state_dict())
+    resumed.note_restarts(torch.tensor([1]))
+    assert resumed.summary()["restarts"].tolist() == [3]
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_quantizer_counts_what_it_restarts(restart):
+    quantizer = ResidualQuantizer(4, (5, 6), restart_unused_codes=restart, decay=0.0)
+    z = torch.zeros(8, 4)  # one code of each level is chosen, all others are unused
+    usage = CodeUsage(2, quantizer.num_codes)
+    usage.update(quantizer(z).codes)
+    quantizer.update_codebook()
+    usage.note_restarts(quantizer.restart_counts())
+    assert usage.summary()["restarts"].tolist() == ([4, 5] if restart else [0, 0])
+    assert usage.summary()["dead"].tolist() == [4, 5]
+    assert not any("num_restarts" in name for name in quantizer.state_dict())

@@ -173,7 +173,8 @@ def test_a_window_reports_its_own_usage(build):
     batch = batch_of(run)
     steps(run, 2, batch)
     first = run.stage.window_metrics()
-    assert set(first) == {"lr", "perplexity_by_depth", "used_fraction_by_depth", "dead_by_depth"}
+    assert set(first) == {"lr", *(f"{name}_by_depth" for name in ("perplexity", "used_fraction", "dead", "restarts"))}
+    assert first["restarts_by_depth"] == run.stage.model.quantizer.restart_counts().tolist() > [0, 0, 0]
     assert first["lr"] == run.stage.update.schedule.at(1) > 0
     for used, dead, perplexity in zip(
         first["used_fraction_by_depth"], first["dead_by_depth"], first["perplexity_by_depth"]
