@@ -50,6 +50,11 @@ class ImplicitQuantizer(TargetQuantizer):
     def _vectors(self, codes_ND: torch.Tensor) -> torch.Tensor:
         """Code vectors (N, D, C), fp32."""
 
+    def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The searched vectors, their code vectors and their codes. Overridden where the last two cost one search."""
+        space_NDC, codes_ND = self._search(x_NDC)
+        return space_NDC, self._vectors(codes_ND), codes_ND
+
     def _terms(
         self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor, mask_N: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
@@ -61,8 +66,7 @@ class ImplicitQuantizer(TargetQuantizer):
         if mask is not None:
             z = without_masked_nonfinite(z, mask)
         with full_precision(z.device), full_precision_matmul(z.device):
-            space_NDC, codes_ND = self._search(self._to_space(z))
-            vectors_NDC = self._vectors(codes_ND)
+            space_NDC, vectors_NDC, codes_ND = self._quantize(self._to_space(z))
             terms = self._terms(space_NDC, vectors_NDC, None if mask is None else mask.reshape(-1))
             loss = sum(terms.values(), torch.zeros((), device=z.device))
             quantized = self._from_space(straight_through(space_NDC, vectors_NDC)).view(z.shape)

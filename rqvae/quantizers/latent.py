@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rqvae.quantizers.finite_scalar import check_levels
+from rqvae.quantizers.mixed_radix import check_levels
 from rqvae.quantizers.implicit import ImplicitQuantizer, mean_square
 
 

@@ -1,0 +1,59 @@
+"""One whole number per code vector from one digit per scalar: the codes of the quantizers with levels.
+
+Legend: M code vectors, C scalars of a code vector (one per level), K number of codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+EXACT_FLOAT32 = 2**24  # whole numbers below are exact in fp32, so a matrix product may add them up
+
+
+class MixedRadix(nn.Module):
+    """Digits (C, M), each from 0 to its level - 1 <-> codes (M,) below K, the product of the levels.
+
+    The first level varies fastest. Scalars come first because sums and products with one constant per scalar are then
+    sweeps over M numbers. ValueError for levels below 2 and for more codes than 63 bits can count.
+    """
+
+    def __init__(self, levels: Sequence[int]):
+        super().__init__()
+        check_levels(levels)
+        self.num_codes = math.prod(levels)
+        strides = [math.prod(levels[:i]) for i in range(len(levels))]
+        self.register_buffer("levels", torch.tensor(list(levels)), persistent=False)
+        self.register_buffer("strides", torch.tensor(strides), persistent=False)
+
+    def codes(self, digits_CM: torch.Tensor) -> torch.Tensor:
+        """Digits of any dtype, whole numbers in range -> int64 codes."""
+        if self.num_codes <= EXACT_FLOAT32:
+            return (self.strides.float() @ digits_CM.float()).long()
+        return (digits_CM.long() * self.strides[:, None]).sum(0)
+
+    def digits(self, codes_M: torch.Tensor) -> torch.Tensor:
+        """Codes -> int64 digits (C, M)."""
+        return codes_M // self.strides[:, None] % self.levels[:, None]
+
+
+def check_levels(levels: Sequence[int]) -> None:
+    """ValueError unless there is at least one level, all whole numbers from 2 on, and the codes fit 63 bits."""
+    whole = all(isinstance(level, int) and not isinstance(level, bool) and level >= 2 for level in levels)
+    if not len(levels) or not whole:
+        raise ValueError(f"levels must be whole numbers of at least 2, got {list(levels)}")
+    if math.prod(levels) >= 2**63:
+        raise ValueError(f"levels {list(levels)} have more codes than fit 63 bits; use several codebooks")
+
+
+def scalars_first(x_NDC: torch.Tensor) -> torch.Tensor:
+    """(N, D, C) -> (C, N * D), contiguous."""
+    return x_NDC.reshape(-1, x_NDC.shape[-1]).T.contiguous()
+
+
+def scalars_last(x_CM: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """(C, N * D) -> (N, D, C), the inverse of `scalars_first`; `shape` is (N, D)."""
+    return x_CM.T.reshape(*shape, len(x_CM))
