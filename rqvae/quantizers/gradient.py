@@ -66,6 +66,19 @@ class _Directional(torch.autograd.Function):
         return (grad - along).to(z.dtype), along.to(quantized.dtype), None
 
 
+class _Synchronised(torch.autograd.Function):
+    """Backward: the gradient goes to the output as it is, and scaled to the code vectors."""
+
+    @staticmethod
+    def forward(ctx, output: torch.Tensor, quantized: torch.Tensor, nu: float) -> torch.Tensor:
+        ctx.nu, ctx.dtype = nu, quantized.dtype
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output: torch.Tensor):
+        return grad_output, (ctx.nu * grad_output).to(ctx.dtype), None
+
+
 def straight_through(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     """Output `quantized` bit for bit (in the dtype of `z`) with the gradient of the identity.
 
@@ -93,6 +106,15 @@ def directional(z: torch.Tensor, quantized: torch.Tensor, noise: float = DIRECTI
     Directional re-parametrisation (DiVeQ), arXiv 2509.26469.
     """
     return _Directional.apply(z, quantized, noise)
+
+
+def synchronised(output: torch.Tensor, quantized: torch.Tensor, nu: float) -> torch.Tensor:
+    """`output` of an estimator with nu times its gradient added to that of `quantized`, the code vectors in it.
+
+    A learned codebook then also moves with the gradient of what the code vectors are used for, in the same step as the
+    encoder, and not only after its own loss. Huh et al., arXiv 2305.08842, the synchronised update rule.
+    """
+    return _Synchronised.apply(output, quantized, nu)
 
 
 ESTIMATORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from rqvae.quantizers import VectorLosses, VectorQuantizer
 from rqvae.quantizers.code_losses import code_cross_entropy, expected_vectors, negative_usage_entropy, orthogonality
-from rqvae.quantizers.gradient import directional, rotation_trick, straight_through
+from rqvae.quantizers.gradient import directional, rotation_trick, straight_through, synchronised
 
 
 def vectors(count=6, dim=5):
@@ -99,6 +99,22 @@ def test_straight_through_has_the_value_bit_for_bit():
     assert torch.equal(out, q)
     out.backward(upstream)
     assert torch.equal(z.grad, upstream)
+
+
+@pytest.mark.parametrize("estimator", [straight_through, rotation_trick, directional])
+def test_synchronised_adds_a_share_of_the_gradient_to_the_code_vectors(estimator):
+    z, q, upstream = vectors()
+    q.requires_grad_()
+    torch.manual_seed(7)
+    plain = estimator(z, q)
+    gradients = torch.autograd.grad(plain, (z, q), upstream, allow_unused=True)
+    torch.manual_seed(7)
+    out = synchronised(estimator(z, q), q, 0.3)
+    assert torch.equal(out, plain)
+    out.backward(upstream)
+    assert torch.equal(z.grad, gradients[0])
+    own = torch.zeros_like(q) if gradients[1] is None else gradients[1]
+    torch.testing.assert_close(q.grad, own + 0.3 * upstream)
 
 
 @pytest.mark.parametrize("masked", [False, True])
