@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from rqvae.quantizers import sync
 from rqvae.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer, full_precision
 from rqvae.quantizers.distance import full_precision_matmul
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
@@ -76,7 +77,7 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
         with full_precision(z.device), full_precision_matmul(z.device):
             x = self._to_space(z)
             residual, total, outs = x, torch.zeros_like(x), []
-            for level in range(self._levels_kept()):
+            for level in range(self._levels_kept(z.device)):
                 out = self.level_at(level)(residual / self.scale[level], mask)
                 vectors = out.quantized.detach() * self.scale[level]
                 residual, total = residual - vectors, total + vectors
@@ -163,13 +164,18 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
         x = linear(self.project_in, z.float())
         return x if self.bound is None else self.bound(x)
 
-    def _levels_kept(self) -> int:
-        """All, or with dropout in train mode a random number; the draw is made on the CPU, without a device sync."""
+    def _levels_kept(self, device: torch.device | None = None) -> int:
+        """All, or with dropout in train mode a random number; drawn on the CPU, without waiting for the device.
+
+        Where `device` is given all processes get the number of the first one: a codebook that only some of them used
+        could not be updated together.
+        """
         num_levels = len(self.order)
         if not (self.quantize_dropout and self.training):
             return num_levels
         last = int(torch.randint(self.dropout_cutoff, num_levels, ()))
-        return min(num_levels, math.ceil((last + 1) / self.dropout_multiple) * self.dropout_multiple)
+        kept = min(num_levels, math.ceil((last + 1) / self.dropout_multiple) * self.dropout_multiple)
+        return kept if device is None else sync.from_first_rank(kept, device)
 
     def _level_of(self, depth: int) -> tuple[int, int]:
         for level in range(len(self.order)):

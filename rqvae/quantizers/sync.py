@@ -5,13 +5,29 @@ Without a process group every function behaves as if one process were alone, so 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
+
+_alone_depth = 0
 
 
 def is_distributed() -> bool:
     """Whether several processes train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return _alone_depth == 0 and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works as if there were no other: for codebooks that are kept apart on purpose."""
+    global _alone_depth
+    _alone_depth += 1
+    try:
+        yield
+    finally:
+        _alone_depth -= 1
 
 
 def world_size() -> int:
@@ -40,3 +56,37 @@ def all_gather_rows(row: torch.Tensor) -> torch.Tensor:
     gathered[rank()] = row
     all_reduce_sum(gathered)
     return gathered
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Forward and backward add up over all processes."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        total = tensor.clone()
+        all_reduce_sum(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.clone()
+        all_reduce_sum(grad)
+        return grad
+
+
+def differentiable_all_reduce(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, with the gradient of the sum of the losses of all processes.
+
+    A loss every process computes from the sum has that gradient once per process, so gradients that are averaged over
+    processes, as data-parallel training does, are those of one process with everything. All must run the backward pass.
+    """
+    return _AllReduceSum.apply(tensor) if is_distributed() else tensor
+
+
+def from_first_rank(value: int, device: torch.device | None = None) -> int:
+    """The number that process 0 passes, on all processes. Between several the host waits for `device`."""
+    if not is_distributed():
+        return value
+    shared = torch.tensor(value if rank() == 0 else 0, device=device)
+    all_reduce_sum(shared)
+    return int(shared)
