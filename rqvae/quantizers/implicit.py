@@ -61,6 +61,10 @@ class ImplicitQuantizer(TargetQuantizer):
         """Named, weighted losses. None by default."""
         return {}
 
+    def _estimate(self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor) -> torch.Tensor:
+        """The code vectors with a gradient towards the searched vectors."""
+        return straight_through(space_NDC, vectors_NDC)
+
     def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E) in any float dtype; positions where `mask` (...) is False count in no loss."""
         if mask is not None:
@@ -69,7 +73,7 @@ class ImplicitQuantizer(TargetQuantizer):
             space_NDC, vectors_NDC, codes_ND = self._quantize(self._to_space(z))
             terms = self._terms(space_NDC, vectors_NDC, None if mask is None else mask.reshape(-1))
             loss = sum(terms.values(), torch.zeros((), device=z.device))
-            quantized = self._from_space(straight_through(space_NDC, vectors_NDC)).view(z.shape)
+            quantized = self._from_space(self._estimate(space_NDC, vectors_NDC)).view(z.shape)
         return QuantizerOutput(quantized.to(z.dtype), codes_ND.view(*z.shape[:-1], -1), loss, terms)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
+from rqvae.quantizers.gradient import rotation_trick
+from rqvae.quantizers.layout import InLayout
 from rqvae.quantizers.sim import SimQuantizer
 
 
@@ -35,6 +38,48 @@ def test_unused_codes_move_and_the_frozen_ones_do_not():
     assert quantizer.half().frozen.dtype == torch.float32
 
 
+def test_a_smaller_frozen_codebook():
+    quantizer = SimQuantizer(8, 32, codebook_dim=3, num_codebooks=2)
+    assert quantizer.frozen.shape == (32, 3) and quantizer.map.weight.shape == (4, 3)
+    z = torch.randn(6, 5, 8)
+    out = quantizer(z)
+    book = quantizer.frozen @ quantizer.map.weight.T
+    torch.testing.assert_close(out.quantized.view(6, 5, 2, 4), book[out.codes])
+    assert torch.equal(quantizer.decode(out.codes), out.quantized)
+
+
+def test_another_transform_learns_and_stays_fp32():
+    transform = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 4))
+    quantizer = SimQuantizer(4, 64, transform=transform)
+    z = torch.randn(30, 4)
+    out = quantizer(z)
+    assert torch.equal(out.codes[:, 0], torch.cdist(z, transform(quantizer.frozen)).argmin(1))
+    out.loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in transform.parameters())
+    quantizer.half()
+    assert quantizer.codebook(0).dtype == torch.float32
+    assert torch.equal(quantizer.codebook(0), transform.float()(quantizer.frozen))
+
+
+def test_estimators_change_the_gradient_and_not_the_value():
+    plain, rotating = SimQuantizer(4, 16), SimQuantizer(4, 16, estimator="rotation")
+    rotating.load_state_dict(plain.state_dict())
+    z, upstream = torch.randn(9, 4, requires_grad=True), torch.randn(9, 4)
+    out, turned = plain(z), rotating(z)
+    assert torch.equal(out.quantized, turned.quantized) and torch.equal(out.codes, turned.codes)
+    found = torch.autograd.grad(turned.quantized, z, upstream)[0]
+    expected = torch.autograd.grad(rotation_trick(z, plain.codebook(0)[out.codes[:, 0]]), z, upstream)[0]
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, upstream)
+
+
+def test_images_channels_first():
+    quantizer = InLayout(SimQuantizer(8, 32, num_codebooks=2), 8, "channels_first")
+    out = quantizer(torch.randn(2, 8, 5, 6))
+    assert out.quantized.shape == (2, 8, 5, 6) and out.codes.shape == (2, 5, 6, 2)
+    assert torch.equal(quantizer.decode(out.codes), out.quantized)
+
+
 def test_wrong_options():
     with pytest.raises(ValueError, match="dim 6 is not a multiple of num_codebooks 4"):
         SimQuantizer(6, 16, num_codebooks=4)
@@ -42,3 +87,7 @@ def test_wrong_options():
         SimQuantizer(6, 0)
     with pytest.raises(ValueError, match="weights must not be negative"):
         SimQuantizer(6, 16, commitment_weight=-1.0)
+    with pytest.raises(ValueError, match="estimator 'none' is not one of straight_through"):
+        SimQuantizer(6, 16, estimator="none")
+    with pytest.raises(ValueError, match=r"the codebook transform gives \(16, 5\) instead of \(16, 6\)"):
+        SimQuantizer(6, 16, transform=nn.Linear(6, 5))(torch.randn(3, 6))
