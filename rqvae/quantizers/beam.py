@@ -45,10 +45,10 @@ class TableLevel:
     """A level with one codebook for all vectors. temp: search with Gumbel noise, as for draws from
     softmax(-squared distance / temp); None, without."""
 
-    def __init__(self, weight_KE: torch.Tensor, temp: float | None = None):
+    def __init__(self, weight_KE: torch.Tensor, temp: float | None = None, generator: torch.Generator | None = None):
         if temp is not None:
             check_temperature(temp)
-        self.weight_KE, self.temp = weight_KE.detach().float(), temp
+        self.weight_KE, self.temp, self.generator = weight_KE.detach().float(), temp, generator
         self.norm_K = self.weight_KE.square().sum(1)
         self.num_codes = len(weight_KE)
         self.chunk_rows = rows_per_chunk(self.num_codes, weight_KE.device)
@@ -56,13 +56,16 @@ class TableLevel:
     def distances(self, residual_ME: torch.Tensor, total_ME: torch.Tensor) -> torch.Tensor:
         """See `BeamLevel`."""
         distance_MK = torch.addmm(self.norm_K, residual_ME, self.weight_KE.T, alpha=-2)
-        if self.temp is not None:
-            distance_MK.add_(torch.empty_like(distance_MK).exponential_().log_(), alpha=self.temp)
-        return distance_MK
+        return distance_MK if self.temp is None else add_noise(distance_MK, self.temp, self.generator)
 
     def embed(self, codes_M: torch.Tensor, total_ME: torch.Tensor) -> torch.Tensor:
         """See `BeamLevel`."""
         return F.embedding(codes_M, self.weight_KE)
+
+
+def add_noise(distance: torch.Tensor, temp: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Gumbel noise, in place: the lowest is a draw from softmax(-distance / temp). # Eq. 12"""
+    return distance.add_(torch.empty_like(distance).exponential_(generator=generator).log_(), alpha=temp)
 
 
 class _Beams(NamedTuple):
