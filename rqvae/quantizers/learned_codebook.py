@@ -5,25 +5,64 @@ Legend: E code-vector size, K codebook size.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rqvae.quantizers import sync
 from rqvae.quantizers.distance import nearest_codes
+from rqvae.quantizers.entry_use import CountedCodebook, RestartRule, count_codes
 from rqvae.quantizers.restart import CodedVectors
 
 
-class LearnedCodebook(nn.Module):
-    """K code vectors of size E as one parameter; uniform in +-1/K at first, as in the VQ-VAE paper.
+@dataclass(frozen=True)
+class LearningRule:
+    """How an optimizer trains code vectors, beyond their loss terms.
 
-    normalize: the code vectors in use are the parameter's rows scaled to length 1.
+    sync_nu: this share of the gradient of the quantized vectors reaches the code vectors in them (the synchronised
+    update rule); 0, none. inplace: parameters -> a torch optimizer of their own; `update_codebook()` then moves the
+    code vectors towards the vectors that chose them (alternating optimisation), and the loss of the model holds them
+    constant.
     """
 
-    def __init__(self, num_codes: int, dim: int, *, normalize: bool = False):
+    sync_nu: float = 0.0
+    inplace: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer] | None = None
+
+    def __post_init__(self):
+        if self.sync_nu < 0:
+            raise ValueError(f"sync_nu must not be negative, got {self.sync_nu}")
+        if self.sync_nu > 0 and self.inplace is not None:
+            raise ValueError("sync_nu needs a gradient of the model that inplace takes away: choose one of them")
+
+
+class LearnedCodebook(CountedCodebook):
+    """K code vectors of size E as one parameter; uniform in +-1/K at first, as in the VQ-VAE paper.
+
+    normalize: the code vectors in use are the parameter's rows scaled to length 1. restart: entries that `update`
+    replaces by vectors of the step, seed: of these draws; their optimizer state is left as it is. The counts of
+    `CountedCodebook` (decay: of the average cluster size) exist only with a restart rule.
+    """
+
+    def __init__(
+        self,
+        num_codes: int,
+        dim: int,
+        *,
+        normalize: bool = False,
+        decay: float = 0.99,
+        restart: RestartRule | None = None,
+        seed: int = 0,
+    ):
         super().__init__()
-        self.normalize = normalize
+        self.normalize, self.restart_rule = normalize, restart
         self.rows = nn.Parameter(torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes))
-        self.register_buffer("num_restarts", torch.zeros((), dtype=torch.int64), persistent=False)
+        if restart is None:
+            self.register_buffer("num_restarts", torch.zeros((), dtype=torch.int64), persistent=False)
+        else:
+            self._count_entries(num_codes, 1.0, decay, restart, seed)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -41,8 +80,25 @@ class LearnedCodebook(nn.Module):
 
     @torch.no_grad()
     def assign(self, vectors_KE: torch.Tensor, sizes_K: torch.Tensor) -> None:
-        """Replace all code vectors. `sizes_K` is for codebooks that count."""
+        """Replace all code vectors, each the mean of so many vectors per step; sizes below 1 count as 1."""
         self.rows.copy_(vectors_KE)
+        if self.restart_rule is not None:
+            self._start_counts(sizes_K.clamp(min=1))
 
-    def update(self, batches: list[CodedVectors]) -> None:
-        """The optimizer does it."""
+    @torch.no_grad()
+    def update(
+        self, batches: Sequence[CodedVectors], to_rows: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
+        """Count the vectors of all processes and restart unused entries; the optimizer does everything else.
+
+        to_rows: vectors (K, E) -> rows that stand for them, where the codebook is re-parametrised.
+        """
+        if self.restart_rule is None:
+            return
+        counts_K = count_codes(batches, len(self.rows))
+        sync.all_reduce_sum(counts_K)
+        self._add_counts(counts_K)
+        entries_K, vectors_KE, _ = self._draw_restarts(batches, self.rows.shape[1])
+        vectors_KE = vectors_KE if to_rows is None else to_rows(vectors_KE)
+        self.rows.copy_(torch.where(entries_K[:, None], vectors_KE.to(self.rows.dtype), self.rows))
+        self.num_updates += 1

@@ -9,6 +9,7 @@ on a device's random generator, or on a value the host would have to wait for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from rqvae.quantizers import sync
 
 NO_KEY = torch.iinfo(torch.int64).max
+REPEAT_NOISE = 0.01  # spread of repeated restart vectors, times 1 / sqrt(E)
 
 
 class CodedVectors(NamedTuple):
@@ -38,7 +40,7 @@ def hash_uniform(value: torch.Tensor) -> torch.Tensor:
     return (hash_int64(value) >> 39).float() / 2**23 - 1
 
 
-def _keys(batches: list[CodedVectors], seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _keys(batches: Sequence[CodedVectors], seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Random key of every local row (NO_KEY for invalid ones), and the number of valid rows over all ranks."""
     counts_WM = sync.all_gather_rows(torch.stack([batch.valid_N.sum() for batch in batches]))
     in_order = counts_WM.T.reshape(-1)
@@ -52,7 +54,7 @@ def _keys(batches: list[CodedVectors], seed: torch.Tensor) -> tuple[torch.Tensor
 
 
 def draw_candidates(
-    batches: list[CodedVectors], num_candidates: int, seed: torch.Tensor
+    batches: Sequence[CodedVectors], num_candidates: int, seed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw vectors from all ranks' batches without replacement, identically on every rank.
 
@@ -70,6 +72,14 @@ def draw_candidates(
     candidates_CE = torch.where(mine_C[:, None], x_NE[row_C], 0.0)
     sync.all_reduce_sum(candidates_CE)
     return candidates_CE, num_valid.clamp(max=num_candidates)
+
+
+def repeat_noise(num_codes: int, dim: int, seed: torch.Tensor) -> torch.Tensor:
+    """A tiny offset per entry (K, E), so that entries restarted with the same vector (fewer vectors than unused
+    entries) can part. The same on every process."""
+    step_K = hash_uniform(torch.arange(num_codes, device=seed.device) + seed * num_codes)
+    direction_E = hash_uniform(torch.arange(dim, device=seed.device) - seed * dim - dim)
+    return step_K[:, None] * direction_E * (3 * REPEAT_NOISE / dim**0.5)
 
 
 def sums_by_code(x_NE: torch.Tensor, codes_N: torch.Tensor, valid_N: torch.Tensor, num_codes: int) -> torch.Tensor:
