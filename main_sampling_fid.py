@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.class_judge import OWN_CLASSIFIER, build_judge
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
 from evaluation.scores import SampleLedger, score_images
 from evaluation.statistics import Gaussian
@@ -27,6 +28,7 @@ from runtime.errors import UserError, exit_on_user_error
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from training.precision import PRECISIONS, Precision
+from training.rejection import RejectionPlan, RejectionSampler
 from training.sample_files import FORMATS, save_images
 from training.scoring import ScoringData, add_scoring_flags, config_beside, split_name, write_result
 from training.snapshot import METADATA_FILE, SNAPSHOTS, read_metadata, resolve_checkpoint, weights_digest
@@ -47,6 +49,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
     parser.add_argument("--cfg-scale", type=float, help="classifier-free guidance; 1 is the plain model")
     parser.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")
+    parser.add_argument("--reject-keep", type=float, metavar="SHARE",
+                        help="draw n / SHARE candidates per class and keep the best (the paper's 5 %%: 0.05)")
+    parser.add_argument("--reject-model", metavar="MODEL", default=OWN_CLASSIFIER,
+                        help="who judges candidates: a torchvision classifier as NAME or NAME:FILE, or "
+                             f"{OWN_CLASSIFIER!r}, trained on the data set itself (default)")
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
     parser.add_argument("--save-dir", help="where the samples go (default: beside the stage-2 checkpoint)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the saved images (default: png)")
@@ -60,7 +67,12 @@ def parse() -> argparse.Namespace:
 
 
 class Sampler:
-    """The two models and the settings; gives batches of finished images."""
+    """The two models and the settings; gives batches of finished images.
+
+    reject: takes the place of the plain order of samples, if set.
+    """
+
+    reject: RejectionSampler | None = None
 
     def __init__(self, args: argparse.Namespace, stage1: RQVAE, stage2: RQTransformer, env: DistEnv):
         self.stage1, self.stage2, self.env = stage1, stage2, env
@@ -73,18 +85,41 @@ class Sampler:
         complete_1TD = torch.zeros(1, stage2.num_positions, stage2.depth, dtype=torch.long)
         sample(stage2, stage1, prefix=complete_1TD, **self.settings)
 
+    @property
+    def num_classes(self) -> int:
+        """Classes of the model; 1 without."""
+        return self.stage2.config.vocab_size_cond
+
+    def draw(self, index_B: Tensor, label_B: Tensor) -> Tensor:
+        """Codes (B, H, W, D) of the samples with these numbers."""
+        return sample(
+            self.stage2, self.stage1, label_B.to(self.env.device) if self.num_classes > 1 else None,
+            indices=index_B, seed=self.seed, amp_dtype=self.amp_dtype, **self.settings,
+        )
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Batches of this rank: `image` uint8 (B, 3, H, W), `label` and `index` (B,)."""
-        num_classes = self.stage2.config.vocab_size_cond
-        label_N = balanced_conditions(self.num_samples, num_classes)
+        if self.reject is not None:
+            yield from self.reject.batches(self.env.rank, self.env.world_size)
+            return
+        label_N = balanced_conditions(self.num_samples, self.num_classes)
         mine = torch.tensor(shard_indices(self.num_samples, self.env.rank, self.env.world_size), dtype=torch.long)
         for index_B in mine.split(self.batch_size):
             label_B = label_N[index_B]
-            codes_BHWD = sample(
-                self.stage2, self.stage1, label_B.to(self.env.device) if num_classes > 1 else None,
-                indices=index_B, seed=self.seed, amp_dtype=self.amp_dtype, **self.settings,
-            )
-            yield {"image": to_uint8(self.stage1.decode_code(codes_BHWD)), "label": label_B, "index": index_B}
+            image_BCHW = to_uint8(self.stage1.decode_code(self.draw(index_B, label_B)))
+            yield {"image": image_BCHW, "label": label_B, "index": index_B}
+
+
+def add_rejection(args: argparse.Namespace, sampler: Sampler, data: ScoringData) -> dict[str, Any]:
+    """Sets the sampler up for `--reject-keep`; returns what the result line says about it."""
+    if args.reject_keep is None:
+        return {}
+    plan = RejectionPlan(args.n_samples, sampler.num_classes, args.reject_keep)
+    own = partial(data.features, argparse.Namespace(**{**vars(args), "features": OWN_CLASSIFIER}))
+    judge = build_judge(args.reject_model, num_classes=sampler.num_classes, own_classifier=own,
+                        device=sampler.env.device)
+    sampler.reject = RejectionSampler(plan, sampler.draw, sampler.stage1.decode_code, judge, args.batch_size)
+    return {"reject_keep": args.reject_keep, "reject_model": judge.label, "candidates": len(plan.candidates())}
 
 
 def load_models(args: argparse.Namespace, config: Stage2Config, env: DistEnv) -> tuple[RQVAE, RQTransformer]:
@@ -149,11 +184,12 @@ def main(args: argparse.Namespace) -> None:
     stage1, stage2 = load_models(args, config, env)
     sampler = Sampler(args, stage1, stage2, env)
     data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers)
+    rejection = add_rejection(args, sampler, data)
     extractor = data.features(args) if args.score else None
     base = Path(args.save_dir) if args.save_dir else directory_beside(checkpoint)
     directory = new_run_dir(base, "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
-        log.info(f"{args.n_samples} samples to {directory}, settings {sampler.settings}")
+        log.info(f"{args.n_samples} samples to {directory}, settings {sampler.settings | rejection}")
         kept: dict[int, Tensor] = {}
         resolution = (stage1.config.ddconfig.resolution,) * 2
         batches = keep_first_images(iter(sampler), kept)
@@ -164,20 +200,20 @@ def main(args: argparse.Namespace) -> None:
                 ledger.update(batch["index"])
             ledger.close(distributed.all_reduce_sum_)
         else:
-            score(args, batches, data, extractor, sampler, directory, config)
+            score(args, batches, data, extractor, sampler, directory, config, rejection)
         save_grid(kept, log, directory)
     data.report_unreadable()
 
 
 def score(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]], data: ScoringData, extractor: Any,
-          sampler: Sampler, directory: Path, config: Stage2Config) -> None:
+          sampler: Sampler, directory: Path, config: Stage2Config, rejection: dict[str, Any]) -> None:
     """FID against the reference split, IS, and with the classifier the recognised share; one result line."""
     reference = split_name(args.reference)
-    recognise = extractor.recognises_labels and sampler.stage2.config.vocab_size_cond == data.split("train").num_classes
+    recognise = extractor.recognises_labels and sampler.num_classes == data.split("train").num_classes
     line = score_images(
         batches, extractor, num_images=args.n_samples, references={reference: data.moments(reference, extractor)},
         accuracy=recognise, reduce=distributed.all_reduce_sum_, rank=sampler.env.rank,
-        world_size=sampler.env.world_size, seed=args.seed, sampling={**sampler.settings, "ema": args.ema},
+        world_size=sampler.env.world_size, seed=args.seed, sampling={**sampler.settings, "ema": args.ema, **rejection},
         checkpoint=weights_digest(sampler.stage2), keep_moments=partial(save_moments, directory),
     )
     if distributed.is_main():

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision import models
 
 ROOT = Path(__file__).parents[1]
 DATA = ["dataset.type=synthetic", "dataset.transforms=null", "dataset.resolution=16", "dataset.num_samples=64",
@@ -103,6 +105,27 @@ def test_other_settings_give_other_images(sampled, monkeypatch, checkpoints, cac
     flags = [*sampling_flags(checkpoints, cache, tmp_path / "d"), "--no-stats-saving", "-n", 13]
     run(monkeypatch, "main_sampling_fid.py", *flags, "--seed", 1, "--ema", "-t", 0.9, "--top-k", 4, 4, 8, 8)
     assert (png_images(only_run(tmp_path / "d")) != png_images(sampled)).any()
+
+
+def test_rejection_keeps_the_clearest_on_any_number_of_processes(sampled, monkeypatch, checkpoints, cache, tmp_path):
+    torch.manual_seed(0)
+    torch.save(models.squeezenet1_1(num_classes=10).state_dict(), tmp_path / "judge.pth")
+    flags = ["-n", 13, "--reject-keep", 0.25, "--reject-model", f"squeezenet1_1:{tmp_path / 'judge.pth'}"]
+    run(monkeypatch, "main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "e"), *flags, "-bs", 9)
+    alone = only_run(tmp_path / "e")
+    settings = json.loads((alone / "result.json").read_text())["sampling"]
+    assert settings["reject_keep"] == 0.25
+    assert settings["reject_model"].startswith("squeezenet1_1-")
+    assert settings["candidates"] == 3 * 8 + 7 * 4  # ceil(n / keep) of 3 classes with two samples and 7 with one
+    assert len(png_images(alone)) == 13
+    assert (png_images(alone) != png_images(sampled)).any()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               "main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "f"), *flags,
+               "--no-stats-saving"]
+    finished = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False,
+                              timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    np.testing.assert_array_equal(png_images(only_run(tmp_path / "f")), png_images(alone))
 
 
 @pytest.mark.parametrize("split", ["val", "train"])

@@ -1,0 +1,113 @@
+"""Rejection sampling: of many candidates per class, keep those in which a classifier sees the class most clearly.
+
+Legend: B batch, C channels, H W image (code grid in codes), D code depth, N kept samples, M candidates.
+
+Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2, NeurIPS 2019; Lee et al., CVPR 2022, Table 2 (the
+rows with an acceptance rate).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evaluation.class_judge import ClassJudge
+from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
+from runtime import distributed
+
+
+@dataclass(frozen=True)
+class RejectionPlan:
+    """How many candidates there are, and of which classes.
+
+    The kept samples have the classes of `balanced_conditions`; a class with n of them gets ceil(n / keep) candidates.
+    Candidate j has class j mod `num_classes`; its noise belongs to the number j, like that of any sample.
+    """
+
+    num_samples: int
+    num_classes: int
+    keep: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"--reject-keep {self.keep} must be above 0 and at most 1")
+        if self.num_classes < 2:
+            raise ValueError("rejection sampling needs a class-conditional model: this one has no classes")
+
+    @property
+    def kept_per_class(self) -> list[int]:
+        """n of every class."""
+        return torch.bincount(balanced_conditions(self.num_samples, self.num_classes),
+                              minlength=self.num_classes).tolist()
+
+    def candidates(self) -> Tensor:
+        """Numbers of all candidates, (M,) int64, ascending."""
+        per_class = [math.ceil(round(kept / self.keep, 9)) for kept in self.kept_per_class]
+        numbers = [torch.arange(count) * self.num_classes + label for label, count in enumerate(per_class)]
+        return torch.cat(numbers).sort().values
+
+    def select(self, candidate_M: Tensor, score_M: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of every class: candidate numbers (N,) and the sample number 0..N-1 that each becomes.
+
+        Among equal scores the lower number wins, so that the result depends on nothing else; the best of class c
+        becomes sample c, the second best sample c + `num_classes`.
+        """
+        order = candidate_M.argsort()
+        candidate_M, score_M = candidate_M[order], score_M[order]
+        chosen, become = [], []
+        for label, kept in enumerate(self.kept_per_class):
+            mine = (candidate_M % self.num_classes == label).nonzero().squeeze(1)
+            best = mine[score_M[mine].argsort(descending=True, stable=True)[:kept]]
+            chosen.append(candidate_M[best])
+            become.append(torch.arange(kept) * self.num_classes + label)
+        return torch.cat(chosen), torch.cat(become)
+
+
+class RejectionSampler:
+    """Draws all candidates, judges them, and gives the finished images of those that are kept.
+
+    Args:
+        draw: (numbers (B,), classes (B,)) -> codes (B, H, W, D).
+        decode: codes -> images in [-1, 1].
+        judge: scores uint8 images by their class.
+    """
+
+    def __init__(self, plan: RejectionPlan, draw: Callable[[Tensor, Tensor], Tensor],
+                 decode: Callable[[Tensor], Tensor], judge: ClassJudge, batch_size: int):
+        self.plan, self.draw, self.decode, self.judge, self.batch_size = plan, draw, decode, judge, batch_size
+
+    def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:
+        """This rank's kept samples: `image` uint8 (B, C, H, W), `label` and `index` (B,). All ranks call it together.
+
+        The codes of a rank's own candidates stay in memory until the choice is made (4 bytes per code).
+        """
+        candidate_M = self.plan.candidates()
+        mine = torch.tensor(shard_indices(len(candidate_M), rank, world_size), dtype=torch.long)
+        own_M = candidate_M[mine]
+        codes_M, score_M = self._judged(own_M)
+        all_numbers = torch.cat(distributed.gather_rows(own_M))
+        all_scores = torch.cat(distributed.gather_rows(score_M))
+        chosen_N, index_N = self.plan.select(all_numbers, all_scores)
+        place = torch.searchsorted(own_M, chosen_N).clamp(max=max(0, len(own_M) - 1))
+        here = own_M[place] == chosen_N if len(own_M) else torch.zeros_like(chosen_N, dtype=torch.bool)
+        for part in here.nonzero().squeeze(1).split(self.batch_size):
+            if not len(part):
+                continue
+            image_BCHW = to_uint8(self.decode(codes_M[place[part]].long()))
+            yield {"image": image_BCHW, "label": chosen_N[part] % self.plan.num_classes, "index": index_N[part]}
+
+    def _judged(self, number_M: Tensor) -> tuple[Tensor, Tensor]:
+        codes, scores = [torch.empty(0, dtype=torch.int32)], [torch.empty(0)]
+        for number_B in number_M.split(self.batch_size):
+            if not len(number_B):
+                continue
+            label_B = number_B % self.plan.num_classes
+            codes_BHWD = self.draw(number_B, label_B)
+            scores.append(self.judge(to_uint8(self.decode(codes_BHWD)), label_B).cpu())
+            codes.append(codes_BHWD.to("cpu", torch.int32))
+        kept = codes[1:] or codes
+        return torch.cat(kept), torch.cat(scores)
