@@ -12,9 +12,10 @@ import math
 import torch
 from torch.nn import functional as F
 
+from rqvae.quantizers.bit_entropy import row_weights
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.implicit import ImplicitQuantizer
-from rqvae.quantizers.lookup_free import bits_of, row_weights
+from rqvae.quantizers.lookup_free import bits_of
 
 LN2 = math.log(2)
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rqvae.quantizers.mixed_radix import check_levels
 from rqvae.quantizers.implicit import ImplicitQuantizer, mean_square
+from rqvae.quantizers.mixed_radix import check_levels
 
 
 class LatentQuantizer(ImplicitQuantizer):

@@ -12,12 +12,11 @@ import math
 
 import torch
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from rqvae.quantizers.distance import rows_per_chunk
+from rqvae.quantizers.bit_entropy import mean_entropy, mean_usage_entropy, row_weights
 from rqvae.quantizers.implicit import ImplicitQuantizer, mean_square
 
-SMALLEST = 1e-30
+EXACT_BITS = 24  # sums of as many powers of two are exact in fp32, so a matrix product may add them up
 
 
 class LookupFreeQuantizer(ImplicitQuantizer):
@@ -30,8 +29,11 @@ class LookupFreeQuantizer(ImplicitQuantizer):
     commitment = commitment_weight x mean squared distance to the code vector.
 
     The distribution of one vector is a product over bits, so its entropy is a sum over bits, and the mean distribution
-    of a group of bits is one product of two thin matrices. joint_bits: largest group that is averaged jointly; groups
-    count as independent, which bounds the entropy of the mean from above. Up to 2^joint_bits codes it is exact.
+    of a group of bits is one product of two thin matrices. joint_bits: largest group that is averaged jointly, in
+    2^joint_bits numbers; groups count as independent, which bounds the entropy of the mean from above. Up to
+    2^joint_bits codes diversity is exact; above, the bound misses dependence between bits of different groups.
+    The mean is one over the vectors of all processes, which must take the same number of steps. In eval mode there are
+    no entropy terms: they regularise training, and cost more than the codes.
     ValueError for a codebook size that is no power of two and other wrong options.
     """
 
@@ -67,13 +69,20 @@ class LookupFreeQuantizer(ImplicitQuantizer):
         self.joint_bits = joint_bits
         self.register_buffer("shifts", torch.arange(bits - 1, -1, -1), persistent=False)
 
-    def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         space_NDC = F.normalize(x_NDC, dim=-1) if self.spherical else x_NDC
-        return space_NDC, ((space_NDC > 0).long() << self.shifts).sum(-1)
+        with torch.no_grad():
+            on_NDC = space_NDC > 0
+            vectors_NDC = torch.where(on_NDC, self.scale, -self.scale)
+        return space_NDC, vectors_NDC, codes_of_bits(on_NDC, self.shifts)
+
+    def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        space_NDC, _, codes_ND = self._quantize(x_NDC)
+        return space_NDC, codes_ND
 
     def _vectors(self, codes_ND: torch.Tensor) -> torch.Tensor:
         bits = (codes_ND[..., None] >> self.shifts) & 1
-        return (2 * bits - 1).float() * self.scale
+        return torch.where(bits > 0, self.scale, -self.scale)
 
     def _terms(
         self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor, mask_N: torch.Tensor | None
@@ -81,15 +90,26 @@ class LookupFreeQuantizer(ImplicitQuantizer):
         terms = {}
         if self.commitment_weight > 0:
             terms["commitment"] = self.commitment_weight * mean_square(space_NDC - vectors_NDC, mask_N)
-        if self.entropy_weight > 0:
-            logits_NDC = (4 * self.inv_temperature * self.scale) * space_NDC  # log odds of every bit
+        if self.entropy_weight > 0 and self.training:
+            logits_NDC = log_odds(space_NDC, self.inv_temperature, self.scale)
             weight_N = row_weights(len(logits_NDC), mask_N, logits_NDC.device)
             terms["entropy"] = self.entropy_weight * mean_entropy(logits_NDC, weight_N)
             if self.diversity_weight > 0:
-                books = (entropy_of_mean(book_NC, weight_N, self.joint_bits) for book_NC in logits_NDC.unbind(1))
-                mean = torch.stack(list(books)).mean()
+                mean = mean_usage_entropy(logits_NDC, mask_N, self.joint_bits)
                 terms["diversity"] = -self.entropy_weight * self.diversity_weight * mean
         return terms
+
+
+def log_odds(space: torch.Tensor, inv_temperature: float, scale: float) -> torch.Tensor:
+    """Log odds of every bit under softmax(2 x inv_temperature x x . c) over the code vectors c of +scale and -scale."""
+    return (4 * inv_temperature * scale) * space
+
+
+def codes_of_bits(on: torch.Tensor, shifts_C: torch.Tensor) -> torch.Tensor:
+    """Booleans (..., C) -> int64 codes (...); `shifts_C` says which power of two each one stands for."""
+    if len(shifts_C) <= EXACT_BITS:
+        return (on.float() @ (1 << shifts_C).float()).long()
+    return (on.long() << shifts_C).sum(-1)
 
 
 def bits_of(codebook_size: int) -> int:
@@ -98,59 +118,3 @@ def bits_of(codebook_size: int) -> int:
     if codebook_size < 2 or codebook_size != 1 << bits or bits > 62:
         raise ValueError(f"codebook size must be a power of two from 2 to 2^62, got {codebook_size}")
     return bits
-
-
-def row_weights(num_rows: int, mask_N: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """Weights of the rows in a mean: equal, zero where the mask is False, adding up to 1 (to 0 without any row)."""
-    kept_N = torch.ones(num_rows, device=device) if mask_N is None else mask_N.float()
-    return kept_N / kept_N.sum().clamp(min=1)
-
-
-def mean_entropy(logits_NDC: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
-    """Mean over rows and codebooks of the entropy (nats) of C independent bits with log odds `logits_NDC`."""
-    logits = _drop(logits_NDC, weight_N)
-    entropy_ND = (F.softplus(logits) - logits * logits.sigmoid()).sum(-1)
-    return (entropy_ND.mean(1) * weight_N).sum()
-
-
-def entropy_of_mean(logits_NC: torch.Tensor, weight_N: torch.Tensor, joint_bits: int) -> torch.Tensor:
-    """Entropy (nats) of the mean over rows of the distribution of C bits, added up over groups of bits."""
-    num_groups = math.ceil(logits_NC.shape[1] / joint_bits)
-    groups = _drop(logits_NC, weight_N).tensor_split(num_groups, dim=1)
-    return sum(_entropy(_mean_joint(group, weight_N)) for group in groups)
-
-
-def _drop(logits: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
-    """Zero the rows without weight, whatever they hold."""
-    return torch.where((weight_N > 0).view(-1, *[1] * (logits.ndim - 1)), logits, 0.0)
-
-
-def _entropy(probs: torch.Tensor) -> torch.Tensor:
-    return -(probs * probs.clamp(min=SMALLEST).log()).sum()
-
-
-def _mean_joint(logits_NG: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
-    """Mean distribution of G bits as a (2^(G // 2), 2^(G - G // 2)) matrix, in chunks that are recomputed backwards.
-
-    The distribution of a row is the outer product of those of the two halves of its bits.
-    """
-    half = logits_NG.shape[1] // 2
-    chunk = rows_per_chunk(2 ** (logits_NG.shape[1] - half), logits_NG.device)
-    mean = logits_NG.new_zeros((2**half, 2 ** (logits_NG.shape[1] - half)))
-    for part, weight in zip(logits_NG.split(chunk), weight_N.split(chunk), strict=True):
-        mean = mean + checkpoint(_weighted_joint, part, weight, half, use_reentrant=False, preserve_rng_state=False)
-    return mean
-
-
-def _weighted_joint(logits_NG: torch.Tensor, weight_N: torch.Tensor, half: int) -> torch.Tensor:
-    first, second = _joint(logits_NG[:, :half]), _joint(logits_NG[:, half:])
-    return (first * weight_N[:, None]).T @ second
-
-
-def _joint(logits_NG: torch.Tensor) -> torch.Tensor:
-    """Probabilities (N, 2^G) of all settings of G independent bits."""
-    num_bits = logits_NG.shape[1]
-    codes = torch.arange(2**num_bits, device=logits_NG.device)
-    shifts = torch.arange(num_bits - 1, -1, -1, device=logits_NG.device)
-    bits_CG = ((codes[:, None] >> shifts) & 1).float()
-    return (logits_NG @ bits_CG.T).softmax(1)

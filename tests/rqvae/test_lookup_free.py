@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rqvae.quantizers import lookup_free
+from rqvae.quantizers import bit_entropy
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
 
 
@@ -23,7 +23,7 @@ def brute_force(quantizer, z, mask=None):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("chunk", [3, 1000])
 def test_entropies_equal_brute_force(monkeypatch, bits, temperature, masked, chunk):
-    monkeypatch.setattr(lookup_free, "rows_per_chunk", lambda size, device: chunk)
+    monkeypatch.setattr(bit_entropy, "rows_per_chunk", lambda size, device: chunk)
     quantizer = LookupFreeQuantizer(
         bits, 2**bits, entropy_weight=0.3, diversity_weight=0.7, inv_temperature=temperature, scale=0.8
     )
