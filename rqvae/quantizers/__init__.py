@@ -7,12 +7,14 @@ from rqvae.quantizers.code_losses import VectorLosses
 from rqvae.quantizers.codebook import EMACodebook, RestartRule
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.grouped_of import GroupedOf
+from rqvae.quantizers.implicit_codebook import ImplicitCodebook, ImplicitResidualQuantizer
 from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.layout import InLayout
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
 from rqvae.quantizers.random_projection import RandomProjectionQuantizer
 from rqvae.quantizers.residual import ResidualQuantizer
 from rqvae.quantizers.residual_of import ResidualOf, residual_fsq, residual_lfq, residual_simvq
+from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
 from rqvae.quantizers.sim import SimQuantizer
 from rqvae.quantizers.vector import VectorQuantizer
 from rqvae.quantizers.warmup import codebook_warmup
@@ -22,6 +24,8 @@ __all__ = [
     "EMACodebook",
     "FiniteScalarQuantizer",
     "GroupedOf",
+    "ImplicitCodebook",
+    "ImplicitResidualQuantizer",
     "InLayout",
     "LatentQuantizer",
     "LookupFreeQuantizer",
@@ -31,6 +35,7 @@ __all__ = [
     "RandomProjectionQuantizer",
     "ResidualOf",
     "ResidualQuantizer",
+    "ResidualVectorQuantizer",
     "RestartRule",
     "SimQuantizer",
     "VectorLosses",

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from rqvae.quantizers import sync
 from rqvae.quantizers.base import QuantizerOutput, full_precision
 from rqvae.quantizers.beam import BeamLevel, TableLevel, beam_search
 from rqvae.quantizers.distance import full_precision_matmul
@@ -71,7 +70,7 @@ class ResidualVectorQuantizer(ResidualOf):
         self.beam_width, self.eval_beam_width = beam_width, eval_beam_width or beam_width
         if min(self.beam_width, self.eval_beam_width) < 1:
             raise ValueError(f"beam_width must be at least 1, got {beam_width} and {eval_beam_width}")
-        self.shared, self.estimator = shared, estimator
+        self.shared, self.estimator, self.frozen = shared, estimator, False
 
     def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., dim) in any float dtype; positions where `mask` (...) is False count in no loss and no
@@ -80,7 +79,7 @@ class ResidualVectorQuantizer(ResidualOf):
             z = without_masked_nonfinite(z, mask)
         with full_precision(z.device), full_precision_matmul(z.device):
             x = self._to_space(z)
-            if self.training and not all(level.frozen or level._is_initialized() for level in self.levels):
+            if self.training and not self.frozen and not all(level._is_initialized() for level in self.levels):
                 self._fit(x.detach(), mask, "kmeans", 0)
             total, codes, terms = self._quantize(x, mask, self._levels_kept(z.device))
             quantized = linear(self.project_out, total)
@@ -94,6 +93,7 @@ class ResidualVectorQuantizer(ResidualOf):
 
     def freeze_codebook(self, frozen: bool = True) -> None:
         """Stop (or resume) every change of the code vectors."""
+        self.frozen = frozen
         for level in self.levels:
             level.freeze_codebook(frozen)
 
@@ -173,16 +173,6 @@ class ResidualVectorQuantizer(ResidualOf):
         levels = self._beam_levels(self.levels[0].sample_temp if self.training else None)
         codes_ND = beam_search(x.reshape(-1, x.shape[-1]), levels[:kept], self._width(), cosine=self._cosine)
         return codes_ND.view(*x.shape[:-1], kept)
-
-    def _levels_kept(self, device: torch.device | None = None) -> int:
-        """With dropout, the number the first process draws: a level that only some processes used could not be
-        updated together."""
-        kept = super()._levels_kept()
-        if not (self.quantize_dropout and self.training and sync.is_distributed()):
-            return kept
-        drawn = torch.tensor(kept if sync.rank() == 0 else 0, device=device)
-        sync.all_reduce_sum(drawn)
-        return int(drawn)
 
     @torch.no_grad()
     def _fit(self, x: torch.Tensor, mask: torch.Tensor | None, method: str, seed: int) -> None:

@@ -16,6 +16,7 @@ from rqvae.quantizers.base import Quantizer, full_precision
 from rqvae.quantizers.codebook import EMACodebook
 from rqvae.quantizers.kmeans import kmeans
 from rqvae.quantizers.residual import ResidualQuantizer
+from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
 from rqvae.quantizers.vector import INIT_METHODS, VectorQuantizer
 
 KMEANS_ITERATIONS = 10
@@ -111,6 +112,9 @@ class _listening:
 def _call_order(model: nn.Module, batches: _Batches) -> list[tuple[str, Quantizer]]:
     """The quantizers with codebooks to warm, by first call on one batch."""
     names = {module: name for name, module in model.named_modules() if _can_warm(module)}
+    stacks = [module for module in names if isinstance(module, ResidualVectorQuantizer)]
+    for level in {level for stack in stacks for level in stack.levels}:
+        names.pop(level, None)  # warmed with its stack
     if not names:
         raise ValueError("codebook_warmup: the model has no quantizer with a codebook to warm")
     called: dict[Quantizer, None] = {}
@@ -124,11 +128,13 @@ def _call_order(model: nn.Module, batches: _Batches) -> list[tuple[str, Quantize
 
 
 def _can_warm(module: nn.Module) -> bool:
-    return isinstance(module, ResidualQuantizer) or (isinstance(module, VectorQuantizer) and not module.frozen)
+    if isinstance(module, (VectorQuantizer, ResidualVectorQuantizer)):
+        return not module.frozen
+    return isinstance(module, ResidualQuantizer)
 
 
 def _fit(quantizer: Quantizer, x_NE: torch.Tensor, method: str, seed: int) -> None:
-    if isinstance(quantizer, VectorQuantizer):
+    if isinstance(quantizer, (VectorQuantizer, ResidualVectorQuantizer)):
         quantizer.initialize_codebook(x_NE, method=method, seed=seed)
     else:
         with full_precision(x_NE.device):
