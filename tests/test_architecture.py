@@ -37,6 +37,7 @@ PRODUCT_FOLDERS = tuple(MAY_IMPORT)
 
 LIBRARY_DEPENDENCIES = {"torch", "safetensors", "omegaconf", "einops", "yaml"}  # yaml: omegaconf's own
 LOSS_DEPENDENCIES = {"lpips", "torchvision"}
+KERNEL_FILE, KERNEL_DEPENDENCIES = "rqvae/quantizers/triton_nearest.py", {"triton"}
 
 TORCH_DISTRIBUTED = {
     "runtime/distributed.py": ("torch.distributed",),
@@ -156,13 +157,15 @@ def distributed_outside_its_files(root: Path) -> Iterator[str]:
 
 
 def library_dependencies(root: Path) -> Iterator[str]:
-    """The wheel needs torch, safetensors, omegaconf and einops; its losses also lpips and torchvision."""
+    """The wheel needs torch, safetensors, omegaconf and einops; its losses also lpips and torchvision; one kernel, Triton."""
     for source in product_sources(root):
         if source.top not in LIBRARY:
             continue
         allowed = LIBRARY_DEPENDENCIES | {source.top} | set(sys.stdlib_module_names)
         if source.name.startswith("rqvae/losses/"):
             allowed |= LOSS_DEPENDENCIES
+        if source.name == KERNEL_FILE:
+            allowed |= KERNEL_DEPENDENCIES
         for name in source.imports:
             if name.split(".")[0] not in allowed:
                 yield f"{source.name} imports {name}"
@@ -286,6 +289,7 @@ VIOLATIONS = [
     ("distributed_outside_its_files", {"training/parallel.py": "import torch.distributed as dist"}),
     ("library_dependencies", {"rqvae/a.py": "def f():\n    import hydra"}),
     ("library_dependencies", {"rqvae/a.py": "import lpips"}),
+    ("library_dependencies", {"rqvae/a.py": "import triton"}),
     ("import_cycles", {"rqvae/a.py": "from rqvae import b", "rqvae/b.py": "def f():\n    from .a import x"}),
     ("import_cycles", {"rqvae/__init__.py": "from rqvae.a import x", "rqvae/a.py": "from rqvae import x"}),
     ("side_effects_of_imports", {"data/a.py": "import torch\ntorch.manual_seed(0)"}),
