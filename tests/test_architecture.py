@@ -157,7 +157,7 @@ def distributed_outside_its_files(root: Path) -> Iterator[str]:
 
 
 def library_dependencies(root: Path) -> Iterator[str]:
-    """The wheel needs torch, safetensors, omegaconf and einops; its losses also lpips and torchvision; one kernel, Triton."""
+    """The wheel needs torch, safetensors, omegaconf, einops; its losses lpips, torchvision; one kernel Triton."""
     for source in product_sources(root):
         if source.top not in LIBRARY:
             continue
