@@ -1,0 +1,386 @@
+"""The `_codebook` of `VectorQuantize`: its state under the names that programs reach for.
+
+Legend: X codebooks side by side, R rows (vectors), E code-vector size, K codebook size, T best codes.
+
+State is (X, K, E) and (X, K), fp32 buffers (`embed` a parameter where it is learned). Unlike the codebooks of the core
+it changes inside the forward, after the look-up; the steps are the core's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rqvae.quantizers import affine, sync
+from rqvae.quantizers.code_averages import counts_and_sums, replace_unused, smoothed_sizes, state_seed
+from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqvae.quantizers.implicit import KeepsFloat32
+from rqvae.quantizers.kmeans import kmeans
+from rqvae.quantizers.restart import CodedVectors
+from rqvae.quantizers.scores import best_codes, drawn_codes, expected_by_score, scores, top_codes
+
+UNIT_EPS = 1e-6  # vectors shorter than this are not scaled to length 1
+
+
+class Found(NamedTuple):
+    """A look-up: codes (X, R) or (X, R, T), their vectors (..., E), the code vectors searched (X, K, E), and, where
+    every vector has code vectors of its own, all scores (X, R, K)."""
+
+    codes: torch.Tensor
+    vectors: torch.Tensor
+    weight_XKE: torch.Tensor
+    scores_XRK: torch.Tensor | None
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """Scaled to length 1."""
+    return F.normalize(x, dim=-1, eps=UNIT_EPS)
+
+
+class Codebook(KeepsFloat32, nn.Module):
+    """X codebooks of K vectors. See `VectorQuantize` for the settings."""
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        num_codebooks: int = 1,
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        sync_kmeans: bool = True,
+        decay: float = 0.8,
+        eps: float = 1e-5,
+        threshold_ema_dead_code: float = 2,
+        reset_cluster_size: float | None = None,
+        use_ddp: bool | None = None,
+        learnable_codebook: bool = False,
+        stochastic: bool = False,
+        straight_through: bool = False,
+        sample_codebook_temp: float = 1.0,
+        ema_update: bool = True,
+        manual_ema_update: bool = False,
+        affine_param: bool = False,
+        sync_affine_param: bool = False,
+        affine_param_batch_decay: float = 0.99,
+        affine_param_codebook_decay: float = 0.9,
+        use_cosine_sim: bool = False,
+        vq_bridge: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.dim, self.codebook_size, self.num_codebooks = dim, codebook_size, num_codebooks
+        self.kmeans_iters, self.sync_kmeans, self.use_ddp = kmeans_iters, sync_kmeans, use_ddp
+        self.decay, self.eps = decay, eps
+        self.ema_update, self.manual_ema_update = ema_update, manual_ema_update
+        self.threshold_ema_dead_code = threshold_ema_dead_code
+        self.has_dead_code_replacement = threshold_ema_dead_code > 0
+        self.reset_cluster_size = threshold_ema_dead_code if reset_cluster_size is None else reset_cluster_size
+        self.stochastic, self.straight_through = stochastic, straight_through
+        self.sample_codebook_temp = sample_codebook_temp
+        self.use_cosine_sim, self.learnable_codebook = use_cosine_sim, learnable_codebook
+        self.affine_param, self.sync_affine_param = affine_param, sync_affine_param
+        self.affine_param_batch_decay = affine_param_batch_decay
+        self.affine_param_codebook_decay = affine_param_codebook_decay
+        self._register_state(kmeans_init)
+        self.vq_bridge = vq_bridge
+
+    def _register_state(self, kmeans_init: bool) -> None:
+        embed_XKE = torch.zeros(self.num_codebooks, self.codebook_size, self.dim, dtype=torch.float32)
+        if not kmeans_init:
+            nn.init.kaiming_uniform_(embed_XKE)
+            embed_XKE = self.transform_input(embed_XKE)
+        self.register_buffer("initted", torch.tensor(not kmeans_init))
+        self.register_buffer("cluster_size", torch.ones(embed_XKE.shape[:2], dtype=torch.float32))
+        self.register_buffer("embed_avg", embed_XKE.clone())
+        if self.learnable_codebook:
+            self.embed = nn.Parameter(embed_XKE)
+        else:
+            self.register_buffer("embed", embed_XKE)
+        self._seen_initted: tuple[int, int] | None = None
+        if self.affine_param:
+            for name in ("batch_mean", "batch_variance"):
+                self.register_buffer(name, None)
+            for name in ("codebook_mean", "codebook_variance"):
+                self.register_buffer(f"{name}_needs_init", torch.tensor(True))
+                self.register_buffer(name, torch.zeros(self.num_codebooks, 1, self.dim, dtype=torch.float32))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        """Moments of the vectors exist only after a forward: make room for those of the file."""
+        for name in ("batch_mean", "batch_variance"):
+            if self.affine_param and getattr(self, name) is None and prefix + name in state_dict:
+                setattr(self, name, torch.zeros_like(self.codebook_mean))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def transform_input(self, x: torch.Tensor) -> torch.Tensor:
+        """Vectors as they are searched: of length 1 for cosine similarity."""
+        return unit(x) if self.use_cosine_sim else x
+
+    def _together(self, together: bool = True) -> contextlib.AbstractContextManager:
+        """Collectives on, unless this codebook (use_ddp False) or this step does without."""
+        return contextlib.nullcontext() if together and self.use_ddp is not False else sync.alone()
+
+    # --- the code vectors that are searched
+
+    def effective_embed(self) -> torch.Tensor:
+        """(X, K, E) fp32: `embed` through the bridge and the affine map, with the gradient of a learned codebook."""
+        embed_XKE = (self.embed if self.learnable_codebook else self.embed.detach()).float()
+        if self.vq_bridge is not None:
+            embed_XKE = self.vq_bridge(embed_XKE)
+        if self.affine_param and self.batch_mean is not None:
+            embed_XKE = affine.carry(embed_XKE, *self._moments())
+        return embed_XKE
+
+    def _moments(self) -> tuple[affine.Moments, affine.Moments]:
+        return (
+            affine.Moments(self.codebook_mean, self.codebook_variance),
+            affine.Moments(self.batch_mean, self.batch_variance),
+        )
+
+    @torch.no_grad()
+    def update_affine(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None = None) -> None:
+        """Average in the moments of the vectors, and in training those of `embed`."""
+        if self.training or self.codebook_mean_needs_init:
+            known, _ = affine.moments(self.embed, across_ranks=False)
+            started = ~self.codebook_mean_needs_init
+            old = affine.Moments(self.codebook_mean, self.codebook_variance)
+            new = affine.blend(old, known, self.affine_param_codebook_decay, started)
+            self.codebook_mean.copy_(new.mean)
+            self.codebook_variance.copy_(new.variance)
+            self.codebook_mean_needs_init.fill_(False)
+            self.codebook_variance_needs_init.fill_(False)
+        with self._together(self.sync_affine_param):
+            seen, _ = affine.moments(x_XRE, valid_XR)
+        if self.batch_mean is None:
+            self.batch_mean, self.batch_variance = seen
+            return
+        old = affine.Moments(self.batch_mean, self.batch_variance)
+        self.batch_mean, self.batch_variance = affine.blend(old, seen, self.affine_param_batch_decay, True)
+
+    # --- look-up
+
+    def find(
+        self,
+        x_XRE: torch.Tensor,
+        temp: float | None = None,
+        topk: int | None = None,
+        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        keep_scores: bool = False,
+    ) -> Found:
+        """The codes of x (fp32) and their vectors, before any update.
+
+        keep_scores: the result serves losses over all scores, whose backward pass comes after the update of the step.
+        """
+        weight_XKE = self.effective_embed()
+        weight_XKE = weight_XKE.clone() if keep_scores else weight_XKE
+        temp = self.sample_codebook_temp if temp is None else temp
+        draw = self.training and self.stochastic and temp > 0
+        if transform is not None:
+            return self._find_own(x_XRE, weight_XKE, temp if draw else None, topk, transform, keep_scores)
+        codes = []
+        for x_NE, weight_KE in zip(x_XRE.detach(), weight_XKE.detach(), strict=True):
+            if draw:
+                codes.append(drawn_codes(x_NE, weight_KE, temp, self.use_cosine_sim, topk))
+            elif topk is not None:
+                codes.append(top_codes(x_NE, weight_KE, topk, self.use_cosine_sim))
+            else:
+                codes.append(best_codes(x_NE, weight_KE, self.use_cosine_sim))
+        vectors = [F.embedding(c, weight_KE) for c, weight_KE in zip(codes, weight_XKE, strict=True)]
+        return Found(_side_by_side(codes), _side_by_side(vectors), weight_XKE, None)
+
+    def _find_own(
+        self,
+        x_XRE: torch.Tensor,
+        weight_XKE: torch.Tensor,
+        temp: float | None,
+        topk: int | None,
+        transform: Callable[[torch.Tensor], torch.Tensor],
+        keep_scores: bool,
+    ) -> Found:
+        """`transform` gives every vector its own code vectors (X, B, R / B, K, E)."""
+        own_XRKE = transform(weight_XKE).flatten(1, 2)
+        own_XRKE = self.transform_input(own_XRKE)
+        with torch.set_grad_enabled(keep_scores and torch.is_grad_enabled()):
+            if self.use_cosine_sim:
+                scores_XRK = (own_XRKE @ x_XRE[..., None])[..., 0]
+            else:
+                scores_XRK = -F.pairwise_distance(x_XRE[..., None, :], own_XRKE)
+        ranks = scores_XRK.detach()
+        if temp is not None:
+            ranks = ranks / temp - torch.empty_like(ranks).exponential_().log_()
+        codes = ranks.argmax(-1) if topk is None else ranks.topk(topk, -1).indices
+        index = codes[..., None] if topk is None else codes
+        vectors = own_XRKE.gather(2, index[..., None].expand(*index.shape, own_XRKE.shape[-1]))
+        return Found(codes, vectors[:, :, 0] if topk is None else vectors, weight_XKE, scores_XRK)
+
+    def expected(self, x_XRE: torch.Tensor, weight_XKE: torch.Tensor, temp: float) -> torch.Tensor:
+        """Mean code vectors under softmax(score / temp) (X, R, E)."""
+        pairs = zip(x_XRE, weight_XKE, strict=True)
+        return _side_by_side([expected_by_score(x, weight, temp, self.use_cosine_sim) for x, weight in pairs])
+
+    # --- state
+
+    def _is_initted(self) -> bool:
+        """Reads the buffer only after it was written, so that the host waits for the device once."""
+        version = (id(self.initted), self.initted._version)
+        if self._seen_initted != version and bool(self.initted):
+            self._seen_initted = version
+        return self._seen_initted == version
+
+    @torch.no_grad()
+    def init_embed_(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None = None) -> None:
+        """Start from the k-means of the vectors, unless started already. Empty clusters keep a drawn vector."""
+        if self._is_initted():
+            return
+        with self._together(self.sync_kmeans):
+            for index, x_NE in enumerate(x_XRE):
+                means_KE, sizes_K = kmeans(
+                    x_NE,
+                    self.codebook_size,
+                    iterations=self.kmeans_iters,
+                    cosine=self.use_cosine_sim,
+                    valid_N=None if valid_XR is None else valid_XR[index],
+                    seed=index,
+                )
+                self.cluster_size[index] = sizes_K.clamp(min=1)
+                self.embed_avg[index] = means_KE * self.cluster_size[index][:, None]
+        self.update_ema()
+        self.initted.fill_(True)
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """embed = embed_avg / smoothed cluster size."""
+        mean_XKE = self.embed_avg / smoothed_sizes(self.cluster_size, self.eps)[..., None]
+        self.embed.data.copy_(self.transform_input(mean_XKE))
+
+    @torch.no_grad()
+    def update_codebook(
+        self,
+        rows: list[CodedVectors],
+        ema_update_weight: torch.Tensor | float | Callable | None = None,
+        accum_ema_update: bool = False,
+        ema_update: bool | None = None,
+    ) -> None:
+        """One step of the moving averages over the coded vectors of every codebook, then the expiry of unused codes.
+
+        accum_ema_update: only add the sums to `cluster_size.grad` and `embed_avg.grad`; the next step takes them in.
+        """
+        ema_update = self.ema_update if ema_update is None else ema_update
+        if not ema_update and not self.has_dead_code_replacement:
+            return
+        with self._together():
+            self.track(rows, ema_update_weight, accum_ema_update)
+            if accum_ema_update:
+                return
+            if ema_update and not self.manual_ema_update:
+                self.update_ema()
+            self._expire(rows)
+
+    def track(
+        self, rows: list[CodedVectors], weight: torch.Tensor | float | Callable | None, accumulate: bool
+    ) -> None:
+        """Counts and sums of the codes into the moving averages; weight (X, K), (K,), a number, or a function of (sums,
+        counts) that gives one: a factor on 1 - decay."""
+        if self.affine_param:
+            known, seen = self._moments()
+            rows = [
+                CodedVectors(affine.carry(r.x_NE, _book(seen, x), _book(known, x)), r.codes_N, r.valid_N)
+                for x, r in enumerate(rows)
+            ]
+        totals = [counts_and_sums(r, self.codebook_size) for r in rows]
+        counts_XK, sums_XKE = (torch.stack(part) for part in zip(*totals, strict=True))
+        weight = weight(sums_XKE, counts_XK) if callable(weight) else weight
+        for average, new in ((self.cluster_size, counts_XK), (self.embed_avg, sums_XKE)):
+            if accumulate:
+                average.grad = new if average.grad is None else average.grad.add_(new)
+                continue
+            if average.grad is not None:
+                new, average.grad = new + average.grad, None
+            average.lerp_(new, self._step_size(weight, average))
+
+    def _step_size(self, weight: torch.Tensor | float | None, average: torch.Tensor) -> torch.Tensor | float:
+        if weight is None:
+            return 1 - self.decay
+        if not isinstance(weight, torch.Tensor):
+            return (1 - self.decay) * weight
+        weight = weight[None] if weight.ndim == 1 else weight
+        expected = tuple(average.shape[:2])
+        require(weight.shape == expected, f"ema_update_weight of shape {tuple(weight.shape)} is not {expected}")
+        return (1 - self.decay) * weight.to(average).view(*expected, *[1] * (average.ndim - 2))
+
+    @torch.no_grad()
+    def _expire(self, rows: list[CodedVectors]) -> None:
+        """Codes used less than the threshold become vectors of the batch, with the reset cluster size."""
+        if not self.has_dead_code_replacement or not self.training:
+            return
+        unused_XK = self.cluster_size < self.threshold_ema_dead_code
+        if unused_XK.device.type == "cpu" and not unused_XK.any():  # elsewhere the host would have to wait to know
+            return
+        seed = state_seed(self.cluster_size)
+        for index, (unused_K, row) in enumerate(zip(unused_XK, rows, strict=True)):
+            vectors_KE, replaced_K = replace_unused(unused_K, row, seed + index)
+            replaced_K1 = replaced_K[:, None]
+            self.embed.data[index] = torch.where(replaced_K1, vectors_KE, self.embed.data[index])
+            sums_KE = vectors_KE * self.reset_cluster_size
+            self.embed_avg[index] = torch.where(replaced_K1, sums_KE, self.embed_avg[index])
+            self.cluster_size[index].masked_fill_(replaced_K, self.reset_cluster_size)
+
+    # --- what programs call on `_codebook` itself: (..., E) or, with several codebooks, (X, ..., E)
+
+    def rows_of(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., E), or (X, ..., E) for several codebooks -> (X, R, E) fp32."""
+        return x.float().reshape(self.num_codebooks, -1, x.shape[-1])
+
+    def coded(
+        self, x_XRE: torch.Tensor, codes_XR: torch.Tensor | None, valid_XR: torch.Tensor | None
+    ) -> list[CodedVectors]:
+        """Vectors with their codes; those that are masked, not finite, or coded -1 do not count."""
+        finite_XR = x_XRE.sum(-1).isfinite()
+        valid_XR = finite_XR if valid_XR is None else finite_XR & valid_XR
+        codes_XR = torch.zeros_like(valid_XR, dtype=torch.int64) if codes_XR is None else codes_XR
+        valid_XR = valid_XR & (codes_XR >= 0)
+        return [CodedVectors(*row) for row in zip(x_XRE, codes_XR.clamp(min=0), valid_XR, strict=True)]
+
+    def expire_codes_(self, batch_samples: torch.Tensor, seq_mask: torch.Tensor | None = None) -> None:
+        """Replace codes used less than the threshold by vectors (..., E) drawn from these."""
+        x_XRE = self.transform_input(self.rows_of(batch_samples.detach()))
+        valid_XR = None if seq_mask is None else seq_mask.reshape(len(x_XRE), -1)
+        with self._together():
+            self._expire(self.coded(x_XRE, None, valid_XR))
+
+    def update_indices(
+        self,
+        x: torch.Tensor,
+        embed_ind: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        ema_update_weight: torch.Tensor | Callable | None = None,
+        accum_ema_update: bool = False,
+        ema_update: bool | None = None,
+    ) -> None:
+        """A moving-average step with vectors (..., E) and codes (...) found elsewhere. mask: (B, N)."""
+        x_XRE = self.rows_of(x.detach())
+        codes_XR = embed_ind.reshape(len(x_XRE), -1)
+        valid_XR = None
+        if mask is not None:
+            repeats = codes_XR.shape[1] // mask.numel()
+            valid_XR = mask[:, None].expand(-1, repeats, -1).reshape(1, -1).expand(len(x_XRE), -1)
+        self.update_codebook(self.coded(x_XRE, codes_XR, valid_XR), ema_update_weight, accum_ema_update, ema_update)
+
+    update_ema_indices = update_indices
+
+    def distances(self, x_XRE: torch.Tensor) -> torch.Tensor:
+        """All scores (X, R, K): minus the distances, or the cosines. For small inputs."""
+        pairs = zip(x_XRE, self.effective_embed(), strict=True)
+        return torch.stack([scores(x_NE, weight_KE, self.use_cosine_sim) for x_NE, weight_KE in pairs])
+
+
+def _side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Stacked without a copy where there is one."""
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+
+
+def _book(moments: affine.Moments, index: int) -> affine.Moments:
+    return affine.Moments(moments.mean[index], moments.variance[index])
