@@ -2,7 +2,7 @@
 
 One forward serves training (no cache) and decoding (with a `KVCache`).
 
-Legend: B batch, L sequence length, C width, A attention heads, F features per attention head.
+Legend: B batch, L sequence length, P past positions, C width, A attention heads, F features per attention head.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.kv_cache import KVCache
+from rqtransformer.packing import PackedSlot, WeightFormat
 
 
 class SelfAttention(nn.Module):
@@ -27,43 +28,55 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(embed_dim, embed_dim, bias=config.attn_bias)
         self.value = nn.Linear(embed_dim, embed_dim, bias=config.attn_bias)
         self.proj = nn.Linear(embed_dim, embed_dim, bias=config.attn_bias)
-        self._fused: tuple[Tensor, Tensor | None] | None = None
+        self._packed_input, self._packed_proj = PackedSlot(), PackedSlot()
 
-    def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """Attends from every position to itself, to those before it and to the cached past."""
-        query, key, value = (self._split_heads(part) for part in self._project(x_BLC))
-        past = 0
-        if cache is not None:
+    def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0,
+                residual_BLC: Tensor | None = None) -> Tensor:
+        """Attends from every position to itself, to those before it and to the cached past; adds the residual."""
+        query_BALF, keys_values_2BALF = self._project(x_BLC)
+        if cache is None:
+            out_BALF = self._attend(query_BALF, *keys_values_2BALF.unbind(0), None, past=0)
+        elif cache.length == 0 and x_BLC.shape[1] == 1 and cache.index is None:
+            cache.write(layer, keys_values_2BALF)
+            out_BALF = keys_values_2BALF[1]  # the first position sees only itself
+        else:
             past = cache.length
-            key, value = cache.write(layer, key, value)
-        out_BALF = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=_mask_after_past(query.shape[2], past, query.device),
-            is_causal=past == 0 and query.shape[2] > 1,
-            dropout_p=self.attn_pdrop if self.training else 0.0,
-        )
-        out_BLC = self.proj(out_BALF.transpose(1, 2).flatten(2))
-        return F.dropout(out_BLC, self.resid_pdrop, self.training)
+            key_BALF, value_BALF = cache.write(layer, keys_values_2BALF)
+            mask = cache.mask() if x_BLC.shape[1] == 1 else _mask_after_past(x_BLC.shape[1], past, x_BLC.device)
+            out_BALF = self._attend(query_BALF.to(key_BALF.dtype), key_BALF, value_BALF, mask, past)
+        out_BLC = out_BALF.transpose(1, 2).flatten(2)
+        if self._packed_proj.active is not None:
+            return self._packed_proj.active(out_BLC, residual_BLC)
+        out_BLC = self.proj(out_BLC)
+        if self.training:
+            out_BLC = F.dropout(out_BLC, self.resid_pdrop)
+        return out_BLC if residual_BLC is None else residual_BLC + out_BLC
 
-    def fuse(self, enabled: bool, dtype: torch.dtype | None = None) -> None:
-        """Keeps (or drops) one joint copy of the query, key and value weights, so that decoding runs one product."""
-        if not enabled:
-            self._fused = None
-            return
-        parts = (self.query, self.key, self.value)
-        dtype = dtype or self.query.weight.dtype
-        bias = None if self.query.bias is None else torch.cat([part.bias.detach() for part in parts]).to(dtype)
-        self._fused = torch.cat([part.weight.detach() for part in parts]).to(dtype), bias
+    def pack(self, form: WeightFormat) -> None:
+        """One joint product for query, key and value, and packed weights, until `unpack`."""
+        self._packed_input.fill_from((self.query, self.key, self.value), form)
+        self._packed_proj.fill_from((self.proj,), form)
 
-    def _project(self, x_BLC: Tensor) -> tuple[Tensor, ...]:
-        if self._fused is not None:
-            return F.linear(x_BLC, *self._fused).chunk(3, dim=-1)
-        return self.query(x_BLC), self.key(x_BLC), self.value(x_BLC)
+    def unpack(self, keep: bool) -> None:
+        """Back to the parameters; `keep` leaves the packed copies for the next time."""
+        self._packed_input.unpack(keep)
+        self._packed_proj.unpack(keep)
 
-    def _split_heads(self, x_BLC: Tensor) -> Tensor:
-        return x_BLC.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+    def _project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor]:
+        """(Query, keys and values)."""
+        if self._packed_input.active is not None:
+            joint = self._packed_input.active(x_BLC)
+        else:
+            joint = torch.cat([self.query(x_BLC), self.key(x_BLC), self.value(x_BLC)], dim=-1)
+        joint_3BALF = joint.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return joint_3BALF[0], joint_3BALF[1:]
+
+    def _attend(self, query_BALF: Tensor, key_BALF: Tensor, value_BALF: Tensor, mask: Tensor | None,
+                past: int) -> Tensor:
+        causal = mask is None and past == 0 and query_BALF.shape[2] > 1
+        dropout = self.attn_pdrop if self.training else 0.0
+        return F.scaled_dot_product_attention(query_BALF, key_BALF, value_BALF, attn_mask=mask, is_causal=causal,
+                                              dropout_p=dropout)
 
 
 def _mask_after_past(num_new: int, past: int, device: torch.device) -> Tensor | None:
@@ -83,6 +96,39 @@ class SigmoidGELU(nn.Module):
 
 
 ACTIVATIONS = {"v1": nn.GELU, "v2": SigmoidGELU}
+NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
+class FeedForward(nn.Sequential):
+    """Linear, activation, linear, dropout, with the published parameter names (0 and 2)."""
+
+    def __init__(self, embed_dim: int, config: BlockConfig):
+        super().__init__(
+            nn.Linear(embed_dim, 4 * embed_dim, bias=config.mlp_bias),
+            ACTIVATIONS[config.gelu](),
+            nn.Linear(4 * embed_dim, embed_dim, bias=config.mlp_bias),
+            nn.Dropout(config.resid_pdrop),
+        )
+        self._exact = config.gelu == "v1"
+        self._packed_up, self._packed_down = PackedSlot(), PackedSlot()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """(..., C) -> (..., C), plus the residual."""
+        if self._packed_up.active is None:
+            out = super().forward(x)
+            return out if residual is None else residual + out
+        hidden = self._packed_up.active(x, gelu=self._exact)
+        return self._packed_down.active(hidden if self._exact else self[1](hidden), residual)
+
+    def pack(self, form: WeightFormat) -> None:
+        """See `SelfAttention.pack`."""
+        self._packed_up.fill_from((self[0],), form)
+        self._packed_down.fill_from((self[2],), form)
+
+    def unpack(self, keep: bool) -> None:
+        """See `SelfAttention.unpack`."""
+        self._packed_up.unpack(keep)
+        self._packed_down.unpack(keep)
 
 
 class Block(nn.Module):
@@ -93,17 +139,12 @@ class Block(nn.Module):
         self.ln1 = nn.LayerNorm(embed_dim)
         self.ln2 = nn.LayerNorm(embed_dim)
         self.attn = SelfAttention(embed_dim, config)
-        self.mlp = nn.Sequential(
-            nn.Linear(embed_dim, 4 * embed_dim, bias=config.mlp_bias),
-            ACTIVATIONS[config.gelu](),
-            nn.Linear(4 * embed_dim, embed_dim, bias=config.mlp_bias),
-            nn.Dropout(config.resid_pdrop),
-        )
+        self.mlp = FeedForward(embed_dim, config)
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """See `SelfAttention.forward`."""
-        x_BLC = x_BLC + self.attn(self.ln1(x_BLC), cache, layer)
-        return x_BLC + self.mlp(self.ln2(x_BLC))
+        x_BLC = self.attn(self.ln1(x_BLC), cache, layer, x_BLC)
+        return self.mlp(self.ln2(x_BLC), x_BLC)
 
 
 class TransformerStack(nn.Module):
@@ -116,7 +157,7 @@ class TransformerStack(nn.Module):
     def __init__(self, embed_dim: int, config: StackConfig):
         super().__init__()
         self.blocks = nn.ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
-        self.num_heads, self.head_dim = config.block.n_head, embed_dim // config.block.n_head
+        _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
         self.gradient_checkpointing = False
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -131,12 +172,20 @@ class TransformerStack(nn.Module):
             cache.advance(x_BLC.shape[1])
         return x_BLC
 
-    def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device) -> KVCache:
-        """An empty cache that fits this stack."""
+    def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device,
+                  on_device: bool = False) -> KVCache:
+        """An empty cache that fits this stack; see `KVCache`."""
         return KVCache(len(self.blocks), batch_size, self.num_heads, max_length, self.head_dim, dtype=dtype,
-                       device=device)
+                       device=device, on_device=on_device)
 
-    def fuse(self, enabled: bool, dtype: torch.dtype | None = None) -> None:
-        """See `SelfAttention.fuse`."""
+    def pack(self, form: WeightFormat) -> None:
+        """See `SelfAttention.pack`."""
         for block in self.blocks:
-            block.attn.fuse(enabled, dtype)
+            block.attn.pack(form)
+            block.mlp.pack(form)
+
+    def unpack(self, keep: bool) -> None:
+        """See `SelfAttention.unpack`."""
+        for block in self.blocks:
+            block.attn.unpack(keep)
+            block.mlp.unpack(keep)

@@ -9,6 +9,7 @@ from typing import Any, List, Optional, get_type_hints
 from omegaconf import MISSING, OmegaConf
 
 GELU_NAMES = ("v1", "v2")
+NORM_NAMES = ("layer", "rms")
 # Published files write these, always with these values; nothing here reads them, so no other value is accepted.
 FIXED_VALUES = {
     "type": "rq-transformer", "ar_hierarchy": None, "use_padding_emb": False, "scaled_head_emb_vqvae": False
@@ -19,7 +20,10 @@ FIXED_VALUES = {
 class BlockConfig:
     """One transformer block. `gelu` is v1 (exact, erf) or v2 (x * sigmoid(1.702 x)).
 
-    `embed_dim` is written by published configurations and must, when given, repeat the model's.
+    `embed_dim` is written by published configurations and must, when given, repeat the model's. What follows `gelu` is
+    ours; its defaults are the published block. norm: layer or rms. head_dim: features per attention head; embed_dim /
+    n_head when left out. n_kv_head: heads of keys and values, each shared by n_head / n_kv_head queries; 1 is
+    multi-query attention. mlp_ratio: hidden width over embed_dim. alibi: scores fall linearly with the distance.
     """
 
     embed_dim: Optional[int] = None
@@ -29,6 +33,11 @@ class BlockConfig:
     attn_pdrop: float = 0.0
     resid_pdrop: float = 0.1
     gelu: str = "v1"
+    norm: str = "layer"
+    head_dim: Optional[int] = None
+    n_kv_head: Optional[int] = None
+    mlp_ratio: int = 4
+    alibi: bool = False
 
 
 @dataclass
@@ -173,8 +182,15 @@ def _check_stack(name: str, stack: StackConfig, embed_dim: int) -> None:
     block = stack.block
     if _is_missing(stack.n_layer) or stack.n_layer < 0:
         raise ValueError(f"arch.{name}.n_layer={stack.n_layer} must be 0 or more")
-    if _is_missing(block.n_head) or block.n_head < 1 or embed_dim % block.n_head:
+    if _is_missing(block.n_head) or block.n_head < 1 or (block.head_dim is None and embed_dim % block.n_head):
         raise ValueError(f"arch.{name}.block.n_head={block.n_head} must divide arch.embed_dim={embed_dim}")
+    if block.n_kv_head is not None and (block.n_kv_head < 1 or block.n_head % block.n_kv_head):
+        raise ValueError(f"arch.{name}.block.n_kv_head={block.n_kv_head} must divide n_head={block.n_head}")
+    for key, value in (("mlp_ratio", block.mlp_ratio), ("head_dim", block.head_dim)):
+        if value is not None and value < 1:
+            raise ValueError(f"arch.{name}.block.{key}={value} must be at least 1")
+    if block.norm not in NORM_NAMES:
+        raise ValueError(f"arch.{name}.block.norm={block.norm!r} must be one of {', '.join(NORM_NAMES)}")
     if block.embed_dim is not None and not _is_missing(block.embed_dim) and block.embed_dim != embed_dim:
         raise ValueError(f"arch.{name}.block.embed_dim={block.embed_dim} must equal arch.embed_dim={embed_dim}")
     if block.gelu not in GELU_NAMES:
