@@ -16,34 +16,48 @@ from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.packing import PackedSlot, WeightFormat
 
+NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
+def head_sizes(embed_dim: int, config: BlockConfig) -> tuple[int, int, int]:
+    """(Heads of queries, heads of keys and values, features per head)."""
+    return config.n_head, config.n_kv_head or config.n_head, config.head_dim or embed_dim // config.n_head
+
 
 class SelfAttention(nn.Module):
-    """Multi-head causal self-attention with the published parameter names (key, query, value, proj)."""
+    """Multi-head causal self-attention with the published parameter names (key, query, value, proj).
+
+    Fewer key-value heads than query heads: each serves a group of neighbouring queries (Ainslie et al., 2023).
+    """
 
     def __init__(self, embed_dim: int, config: BlockConfig):
         super().__init__()
-        self.num_heads = config.n_head
+        self.num_heads, self.kv_heads, self.head_dim = head_sizes(embed_dim, config)
         self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
-        self.key = nn.Linear(embed_dim, embed_dim, bias=config.attn_bias)
-        self.query = nn.Linear(embed_dim, embed_dim, bias=config.attn_bias)
-        self.value = nn.Linear(embed_dim, embed_dim, bias=config.attn_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim, bias=config.attn_bias)
+        width, kv_width = self.num_heads * self.head_dim, self.kv_heads * self.head_dim
+        self.key = nn.Linear(embed_dim, kv_width, bias=config.attn_bias)
+        self.query = nn.Linear(embed_dim, width, bias=config.attn_bias)
+        self.value = nn.Linear(embed_dim, kv_width, bias=config.attn_bias)
+        self.proj = nn.Linear(width, embed_dim, bias=config.attn_bias)
+        self.slopes: tuple[float, ...] | None = None
+        if config.alibi:
+            self.slopes = tuple(2.0 ** (-8.0 * (head + 1) / self.num_heads) for head in range(self.num_heads))
         self._packed_input, self._packed_proj = PackedSlot(), PackedSlot()
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0,
                 residual_BLC: Tensor | None = None) -> Tensor:
         """Attends from every position to itself, to those before it and to the cached past; adds the residual."""
-        query_BALF, keys_values_2BALF = self._project(x_BLC)
+        query_BALF, new_2BALF = self._project(x_BLC)
         if cache is None:
-            out_BALF = self._attend(query_BALF, *keys_values_2BALF.unbind(0), None, past=0)
-        elif cache.length == 0 and x_BLC.shape[1] == 1 and cache.index is None:
-            cache.write(layer, keys_values_2BALF)
-            out_BALF = keys_values_2BALF[1]  # the first position sees only itself
+            out_BALF = self._attend(query_BALF, new_2BALF[0], new_2BALF[1], 0, None)
         else:
             past = cache.length
-            key_BALF, value_BALF = cache.write(layer, keys_values_2BALF)
-            mask = cache.mask() if x_BLC.shape[1] == 1 else _mask_after_past(x_BLC.shape[1], past, x_BLC.device)
-            out_BALF = self._attend(query_BALF.to(key_BALF.dtype), key_BALF, value_BALF, mask, past)
+            key_BALF, value_BALF = cache.write(layer, new_2BALF)
+            if past == 0 and x_BLC.shape[1] == 1 and self.kv_heads == self.num_heads:
+                out_BALF = new_2BALF[1]  # the first position sees only itself
+            else:
+                visible = cache.mask() if x_BLC.shape[1] == 1 else None
+                out_BALF = self._attend(query_BALF.to(key_BALF.dtype), key_BALF, value_BALF, past, visible)
         out_BLC = out_BALF.transpose(1, 2).flatten(2)
         if self._packed_proj.active is not None:
             return self._packed_proj.active(out_BLC, residual_BLC)
@@ -68,15 +82,33 @@ class SelfAttention(nn.Module):
             joint = self._packed_input.active(x_BLC)
         else:
             joint = torch.cat([self.query(x_BLC), self.key(x_BLC), self.value(x_BLC)], dim=-1)
-        joint_3BALF = joint.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return joint_3BALF[0], joint_3BALF[1:]
+        joint_BLAF = joint.unflatten(-1, (-1, self.head_dim))
+        query_BLAF, keys_values = joint_BLAF.split((self.num_heads, 2 * self.kv_heads), dim=2)
+        return query_BLAF.transpose(1, 2), keys_values.unflatten(2, (2, -1)).permute(2, 0, 3, 1, 4)
 
-    def _attend(self, query_BALF: Tensor, key_BALF: Tensor, value_BALF: Tensor, mask: Tensor | None,
-                past: int) -> Tensor:
-        causal = mask is None and past == 0 and query_BALF.shape[2] > 1
-        dropout = self.attn_pdrop if self.training else 0.0
-        return F.scaled_dot_product_attention(query_BALF, key_BALF, value_BALF, attn_mask=mask, is_causal=causal,
-                                              dropout_p=dropout)
+    def _attend(self, query_BALF: Tensor, key_BALF: Tensor, value_BALF: Tensor, past: int,
+                visible: Tensor | None) -> Tensor:
+        new = query_BALF.shape[2]
+        mask = visible if new == 1 else _mask_after_past(new, past, query_BALF.device)
+        if self.slopes is not None:
+            mask = self._falling_scores(new, key_BALF, past, visible)
+        grouped = self.kv_heads != self.num_heads
+        return F.scaled_dot_product_attention(
+            query_BALF, key_BALF, value_BALF, attn_mask=mask, is_causal=mask is None and past == 0 and new > 1,
+            dropout_p=self.attn_pdrop if self.training else 0.0, **({"enable_gqa": True} if grouped else {}),
+        )
+
+    def _falling_scores(self, new: int, key_BALF: Tensor, past: int, visible: Tensor | None) -> Tensor:
+        """ALiBi: minus slope times distance, and minus infinity for the future (A, new, keys)."""
+        device, num_keys = key_BALF.device, key_BALF.shape[2]
+        if visible is None:
+            here = torch.arange(past, past + new, device=device).unsqueeze(1)
+            distance = here - torch.arange(num_keys, device=device)
+        else:  # the position is known on the device only
+            distance = visible.view(1, -1).sum() - 1 - torch.arange(num_keys, device=device).unsqueeze(0)
+        slopes_A11 = torch.tensor(self.slopes, device=device).view(-1, 1, 1)
+        scores = (-slopes_A11 * distance).masked_fill(distance < 0, float("-inf"))
+        return scores.to(key_BALF.dtype)
 
 
 def _mask_after_past(num_new: int, past: int, device: torch.device) -> Tensor | None:
@@ -104,9 +136,9 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, embed_dim: int, config: BlockConfig):
         super().__init__(
-            nn.Linear(embed_dim, 4 * embed_dim, bias=config.mlp_bias),
+            nn.Linear(embed_dim, config.mlp_ratio * embed_dim, bias=config.mlp_bias),
             ACTIVATIONS[config.gelu](),
-            nn.Linear(4 * embed_dim, embed_dim, bias=config.mlp_bias),
+            nn.Linear(config.mlp_ratio * embed_dim, embed_dim, bias=config.mlp_bias),
             nn.Dropout(config.resid_pdrop),
         )
         self._exact = config.gelu == "v1"
@@ -136,8 +168,8 @@ class Block(nn.Module):
 
     def __init__(self, embed_dim: int, config: BlockConfig):
         super().__init__()
-        self.ln1 = nn.LayerNorm(embed_dim)
-        self.ln2 = nn.LayerNorm(embed_dim)
+        self.ln1 = NORMS[config.norm](embed_dim)
+        self.ln2 = NORMS[config.norm](embed_dim)
         self.attn = SelfAttention(embed_dim, config)
         self.mlp = FeedForward(embed_dim, config)
 
@@ -175,7 +207,7 @@ class TransformerStack(nn.Module):
     def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device,
                   on_device: bool = False) -> KVCache:
         """An empty cache that fits this stack; see `KVCache`."""
-        return KVCache(len(self.blocks), batch_size, self.num_heads, max_length, self.head_dim, dtype=dtype,
+        return KVCache(len(self.blocks), batch_size, self.kv_heads, max_length, self.head_dim, dtype=dtype,
                        device=device, on_device=on_device)
 
     def pack(self, form: WeightFormat) -> None:

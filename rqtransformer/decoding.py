@@ -83,7 +83,7 @@ class Decoder:
         if self.model.config.cumsum_depth_ctx and self._head_sum is not None:
             vector = vector + self._head_sum
         self._head_sum = vector
-        return self.model.head_mlp(vector)
+        return self.model.project_head(vector)
 
     def _body_step(self) -> Tensor:
         token_BC = self._input_sum

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqtransformer.packing import PackedSlot, WeightFormat
+
 
 @runtime_checkable
 class ImageTokenizer(Protocol):
@@ -86,6 +88,7 @@ class CodeClassifier(nn.Module):
             self.linear = nn.Linear(embed_dim, self._largest)
         else:
             self.linear = DepthLinear(len(self.vocab_sizes), embed_dim, self._largest)
+        self._packed = [PackedSlot() for _ in range(1 if shared else len(self.vocab_sizes))]
 
     def forward(self, x: Tensor) -> Tensor:
         """All depths: (..., D, C) -> (..., D, V)."""
@@ -98,10 +101,27 @@ class CodeClassifier(nn.Module):
     def at_depth(self, x_BC: Tensor, depth: int) -> Tensor:
         """One depth: (B, C) -> (B, V)."""
         x_BC = self.layer_norm(x_BC)
-        logits = self.linear(x_BC) if self.shared else self.linear.at_depth(x_BC, depth)
+        packed = self._packed[0 if self.shared else depth].active
+        if packed is not None:
+            logits = packed(x_BC)
+        else:
+            logits = self.linear(x_BC) if self.shared else self.linear.at_depth(x_BC, depth)
         if self.vocab_sizes[depth] < self._largest:
             logits[..., self.vocab_sizes[depth] :] = _impossible(logits.dtype)
         return logits
+
+    def pack(self, form: WeightFormat) -> None:
+        """Packed weights for `at_depth`, until `unpack`."""
+        if self.shared:
+            self._packed[0].fill_from((self.linear,), form)
+            return
+        for slot, weight_CV, bias_V in zip(self._packed, self.linear.weight, self.linear.bias):
+            slot.fill([weight_CV.T], [bias_V], form)
+
+    def unpack(self, keep: bool) -> None:
+        """Back to the parameters; `keep` leaves the packed copies for the next time."""
+        for slot in self._packed:
+            slot.unpack(keep)
 
 
 def _impossible(dtype: torch.dtype) -> float:

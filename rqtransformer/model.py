@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rqtransformer.attention import TransformerStack
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
+from rqtransformer.packing import PackedSlot, WeightFormat
 
 
 class RQTransformerOutput(NamedTuple):
@@ -61,6 +62,7 @@ class RQTransformer(nn.Module):
         self.tok_emb = _token_embedding(config)
         self.input_mlp = nn.Linear(config.code_dim, config.embed_dim) if config.input_emb_vqvae else None
         self.head_mlp = nn.Linear(config.code_dim, config.embed_dim) if config.head_emb_vqvae else None
+        self._packed_input, self._packed_head = PackedSlot(), PackedSlot()
         self.embed_drop = nn.Dropout(config.embd_pdrop)
         self.body_transformer = TransformerStack(config.embed_dim, config.body)
         self.head_transformer = TransformerStack(config.embed_dim, config.head)
@@ -138,7 +140,13 @@ class RQTransformer(nn.Module):
 
     def project_input(self, vector_sum: Tensor) -> Tensor:
         """`input_mlp` of each of the D code vectors, summed: one product, and D times the bias."""
+        if self._packed_input.active is not None:
+            return self._packed_input.active(vector_sum)
         return F.linear(vector_sum, self.input_mlp.weight, self.input_mlp.bias * self.depth)
+
+    def project_head(self, vector: Tensor) -> Tensor:
+        """`head_mlp` of code vectors."""
+        return self.head_mlp(vector) if self._packed_head.active is None else self._packed_head.active(vector)
 
     def head_input(self, context_BTC: Tensor, codes_BTD: Tensor, vectors_BTDE: Tensor | None) -> Tensor:
         """Slot 0: the body's output; slot d: the codes 0..d-1 of the position (B, T, D, C)."""
@@ -148,22 +156,35 @@ class RQTransformer(nn.Module):
             tokens_BTDE = vectors_BTDE[:, :, :-1]
             if self.config.cumsum_depth_ctx:
                 tokens_BTDE = tokens_BTDE.cumsum(dim=-2)  # Eq. 9
-            tokens_BTDC = self.head_mlp(tokens_BTDE)
+            tokens_BTDC = self.project_head(tokens_BTDE)
         return torch.cat([context_BTC.unsqueeze(2), tokens_BTDC], dim=2) + self.pos_emb_d
 
     @contextlib.contextmanager
-    def decoding_mode(self, dtype: torch.dtype | None = None) -> Iterator[None]:
-        """Eval mode with fused attention weights (cast to `dtype` if given); everything is put back at the end."""
+    def decoding_mode(self, dtype: torch.dtype | None = None, weights: str = "dense") -> Iterator[None]:
+        """Eval mode with packed weights (`WeightFormat`); everything is put back at the end.
+
+        A model in eval mode keeps the packed copies for the next time, one in training drops them.
+        """
+        form = WeightFormat(dtype, weights)
+        form.validate()
         was_training = self.training
         self.eval()
+        stacks = (self.body_transformer, self.head_transformer, self.classifier)
         try:
-            for stack in (self.body_transformer, self.head_transformer):
-                stack.fuse(True, dtype)
+            for part in stacks:
+                part.pack(form)
+            self._pack_projections(form)
             yield
         finally:
-            for stack in (self.body_transformer, self.head_transformer):
-                stack.fuse(False)
+            for part in (*stacks, self._packed_input, self._packed_head):
+                part.unpack(keep=not was_training)
             self.train(was_training)
+
+    def _pack_projections(self, form: WeightFormat) -> None:
+        if self.input_mlp is not None:
+            self._packed_input.fill([self.input_mlp.weight], [self.input_mlp.bias], form, bias_scale=self.depth)
+        if self.head_mlp is not None:
+            self._packed_head.fill_from((self.head_mlp,), form)
 
     def _drop_condition(self, cond_BL: Tensor) -> Tensor:
         if not (self.training and self.config.has_null_condition):

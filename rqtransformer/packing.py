@@ -1,0 +1,153 @@
+"""Linear maps laid out for decoding: weights joined, cast, reordered for the processor or rounded to int8.
+
+A packed copy belongs to the module whose parameters it holds, is rebuilt when they change and is part of no state
+dict. On a CPU it is oneDNN's blocked layout, whose result for a row does not depend on how many rows come with it: the
+same codes for any batch size, and up to 1.6 times the speed of the plain product of 16 rows.
+
+Legend: O output features, I input features; `...` any leading axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WEIGHT_FORMATS = ("dense", "int8")
+# The row count oneDNN plans its blocks for. One plan for all batches: another plan may round differently.
+PLANNED_ROWS = 16
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How weights are kept while decoding.
+
+    Attributes:
+        dtype: of the products' inputs and outputs; None is that of the parameters.
+        kind: dense, or int8: one scale per output feature, a quarter of fp32's bytes, products in `dtype`.
+    """
+
+    dtype: torch.dtype | None = None
+    kind: str = "dense"
+
+    def validate(self) -> None:
+        """Raises ValueError for an unknown kind."""
+        if self.kind not in WEIGHT_FORMATS:
+            raise ValueError(f"weights={self.kind!r} must be one of {', '.join(WEIGHT_FORMATS)}")
+
+
+class PackedLinear:
+    """x -> activation(x @ weight.T + bias) + residual, with the weight as `WeightFormat` says.
+
+    Args:
+        weight_OI: the weight.
+        bias_O: the bias, or None.
+        form: dtype and kind.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, form: WeightFormat):
+        self.dtype = form.dtype or weight_OI.dtype
+        self.out_features = weight_OI.shape[0]
+        self._bias = None if bias_O is None else bias_O.to(self.dtype)
+        self._blocked = self._scale = None
+        if form.kind == "int8":
+            self._weight, self._scale = _round_to_int8(weight_OI, self.dtype)
+            return
+        self._weight = weight_OI.to(self.dtype)
+        if _can_block(self._weight):
+            self._blocked = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), PLANNED_ROWS)
+            self._weight = None
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
+        """(..., I) -> (..., O). A residual keeps its own type if that is the wider one."""
+        x = x.to(self.dtype)
+        if self._blocked is not None:
+            return self._blocked_product(x, residual, gelu)
+        if self._scale is None:
+            out = F.linear(x, self._weight, self._bias)
+        else:
+            rows = x.reshape(-1, x.shape[-1])
+            out = torch._weight_int8pack_mm(rows, self._weight, self._scale).unflatten(0, x.shape[:-1])
+            if self._bias is not None:
+                out = out.add_(self._bias)
+        if gelu:
+            out = F.gelu(out)
+        return out if residual is None else residual + out
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copied module packs its own parameters."""
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()
+
+    def _blocked_product(self, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
+        product = torch.ops.mkldnn._linear_pointwise
+        if residual is None:
+            return product(x, self._blocked, self._bias, "gelu" if gelu else "none", [], "none")
+        if gelu or residual.dtype != self.dtype:
+            return residual + self._blocked_product(x, None, gelu)
+        return product.binary(x, residual, self._blocked, self._bias, "add")
+
+
+def _can_block(weight_OI: Tensor) -> bool:
+    """Whether this build of torch and this processor have oneDNN's product for the type of the weight."""
+    if type(weight_OI) is not Tensor or weight_OI.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if weight_OI.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight_OI.dtype == torch.float32
+
+
+def _round_to_int8(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(int8 weight, scale per output feature): the largest magnitude of a row becomes 127."""
+    scale_O = weight_OI.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (weight_OI.float() / scale_O.unsqueeze(1)).round().to(torch.int8), scale_O.to(dtype)
+
+
+class PackedSlot:
+    """The place of one packed map in a module: filled for decoding, empty otherwise.
+
+    Attributes:
+        active: the packed map while decoding, else None.
+    """
+
+    def __init__(self) -> None:
+        self.active: PackedLinear | None = None
+        self._kept: PackedLinear | None = None
+        self._key: tuple | None = None
+
+    def fill(self, weights_OI: Sequence[Tensor], biases_O: Sequence[Tensor | None], form: WeightFormat,
+             bias_scale: float = 1.0) -> None:
+        """Activates the map of these weights, joined along O; what was packed before serves while it is current."""
+        key = (form, tuple(_identity(tensor) for tensor in (*weights_OI, *biases_O) if tensor is not None))
+        if self._kept is None or self._key != key:
+            weights = [weight.detach() for weight in weights_OI]
+            bias = None if biases_O[0] is None else _join([bias.detach() for bias in biases_O])
+            if bias is not None and bias_scale != 1.0:
+                bias = bias * bias_scale
+            self._kept, self._key = PackedLinear(_join(weights), bias, form), key
+        self.active = self._kept
+
+    def fill_from(self, linears: Sequence[nn.Linear], form: WeightFormat) -> None:
+        """`fill` with the parameters of modules."""
+        self.fill([linear.weight for linear in linears], [linear.bias for linear in linears], form)
+
+    def unpack(self, keep: bool) -> None:
+        """Deactivates; `keep` saves the work if the same parameters decode again."""
+        self.active = None
+        if not keep:
+            self._kept = self._key = None
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _identity(tensor: Tensor) -> tuple:
+    """Changes with every in-place write, move or replacement of a parameter."""
+    return tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
