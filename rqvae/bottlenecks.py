@@ -1,10 +1,12 @@
 """Options of the bottlenecks other than the published one: what may stand under `hparams.bottleneck`.
 
 One dataclass per `bottleneck_type`, in one table. The size E, the code depth D and, where the method does not follow
-from its levels, the codebook size K come from `embed_dim`, `code_shape` and `n_embed`.
+from its levels, the codebook size K come from `embed_dim`, `code_shape` and `n_embed`. For 'vq' and 'residual_vq' also
+`decay`, `shared_codebook` and `restart_unused_codes` keep their published meaning.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Optional
 
 from omegaconf import MISSING
 
@@ -65,10 +67,67 @@ class BinaryOptions:
 
 
 @dataclass
+class RestartOptions:
+    """Which codebook entries count as unused. See `rqvae.quantizers.RestartRule`."""
+
+    below: float = 1.0
+    relative: bool = False
+    grace: int = 0
+    unused_for: Optional[int] = None
+
+
+@dataclass
+class VectorLossOptions:
+    """Weights and settings of the loss terms. See `rqvae.quantizers.VectorLosses`."""
+
+    commitment: float = 1.0
+    cross_entropy: float = 0.0
+    codebook: float = 1.0
+    diversity: float = 0.0
+    temp: float = 1.0
+    orthogonal: float = 0.0
+    orthogonal_active: bool = False
+    orthogonal_max: Optional[int] = None
+
+
+@dataclass
+class VQOptions:
+    """Settings of `rqvae.quantizers.VectorQuantizer`; D is the number of heads.
+
+    restart: without it, `restart_unused_codes: true` stands for the published rule.
+    """
+
+    codebook_dim: Optional[int] = None
+    distance: str = "euclidean"
+    codebook: str = "ema"
+    restart: Optional[RestartOptions] = None
+    kmeans_init: bool = False
+    kmeans_iterations: int = 10
+    estimator: str = "straight_through"
+    sample_temp: Optional[float] = None
+    losses: VectorLossOptions = field(default_factory=VectorLossOptions)
+
+
+@dataclass
 class ResidualOptions:
-    """groups: channel groups, each with D / groups levels. See `rqvae.quantizers.residual_of`."""
+    """groups: channel groups, each with D / groups levels. See `rqvae.quantizers.residual_of`.
+
+    quantize_dropout: in training a random level from `dropout_cutoff` (0-based) on is the last; `dropout_multiple`.
+    """
 
     groups: int = 1
+    quantize_dropout: bool = False
+    dropout_cutoff: int = 0
+    dropout_multiple: int = 1
+
+
+@dataclass
+class ResidualVQOptions(ResidualOptions, VQOptions):
+    """Those of every level and of the residual stack. See `rqvae.quantizers.ResidualVectorQuantizer`."""
+
+    loss_weights: Optional[list[float]] = None
+    beam_width: int = 1
+    eval_beam_width: Optional[int] = None
 
 
 @dataclass
@@ -92,13 +151,16 @@ class ResidualSimOptions(ResidualOptions, SimOptions):
 
 
 BOTTLENECK_OPTIONS = {
+    "vq": VQOptions,
     "fsq": FSQOptions,
     "lfq": LFQOptions,
     "latent": LatentOptions,
     "simvq": SimOptions,
     "random_projection": RandomProjectionOptions,
     "binary": BinaryOptions,
+    "residual_vq": ResidualVQOptions,
     "residual_fsq": ResidualFSQOptions,
     "residual_lfq": ResidualLFQOptions,
     "residual_simvq": ResidualSimOptions,
 }
+SIZE_PER_DEPTH = ("rq", "residual_vq")  # those whose n_embed may be a list

@@ -8,12 +8,12 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rqvae.bottlenecks import BOTTLENECK_OPTIONS
+from rqvae.bottlenecks import BOTTLENECK_OPTIONS, SIZE_PER_DEPTH
 
 BOTTLENECKS = ("rq", "none", *BOTTLENECK_OPTIONS)
 LOSS_TYPES = ("mse", "l1")
@@ -121,8 +121,9 @@ class RQVAEConfig(QuantizerHParams):
 
     def validate(self) -> None:
         """Check every value and every relation between values; ValueError with the first one that is wrong."""
-        options = self.bottleneck_options if self.bottleneck_type in BOTTLENECKS else None
         _check_present(self, "")
+        _check_choice("bottleneck_type", self.bottleneck_type, BOTTLENECKS)
+        options = self.bottleneck_options
         _check(self.n_embed is not None or hasattr(options, "levels"), "missing value: n_embed")
         _check_halves(self.ddconfig)
         _check_bottleneck(self)
@@ -153,16 +154,23 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _check(value in allowed, f"{name} {value!r} is not one of {', '.join(allowed)}")
+
+
 def _typed(schema: type, mapping: Mapping[str, Any], name: str) -> Any:
     """Strictly merge a mapping into a dataclass."""
     plain = OmegaConf.to_container(mapping, resolve=True) if isinstance(mapping, DictConfig) else dict(mapping)
     plain = {key: dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for key, item in plain.items()}
     _check_keys(schema, plain, name)
+    merged, key = OmegaConf.structured(schema), ""
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
+        for key, value in plain.items():
+            merged = OmegaConf.merge(merged, {key: value})
+        return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         first_line = str(error).splitlines()[0]
-        raise ValueError(f"{name}.{error.full_key}: {first_line}") from None
+        raise ValueError(f"{name}.{error.full_key or key}: {first_line}") from None
 
 
 def _check_keys(schema: type, mapping: Mapping[str, Any], path: str) -> None:
@@ -172,8 +180,9 @@ def _check_keys(schema: type, mapping: Mapping[str, Any], path: str) -> None:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise ValueError(f"unknown key {path}.{key}; {hint}")
-        if dataclasses.is_dataclass(known[key].type) and isinstance(value, Mapping):
-            _check_keys(known[key].type, value, f"{path}.{key}")
+        for kind in (known[key].type, *get_args(known[key].type)):  # also Optional[a dataclass]
+            if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+                _check_keys(kind, value, f"{path}.{key}")
 
 
 def _check_present(config: Any, prefix: str) -> None:
@@ -208,10 +217,8 @@ def _check_halves(dd: DDConfig) -> None:
 
 
 def _check_bottleneck(config: RQVAEConfig) -> None:
-    choices = (("bottleneck_type", BOTTLENECKS), ("loss_type", LOSS_TYPES), ("codebook_update", CODEBOOK_UPDATES))
-    for name, allowed in choices:
-        value = getattr(config, name)
-        _check(value in allowed, f"{name} {value!r} is not one of {', '.join(allowed)}")
+    _check_choice("loss_type", config.loss_type, LOSS_TYPES)
+    _check_choice("codebook_update", config.codebook_update, CODEBOOK_UPDATES)
     _check(not config.use_padding_idx, "use_padding_idx true is not supported; leave it out or set it to false")
     _check(config.masked_dropout == 0, f"masked_dropout {config.masked_dropout} is not supported; set it to 0.0")
     _check(config.latent_loss_weight >= 0, f"latent_loss_weight must not be negative, got {config.latent_loss_weight}")
@@ -234,11 +241,7 @@ def _check_shapes(config: RQVAEConfig) -> None:
         f"code_shape {code} does not divide latent_shape {latent} in height and width",
     )
     if config.bottleneck_type in BOTTLENECK_OPTIONS:
-        joined = f"code_shape {code} joins vectors of latent_shape {latent}; only bottleneck_type 'rq' can"
-        _check(latent[:2] == code[:2], joined)
-        if config.n_embed is not None:
-            _check(min(config.code_sizes) >= 2, f"n_embed must be at least 2, got {config.n_embed}")
-            _check(len(set(config.code_sizes)) == 1, f"n_embed must be one number, got {config.n_embed}")
+        _check_one_size(config)
     if config.bottleneck_type != "rq":
         return
     sizes, decays = config.code_sizes, config.decays
@@ -247,3 +250,14 @@ def _check_shapes(config: RQVAEConfig) -> None:
     if config.shared_codebook:
         same = len(set(sizes)) == len(set(decays)) == 1
         _check(same, f"shared_codebook needs one n_embed and one decay, got {config.n_embed} and {config.decay}")
+
+
+def _check_one_size(config: RQVAEConfig) -> None:
+    kind, decays = config.bottleneck_type, set(config.decays)
+    _check(len(decays) == 1, f"decay must be one number for bottleneck_type {kind!r}, got {config.decay}")
+    _check(0 <= min(decays) < 1, f"decay must be in [0, 1), got {config.decay}")
+    if config.n_embed is not None:
+        sizes = config.code_sizes
+        _check(min(sizes) >= 2, f"n_embed must be at least 2, got {config.n_embed}")
+        one = kind in SIZE_PER_DEPTH or len(set(sizes)) == 1
+        _check(one, f"n_embed must be one number for bottleneck_type {kind!r}, got {config.n_embed}")

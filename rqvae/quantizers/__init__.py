@@ -11,6 +11,7 @@ from rqvae.quantizers.implicit_codebook import ImplicitCodebook, ImplicitResidua
 from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.layout import InLayout
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
+from rqvae.quantizers.patches import InPatches
 from rqvae.quantizers.random_projection import RandomProjectionQuantizer
 from rqvae.quantizers.residual import ResidualQuantizer
 from rqvae.quantizers.residual_of import ResidualOf, residual_fsq, residual_lfq, residual_simvq
@@ -27,6 +28,7 @@ __all__ = [
     "ImplicitCodebook",
     "ImplicitResidualQuantizer",
     "InLayout",
+    "InPatches",
     "LatentQuantizer",
     "LookupFreeQuantizer",
     "NullQuantizer",

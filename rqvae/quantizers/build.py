@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from rqvae.bottlenecks import LFQOptions, SimOptions
 from rqvae.config import QuantizerHParams
 from rqvae.quantizers.base import NullQuantizer, Quantizer
 from rqvae.quantizers.binary_mapper import BinaryMapper
+from rqvae.quantizers.code_losses import VectorLosses
+from rqvae.quantizers.codebook import RestartRule
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.grouped_of import GroupedOf
 from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
+from rqvae.quantizers.patches import InPatches
 from rqvae.quantizers.random_projection import RandomProjectionQuantizer
 from rqvae.quantizers.residual import ResidualQuantizer
 from rqvae.quantizers.residual_of import residual_fsq, residual_lfq, residual_simvq
+from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
 from rqvae.quantizers.sim import SimQuantizer
+from rqvae.quantizers.vector import VectorQuantizer
+
+Builder = Callable[[QuantizerHParams, int], Quantizer]  # from the config and the size of a vector on the code grid
 
 
-def _build_residual(config: QuantizerHParams) -> Quantizer:
+def _build_residual(config: QuantizerHParams, dim: int) -> Quantizer:
     return ResidualQuantizer(
         config.embed_dim,
         config.code_sizes,
@@ -31,59 +39,100 @@ def _build_residual(config: QuantizerHParams) -> Quantizer:
     )
 
 
-def _side_by_side(kind: Callable[..., Quantizer], sized: bool) -> Callable[[QuantizerHParams], Quantizer]:
+def _build_vector(config: QuantizerHParams, dim: int) -> Quantizer:
+    options = _vector_options(config, dataclasses.asdict(config.bottleneck_options))
+    return VectorQuantizer(
+        dim, config.code_sizes[0], heads=config.depth, separate_codebooks=not config.shared_codebook, **options
+    )
+
+
+def _vector_options(config: QuantizerHParams, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a vector quantizer with their values in the library's types."""
+    if options["restart"] is not None:
+        options["restart"] = RestartRule(**options["restart"])
+    elif config.restart_unused_codes:
+        options["restart"] = RestartRule()
+    options["losses"] = VectorLosses(**options["losses"])
+    return {**options, "decay": config.decays[0]}
+
+
+def _side_by_side(kind: Callable[..., Quantizer], sized: bool) -> Builder:
     """Builder of D codebooks side by side; `sized`: K comes from n_embed, otherwise from the options."""
 
-    def build(config: QuantizerHParams) -> Quantizer:
+    def build(config: QuantizerHParams, dim: int) -> Quantizer:
         options = dataclasses.asdict(config.bottleneck_options)
         if sized:
             options["codebook_size"] = config.code_sizes[0]
-        return kind(config.embed_dim, num_codebooks=config.depth, **options)
+        return kind(dim, num_codebooks=config.depth, **options)
 
     return build
 
 
-def _residual_stack(kind: Callable[..., Quantizer], level: type | None) -> Callable[[QuantizerHParams], Quantizer]:
+def _residual_stack(kind: Callable[..., Quantizer], level: type | None) -> Builder:
     """Builder of D residual levels, in groups if asked for. level: options dataclass of one level; its K is n_embed."""
 
-    def build(config: QuantizerHParams) -> Quantizer:
-        options = dataclasses.asdict(config.bottleneck_options)
-        groups = options.pop("groups")
-        if groups < 1 or config.depth % groups or config.embed_dim % groups:
-            raise ValueError(
-                f"bottleneck.groups {groups} does not divide code depth {config.depth} and embed_dim {config.embed_dim}"
-            )
+    def stack(config: QuantizerHParams, dim: int, levels: slice, options: dict[str, Any]) -> Quantizer:
         if level is not None:
             options["level_options"] = {f.name: options.pop(f.name) for f in dataclasses.fields(level)}
             options["codebook_size"] = config.code_sizes[0]
-        stack = [
-            kind(config.embed_dim // groups, num_quantizers=config.depth // groups, **options) for _ in range(groups)
-        ]
-        return GroupedOf(config.embed_dim, stack) if groups > 1 else stack[0]
+        return kind(dim, num_quantizers=len(range(config.depth)[levels]), **options)
+
+    return _in_groups(stack)
+
+
+def _residual_vector_stack(config: QuantizerHParams, dim: int, levels: slice, options: dict[str, Any]) -> Quantizer:
+    own = ("codebook_dim", "estimator", "loss_weights", "beam_width", "eval_beam_width")
+    dropout = ("quantize_dropout", "dropout_cutoff", "dropout_multiple")
+    of_stack = {name: options.pop(name) for name in (*own, *dropout)}
+    level_options = _vector_options(config, options)
+    sizes, shared = config.code_sizes[levels], config.shared_codebook
+    return ResidualVectorQuantizer(dim, sizes, shared=shared, level_options=level_options, **of_stack)
+
+
+def _in_groups(stack: Callable[[QuantizerHParams, int, slice, dict[str, Any]], Quantizer]) -> Builder:
+    """Builder of `groups` stacks of D / groups levels (the slice of the depths), each on its share of the channels."""
+
+    def build(config: QuantizerHParams, dim: int) -> Quantizer:
+        groups = config.bottleneck_options.groups
+        if groups < 1 or config.depth % groups or dim % groups:
+            raise ValueError(
+                f"bottleneck.groups {groups} does not divide code depth {config.depth} and vectors of size {dim}"
+            )
+        depth, stacks = config.depth // groups, []
+        for start in range(0, config.depth, depth):
+            options = dataclasses.asdict(config.bottleneck_options)
+            del options["groups"]
+            stacks.append(stack(config, dim // groups, slice(start, start + depth), options))
+        return GroupedOf(dim, stacks) if groups > 1 else stacks[0]
 
     return build
 
 
-QUANTIZERS = {
+QUANTIZERS: dict[str, Builder] = {
     "rq": _build_residual,
-    "none": lambda config: NullQuantizer(),
+    "none": lambda config, dim: NullQuantizer(),
+    "vq": _build_vector,
     "fsq": _side_by_side(FiniteScalarQuantizer, sized=False),
     "lfq": _side_by_side(LookupFreeQuantizer, sized=True),
     "latent": _side_by_side(LatentQuantizer, sized=False),
     "simvq": _side_by_side(SimQuantizer, sized=True),
     "random_projection": _side_by_side(RandomProjectionQuantizer, sized=True),
     "binary": _side_by_side(BinaryMapper, sized=True),
+    "residual_vq": _in_groups(_residual_vector_stack),
     "residual_fsq": _residual_stack(residual_fsq, None),
     "residual_lfq": _residual_stack(residual_lfq, LFQOptions),
     "residual_simvq": _residual_stack(residual_simvq, SimOptions),
 }
+JOIN_PATCHES = ("rq", "none")  # those that need no `InPatches` around them: rq does it itself
 
 
 def build_quantizer(config: QuantizerHParams) -> Quantizer:
-    """The quantizer that `config.bottleneck_type` names."""
+    """The quantizer that `config.bottleneck_type` names, on the code grid of the config."""
     if config.bottleneck_type not in QUANTIZERS:
         raise ValueError(f"bottleneck_type {config.bottleneck_type!r} is not one of {', '.join(QUANTIZERS)}")
-    quantizer = QUANTIZERS[config.bottleneck_type](config)
+    rows, columns = config.patch
+    quantizer = QUANTIZERS[config.bottleneck_type](config, config.embed_dim * rows * columns)
     if quantizer.num_codes and config.n_embed is not None and quantizer.num_codes != config.code_sizes:
         raise ValueError(f"n_embed {config.n_embed} does not fit: the bottleneck has {quantizer.num_codes[0]} codes")
-    return quantizer
+    joined = rows * columns > 1 and config.bottleneck_type not in JOIN_PATCHES
+    return InPatches(quantizer, (rows, columns)) if joined else quantizer

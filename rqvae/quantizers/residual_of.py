@@ -65,9 +65,9 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
         self.project_out = nn.Linear(code_dim, dim) if dim != code_dim else nn.Identity()
         scale = torch.ones(len(levels), code_dim)
         for level, value in enumerate(scales or ()):
-            scale[level] = torch.as_tensor(value, dtype=torch.float32)
-        if not (scale > 0).all():
-            raise ValueError(f"scales must be positive, got {scales}")
+            if min(value if isinstance(value, Sequence) else [value]) <= 0:
+                raise ValueError(f"scales must be positive, got {scales}")
+            scale[level] = torch.tensor(value)
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:

@@ -95,7 +95,7 @@ def test_one_value_per_depth():
         ({"hparams__decay": 1.5}, r"decay must be in \[0, 1\)"),
         ({"hparams__decay": True}, r"decay must be float"),
         ({"hparams__n_embed": [4, 8, 4], "hparams__shared_codebook": True}, r"shared_codebook needs one n_embed"),
-        ({"hparams__bottleneck_type": "vq"}, r"bottleneck_type 'vq' is not one of rq, none"),
+        ({"hparams__bottleneck_type": "vqq"}, r"bottleneck_type 'vqq' is not one of rq, none, vq"),
         ({"hparams__loss_type": "huber"}, r"loss_type 'huber' is not one of mse, l1"),
         ({"hparams__codebook_update": "never"}, r"codebook_update 'never' is not one of per_depth, deferred"),
         ({"hparams__use_padding_idx": True}, r"use_padding_idx true is not supported"),

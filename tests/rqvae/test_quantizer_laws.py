@@ -7,7 +7,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rqvae import RQVAE, RQVAEConfig
 from rqvae.quantizers.binary_mapper import BinaryMapper
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.grouped_of import GroupedOf
@@ -45,17 +44,6 @@ METHODS = {
     "grouped residual simvq": lambda: GroupedOf(DIM, [residual_simvq(3, 20, 2) for _ in range(2)]),
 }
 RANDOM_IN_TRAINING = ("fsq projected, noise", "binary", "binary projected")
-BOTTLENECKS = {
-    "fsq": {"bottleneck": {"levels": [8, 5, 5, 5]}},
-    "lfq": {"n_embed": 1024, "bottleneck": {"inv_temperature": 10.0}},
-    "latent": {"bottleneck": {"levels": [5, 5, 4]}},
-    "simvq": {"n_embed": 20, "bottleneck": {"commitment_weight": 0.5}},
-    "random_projection": {"n_embed": 20, "bottleneck": {"codebook_dim": 4}},
-    "binary": {"n_embed": 16, "bottleneck": {"kl_weight": 0.5}},
-    "residual_fsq": {"bottleneck": {"levels": [8, 5, 5]}},
-    "residual_lfq": {"n_embed": 16, "bottleneck": {"inv_temperature": 10.0, "groups": 2}},
-    "residual_simvq": {"n_embed": 16, "bottleneck": {"commitment_weight": 0.5, "groups": 2}},
-}
 LAYOUTS = [(5,), (2, 3), (2, 2, 3), (1, 2, 2, 2)]
 
 
@@ -206,66 +194,3 @@ def test_wrong_shapes_are_errors(name):
     depth = len(quantizer.num_codes)
     with pytest.raises(ValueError, match=rf"codes have {depth + 1} depths"):
         quantizer.decode(torch.zeros(2, depth + 1, dtype=torch.int64))
-
-
-def stage1(name, **changes):
-    arch = {
-        "type": "rq-vae",
-        "hparams": {
-            "bottleneck_type": name,
-            "embed_dim": 8,
-            "latent_shape": [4, 4, 8],
-            "code_shape": [4, 4, 2],
-            **copy.deepcopy(BOTTLENECKS[name]),
-            **changes,
-        },
-        "ddconfig": {"z_channels": 8, "resolution": 8, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1},
-    }
-    return RQVAEConfig.from_mapping(arch)
-
-
-@pytest.mark.parametrize("name", BOTTLENECKS)
-def test_bottleneck_of_stage_1(name):
-    torch.manual_seed(0)
-    model = RQVAE(stage1(name))
-    x = torch.rand(2, 3, 8, 8) * 2 - 1
-    out = model(x)
-    loss = (out.recon - x).square().mean() + out.quantizer_output.loss
-    loss.backward()
-    assert model.encoder.conv_in.weight.grad.abs().sum() > 0
-    model.update_codebook()
-    model.eval()
-    codes = model.get_codes(x)
-    assert codes.shape == (2, 4, 4, 2)
-    assert torch.equal(model.decode_code(codes), model(x).recon)
-    assert torch.equal(model.decode_partial_code(codes, 1, "add"), model(x).recon)
-    assert model.decode_partial_code(codes, 0, "select").shape == x.shape
-    assert model.embed_code_with_depth(codes).shape == (2, 4, 4, 2, 8)
-    assert torch.equal(model.get_latent_targets(x)[1], codes)
-
-
-@pytest.mark.parametrize("name", [name for name, config in BOTTLENECKS.items() if config["bottleneck"]])
-def test_wrong_options_are_one_line(name):
-    options = BOTTLENECKS[name]["bottleneck"]
-    known = next(iter(options))
-    with pytest.raises(ValueError, match=rf"unknown key bottleneck.{known}x; did you mean '{known}'\?"):
-        stage1(name, bottleneck={**options, f"{known}x": 1})
-    with pytest.raises(ValueError, match=rf"bottleneck.{known}"):
-        stage1(name, bottleneck={**options, known: "many"})
-    with pytest.raises(ValueError, match="only bottleneck_type 'rq' can"):
-        stage1(name, code_shape=[2, 2, 2])
-
-
-def test_codebook_sizes_that_do_not_fit():
-    with pytest.raises(ValueError, match="bottleneck.levels: .*missing mandatory value"):
-        stage1("fsq", bottleneck={})
-    with pytest.raises(ValueError, match="missing value: n_embed"):
-        stage1("lfq", n_embed=None)
-    with pytest.raises(ValueError, match="n_embed 999 does not fit: the bottleneck has 1000 codes"):
-        RQVAE(stage1("fsq", n_embed=999))
-    with pytest.raises(ValueError, match="power of two"):
-        RQVAE(stage1("lfq", n_embed=1000))
-    with pytest.raises(ValueError, match="bottleneck.groups 3 does not divide code depth 2 and embed_dim 8"):
-        RQVAE(stage1("residual_simvq", bottleneck={"groups": 3}))
-    with pytest.raises(ValueError, match="bottleneck_type 'rq' takes no bottleneck options"):
-        stage1("fsq", bottleneck_type="rq")

@@ -237,9 +237,9 @@ def test_null_quantizer_passes_everything_through():
 
 def test_table_names_its_choices():
     class Config:
-        bottleneck_type = "vq"
+        bottleneck_type = "vqq"
 
-    with pytest.raises(ValueError, match="bottleneck_type 'vq' is not one of rq, none"):
+    with pytest.raises(ValueError, match="bottleneck_type 'vqq' is not one of rq, none, vq, fsq"):
         build_quantizer(Config())
 
 
