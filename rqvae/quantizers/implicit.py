@@ -61,6 +61,10 @@ class ImplicitQuantizer(TargetQuantizer):
         """Named, weighted losses. None by default."""
         return {}
 
+    def _input_terms(self, x_NDC: torch.Tensor, mask_N: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Named, weighted losses of what the search was given. None by default."""
+        return {}
+
     def _estimate(self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor) -> torch.Tensor:
         """The code vectors with a gradient towards the searched vectors."""
         return straight_through(space_NDC, vectors_NDC)
@@ -70,8 +74,9 @@ class ImplicitQuantizer(TargetQuantizer):
         if mask is not None:
             z = without_masked_nonfinite(z, mask)
         with full_precision(z.device), full_precision_matmul(z.device):
-            space_NDC, vectors_NDC, codes_ND = self._quantize(self._to_space(z))
-            terms = self._terms(space_NDC, vectors_NDC, None if mask is None else mask.reshape(-1))
+            x_NDC, mask_N = self._to_space(z), None if mask is None else mask.reshape(-1)
+            space_NDC, vectors_NDC, codes_ND = self._quantize(x_NDC)
+            terms = self._terms(space_NDC, vectors_NDC, mask_N) | self._input_terms(x_NDC, mask_N)
             loss = sum(terms.values(), torch.zeros((), device=z.device))
             quantized = self._from_space(self._estimate(space_NDC, vectors_NDC)).view(z.shape)
         return QuantizerOutput(quantized.to(z.dtype), codes_ND.view(*z.shape[:-1], -1), loss, terms)
