@@ -20,6 +20,7 @@ from rqvae.quantizers.implicit import KeepsFloat32
 
 AFFINE_KINDS = ("learned", "running")
 MIN_VARIANCE = 1e-5
+MIN_SCALE = 1e-6  # of the inverse of a learned scale
 
 
 class Moments(NamedTuple):
@@ -94,6 +95,16 @@ class LearnedAffine(nn.Module):
     def forward(self, weight_KE: torch.Tensor) -> torch.Tensor:
         """Raw code vectors (K, E) -> those that are searched, fp32, differentiable in all."""
         return scale_groups(weight_KE.float(), self.scale.float(), self.bias.float(), self.lr_scale)
+
+    def inverse(self, vectors_KE: torch.Tensor) -> torch.Tensor:
+        """Searched code vectors (K, E), one per entry -> the raw ones that give them."""
+        scale_G1E, bias_G1E = (
+            1 + self.lr_scale * self.scale.float()[:, None],
+            self.lr_scale * self.bias.float()[:, None],
+        )
+        scale_G1E = torch.where(scale_G1E.abs() < MIN_SCALE, MIN_SCALE, scale_G1E)
+        runs = vectors_KE.reshape(len(self.scale), -1, vectors_KE.shape[1])
+        return ((runs - bias_G1E) / scale_G1E).view_as(vectors_KE)
 
     def reset(self) -> None:
         """Back to the identity."""

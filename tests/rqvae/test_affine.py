@@ -95,6 +95,7 @@ def test_learned_affine_scales_consecutive_groups():
     affine.bias.data[2] = 6.0
     expected = torch.cat([weight[:2], weight[2:4] * torch.tensor([2.0, 3.0]), weight[4:] + 3.0])
     torch.testing.assert_close(affine(weight), expected)
+    torch.testing.assert_close(affine.inverse(expected), weight)
     affine.reset()
     assert torch.equal(affine(weight), weight)
 
