@@ -1,0 +1,336 @@
+"""A causal transformer over nested blocks of tokens: the body and head of an RQ-Transformer for any number of levels.
+
+Level 0 runs over the blocks of a sequence, level 1 over the parts of one block, and so on; the last level over tokens.
+Slot 0 of a block holds what the level above knows before the block (at level 0 a learned start), slot j the summary of
+part j - 1. So the output at slot j knows exactly the tokens before part j: it is the context of part j, and at the last
+level the prediction of token j. Every token is predicted once, the first one included, and nothing sees itself.
+
+Legend: B batch, N tokens, M blocks of one level over the whole batch, S parts of a block, C width, V vocabulary.
+
+Lee et al., CVPR 2022 (two levels); Yu et al., MEGABYTE, 2023 (arXiv 2305.07185).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rqtransformer.attention import NORMS, TransformerStack
+from rqtransformer.config import BlockConfig, StackConfig
+from rqtransformer.kv_cache import KVCache
+from rqtransformer.logits import invert_cdf, sampling_probs, uniform_noise
+from rqtransformer.packing import WeightFormat
+
+IGNORED = -100  # target of a token that does not count
+
+
+class SumOfParts(nn.Module):
+    """(..., S, C) -> (..., C): a block as the sum of its parts."""
+
+    def __init__(self, num_parts: int, dim: int):
+        super().__init__()
+
+    def forward(self, parts: Tensor) -> Tensor:
+        """Any number of leading axes."""
+        return parts.sum(dim=-2)
+
+
+class MapOfParts(nn.Linear):
+    """(..., S, C) -> (..., C): a linear map of the parts side by side."""
+
+    def __init__(self, num_parts: int, dim: int):
+        super().__init__(num_parts * dim, dim)
+
+    def forward(self, parts: Tensor) -> Tensor:
+        """Any number of leading axes."""
+        return super().forward(parts.flatten(-2))
+
+
+MERGES = {"sum": SumOfParts, "concat": MapOfParts}
+
+
+@dataclass(frozen=True)
+class HierarchicalConfig:
+    """Sizes and switches of a hierarchical transformer.
+
+    Attributes:
+        num_tokens: vocabulary.
+        dim: width of all levels.
+        depth: layers of every level, coarse to fine.
+        max_seq_len: parts per block of every level. The first is the most blocks a sequence may have, unless
+            `absolute_positions` is off: then there is no limit.
+        heads, dim_head, kv_heads: of the attention; kv_heads = 1 is multi-query attention, None one for every head.
+        norm: layer or rms.
+        absolute_positions: a learned embedding per slot of every level. alibi: scores fall with the distance.
+        merge: a block is summed up as the sum of its parts, or as a linear map of their concatenation (which keeps
+            their order).
+        pad_id: a token id that is no target and adds nothing to the summaries; None: every id is a token.
+    """
+
+    num_tokens: int
+    dim: int
+    depth: Sequence[int]
+    max_seq_len: Sequence[int]
+    heads: int = 8
+    dim_head: int = 64
+    kv_heads: int | None = None
+    ff_mult: int = 4
+    attn_dropout: float = 0.0
+    ff_dropout: float = 0.0
+    norm: str = "layer"
+    absolute_positions: bool = True
+    alibi: bool = False
+    merge: str = "sum"
+    pad_id: int | None = None
+
+    def validate(self) -> None:
+        """Raises ValueError in one line for values that do not fit together."""
+        if len(self.depth) != len(self.max_seq_len) or len(self.depth) < 2:
+            raise ValueError(f"depth={tuple(self.depth)} and max_seq_len={tuple(self.max_seq_len)} must have one entry "
+                             "per level, for two levels or more")
+        sizes = (self.num_tokens, self.dim, self.heads, self.dim_head, self.ff_mult, *self.max_seq_len)
+        if min(sizes) < 1 or min(self.depth) < 0:
+            raise ValueError(f"all sizes must be at least 1, layers at least 0, got {self}")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ValueError(f"kv_heads={self.kv_heads} must divide heads={self.heads}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm={self.norm!r} must be one of {', '.join(NORMS)}")
+        if self.merge not in MERGES:
+            raise ValueError(f"merge={self.merge!r} must be one of {', '.join(MERGES)}")
+        if self.pad_id is not None and not 0 <= self.pad_id < self.num_tokens:
+            raise ValueError(f"pad_id={self.pad_id} must lie in 0..{self.num_tokens - 1}")
+        if not self.absolute_positions and not self.alibi:
+            raise ValueError("without absolute_positions and alibi the model could not tell positions apart")
+
+    @property
+    def stack(self) -> BlockConfig:
+        """The blocks of every level."""
+        return BlockConfig(
+            n_head=self.heads, head_dim=self.dim_head, n_kv_head=self.kv_heads, mlp_ratio=self.ff_mult,
+            attn_pdrop=self.attn_dropout, resid_pdrop=self.ff_dropout, norm=self.norm, alibi=self.alibi,
+        )
+
+
+class HierarchicalTransformer(nn.Module):
+    """Causal model of token ids in nested blocks: (B, S_0, S_1, ..., S_last) or flat (B, N).
+
+    Raises:
+        ValueError: for a configuration whose values do not fit together.
+    """
+
+    def __init__(self, config: HierarchicalConfig):
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.token_emb = nn.Embedding(config.num_tokens, config.dim)
+        nn.init.normal_(self.token_emb.weight, std=0.02)
+        self.start = nn.Parameter(torch.randn(config.dim) * 0.02)
+        rows = config.max_seq_len if config.absolute_positions else ()
+        self.pos_emb = nn.ParameterList(torch.randn(length, config.dim) * 0.02 for length in rows)
+        self.levels = nn.ModuleList(
+            TransformerStack(config.dim, StackConfig(n_layer=layers, block=config.stack)) for layers in config.depth
+        )
+        self.norms = nn.ModuleList(NORMS[config.norm](config.dim) for _ in config.depth)
+        self.merges = nn.ModuleList(MERGES[config.merge](parts, config.dim) for parts in config.max_seq_len[1:])
+        self.to_logits = nn.Linear(config.dim, config.num_tokens)
+
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        """Parts per block of all levels but the first."""
+        return tuple(self.config.max_seq_len[1:])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of every token given all tokens before it, in the shape of `ids` with V behind.
+
+        A flat sequence may end anywhere; a nested one has full blocks. The first level may be shorter than its maximum.
+
+        Raises:
+            ValueError: for shapes that fit neither form, or too many blocks.
+        """
+        nested = self._nested(ids)
+        summaries = self.summaries(nested)
+        context = self.start.expand(len(nested), -1)
+        for level, (stack, norm) in enumerate(zip(self.levels, self.norms)):
+            parts_MSC = summaries[level].flatten(0, -3)
+            slots_MSC = torch.cat([context.reshape(len(parts_MSC), 1, -1), parts_MSC[:, :-1]], dim=1)
+            context = norm(stack(slots_MSC + self.positions(level, slots_MSC.shape[1])))
+        logits = self.to_logits(context).view(*nested.shape, -1)
+        return logits if ids.ndim > 2 else logits.flatten(1, -2)[:, : ids.shape[1]]
+
+    def summaries(self, ids: Tensor) -> list[Tensor]:
+        """Ids (B, S_0, ..., S_last) -> the parts of every level: (B, S_0, C), (B, S_0, S_1, C), ..., the tokens."""
+        parts = [self.embed(ids)]
+        for merge in reversed(self.merges):
+            parts.insert(0, merge(parts[0]))
+        return parts
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids (...) -> token embeddings (..., C), zero for padding."""
+        tokens = self.token_emb(ids)
+        if self.config.pad_id is None:
+            return tokens
+        return tokens.masked_fill((ids == self.config.pad_id).unsqueeze(-1), 0.0)
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """Mean cross entropy (nats) of all tokens but padding, each counted once; 0 if there is nothing but padding."""
+        target_N = ids.flatten()
+        if self.config.pad_id is not None:
+            target_N = target_N.masked_fill(target_N == self.config.pad_id, IGNORED)
+        total = F.cross_entropy(self(ids).flatten(0, -2), target_N, ignore_index=IGNORED, reduction="sum")
+        return total / (target_N != IGNORED).sum().clamp(min=1)
+
+    @torch.no_grad()
+    def generate(self, prime: Tensor | None = None, *, batch_size: int = 1, num_blocks: int | None = None,
+                 temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0,
+                 start_index: int = 0) -> Tensor:
+        """Draws sequences (B, num_blocks, S_1, ..., S_last), with caches at every level.
+
+        The draw of token n of a sequence depends on (seed, the sequence's index, n) only.
+
+        Args:
+            prime: tokens to continue, (B, N) or (B, S_0, ..., S_last); kept as they are.
+            batch_size: number of sequences, if there is no prime.
+            num_blocks: of the first level; by default its maximum.
+            temperature, top_k, top_p: see `sampling_probs`.
+            seed, start_index: of the noise; index of the first sequence.
+
+        Raises:
+            ValueError: for a prime that does not fit, or settings out of range.
+        """
+        device = self.start.device
+        num_blocks = self.config.max_seq_len[0] if num_blocks is None else num_blocks
+        given_BN = torch.empty(batch_size, 0, dtype=torch.long, device=device)
+        if prime is not None:
+            given_BN = prime.flatten(1).to(device)
+        total = num_blocks * math.prod(self.block_shape)
+        if given_BN.shape[1] > total or not 0 < num_blocks <= self._most_blocks():
+            raise ValueError(f"{num_blocks} blocks of {math.prod(self.block_shape)} tokens do not hold a prime of "
+                             f"{given_BN.shape[1]}, or are more than the model's {self._most_blocks()}")
+        drawn_BN = torch.empty(len(given_BN), total, dtype=torch.long, device=device)
+        drawn_BN[:, : given_BN.shape[1]] = given_BN
+        if given_BN.shape[1] < total:
+            index_B = torch.arange(start_index, start_index + len(given_BN), device=device)
+            noise_NB = uniform_noise(seed, index_B, [(position, 0) for position in range(total)])
+            with self.decoding_mode():
+                self._draw_into(drawn_BN, given_BN.shape[1], noise_NB, (temperature, top_k, top_p))
+        return drawn_BN.view(len(drawn_BN), num_blocks, *self.block_shape)
+
+    @contextlib.contextmanager
+    def decoding_mode(self, form: WeightFormat | None = None) -> Iterator[None]:
+        """Eval mode with packed weights; everything is put back at the end."""
+        was_training = self.training
+        self.eval()
+        try:
+            for stack in self.levels:
+                stack.pack(form or WeightFormat())
+            yield
+        finally:
+            for stack in self.levels:
+                stack.unpack(keep=not was_training)
+            self.train(was_training)
+
+    def _draw_into(self, drawn_BN: Tensor, num_given: int, noise_NB: Tensor, settings: tuple) -> None:
+        walk = HierarchicalWalk(self, drawn_BN[:, :num_given], drawn_BN.shape[1])
+        walk.start()
+        for position in range(walk.first_position, drawn_BN.shape[1]):
+            if position >= num_given:
+                probs_BV = sampling_probs(walk.logits(), *settings)
+                drawn_BN[:, position] = invert_cdf(probs_BV, noise_NB[position])
+            walk.push(drawn_BN[:, position])
+
+    def _nested(self, ids: Tensor) -> Tensor:
+        if ids.ndim == 2:
+            short = -ids.shape[1] % math.prod(self.block_shape)
+            fill = 0 if self.config.pad_id is None else self.config.pad_id
+            ids = F.pad(ids, (0, short), value=fill).unflatten(1, (-1, *self.block_shape))
+        if ids.ndim != len(self.levels) + 1 or tuple(ids.shape[2:]) != self.block_shape or not ids.shape[1]:
+            raise ValueError(f"ids of shape {tuple(ids.shape)} must be (batch, tokens) or (batch, blocks, "
+                             f"{', '.join(map(str, self.block_shape))})")
+        if ids.shape[1] > self._most_blocks():
+            raise ValueError(f"{ids.shape[1]} blocks are more than max_seq_len[0]={self.config.max_seq_len[0]}")
+        return ids
+
+    def _most_blocks(self) -> float:
+        return self.config.max_seq_len[0] if self.config.absolute_positions else math.inf
+
+    def positions(self, level: int, length: int) -> Tensor | float:
+        """Embeddings (S, C) of the first slots of a level; 0 without them."""
+        return self.pos_emb[level][:length] if self.config.absolute_positions else 0.0
+
+
+class HierarchicalWalk:
+    """Steps through the tokens of a batch: `logits()` of the next token, `push(token)`, and so on.
+
+    Every level has a cache of one block, allocated here. The blocks that are given whole run in one step of level 0;
+    the tokens of a block that is given in part have to be pushed.
+
+    Attributes:
+        first_position: the first token that is to be pushed.
+    """
+
+    def __init__(self, model: HierarchicalTransformer, given_BN: Tensor, num_tokens: int):
+        self.model = model
+        block = math.prod(model.block_shape)
+        whole = min(given_BN.shape[1], num_tokens - 1) // block
+        self.first_position = whole * block
+        self.given = given_BN[:, : self.first_position].unflatten(1, (whole, *model.block_shape))
+        self.lengths = (num_tokens // block, *model.block_shape)
+        dtype, device = model.start.dtype, model.start.device
+        self.caches: list[KVCache] = [
+            stack.new_cache(len(given_BN), length, dtype, device) for stack, length in zip(model.levels, self.lengths)
+        ]
+        self._next_output: Tensor | None = None
+        self._walk: Generator[Tensor, Tensor, Tensor] | None = None
+
+    def start(self) -> None:
+        """Runs up to the first token."""
+        self._walk = self._run(0, None)
+        self._next_output = next(self._walk)
+
+    def logits(self) -> Tensor:
+        """Logits (B, V) of the next token."""
+        return self.model.to_logits(self._next_output)
+
+    def push(self, token_B: Tensor) -> None:
+        """Takes the next token; after the last one there is nothing."""
+        with contextlib.suppress(StopIteration):
+            self._next_output = self._walk.send(token_B)
+
+    def _run(self, level: int, context_BC: Tensor | None) -> Generator[Tensor, Tensor, Tensor]:
+        """Walks through one block of `level`: yields the output before each token, is sent the token, returns the
+        summary of the block."""
+        self.caches[level].reset()
+        parts: list[Tensor] = []
+        if level == 0:
+            parts, output_BC = self._given_blocks()
+        else:
+            output_BC = self._step(level, 0, context_BC)
+        while True:
+            if level + 1 == len(self.caches):
+                token_B = yield output_BC
+                parts.append(self.model.embed(token_B))
+            else:
+                parts.append((yield from self._run(level + 1, output_BC)))
+            if len(parts) == self.lengths[level]:
+                break
+            output_BC = self._step(level, len(parts), parts[-1])
+        return self.model.merges[level - 1](torch.stack(parts, dim=1)) if level else output_BC
+
+    def _given_blocks(self) -> tuple[list[Tensor], Tensor]:
+        """Summaries of the blocks that are given whole, and the output for the block after them."""
+        model, summaries = self.model, self.model.summaries(self.given)[0]
+        slots_BSC = torch.cat([model.start.expand(len(self.given), 1, -1), summaries], dim=1)
+        hidden_BSC = model.levels[0](slots_BSC + model.positions(0, slots_BSC.shape[1]), self.caches[0])
+        return list(summaries.unbind(1)), model.norms[0](hidden_BSC[:, -1])
+
+    def _step(self, level: int, slot: int, input_BC: Tensor) -> Tensor:
+        model = self.model
+        if model.config.absolute_positions:
+            input_BC = input_BC + model.pos_emb[level][slot]
+        return model.norms[level](model.levels[level](input_BC.unsqueeze(1), self.caches[level]).squeeze(1))
