@@ -21,6 +21,20 @@ class FSQOptions:
 
 
 @dataclass
+class FSPOptions:
+    """levels: bins per scalar; their product is K. See `rqvae.quantizers.scalar_perturbation`."""
+
+    levels: list[int] = MISSING
+    activation: str = "tanh"
+    quantize_rate: float = 0.0
+    invert: bool = False
+    mean_weight: float = 0.1
+    variance_weight: float = 0.07
+    skewness_weight: float = 0.0
+    kurtosis_weight: float = 0.0
+
+
+@dataclass
 class LFQOptions:
     """Weights and temperature of the loss terms. See `rqvae.quantizers.lookup_free`."""
 
@@ -35,19 +49,31 @@ class LFQOptions:
 
 @dataclass
 class LatentOptions:
-    """levels: learned values per scalar; their product is K. See `rqvae.quantizers.latent`."""
+    """levels: learned values per scalar; their product is K. See `rqvae.quantizers.latent`.
+
+    inplace_lr: the values learn by SGD steps of their own with this rate, in turns with the rest of the model.
+    """
 
     levels: list[int] = MISSING
     commitment_weight: float = 0.1
     quantization_weight: float = 0.1
+    inplace_lr: Optional[float] = None
 
 
 @dataclass
-class SimOptions:
-    """Weights of the two halves of the loss. See `rqvae.quantizers.sim`."""
+class SimLevelOptions:
+    """Size of the frozen vectors, weights of the two halves of the loss. See `rqvae.quantizers.sim`."""
 
+    codebook_dim: Optional[int] = None
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
+
+
+@dataclass
+class SimOptions(SimLevelOptions):
+    """estimator: 'straight_through', 'rotation' or 'directional'."""
+
+    estimator: str = "straight_through"
 
 
 @dataclass
@@ -77,6 +103,17 @@ class RestartOptions:
 
 
 @dataclass
+class AffineOptions:
+    """Affine re-parametrisation of the codebook. See `rqvae.quantizers.affine.AffineRule`."""
+
+    kind: str = "learned"
+    groups: int = 1
+    lr_scale: float = 1.0
+    batch_decay: float = 0.99
+    codebook_decay: float = 0.9
+
+
+@dataclass
 class VectorLossOptions:
     """Weights and settings of the loss terms. See `rqvae.quantizers.VectorLosses`."""
 
@@ -94,13 +131,19 @@ class VectorLossOptions:
 class VQOptions:
     """Settings of `rqvae.quantizers.VectorQuantizer`; D is the number of heads.
 
-    restart: without it, `restart_unused_codes: true` stands for the published rule.
+    restart: without it, `restart_unused_codes: true` stands for the published rule. sync_nu: of the synchronised update
+    rule. inplace_lr: the code vectors learn by SGD steps of their own with this rate, in turns with the rest of the
+    model. Kept lengths are a library option only: codes alone would not tell the decoder its input.
     """
 
     codebook_dim: Optional[int] = None
     distance: str = "euclidean"
     codebook: str = "ema"
+    sync_nu: float = 0.0
+    inplace_lr: Optional[float] = None
+    affine: Optional[AffineOptions] = None
     restart: Optional[RestartOptions] = None
+    seed: int = 0
     kmeans_init: bool = False
     kmeans_iterations: int = 10
     estimator: str = "straight_through"
@@ -144,7 +187,7 @@ class ResidualLFQOptions(ResidualOptions, LFQOptions):
 
 
 @dataclass
-class ResidualSimOptions(ResidualOptions, SimOptions):
+class ResidualSimOptions(ResidualOptions, SimLevelOptions):
     """shared: one codebook and map for all levels."""
 
     shared: bool = False
@@ -153,6 +196,7 @@ class ResidualSimOptions(ResidualOptions, SimOptions):
 BOTTLENECK_OPTIONS = {
     "vq": VQOptions,
     "fsq": FSQOptions,
+    "fsp": FSPOptions,
     "lfq": LFQOptions,
     "latent": LatentOptions,
     "simvq": SimOptions,

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from rqvae.bottlenecks import LFQOptions, SimOptions
+import torch
+
+from rqvae.bottlenecks import LFQOptions, SimLevelOptions
 from rqvae.config import QuantizerHParams
+from rqvae.quantizers.affine import AffineRule
 from rqvae.quantizers.base import NullQuantizer, Quantizer
 from rqvae.quantizers.binary_mapper import BinaryMapper
 from rqvae.quantizers.code_losses import VectorLosses
-from rqvae.quantizers.codebook import RestartRule
+from rqvae.quantizers.entry_use import RestartRule
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.grouped_of import GroupedOf
 from rqvae.quantizers.latent import LatentQuantizer
+from rqvae.quantizers.learned_codebook import LearningRule
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
 from rqvae.quantizers.patches import InPatches
 from rqvae.quantizers.random_projection import RandomProjectionQuantizer
 from rqvae.quantizers.residual import ResidualQuantizer
 from rqvae.quantizers.residual_of import residual_fsq, residual_lfq, residual_simvq
 from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
+from rqvae.quantizers.scalar_perturbation import ScalarPerturbationQuantizer
 from rqvae.quantizers.sim import SimQuantizer
 from rqvae.quantizers.vector import VectorQuantizer
 
@@ -52,8 +58,26 @@ def _vector_options(config: QuantizerHParams, options: dict[str, Any]) -> dict[s
         options["restart"] = RestartRule(**options["restart"])
     elif config.restart_unused_codes:
         options["restart"] = RestartRule()
+    if options["affine"] is not None:
+        options["affine"] = AffineRule(**options["affine"])
     options["losses"] = VectorLosses(**options["losses"])
+    options["learning"] = LearningRule(options.pop("sync_nu"), _own_optimizer(options.pop("inplace_lr")))
     return {**options, "decay": config.decays[0]}
+
+
+def _own_optimizer(learning_rate: float | None) -> Callable[..., torch.optim.Optimizer] | None:
+    """Plain SGD: it has no state that a checkpoint would have to hold."""
+    if learning_rate is None:
+        return None
+    if learning_rate <= 0:
+        raise ValueError(f"bottleneck.inplace_lr must be positive, got {learning_rate}")
+    return functools.partial(torch.optim.SGD, lr=learning_rate)
+
+
+def _build_latent(config: QuantizerHParams, dim: int) -> Quantizer:
+    options = dataclasses.asdict(config.bottleneck_options)
+    optimizer = _own_optimizer(options.pop("inplace_lr"))
+    return LatentQuantizer(dim, num_codebooks=config.depth, in_place_optimizer=optimizer, **options)
 
 
 def _side_by_side(kind: Callable[..., Quantizer], sized: bool) -> Builder:
@@ -113,15 +137,16 @@ QUANTIZERS: dict[str, Builder] = {
     "none": lambda config, dim: NullQuantizer(),
     "vq": _build_vector,
     "fsq": _side_by_side(FiniteScalarQuantizer, sized=False),
+    "fsp": _side_by_side(ScalarPerturbationQuantizer, sized=False),
     "lfq": _side_by_side(LookupFreeQuantizer, sized=True),
-    "latent": _side_by_side(LatentQuantizer, sized=False),
+    "latent": _build_latent,
     "simvq": _side_by_side(SimQuantizer, sized=True),
     "random_projection": _side_by_side(RandomProjectionQuantizer, sized=True),
     "binary": _side_by_side(BinaryMapper, sized=True),
     "residual_vq": _in_groups(_residual_vector_stack),
     "residual_fsq": _residual_stack(residual_fsq, None),
     "residual_lfq": _residual_stack(residual_lfq, LFQOptions),
-    "residual_simvq": _residual_stack(residual_simvq, SimOptions),
+    "residual_simvq": _residual_stack(residual_simvq, SimLevelOptions),
 }
 JOIN_PATCHES = ("rq", "none")  # those that need no `InPatches` around them: rq does it itself
 

@@ -10,10 +10,23 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from rqvae import RQVAE, RQVAEConfig, load_rqvae
-from rqvae.bottlenecks import BOTTLENECK_OPTIONS, RestartOptions, VectorLossOptions, VQOptions
+from rqvae.bottlenecks import BOTTLENECK_OPTIONS, AffineOptions, RestartOptions, VectorLossOptions, VQOptions
 from rqvae.pretrained import snapshot_tensors
-from rqvae.quantizers import InPatches, RestartRule, VectorLosses, VectorQuantizer
+from rqvae.quantizers import (
+    BinaryMapper,
+    FiniteScalarQuantizer,
+    InPatches,
+    LatentQuantizer,
+    LookupFreeQuantizer,
+    RandomProjectionQuantizer,
+    RestartRule,
+    SimQuantizer,
+    VectorLosses,
+    VectorQuantizer,
+)
+from rqvae.quantizers.affine import AffineRule
 from rqvae.quantizers.build import QUANTIZERS
+from rqvae.quantizers.scalar_perturbation import ScalarPerturbationQuantizer
 
 CONFIGS = {
     "rq": [{"n_embed": [16, 12], "codebook_update": "deferred", "restart_unused_codes": True}],
@@ -38,14 +51,18 @@ CONFIGS = {
                 "codebook": "learned",
                 "estimator": "gumbel",
                 "sample_temp": 0.5,
+                "sync_nu": 0.5,
+                "affine": {"groups": 2},
                 "losses": {"orthogonal": 1.0, "orthogonal_max": 8},
             },
         },
+        {"n_embed": 16, "bottleneck": {"codebook": "learned", "inplace_lr": 0.1, "restart": {"unused_for": 1}}},
     ],
     "fsq": [{"bottleneck": {"levels": [8, 5, 5, 5]}}],
+    "fsp": [{"bottleneck": {"levels": [8, 5, 5, 5]}}, {"bottleneck": {"levels": [6, 6], "quantize_rate": 1.0}}],
     "lfq": [{"n_embed": 1024, "bottleneck": {"inv_temperature": 10.0}}],
-    "latent": [{"bottleneck": {"levels": [5, 5, 4]}}],
-    "simvq": [{"n_embed": 20, "bottleneck": {"commitment_weight": 0.5}}],
+    "latent": [{"bottleneck": {"levels": [5, 5, 4]}}, {"bottleneck": {"levels": [5, 5, 4], "inplace_lr": 0.1}}],
+    "simvq": [{"n_embed": 20, "bottleneck": {"commitment_weight": 0.5, "codebook_dim": 3, "estimator": "rotation"}}],
     "random_projection": [{"n_embed": 20, "bottleneck": {"codebook_dim": 4}}],
     "binary": [{"n_embed": 16, "bottleneck": {"kl_weight": 0.5}}],
     "residual_vq": [
@@ -56,7 +73,7 @@ CONFIGS = {
             "restart_unused_codes": True,
             "bottleneck": {"codebook_dim": 4, "kmeans_init": True, "quantize_dropout": True, "estimator": "rotation"},
         },
-        {"n_embed": 16, "bottleneck": {"groups": 2, "codebook": "learned"}},
+        {"n_embed": 16, "bottleneck": {"groups": 2, "codebook": "learned", "affine": {"kind": "running"}}},
     ],
     "residual_fsq": [
         {"bottleneck": {"levels": [8, 5, 5]}},
@@ -186,6 +203,7 @@ def test_wrong_options_are_one_line(name):
         ("vq", {"bottleneck": {"distance": "l1"}}, "distance 'l1' is not one of euclidean, cosine"),
         ("vq", {"bottleneck": {"restart": {"bellow": 1.0}}}, "unknown key bottleneck.restart.bellow; did you mean 'be"),
         ("vq", {"bottleneck": {"losses": {"commit": 1.0}}}, "unknown key bottleneck.losses.commit; did you mean 'com"),
+        ("vq", {"bottleneck": {"codebook": "learned", "inplace_lr": 0.0}}, "inplace_lr must be positive, got 0.0"),
         ("residual_vq", {"bottleneck": {"dropout_cutoff": 2}}, r"dropout_cutoff must be in 0 \.\. 1"),
     ],
 )
@@ -195,18 +213,37 @@ def test_values_that_do_not_fit_are_one_line(name, changes, message):
     assert "\n" not in str(error.value)
 
 
-def options_of(schema):
-    return {f.name for f in dataclasses.fields(schema)}
+def fields_of(schema):
+    return {f.name: f for f in dataclasses.fields(schema)}
 
 
-def test_yaml_offers_what_the_library_offers():
-    from_the_config = {"self", "dim", "num_codes", "heads", "separate_codebooks", "decay"}
-    parameters = inspect.signature(VectorQuantizer.__init__).parameters
-    assert options_of(VQOptions) == set(parameters) - from_the_config
-    for ours, theirs in ((RestartOptions, RestartRule), (VectorLossOptions, VectorLosses)):
-        assert dataclasses.asdict(ours()) == dataclasses.asdict(theirs()), "the same names and defaults"
-    for name in options_of(VQOptions) - {"losses", "restart"}:
-        assert getattr(VQOptions(), name) == parameters[name].default, name
+FROM_THE_CONFIG = {"dim", "num_codes", "codebook_size", "num_codebooks", "heads", "separate_codebooks", "decay"}
+NOT_IN_YAML = {"project", "transform", "keep_length", "in_place_optimizer", "learning", "bound"}
+IN_YAML_ONLY = {"inplace_lr", "sync_nu"}
+
+
+@pytest.mark.parametrize(
+    ("options", "quantizer"),
+    [
+        (VQOptions, VectorQuantizer),
+        (BOTTLENECK_OPTIONS["fsq"], FiniteScalarQuantizer),
+        (BOTTLENECK_OPTIONS["fsp"], ScalarPerturbationQuantizer),
+        (BOTTLENECK_OPTIONS["lfq"], LookupFreeQuantizer),
+        (BOTTLENECK_OPTIONS["latent"], LatentQuantizer),
+        (BOTTLENECK_OPTIONS["simvq"], SimQuantizer),
+        (BOTTLENECK_OPTIONS["random_projection"], RandomProjectionQuantizer),
+        (BOTTLENECK_OPTIONS["binary"], BinaryMapper),
+        (RestartOptions, RestartRule),
+        (VectorLossOptions, VectorLosses),
+        (AffineOptions, AffineRule),
+    ],
+)
+def test_yaml_offers_what_the_library_offers(options, quantizer):
+    """The same names, and the same defaults."""
+    parameters, fields = inspect.signature(quantizer).parameters, fields_of(options)
+    assert set(fields) - IN_YAML_ONLY == set(parameters) - FROM_THE_CONFIG - NOT_IN_YAML
+    for name in set(fields) - IN_YAML_ONLY - {"levels", "codebook_dim", "losses"}:
+        assert fields[name].default == parameters[name].default, name
 
 
 def test_patches_need_a_grid_of_whole_ones():
