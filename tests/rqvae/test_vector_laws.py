@@ -5,10 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rqvae.quantizers.codebook import RestartRule
-from rqvae.quantizers.vector import VectorLosses, VectorQuantizer
+from rqvae.quantizers.affine import AffineRule
+from rqvae.quantizers.code_losses import VectorLosses
+from rqvae.quantizers.entry_use import RestartRule
+from rqvae.quantizers.learned_codebook import LearningRule
+from rqvae.quantizers.vector import VectorQuantizer
 
-DIM, NUM_CODES = 8, 11
+DIM, NUM_CODES = 8, 12
+RESTARTS = [None, RestartRule(), RestartRule(0.5, relative=True, grace=1), RestartRule(unused_for=1)]
+AFFINES = [None, AffineRule("running", batch_decay=0.5)]
+SGD = LearningRule(inplace=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
 SHAPES = [(5,), (2, 7), (2, 3, 4), (1, 2, 3, 2)]
 quick = settings(max_examples=60, deadline=None)
 
@@ -16,15 +22,16 @@ quick = settings(max_examples=60, deadline=None)
 @st.composite
 def quantizers(draw, estimators=("straight_through", "rotation", "directional", "gumbel"), sampled=True):
     """A quantizer in train or eval mode, with random code vectors."""
-    codebook = draw(st.sampled_from(["ema", "learned"]))
-    learned = codebook == "learned"
+    codebook = draw(st.sampled_from(["ema", "learned", "both"]))
+    learned = codebook != "ema"
+    learning = draw(st.sampled_from([None, LearningRule(sync_nu=0.5), SGD])) if codebook == "learned" else None
     estimator = draw(st.sampled_from(estimators))
     may_sample = sampled and (estimator == "gumbel" or draw(st.booleans()))
     losses = VectorLosses(
         commitment=draw(st.sampled_from([0.0, 0.25])),
         cross_entropy=draw(st.sampled_from([0.0, 0.5])),
         diversity=draw(st.sampled_from([0.0, 0.1])),
-        orthogonal=draw(st.sampled_from([0.0, 2.0])) if learned else 0.0,
+        orthogonal=draw(st.sampled_from([0.0, 2.0])) if learned and learning is not SGD else 0.0,
         orthogonal_active=draw(st.booleans()),
         orthogonal_max=draw(st.sampled_from([None, 4])) if sampled else None,
     )
@@ -35,9 +42,11 @@ def quantizers(draw, estimators=("straight_through", "rotation", "directional", 
         codebook_dim=draw(st.sampled_from([None, 3])),
         heads=draw(st.sampled_from([1, 2])),
         separate_codebooks=draw(st.booleans()),
-        distance=draw(st.sampled_from(["euclidean", "cosine"])),
+        **draw(st.sampled_from([{}, {"distance": "cosine"}, {"distance": "cosine", "keep_length": True}])),
         codebook=codebook,
-        restart=draw(st.sampled_from([None, RestartRule(), RestartRule(0.5, relative=True, grace=1)])),
+        learning=learning,
+        affine=draw(st.sampled_from(AFFINES + [AffineRule(groups=3, lr_scale=0.5)] * (codebook == "learned"))),
+        restart=draw(st.sampled_from(RESTARTS)),
         kmeans_init=draw(st.booleans()),
         estimator=estimator,
         sample_temp=0.5 if may_sample else None,
@@ -45,7 +54,20 @@ def quantizers(draw, estimators=("straight_through", "rotation", "directional", 
     )
     for book in quantizer.codebooks:
         book.assign(torch.randn(NUM_CODES, quantizer.codebook_dim), torch.ones(NUM_CODES))
+    for affine in quantizer.affines:
+        for parameter in affine.parameters():
+            parameter.data.normal_()
+        if affine_is_running(affine):
+            affine.observe(3 + torch.randn(50, quantizer.codebook_dim), quantizer.codebooks[0].weight.detach())
     return quantizer.train(draw(st.booleans()))
+
+
+def affine_is_running(affine):
+    return not list(affine.parameters())
+
+
+def decoded(quantizer, codes, z):
+    return quantizer.decode(codes, quantizer.lengths(z) if quantizer.keep_length else None)
 
 
 def state(quantizer):
@@ -59,7 +81,7 @@ def test_output_is_what_the_codes_decode_to(quantizer, shape, dtype):
     out = quantizer(z)
     assert out.quantized.dtype == z.dtype
     assert out.quantized.shape == z.shape
-    assert torch.equal(out.quantized, quantizer.decode(out.codes).to(z.dtype))
+    assert torch.equal(out.quantized, decoded(quantizer, out.codes, z).to(z.dtype))
     assert out.codes.shape == (*shape, quantizer.heads)
     assert out.codes.dtype == torch.int64
     assert ((out.codes >= 0) & (out.codes < NUM_CODES)).all()
@@ -76,11 +98,24 @@ def test_output_is_what_the_codes_decode_to(quantizer, shape, dtype):
     assert all(value.isfinite().all() for value in quantizer.state_dict().values())
 
 
+def step(quantizer, z, mask=None):
+    """Output and gradients of one step whose upstream gradient is that of the squared output where it counts."""
+    out = quantizer(z, mask)
+    kept = out.quantized if mask is None else out.quantized[mask]
+    quantizer.zero_grad()
+    loss = kept.square().sum() + out.loss
+    if loss.requires_grad:
+        loss.backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in quantizer.parameters()]
+    quantizer.update_codebook()
+    return out, gradients
+
+
 @quick
 @given(quantizers(sampled=False, estimators=("straight_through", "rotation")), st.data())
 def test_a_masked_padded_input_counts_as_the_unpadded_one(quantizer, data):
     lengths = data.draw(st.lists(st.integers(0, 5), min_size=2, max_size=4).filter(any))
-    padding = data.draw(st.sampled_from([0.0, 1e3, float("nan")]))
+    padding = data.draw(st.sampled_from([0.0, 1e3, float("nan"), float("inf")]))
     rows = [torch.randn(length, DIM) for length in lengths]
     padded = torch.full((len(lengths), 6, DIM), padding)
     mask = torch.zeros(len(lengths), 6, dtype=torch.bool)
@@ -88,14 +123,14 @@ def test_a_masked_padded_input_counts_as_the_unpadded_one(quantizer, data):
         padded[index, : len(row)] = row
         mask[index, : len(row)] = True
     before = state(quantizer)
-    expected = quantizer(torch.cat(rows))
-    quantizer.update_codebook()
+    expected, expected_gradients = step(quantizer, torch.cat(rows))
     expected_state = state(quantizer)
     quantizer.load_state_dict(before)
-    out = quantizer(padded, mask)
-    quantizer.update_codebook()
+    out, gradients = step(quantizer, padded, mask)
     assert torch.equal(out.codes[mask], expected.codes)
     torch.testing.assert_close(out.loss, expected.loss)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     for name, value in state(quantizer).items():
         torch.testing.assert_close(value, expected_state[name], msg=name)
 
@@ -108,7 +143,7 @@ def test_input_precision_and_autocast_change_nothing(quantizer):
     expected = quantizer(z.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outs = [quantizer(z), quantizer(z.float())]
-        assert torch.equal(quantizer.decode(expected.codes), expected.quantized)
+        assert torch.equal(decoded(quantizer, expected.codes, z), expected.quantized)
     for out in outs:
         assert torch.equal(out.codes, expected.codes)
         assert torch.equal(out.loss, expected.loss)
@@ -157,7 +192,13 @@ def test_one_bad_vector_does_not_poison_the_codebook(quantizer):
         ({"heads": 3}, "cannot be cut into 3 heads"),
         ({"estimator": "gumbel"}, "needs sample_temp"),
         ({"sample_temp": 0.0}, "temp must be positive"),
-        ({"losses": VectorLosses(orthogonal=1.0)}, "needs codebook 'learned'"),
+        ({"losses": VectorLosses(orthogonal=1.0)}, "needs codebook 'learned' or 'both'"),
+        ({"learning": LearningRule(sync_nu=0.5)}, "needs codebook 'learned' or 'both'"),
+        ({"learning": SGD, "codebook": "both"}, "needs codebook 'learned', not 'both'"),
+        ({"learning": SGD, "codebook": "learned", "losses": VectorLosses(orthogonal=1.0)}, "inplace takes away"),
+        ({"affine": AffineRule()}, "choose kind 'running'"),
+        ({"affine": AffineRule(groups=5), "codebook": "learned"}, "do not split into 5 affine groups"),
+        ({"keep_length": True}, "needs distance 'cosine'"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):

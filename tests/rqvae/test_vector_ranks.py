@@ -6,13 +6,21 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from rqvae.quantizers import ResidualQuantizer, RestartRule, VectorQuantizer, codebook_warmup
+from rqvae.quantizers.affine import AffineRule
+from rqvae.quantizers.learned_codebook import LearningRule
 
+ADAM = LearningRule(inplace=lambda parameters: torch.optim.Adam(parameters, lr=0.05))
 SETTINGS = [
     {"kmeans_init": True},
     {"kmeans_init": True, "distance": "cosine", "restart": RestartRule(0.5, relative=True, grace=1)},
     {"kmeans_init": True, "heads": 2, "separate_codebooks": True, "restart": RestartRule(2.0)},
     {"kmeans_init": True, "heads": 2, "restart": RestartRule(0.5, relative=True)},
     {"kmeans_init": True, "codebook": "learned"},
+    {"affine": AffineRule("running", batch_decay=0.5), "restart": RestartRule(unused_for=2)},
+    {"kmeans_init": True, "codebook": "both", "distance": "cosine", "restart": RestartRule(1.0, grace=1), "seed": 3},
+    {"codebook": "learned", "learning": ADAM, "restart": RestartRule(unused_for=1)},
+    {"codebook": "learned", "learning": ADAM, "affine": AffineRule(groups=2), "heads": 2, "separate_codebooks": True},
+    {"codebook": "learned", "affine": AffineRule("running"), "distance": "cosine", "restart": RestartRule(0.5)},
 ]
 STEPS, BATCH, MICRO = 3, 8, 2
 SHARES = {1: [8], 2: [3, 5]}  # rows per rank
@@ -35,6 +43,10 @@ def train(rank, world, settings):
             if not states:
                 states.append({name: value.clone() for name, value in model.state_dict().items()})
         model.update_codebook()
+        if model.averaged:
+            z = vectors(100 + step, world, rank)[0]
+            codes = (z[..., : model.heads] * 4).abs().long() - 1
+            model.update_from_codes(z, codes, mask=torch.arange(16).expand(len(z), 16) < 9)
     return [*states, {name: value.clone() for name, value in model.state_dict().items()}]
 
 
