@@ -69,12 +69,14 @@ def add_noise(distance: torch.Tensor, temp: float, generator: torch.Generator | 
 
 
 class _Beams(NamedTuple):
-    """The best partial sums of n vectors: what is left, the sums, their scores (lower is better), their codes."""
+    """The best partial sums of n vectors: what is left, the sums, their scores (lower is better), their codes, and
+    which of the sums before each continues."""
 
     residual_nBE: torch.Tensor
     total_nBE: torch.Tensor
     score_nB: torch.Tensor
     codes_nBD: torch.Tensor
+    parent_nB: torch.Tensor
 
 
 @torch.no_grad()
@@ -89,7 +91,8 @@ def beam_search(
     """Codes (N, D) of the best of the partial sums, of which `width` are kept at every level.
 
     Without `weights` a sum is judged by the squared error it leaves; with weights (one per level, none negative) by the
-    weighted mean squared errors of all levels so far, added up. cosine: code vectors have length 1 and weighted errors
+    weighted mean squared errors of all levels so far, added up. A level that stands in several places is one object, so
+    that the order of its codes makes no other sum. cosine: code vectors have length 1 and weighted errors
     are those of the residual scaled to length 1. A row that is not finite gets codes in range.
     """
     if width < 1:
@@ -107,10 +110,17 @@ def beam_search(
                 torch.zeros_like(part_nBE),
                 part_nBE.new_zeros(part_nBE.shape[:2]),
                 codes_ND.new_empty((*part_nBE.shape[:2], 0)),
+                codes_ND.new_zeros(part_nBE.shape[:2]),
             )
             for index, level in enumerate(levels):
                 keep = 1 if index == len(levels) - 1 else width
-                beams = _extend(beams, level, keep, cosine, None if weights is None else weights[index])
+                if weights is not None:
+                    beams = _extend(beams, level, keep, cosine, weights[index])
+                elif all(level is other for other in levels[:index]):
+                    orders = min(index + 1, beams.score_nB.shape[1])
+                    beams = _without_reorderings(_extend(beams, level, keep * orders, cosine, None), keep)
+                else:
+                    beams = _extend(beams, level, keep, cosine, None)
             codes_ND[start : start + rows] = beams.codes_nBD[:, 0]
     return codes_ND
 
@@ -142,7 +152,25 @@ def _extend(beams: _Beams, level: BeamLevel, keep: int, cosine: bool, weight: fl
     total_ncE = _take(beams.total_nBE, beam_nc)
     vectors_ncE = level.embed(code_nc.flatten(), total_ncE.flatten(0, 1)).view_as(total_ncE)
     codes = torch.cat([_take(beams.codes_nBD, beam_nc), code_nc[..., None]], -1)
-    return _Beams(_take(beams.residual_nBE, beam_nc) - vectors_ncE, total_ncE + vectors_ncE, score_nc, codes)
+    return _Beams(_take(beams.residual_nBE, beam_nc) - vectors_ncE, total_ncE + vectors_ncE, score_nc, codes, beam_nc)
+
+
+def _without_reorderings(beams: _Beams, keep: int) -> _Beams:
+    """The `keep` best of the sums, of those with the same codes in another order only the one from the best sum before.
+
+    Levels that share a codebook reach a sum in every order of its codes: the copies would fill the beam, and rounding
+    would choose between them.
+    """
+    if beams.score_nB.shape[1] <= keep:
+        return beams
+    sorted_nBD = beams.codes_nBD.sort(-1).values
+    same_nBB = (sorted_nBD[:, :, None] == sorted_nBD[:, None]).all(-1)
+    later_nBB = beams.parent_nB[:, :, None] > beams.parent_nB[:, None]
+    score_nB = beams.score_nB.masked_fill((same_nBB & later_nBB).any(-1), torch.inf)
+    score_nc, index_nc = score_nB.topk(keep, largest=False)
+    parts = (_take(part, index_nc) for part in (beams.residual_nBE, beams.total_nBE, beams.codes_nBD))
+    residual, total, codes = parts
+    return _Beams(residual, total, score_nc, codes, beams.parent_nB.gather(1, index_nc))
 
 
 def _lowest(

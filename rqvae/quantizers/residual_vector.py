@@ -184,8 +184,9 @@ class ResidualVectorQuantizer(ResidualOf):
             seen.append(residual)
             residual = residual - level.decode(level.targets(residual)[1])
         if self.shared and len(seen) > 1:
-            masks = None if mask is None else torch.stack([mask] * len(seen))
-            self.levels[0].initialize_codebook(torch.stack(seen), masks, method, seed + len(seen))
+            masks = None if mask is None else torch.stack([mask] * len(seen), -1)
+            # the levels of a row side by side: the same order for every split of the rows over processes
+            self.levels[0].initialize_codebook(torch.stack(seen, -2), masks, method, seed + len(seen))
 
 
 def _level_sizes(num_codes: int | Sequence[int], num_quantizers: int | None, shared: bool) -> tuple[int, ...]:

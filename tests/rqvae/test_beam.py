@@ -70,6 +70,28 @@ def test_one_beam_is_the_greedy_search(cosine):
         left = left - book[nearest]
 
 
+def test_levels_with_one_codebook_keep_different_sums():
+    """Of 3 levels the 6 different sums of 2 out of 3 codes fit the beam; copies in another order would crowd them."""
+    torch.manual_seed(0)
+    book = torch.randn(3, DIM)
+    x = torch.randn(300, DIM)
+    codes = beam_search(x, [TableLevel(book)] * 3, 6)
+    sums = (book[:, None, None] + book[:, None] + book).flatten(0, 2)
+    torch.testing.assert_close((x - book[codes].sum(1)).norm(dim=1), torch.cdist(x, sums).min(1).values)
+    book = torch.randn(12, DIM) * 0.5
+    same, copies = [TableLevel(book)] * 6, [TableLevel(book) for _ in range(6)]
+    errors = [(x - book[beam_search(x, levels, 4)].sum(1)).square().mean() for levels in (same, copies)]
+    assert errors[0] < 0.99 * errors[1]
+
+
+def test_rounding_does_not_choose_between_orders_of_the_same_codes():
+    torch.manual_seed(0)
+    level = TableLevel(torch.randn(40, DIM))
+    x = torch.randn(500, DIM)
+    codes = beam_search(x, [level] * 4, 4)
+    assert torch.equal(beam_search(x + 1e-6 * torch.randn_like(x), [level] * 4, 4), codes)
+
+
 def test_wider_beams_leave_less():
     torch.manual_seed(0)
     books = [torch.randn(64, DIM) * 0.5**level for level in range(5)]
