@@ -10,31 +10,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers import affine, sync
+from rqvae.quantizers import sync
+from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.code_averages import counts_and_sums, replace_unused, smoothed_sizes, state_seed
+from rqvae.quantizers.compat.vector_quantize_pytorch.affine_moments import AffineMoments
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqvae.quantizers.compat.vector_quantize_pytorch.look_up import Found, own_codes, side_by_side, table_codes
 from rqvae.quantizers.implicit import KeepsFloat32
 from rqvae.quantizers.kmeans import kmeans
 from rqvae.quantizers.restart import CodedVectors
-from rqvae.quantizers.scores import best_codes, drawn_codes, expected_by_score, scores, top_codes
+from rqvae.quantizers.scores import expected_by_score, scores
 
 UNIT_EPS = 1e-6  # vectors shorter than this are not scaled to length 1
-
-
-class Found(NamedTuple):
-    """A look-up: codes (X, R) or (X, R, T), their vectors (..., E), the code vectors searched (X, K, E), and, where
-    every vector has code vectors of its own, all scores (X, R, K)."""
-
-    codes: torch.Tensor
-    vectors: torch.Tensor
-    weight_XKE: torch.Tensor
-    scores_XRK: torch.Tensor | None
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
@@ -42,7 +34,7 @@ def unit(x: torch.Tensor) -> torch.Tensor:
     return F.normalize(x, dim=-1, eps=UNIT_EPS)
 
 
-class Codebook(KeepsFloat32, nn.Module):
+class Codebook(KeepsFloat32, AffineMoments):
     """X codebooks of K vectors. See `VectorQuantize` for the settings."""
 
     def __init__(
@@ -82,10 +74,9 @@ class Codebook(KeepsFloat32, nn.Module):
         self.stochastic, self.straight_through = stochastic, straight_through
         self.sample_codebook_temp = sample_codebook_temp
         self.use_cosine_sim, self.learnable_codebook = use_cosine_sim, learnable_codebook
-        self.affine_param, self.sync_affine_param = affine_param, sync_affine_param
-        self.affine_param_batch_decay = affine_param_batch_decay
-        self.affine_param_codebook_decay = affine_param_codebook_decay
         self._register_state(kmeans_init)
+        decays = (affine_param_batch_decay, affine_param_codebook_decay)
+        self._register_moments(affine_param, sync_affine_param, *decays, (num_codebooks, 1, dim))
         self.vq_bridge = vq_bridge
 
     def _register_state(self, kmeans_init: bool) -> None:
@@ -101,19 +92,6 @@ class Codebook(KeepsFloat32, nn.Module):
         else:
             self.register_buffer("embed", embed_XKE)
         self._seen_initted: tuple[int, int] | None = None
-        if self.affine_param:
-            for name in ("batch_mean", "batch_variance"):
-                self.register_buffer(name, None)
-            for name in ("codebook_mean", "codebook_variance"):
-                self.register_buffer(f"{name}_needs_init", torch.tensor(True))
-                self.register_buffer(name, torch.zeros(self.num_codebooks, 1, self.dim, dtype=torch.float32))
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
-        """Moments of the vectors exist only after a forward: make room for those of the file."""
-        for name in ("batch_mean", "batch_variance"):
-            if self.affine_param and getattr(self, name) is None and prefix + name in state_dict:
-                setattr(self, name, torch.zeros_like(self.codebook_mean))
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def transform_input(self, x: torch.Tensor) -> torch.Tensor:
         """Vectors as they are searched: of length 1 for cosine similarity."""
@@ -123,6 +101,12 @@ class Codebook(KeepsFloat32, nn.Module):
         """Collectives on, unless this codebook (use_ddp False) or this step does without."""
         return contextlib.nullcontext() if together and self.use_ddp is not False else sync.alone()
 
+    @torch.no_grad()
+    def update_affine(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None = None) -> None:
+        """Average in the moments of the vectors, and in training those of `embed`."""
+        with self._together(self.sync_affine_param):
+            self.observe(x_XRE, self.embed, valid_XR)
+
     # --- the code vectors that are searched
 
     def effective_embed(self) -> torch.Tensor:
@@ -130,37 +114,16 @@ class Codebook(KeepsFloat32, nn.Module):
         embed_XKE = (self.embed if self.learnable_codebook else self.embed.detach()).float()
         if self.vq_bridge is not None:
             embed_XKE = self.vq_bridge(embed_XKE)
-        if self.affine_param and self.batch_mean is not None:
-            embed_XKE = affine.carry(embed_XKE, *self._moments())
-        return embed_XKE
-
-    def _moments(self) -> tuple[affine.Moments, affine.Moments]:
-        return (
-            affine.Moments(self.codebook_mean, self.codebook_variance),
-            affine.Moments(self.batch_mean, self.batch_variance),
-        )
-
-    @torch.no_grad()
-    def update_affine(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None = None) -> None:
-        """Average in the moments of the vectors, and in training those of `embed`."""
-        if self.training or self.codebook_mean_needs_init:
-            known, _ = affine.moments(self.embed, across_ranks=False)
-            started = ~self.codebook_mean_needs_init
-            old = affine.Moments(self.codebook_mean, self.codebook_variance)
-            new = affine.blend(old, known, self.affine_param_codebook_decay, started)
-            self.codebook_mean.copy_(new.mean)
-            self.codebook_variance.copy_(new.variance)
-            self.codebook_mean_needs_init.fill_(False)
-            self.codebook_variance_needs_init.fill_(False)
-        with self._together(self.sync_affine_param):
-            seen, _ = affine.moments(x_XRE, valid_XR)
-        if self.batch_mean is None:
-            self.batch_mean, self.batch_variance = seen
-            return
-        old = affine.Moments(self.batch_mean, self.batch_variance)
-        self.batch_mean, self.batch_variance = affine.blend(old, seen, self.affine_param_batch_decay, True)
+        return self.to_batch_moments(embed_XKE) if self.affine_param else embed_XKE
 
     # --- look-up
+
+    def look_up(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None, *search, **how) -> Found:
+        """`find`, after what every forward does before it: the start from k-means and the moments of the vectors."""
+        self.init_embed_(x_XRE.detach(), valid_XR)
+        if self.affine_param:
+            self.update_affine(x_XRE.detach(), valid_XR)
+        return self.find(x_XRE, *search, **how)
 
     def find(
         self,
@@ -172,54 +135,22 @@ class Codebook(KeepsFloat32, nn.Module):
     ) -> Found:
         """The codes of x (fp32) and their vectors, before any update.
 
-        keep_scores: the result serves losses over all scores, whose backward pass comes after the update of the step.
+        transform: gives every vector its own code vectors (X, B, R / B, K, E). keep_scores: the result serves losses
+        over all scores, whose backward pass comes after the update of this step.
         """
         weight_XKE = self.effective_embed()
         weight_XKE = weight_XKE.clone() if keep_scores else weight_XKE
         temp = self.sample_codebook_temp if temp is None else temp
-        draw = self.training and self.stochastic and temp > 0
-        if transform is not None:
-            return self._find_own(x_XRE, weight_XKE, temp if draw else None, topk, transform, keep_scores)
-        codes = []
-        for x_NE, weight_KE in zip(x_XRE.detach(), weight_XKE.detach(), strict=True):
-            if draw:
-                codes.append(drawn_codes(x_NE, weight_KE, temp, self.use_cosine_sim, topk))
-            elif topk is not None:
-                codes.append(top_codes(x_NE, weight_KE, topk, self.use_cosine_sim))
-            else:
-                codes.append(best_codes(x_NE, weight_KE, self.use_cosine_sim))
-        vectors = [F.embedding(c, weight_KE) for c, weight_KE in zip(codes, weight_XKE, strict=True)]
-        return Found(_side_by_side(codes), _side_by_side(vectors), weight_XKE, None)
-
-    def _find_own(
-        self,
-        x_XRE: torch.Tensor,
-        weight_XKE: torch.Tensor,
-        temp: float | None,
-        topk: int | None,
-        transform: Callable[[torch.Tensor], torch.Tensor],
-        keep_scores: bool,
-    ) -> Found:
-        """`transform` gives every vector its own code vectors (X, B, R / B, K, E)."""
-        own_XRKE = transform(weight_XKE).flatten(1, 2)
-        own_XRKE = self.transform_input(own_XRKE)
-        with torch.set_grad_enabled(keep_scores and torch.is_grad_enabled()):
-            if self.use_cosine_sim:
-                scores_XRK = (own_XRKE @ x_XRE[..., None])[..., 0]
-            else:
-                scores_XRK = -F.pairwise_distance(x_XRE[..., None, :], own_XRKE)
-        ranks = scores_XRK.detach()
-        if temp is not None:
-            ranks = ranks / temp - torch.empty_like(ranks).exponential_().log_()
-        codes = ranks.argmax(-1) if topk is None else ranks.topk(topk, -1).indices
-        index = codes[..., None] if topk is None else codes
-        vectors = own_XRKE.gather(2, index[..., None].expand(*index.shape, own_XRKE.shape[-1]))
-        return Found(codes, vectors[:, :, 0] if topk is None else vectors, weight_XKE, scores_XRK)
+        temp = temp if self.training and self.stochastic and temp > 0 else None
+        if transform is None:
+            return table_codes(x_XRE, weight_XKE, self.use_cosine_sim, temp, topk)
+        own_XRKE = self.transform_input(transform(weight_XKE).flatten(1, 2))
+        return own_codes(x_XRE, weight_XKE, own_XRKE, self.use_cosine_sim, temp, topk, keep_scores)
 
     def expected(self, x_XRE: torch.Tensor, weight_XKE: torch.Tensor, temp: float) -> torch.Tensor:
         """Mean code vectors under softmax(score / temp) (X, R, E)."""
         pairs = zip(x_XRE, weight_XKE, strict=True)
-        return _side_by_side([expected_by_score(x, weight, temp, self.use_cosine_sim) for x, weight in pairs])
+        return side_by_side([expected_by_score(x, weight, temp, self.use_cosine_sim) for x, weight in pairs])
 
     # --- state
 
@@ -285,11 +216,7 @@ class Codebook(KeepsFloat32, nn.Module):
         """Counts and sums of the codes into the moving averages; weight (X, K), (K,), a number, or a function of (sums,
         counts) that gives one: a factor on 1 - decay."""
         if self.affine_param:
-            known, seen = self._moments()
-            rows = [
-                CodedVectors(affine.carry(r.x_NE, _book(seen, x), _book(known, x)), r.codes_N, r.valid_N)
-                for x, r in enumerate(rows)
-            ]
+            rows = [r._replace(x_NE=self.to_codebook_moments(r.x_NE, book)) for book, r in enumerate(rows)]
         totals = [counts_and_sums(r, self.codebook_size) for r in rows]
         counts_XK, sums_XKE = (torch.stack(part) for part in zip(*totals, strict=True))
         weight = weight(sums_XKE, counts_XK) if callable(weight) else weight
@@ -317,8 +244,10 @@ class Codebook(KeepsFloat32, nn.Module):
         if not self.has_dead_code_replacement or not self.training:
             return
         unused_XK = self.cluster_size < self.threshold_ema_dead_code
-        if unused_XK.device.type == "cpu" and not unused_XK.any():  # elsewhere the host would have to wait to know
-            return
+        if unused_XK.device.type != "cpu" or unused_XK.any():  # elsewhere the host would have to wait to know
+            self._replace(rows, unused_XK)
+
+    def _replace(self, rows: list[CodedVectors], unused_XK: torch.Tensor) -> None:
         seed = state_seed(self.cluster_size)
         for index, (unused_K, row) in enumerate(zip(unused_XK, rows, strict=True)):
             vectors_KE, replaced_K = replace_unused(unused_K, row, seed + index)
@@ -345,11 +274,21 @@ class Codebook(KeepsFloat32, nn.Module):
         return [CodedVectors(*row) for row in zip(x_XRE, codes_XR.clamp(min=0), valid_XR, strict=True)]
 
     def expire_codes_(self, batch_samples: torch.Tensor, seq_mask: torch.Tensor | None = None) -> None:
-        """Replace codes used less than the threshold by vectors (..., E) drawn from these."""
-        x_XRE = self.transform_input(self.rows_of(batch_samples.detach()))
-        valid_XR = None if seq_mask is None else seq_mask.reshape(len(x_XRE), -1)
+        """Replace codes used less than the threshold by vectors (..., E) drawn from these; in training."""
         with self._together():
-            self._expire(self.coded(x_XRE, None, valid_XR))
+            self._expire(self._samples(batch_samples, seq_mask))
+
+    @torch.no_grad()
+    def replace(
+        self, batch_samples: torch.Tensor, batch_mask: torch.Tensor, seq_mask: torch.Tensor | None = None
+    ) -> None:
+        """Replace the codes where `batch_mask` (X, K) is True by vectors (..., E) drawn from the samples."""
+        with self._together():
+            self._replace(self._samples(batch_samples, seq_mask), batch_mask)
+
+    def _samples(self, x: torch.Tensor, mask: torch.Tensor | None) -> list[CodedVectors]:
+        x_XRE = self.transform_input(self.rows_of(x.detach()))
+        return self.coded(x_XRE, None, None if mask is None else mask.reshape(len(x_XRE), -1))
 
     def update_indices(
         self,
@@ -363,24 +302,47 @@ class Codebook(KeepsFloat32, nn.Module):
         """A moving-average step with vectors (..., E) and codes (...) found elsewhere. mask: (B, N)."""
         x_XRE = self.rows_of(x.detach())
         codes_XR = embed_ind.reshape(len(x_XRE), -1)
-        valid_XR = None
-        if mask is not None:
-            repeats = codes_XR.shape[1] // mask.numel()
-            valid_XR = mask[:, None].expand(-1, repeats, -1).reshape(1, -1).expand(len(x_XRE), -1)
-        self.update_codebook(self.coded(x_XRE, codes_XR, valid_XR), ema_update_weight, accum_ema_update, ema_update)
+        coded = self.coded(x_XRE, codes_XR, self._rows_of_mask(mask, x_XRE))
+        self.update_codebook(coded, ema_update_weight, accum_ema_update, ema_update)
 
     update_ema_indices = update_indices
 
-    def distances(self, x_XRE: torch.Tensor) -> torch.Tensor:
+    def _rows_of_mask(self, mask_BN: torch.Tensor | None, x_XRE: torch.Tensor) -> torch.Tensor | None:
+        """(B, N) -> (X, R), repeated for the heads between batch and positions that share a codebook."""
+        if mask_BN is None:
+            return None
+        books, rows, _ = x_XRE.shape
+        return mask_BN[:, None].expand(-1, rows // mask_BN.numel(), -1).reshape(1, rows).expand(books, rows)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        sample_codebook_temp: float | None = None,
+        mask: torch.Tensor | None = None,
+        freeze_codebook: bool = False,
+        codebook_transform_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        ema_update_weight: torch.Tensor | Callable | None = None,
+        accum_ema_update: bool = False,
+        ema_update: bool | None = None,
+        topk: int | None = None,
+        update_usage: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Vectors, codes and all scores (X, ..., K) of x (..., E) with less than 4 dims, else (X, ..., E); in training
+        the codebook learns. `VectorQuantize` does without this, because the scores are N x K."""
+        with full_precision(x.device):
+            x_XRE = self.rows_of(x)
+            valid_XR = self._rows_of_mask(mask, x_XRE)
+            found = self.look_up(x_XRE, valid_XR, sample_codebook_temp, topk, codebook_transform_fn, True)
+            scores_XRK = found.scores_XRK
+            scores_XRK = self.distances(x_XRE, found.weight_XKE) if scores_XRK is None else scores_XRK
+            if self.training and update_usage and not freeze_codebook and topk is None:
+                coded = self.coded(x_XRE.detach(), found.codes, valid_XR)
+                self.update_codebook(coded, ema_update_weight, accum_ema_update, ema_update)
+        codes = found.codes.reshape(*x.shape[:-1], *found.codes.shape[2:])
+        grid = (len(x_XRE), *x.shape[:-1]) if x.ndim < 4 else x.shape[:-1]
+        return found.vectors.reshape(*codes.shape, -1), codes, scores_XRK.reshape(*grid, -1)
+
+    def distances(self, x_XRE: torch.Tensor, weight_XKE: torch.Tensor) -> torch.Tensor:
         """All scores (X, R, K): minus the distances, or the cosines. For small inputs."""
-        pairs = zip(x_XRE, self.effective_embed(), strict=True)
+        pairs = zip(x_XRE, weight_XKE, strict=True)
         return torch.stack([scores(x_NE, weight_KE, self.use_cosine_sim) for x_NE, weight_KE in pairs])
-
-
-def _side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Stacked without a copy where there is one."""
-    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
-
-
-def _book(moments: affine.Moments, index: int) -> affine.Moments:
-    return affine.Moments(moments.mean[index], moments.variance[index])

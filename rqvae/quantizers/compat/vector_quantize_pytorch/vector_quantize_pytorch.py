@@ -153,6 +153,7 @@ class VectorQuantize(CodebookAccess):
         self.channel_last = channel_last
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         self.freeze_codebook = freeze_codebook
+        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
 
     def forward(
         self,
@@ -219,12 +220,7 @@ class VectorQuantize(CodebookAccess):
         return min(int(topk), self.codebook_size)
 
     def _look_up(self, rows_XRE: torch.Tensor, valid_R: torch.Tensor | None, **search) -> Found:
-        x_XRE, book = rows_XRE.detach().float(), self._codebook
-        valid_XR = self._mask_of_books(valid_R)
-        book.init_embed_(x_XRE, valid_XR)
-        if book.affine_param:
-            book.update_affine(x_XRE, valid_XR)
-        return book.find(rows_XRE.float(), **search)
+        return self._codebook.look_up(rows_XRE.float(), self._mask_of_books(valid_R), **search)
 
     @property
     def _needs_scores(self) -> bool:
