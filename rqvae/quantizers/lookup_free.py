@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from rqvae.quantizers.bit_entropy import mean_entropy, mean_usage_entropy, row_weights
-from rqvae.quantizers.implicit import ImplicitQuantizer, mean_square
+from rqvae.quantizers.code_losses import mean_square
+from rqvae.quantizers.implicit import ImplicitQuantizer
 
 EXACT_BITS = 24  # sums of as many powers of two are exact in fp32, so a matrix product may add them up
 
@@ -89,7 +90,8 @@ class LookupFreeQuantizer(ImplicitQuantizer):
     ) -> dict[str, torch.Tensor]:
         terms = {}
         if self.commitment_weight > 0:
-            terms["commitment"] = self.commitment_weight * mean_square(space_NDC - vectors_NDC, mask_N)
+            distance = mean_square(space_NDC.flatten(1), vectors_NDC.flatten(1), mask_N)
+            terms["commitment"] = self.commitment_weight * distance
         if self.entropy_weight > 0 and self.training:
             logits_NDC = log_odds(space_NDC, self.inv_temperature, self.scale)
             weight_N = row_weights(len(logits_NDC), mask_N, logits_NDC.device)

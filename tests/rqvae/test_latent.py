@@ -47,6 +47,28 @@ def test_values_move_to_the_data():
     torch.testing.assert_close(quantizer(z).quantized, z, atol=1e-3, rtol=0)
 
 
+def test_in_place_optimizer_steps_once_per_update_on_the_mean_gradient():
+    quantizer = LatentQuantizer(2, [3, 4], in_place_optimizer=lambda values: torch.optim.SGD(values, lr=0.5))
+    plain = LatentQuantizer(2, [3, 4], quantization_weight=1.0)
+    before = [values.clone() for values in quantizer.values]
+    batches = torch.randn(2, 9, 2)
+    for z in batches:
+        out = quantizer(z)
+        assert list(out.terms) == ["commitment"]
+        (plain(z).terms["quantization"] / 2).backward()
+    assert all(torch.equal(a, b) for a, b in zip(before, quantizer.values))
+    quantizer.update_codebook()
+    for old, new, values in zip(before, quantizer.values, plain.values):
+        assert not new.requires_grad
+        torch.testing.assert_close(new.data, old - 0.5 * values.grad)
+    after = [values.clone() for values in quantizer.values]
+    quantizer(batches[0])
+    quantizer.discard_codebook_update()
+    quantizer.eval()(batches[0])
+    quantizer.update_codebook()
+    assert all(torch.equal(a, b) for a, b in zip(after, quantizer.values))
+
+
 def test_wrong_options():
     with pytest.raises(ValueError, match="levels must be whole numbers"):
         LatentQuantizer(2, [5, 1])

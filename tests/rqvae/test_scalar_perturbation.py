@@ -1,11 +1,9 @@
-"""Finite scalar perturbation: bins, values, moves, gradients, moments; two ranks equal one."""
+"""Finite scalar perturbation: bins, values, moves, gradients, moments."""
 
 import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rqvae.quantizers.moments import MomentTargets, moment_loss, moments
 from rqvae.quantizers.scalar_perturbation import ACTIVATIONS, VARIANCES, ScalarPerturbationQuantizer
@@ -104,33 +102,6 @@ def test_one_row_and_no_row_have_finite_gradients():
         z = torch.randn(2, 2, requires_grad=True)
         quantizer(z, mask).loss.backward()
         assert z.grad.isfinite().all()
-
-
-def gradients(rank, world):
-    """Gradient of the loss in this rank's share of one batch, and the loss."""
-    z = torch.randn(10, 3, generator=torch.Generator().manual_seed(0)).exp()
-    share = z.split({1: [10], 2: [4, 6]}[world])[rank].clone().requires_grad_()
-    quantizer = ScalarPerturbationQuantizer(3, [4, 4, 4], skewness_weight=0.06, kurtosis_weight=0.05)
-    loss = quantizer(share).loss
-    loss.backward()
-    return share.grad, loss.detach()
-
-
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(gradients(rank, 2), f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_ranks_have_the_moments_of_the_joint_batch(tmp_path):
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    gradient, loss = gradients(0, 1)
-    torch.testing.assert_close(ranks[0][1], loss)
-    assert torch.equal(ranks[0][1], ranks[1][1])
-    averaged = torch.cat([ranks[0][0], ranks[1][0]]) / 2  # what data-parallel training does to every parameter
-    torch.testing.assert_close(averaged, gradient, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
