@@ -83,6 +83,8 @@ class _Batches:
         def keep(z: torch.Tensor, mask: torch.Tensor | None) -> None:
             if isinstance(quantizer, ResidualQuantizer):
                 z = quantizer.targets(z)[0][..., 0, :]
+            elif _brings_rows(quantizer):
+                z, mask = quantizer.warmup_rows(z), None
             rows = z.detach().float().reshape(-1, z.shape[-1])
             valid = rows.sum(-1).isfinite()
             rows = rows[valid if mask is None else valid & mask.reshape(-1)]
@@ -98,7 +100,8 @@ class _listening:
 
     def __init__(self, quantizer: Quantizer, keep: Callable[[torch.Tensor, torch.Tensor | None], None]):
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            keep(args[0] if args else kwargs["z"], args[1] if len(args) > 1 else kwargs.get("mask"))
+            z = args[0] if args else kwargs.get("z", kwargs.get("x"))
+            keep(z, args[1] if len(args) > 1 else kwargs.get("mask"))
 
         self.handle = quantizer.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -112,9 +115,8 @@ class _listening:
 def _call_order(model: nn.Module, batches: _Batches) -> list[tuple[str, Quantizer]]:
     """The quantizers with codebooks to warm, by first call on one batch."""
     names = {module: name for name, module in model.named_modules() if _can_warm(module)}
-    stacks = [module for module in names if isinstance(module, ResidualVectorQuantizer)]
-    for level in {level for stack in stacks for level in stack.levels}:
-        names.pop(level, None)  # warmed with its stack
+    inside = {inner for outer in names for inner in outer.modules() if inner is not outer}
+    names = {module: name for module, name in names.items() if module not in inside}  # a stack warms its levels
     if not names:
         raise ValueError("codebook_warmup: the model has no quantizer with a codebook to warm")
     called: dict[Quantizer, None] = {}
@@ -130,11 +132,17 @@ def _call_order(model: nn.Module, batches: _Batches) -> list[tuple[str, Quantize
 def _can_warm(module: nn.Module) -> bool:
     if isinstance(module, (VectorQuantizer, ResidualVectorQuantizer)):
         return not module.frozen
-    return isinstance(module, ResidualQuantizer)
+    return isinstance(module, ResidualQuantizer) or _brings_rows(module)
+
+
+def _brings_rows(module: nn.Module) -> bool:
+    """Whether a module of another layout says itself which vectors (N, E) of an input it quantizes
+    (`warmup_rows(z)`) and how its codebook starts from such vectors (`initialize_codebook(x_NE, method, seed)`)."""
+    return hasattr(module, "warmup_rows") and hasattr(module, "initialize_codebook")
 
 
 def _fit(quantizer: Quantizer, x_NE: torch.Tensor, method: str, seed: int) -> None:
-    if isinstance(quantizer, (VectorQuantizer, ResidualVectorQuantizer)):
+    if not isinstance(quantizer, ResidualQuantizer):
         quantizer.initialize_codebook(x_NE, method=method, seed=seed)
     else:
         with full_precision(x_NE.device):
