@@ -2,7 +2,15 @@
 
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.decoding import sample
+from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
 from rqtransformer.model import RQTransformer
 from rqtransformer.pretrained import load_rqtransformer
 
-__all__ = ["RQTransformer", "RQTransformerConfig", "load_rqtransformer", "sample"]
+__all__ = [
+    "HierarchicalConfig",
+    "HierarchicalTransformer",
+    "RQTransformer",
+    "RQTransformerConfig",
+    "load_rqtransformer",
+    "sample",
+]
