@@ -16,6 +16,7 @@ from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.packing import PackedSlot, WeightFormat
 
+
 def head_sizes(embed_dim: int, config: BlockConfig) -> tuple[int, int, int]:
     """(Heads of queries, heads of keys and values, features per head)."""
     return config.n_head, config.n_kv_head or config.n_head, config.head_dim or embed_dim // config.n_head

@@ -15,8 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rqtransformer.embedding import ImageTokenizer
-from rqtransformer.logits import guide, invert_cdf, sampling_probs, uniform_noise
+from rqtransformer.graphs import StepGraph
+from rqtransformer.logits import guide, uniform_noise
 from rqtransformer.model import RQTransformer
+from rqtransformer.request import Guidance, SamplingRequest, check_request
+from rqtransformer.truncation import draw_truncated
 
 
 class Decoder:
@@ -30,33 +33,46 @@ class Decoder:
         cond_BL: condition ids.
         prefix_BPD: codes of the first P < T positions.
         dtype: of the caches.
+        on_device: keep the position in a tensor, so that every step is the same kernels; see `KVCache`.
     """
 
     def __init__(self, model: RQTransformer, tokenizer: ImageTokenizer | None, cond_BL: Tensor, prefix_BPD: Tensor,
-                 dtype: torch.dtype):
-        self.model = model
+                 dtype: torch.dtype, on_device: bool = False):
+        self.model, self.on_device = model, on_device
         self.position, self.depth = prefix_BPD.shape[1], 0
         batch_size, device = len(cond_BL), cond_BL.device
-        depths = range(model.depth)
         books = None
         if model.input_mlp is not None or model.head_mlp is not None:
-            books = [tokenizer.codebook(d) for d in depths]
-        self._input_tables = books if model.input_mlp is not None else [model.tok_emb.table(d) for d in depths]
-        self._head_tables = books if model.head_mlp is not None else [model.tok_emb.table(d) for d in depths]
-        length = cond_BL.shape[1] + model.num_positions - 1
-        self._body_cache = model.body_transformer.new_cache(batch_size, length, dtype, device)
+            books = [tokenizer.codebook(d) for d in range(model.depth)]
+        tables = None if model.tok_emb is None else [model.tok_emb.table(d) for d in range(model.depth)]
+        self._input_tables = books if model.input_mlp is not None else tables
+        self._head_tables = books if model.head_mlp is not None else tables
+        self._cond_length = cond_BL.shape[1]
+        length = self._cond_length + model.num_positions - 1
+        self._body_cache = model.body_transformer.new_cache(batch_size, length, dtype, device, on_device)
         self._head_cache = model.head_transformer.new_cache(batch_size, model.depth, dtype, device)
+        self._depth_tokens = model.pos_emb_d.unbind(1)
         vectors_BPDE = None
         if model.input_mlp is not None:
             vectors_BPDE = _look_up(self._input_tables, prefix_BPD)
         body_out_BSC = model.body_transformer(model.body_input(cond_BL, prefix_BPD, vectors_BPDE), self._body_cache)
-        self._slot_BC = body_out_BSC[:, -1]
+        self._context_BC = body_out_BSC[:, -1].contiguous()
+        self._slot_BC = self._context_BC
         self._input_sum: Tensor | None = None
         self._head_sum: Tensor | None = None
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        return self._body_cache.nbytes + self._head_cache.nbytes
+
+    def position_index(self) -> Tensor:
+        """The current position as a tensor (1,) on the device; needs `on_device`."""
+        return self._body_cache.index - (self._cond_length - 1)
+
     def logits(self) -> Tensor:
         """Logits (B, V) of the next code. Call once per code."""
-        x_B1C = (self._slot_BC + self.model.pos_emb_d[:, self.depth]).unsqueeze(1)
+        x_B1C = (self._slot_BC + self._depth_tokens[self.depth]).unsqueeze(1)
         out_BC = self.model.head_transformer(x_B1C, self._head_cache).squeeze(1)
         return self.model.classifier.at_depth(out_BC, self.depth)
 
@@ -71,9 +87,18 @@ class Decoder:
             return
         self.position, self.depth = self.position + 1, 0
         if self.position < self.model.num_positions:
-            self._slot_BC = self._body_step()
+            self._context_BC = self._slot_BC = self._body_step()
         self._input_sum = self._head_sum = None
         self._head_cache.reset()
+
+    def keep_context_in(self, static_BC: Tensor) -> None:
+        """Moves the body's output to a fixed place, from which a replayed step reads it."""
+        self._context_BC = self._slot_BC = static_BC.copy_(self._context_BC)
+
+    @property
+    def context(self) -> Tensor:
+        """The body's output (B, C) for the current position."""
+        return self._context_BC
 
     def _head_token(self, code_B: Tensor, input_vector: Tensor) -> Tensor:
         shared = self._head_tables is self._input_tables
@@ -89,7 +114,11 @@ class Decoder:
         token_BC = self._input_sum
         if self.model.input_mlp is not None:
             token_BC = self.model.project_input(token_BC)
-        token_BC = token_BC + self.model.pos_emb_hw[:, self.position - 1]
+        place = self.model.pos_emb_hw
+        if self._body_cache.index is None:
+            token_BC = token_BC + place[:, self.position - 1]
+        else:
+            token_BC = token_BC + place[0].index_select(0, self._body_cache.index - self._cond_length)
         return self.model.body_transformer(token_BC.unsqueeze(1), self._body_cache).squeeze(1)
 
 
@@ -101,62 +130,138 @@ class SampledBatch(NamedTuple):
     indices: list[int]
 
 
-@torch.no_grad()
-def sample(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor | None = None, *,
-           num_samples: int | None = None, temperature: float | Sequence[float] = 1.0,
-           top_k: int | Sequence[int] | None = None, top_p: float | Sequence[float] | None = None,
-           cfg_scale: float | None = None, seed: int = 0, start_index: int = 0,
-           indices: Sequence[int] | Tensor | None = None, prefix: Tensor | None = None,
-           amp_dtype: torch.dtype | None = None) -> Tensor:
+class PartialCodes(NamedTuple):
+    """One step of `sample_stream`.
+
+    Attributes:
+        position: how many positions (raster order) are finished.
+        codes: (B, H, W, D); what is not finished yet is 0. The next step writes into the same tensor.
+    """
+
+    position: int
+    codes: Tensor
+
+
+def sample(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor | None = None, **arguments) -> Tensor:
     """Draws code maps (B, H, W, D), int64.
 
-    The noise of a sample is a function of (seed, its index) only; batch size and rank do not matter.
+    The noise of a sample is a function of (seed, its index, position, depth) only; batch size and rank do not matter.
 
     Args:
         model: on any device; runs in eval mode and is put back afterwards.
         tokenizer: the stage-1 model whose codebooks embed the codes.
         cond: None, class ids (B,) or token ids (B, L).
-        num_samples: B; needed only if neither `cond`, `prefix` nor `indices` says it.
-        temperature, top_k, top_p: one value or one per depth; None switches a filter off.
-        cfg_scale: classifier-free guidance; 1 or None is the plain model.
-        seed: of all noise.
-        start_index: global index of the first sample; the others follow.
-        indices: global index of every sample, instead of `start_index`.
-        prefix: codes (B, P, D) of the first P positions in raster order, kept as they are.
-        amp_dtype: run under autocast with this type, for example torch.bfloat16.
+        arguments: those of `sample_stream`.
 
     Raises:
         ValueError: for settings out of range, shapes that do not fit, or guidance of a model without null condition.
     """
+    for partial in sample_stream(model, tokenizer, cond, **arguments):
+        codes_BHWD = partial.codes
+    return codes_BHWD
+
+
+@torch.no_grad()
+def sample_stream(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor | None = None, *,
+                  num_samples: int | None = None, temperature: float | Sequence[float] = 1.0,
+                  top_k: int | Sequence[int] | None = None, top_p: float | Sequence[float] | None = None,
+                  cfg_scale: Guidance = None, seed: int = 0, start_index: int = 0,
+                  indices: Sequence[int] | Tensor | None = None, prefix: Tensor | None = None,
+                  known: tuple[Tensor, Tensor] | None = None, amp_dtype: torch.dtype | None = None,
+                  weights: str = "dense", graphs: bool | None = None) -> Iterator[PartialCodes]:
+    """`sample`, position by position: yields what is given, then once per position, for previews.
+
+    Nothing waits for the device until the caller looks at the codes. The model is in decoding mode until the iterator
+    ends or is closed.
+
+    Args:
+        model, tokenizer, cond: see `sample`.
+        num_samples: B; needed only if neither `cond`, `prefix`, `known` nor `indices` says it.
+        temperature, top_k, top_p: one value or one per depth; None switches a filter off.
+        cfg_scale: classifier-free guidance: a number, one per position, or a schedule such as "linear:4"
+            (`request.guidance_scales`); 1 or None is the plain model.
+        seed: of all noise.
+        start_index: global index of the first sample; the others follow.
+        indices: global index of every sample, instead of `start_index`.
+        prefix: codes (B, P, D) of the first P positions in raster order, kept as they are.
+        known: (mask, codes (B, H, W, D)): codes where the mask is True are kept, the others drawn in raster order, each
+            given all codes before it. The mask is (H, W), (B, H, W) or (B, H, W, D).
+        amp_dtype: type of products and caches, for example torch.bfloat16; the residual stream keeps its own.
+        weights: dense, or int8 (`packing.WeightFormat`).
+        graphs: replay each position as one CUDA graph; None does so on a GPU.
+
+    Raises:
+        ValueError: see `sample`.
+    """
+    request = check_request(model, cond, num_samples=num_samples, temperature=temperature, top_k=top_k, top_p=top_p,
+                            cfg_scale=cfg_scale, start_index=start_index, indices=indices, prefix=prefix, known=known)
     device = model.pos_emb_hw.device
-    batch_size = _batch_size(num_samples, cond, prefix, indices)
-    prefix_BPD = _checked_prefix(model, prefix, batch_size, device)
-    settings = _settings_per_depth(model, temperature, top_k, top_p)
-    cond_BL = _checked_condition(model, cond, batch_size, device)
-    guided = cfg_scale is not None and cfg_scale != 1.0
-    if guided:
-        cond_BL = torch.cat([cond_BL, _null_condition_like(model, cond_BL)])
-    sample_index_B = _sample_indices(indices, start_index, batch_size, device)
-    codes_BTD = torch.empty(batch_size, model.num_positions, model.depth, dtype=torch.long, device=device)
-    first = prefix_BPD.shape[1]
-    codes_BTD[:, :first] = prefix_BPD
+    on_device = device.type == "cuda" if graphs is None else graphs
+    grid = model.config.block_size[:2]
+    codes_BTD = torch.zeros(request.batch_size, model.num_positions, model.depth, dtype=torch.long, device=device)
+    first = request.prefix_BPD.shape[1]
+    codes_BTD[:, :first] = request.prefix_BPD
+    yield PartialCodes(first, codes_BTD.unflatten(1, grid))
     if first == model.num_positions:
-        return codes_BTD.unflatten(1, model.config.block_size[:2])
-    addresses = list(itertools.product(range(first, model.num_positions), range(model.depth)))
-    noise_AB = uniform_noise(seed, sample_index_B, addresses)
-    cache_dtype = amp_dtype or model.pos_emb_hw.dtype
-    autocast = torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None)
-    with model.decoding_mode(amp_dtype), autocast:
-        repeats = 2 if guided else 1
-        decoder = Decoder(model, tokenizer, cond_BL, prefix_BPD.repeat(repeats, 1, 1), cache_dtype)
-        for (position, depth), noise_B in zip(addresses, noise_AB.unbind(0)):
+        return
+    with model.decoding_mode(amp_dtype, weights):
+        repeats = 1 if request.scale_T is None else 2
+        cache_dtype = amp_dtype or model.pos_emb_hw.dtype
+        decoder = Decoder(model, tokenizer, request.cond_BL, request.prefix_BPD.repeat(repeats, 1, 1), cache_dtype,
+                          on_device)
+        step = _PositionStep(decoder, request, codes_BTD, seed)
+        run = StepGraph(step, decoder) if on_device and device.type == "cuda" else step
+        for position in range(first, model.num_positions):
+            run()
+            yield PartialCodes(position + 1, codes_BTD.unflatten(1, grid))
+
+
+class _PositionStep:
+    """Draws the D codes of the decoder's position into the code map."""
+
+    def __init__(self, decoder: Decoder, request: SamplingRequest, codes_BTD: Tensor, seed: int):
+        self.decoder, self.request, self.codes_BTD = decoder, request, codes_BTD
+        num_positions, depth = codes_BTD.shape[1:]
+        addresses = list(itertools.product(range(num_positions), range(depth)))
+        self.noise_TDB = uniform_noise(seed, request.index_B, addresses).unflatten(0, (num_positions, depth))
+        self.scale_T1: Tensor | None = None
+        if request.scale_T is not None:
+            self.scale_T1 = torch.tensor(request.scale_T, device=codes_BTD.device).unsqueeze(1)
+        self.on_device = decoder.on_device
+
+    def __call__(self) -> None:
+        """All depths of one position."""
+        decoder, request = self.decoder, self.request
+        index = decoder.position_index() if self.on_device else decoder.position
+        noise_DB = self._at(self.noise_TDB, index)
+        scale = None if self.scale_T1 is None else self._at(self.scale_T1, index)
+        known_BD = given_BD = None
+        if request.known_BTD is not None:
+            known_BD = self._at(request.known_BTD, index, axis=1)
+            given_BD = self._at(request.codes_BTD, index, axis=1)
+        drawn = []
+        for depth, settings in enumerate(request.settings):
             logits = decoder.logits()
-            if guided:
-                logits = guide(*logits.float().chunk(2), cfg_scale)
-            code_B = invert_cdf(sampling_probs(logits, *settings[depth]), noise_B)
-            codes_BTD[:, position, depth] = code_B
-            decoder.push(code_B.repeat(repeats) if guided else code_B)
-    return codes_BTD.unflatten(1, model.config.block_size[:2])
+            if scale is not None:
+                logits = guide(*logits.float().chunk(2), scale)
+            code_B = draw_truncated(logits, noise_DB[depth], *settings)
+            if known_BD is not None:
+                code_B = torch.where(known_BD[:, depth], given_BD[:, depth], code_B)
+            drawn.append(code_B)
+            if depth + 1 == len(request.settings):  # before the decoder moves on
+                self._write(torch.stack(drawn, dim=1), index)
+            decoder.push(code_B if scale is None else code_B.repeat(2))
+
+    def _at(self, values: Tensor, index: Tensor | int, axis: int = 0) -> Tensor:
+        if self.on_device:
+            return values.index_select(axis, index).squeeze(axis)
+        return values.select(axis, index)
+
+    def _write(self, codes_BD: Tensor, index: Tensor | int) -> None:
+        if self.on_device:
+            self.codes_BTD.index_copy_(1, index, codes_BD.unsqueeze(1))
+        else:
+            self.codes_BTD[:, index] = codes_BD
 
 
 def sample_batches(model: RQTransformer, tokenizer: ImageTokenizer | None, conditions: Iterable, batch_size: int, *,
@@ -184,62 +289,3 @@ def sample_batches(model: RQTransformer, tokenizer: ImageTokenizer | None, condi
 
 def _look_up(tables: Sequence[Tensor], codes_BPD: Tensor) -> Tensor:
     return torch.stack([F.embedding(codes_BPD[..., d], table) for d, table in enumerate(tables)], dim=-2)
-
-
-def _batch_size(num_samples: int | None, *givers: Tensor | Sequence[int] | None) -> int:
-    sizes = [len(giver) for giver in givers if giver is not None]
-    if num_samples is not None:
-        sizes.append(num_samples)
-    if not sizes:
-        raise ValueError("num_samples is needed when neither cond, prefix nor indices says how many samples to draw")
-    if len(set(sizes)) > 1 or sizes[0] < 1:
-        raise ValueError(f"num_samples, cond, prefix and indices must agree on one positive number, not {sizes}")
-    return sizes[0]
-
-
-def _checked_prefix(model: RQTransformer, prefix: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
-    if prefix is None:
-        return torch.empty(batch_size, 0, model.depth, dtype=torch.long, device=device)
-    if prefix.ndim != 3 or prefix.shape[1] > model.num_positions or prefix.shape[2] != model.depth:
-        raise ValueError(f"prefix of shape {tuple(prefix.shape)} must be (batch, up to {model.num_positions}, "
-                         f"{model.depth})")
-    return prefix.to(device)
-
-
-def _checked_condition(model: RQTransformer, cond: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
-    cond_BL = model.condition_ids(None if cond is None else cond.to(device), batch_size, device)
-    known = model.cond_emb.num_embeddings
-    low, high = (int(bound) for bound in cond_BL.aminmax())  # once, before the loop
-    if low < 0 or high >= known:
-        raise ValueError(f"condition ids must lie in 0..{known - 1}, not {low}..{high}")
-    return cond_BL
-
-
-def _null_condition_like(model: RQTransformer, cond_BL: Tensor) -> Tensor:
-    if not model.config.has_null_condition:
-        raise ValueError("guidance (cfg_scale) needs a model trained with condition dropout; this one has "
-                         "arch.cond_drop_prob=0")
-    return torch.full_like(cond_BL, model.null_condition)
-
-
-def _sample_indices(indices: Sequence[int] | Tensor | None, start_index: int, batch_size: int,
-                    device: torch.device) -> Tensor:
-    if indices is None:
-        return torch.arange(start_index, start_index + batch_size, device=device)
-    return torch.as_tensor(indices, dtype=torch.long).to(device)
-
-
-def _settings_per_depth(model: RQTransformer, temperature, top_k, top_p) -> list[tuple]:
-    columns = []
-    for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
-        values = list(value) if isinstance(value, (list, tuple)) else [value]
-        if len(values) == 1:
-            values *= model.depth
-        if len(values) != model.depth:
-            raise ValueError(f"{name}={value} must be one value or one per depth ({model.depth})")
-        columns.append(values)
-    settings = list(zip(*columns))
-    probe = torch.zeros(1, 2)
-    for row in settings:
-        sampling_probs(probe, *row)  # raises before anything runs
-    return settings

@@ -1,0 +1,188 @@
+"""What a call of `sample` asks for, checked and brought into one form before anything runs.
+
+Legend: B batch, P given positions, T = H*W positions, D code depth, L condition length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rqtransformer.logits import sampling_probs
+from rqtransformer.model import RQTransformer
+
+GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
+Guidance = float | str | Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """A checked request.
+
+    Attributes:
+        cond_BL: condition ids; with guidance the null conditions follow as another B rows.
+        prefix_BPD: codes of the first P positions.
+        known_BTD, codes_BTD: which codes are given and their values, or None and None.
+        settings: (temperature, top_k, top_p) of each depth.
+        scale_T: guidance scale of each position; None without guidance.
+        index_B: global index of every sample.
+    """
+
+    cond_BL: Tensor
+    prefix_BPD: Tensor
+    known_BTD: Tensor | None
+    codes_BTD: Tensor | None
+    settings: list[tuple]
+    scale_T: list[float] | None
+    index_B: Tensor
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return len(self.index_B)
+
+
+def check_request(model: RQTransformer, cond: Tensor | None, *, num_samples: int | None, temperature: Any, top_k: Any,
+                  top_p: Any, cfg_scale: Guidance, start_index: int, indices: Sequence[int] | Tensor | None,
+                  prefix: Tensor | None, known: tuple[Tensor, Tensor] | None) -> SamplingRequest:
+    """The arguments of `decoding.sample` -> a `SamplingRequest`. Raises ValueError as `sample` says."""
+    device = model.pos_emb_hw.device
+    given = None if known is None else known[1]
+    batch_size = _batch_size(num_samples, cond, prefix, indices, given)
+    prefix_BPD = _prefix(model, prefix, batch_size, device)
+    known_BTD, codes_BTD = (None, None) if known is None else _known(model, *known, batch_size, device)
+    if known_BTD is not None:
+        if prefix is not None:
+            raise ValueError("prefix and known cannot be combined; mark the prefix in the mask of known")
+        first = int(known_BTD.all(dim=2).all(dim=0).long().cumprod(0).sum())
+        prefix_BPD = codes_BTD[:, :first]
+    settings = _settings_per_depth(model, temperature, top_k, top_p)
+    cond_BL = _condition(model, cond, batch_size, device)
+    scale_T = guidance_scales(cfg_scale, model.num_positions)
+    if scale_T is not None:
+        if not model.config.has_null_condition:
+            raise ValueError("guidance (cfg_scale) needs a model trained with condition dropout; this one has "
+                             "arch.cond_drop_prob=0")
+        cond_BL = torch.cat([cond_BL, torch.full_like(cond_BL, model.null_condition)])
+    index_B = torch.arange(start_index, start_index + batch_size, device=device)
+    if indices is not None:
+        index_B = torch.as_tensor(indices, dtype=torch.long).to(device)
+    return SamplingRequest(cond_BL, prefix_BPD, known_BTD, codes_BTD, settings, scale_T, index_B)
+
+
+def guidance_scales(cfg_scale: Guidance, num_positions: int) -> list[float] | None:
+    """One scale per position, or None if all are 1 (the plain model).
+
+    Args:
+        cfg_scale: None; a number; one number per position; or a schedule "name:scale" that ends at the scale: constant,
+            linear (from 1 in equal steps) or cosine (from 1, slow at both ends).
+        num_positions: T.
+
+    Raises:
+        ValueError: for an unknown schedule or a wrong number of scales.
+    """
+    if cfg_scale is None:
+        return None
+    if isinstance(cfg_scale, str):
+        scales = _scheduled(cfg_scale, num_positions)
+    elif isinstance(cfg_scale, (int, float)):
+        scales = [float(cfg_scale)] * num_positions
+    else:
+        scales = [float(scale) for scale in cfg_scale]
+    if len(scales) != num_positions:
+        raise ValueError(f"cfg_scale has {len(scales)} values; it needs one, or one per position ({num_positions})")
+    if not all(math.isfinite(scale) for scale in scales):
+        raise ValueError(f"cfg_scale={cfg_scale} must be finite")
+    return None if all(scale == 1.0 for scale in scales) else scales
+
+
+def _scheduled(text: str, num_positions: int) -> list[float]:
+    name, _, value = text.partition(":")
+    try:
+        scale = float(value)
+    except ValueError:
+        scale = math.nan
+    if name not in GUIDANCE_SCHEDULES or not math.isfinite(scale):
+        raise ValueError(f"cfg_scale={text!r} must be a number or one of "
+                         + ", ".join(f"'{known}:<scale>'" for known in GUIDANCE_SCHEDULES))
+    shares = [position / max(1, num_positions - 1) for position in range(num_positions)]
+    if name == "constant":
+        shares = [1.0] * num_positions
+    elif name == "cosine":
+        shares = [(1 - math.cos(math.pi * share)) / 2 for share in shares]
+    return [1.0 + (scale - 1.0) * share for share in shares]
+
+
+def _batch_size(num_samples: int | None, *givers: Tensor | Sequence[int] | None) -> int:
+    sizes = [len(giver) for giver in givers if giver is not None]
+    if num_samples is not None:
+        sizes.append(num_samples)
+    if not sizes:
+        raise ValueError("num_samples is needed when neither cond, prefix, known nor indices says how many to draw")
+    if len(set(sizes)) > 1 or sizes[0] < 1:
+        raise ValueError(f"num_samples, cond, prefix, known and indices must agree on one positive number, not {sizes}")
+    return sizes[0]
+
+
+def _prefix(model: RQTransformer, prefix: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
+    if prefix is None:
+        return torch.empty(batch_size, 0, model.depth, dtype=torch.long, device=device)
+    if prefix.ndim != 3 or prefix.shape[1] > model.num_positions or prefix.shape[2] != model.depth:
+        raise ValueError(f"prefix of shape {tuple(prefix.shape)} must be (batch, up to {model.num_positions}, "
+                         f"{model.depth})")
+    return prefix.to(device)
+
+
+def _known(model: RQTransformer, mask: Tensor, codes_BHWD: Tensor, batch_size: int,
+           device: torch.device) -> tuple[Tensor, Tensor]:
+    """(Which codes are given, their values or 0), both (B, T, D)."""
+    shape = (batch_size, *model.config.block_size)
+    if tuple(codes_BHWD.shape) != shape:
+        raise ValueError(f"known codes of shape {tuple(codes_BHWD.shape)} must be {shape}")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask of known must be of type bool, not {mask.dtype}")
+    mask = mask.to(device)
+    if tuple(mask.shape) in (shape[:3], shape[1:3]):
+        mask = mask.unsqueeze(-1)
+    if mask.ndim == 3:
+        mask = mask.unsqueeze(0)
+    try:
+        mask = mask.expand(shape)
+    except RuntimeError:
+        raise ValueError(f"the mask of known has shape {tuple(mask.shape)}; it must be {shape}, {shape[:3]} or "
+                         f"{shape[1:3]}") from None
+    codes_BHWD = codes_BHWD.to(device).masked_fill(~mask, 0)
+    sizes_D = torch.tensor(model.config.vocab_sizes, device=device)
+    if ((codes_BHWD < 0) | (codes_BHWD >= sizes_D)).any():
+        raise ValueError(f"known codes must lie below the vocabulary sizes {model.config.vocab_sizes}")
+    return mask.flatten(1, 2), codes_BHWD.flatten(1, 2)
+
+
+def _condition(model: RQTransformer, cond: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
+    cond_BL = model.condition_ids(None if cond is None else cond.to(device), batch_size, device)
+    known = model.cond_emb.num_embeddings
+    low, high = (int(bound) for bound in cond_BL.aminmax())  # once, before the loop
+    if low < 0 or high >= known:
+        raise ValueError(f"condition ids must lie in 0..{known - 1}, not {low}..{high}")
+    return cond_BL
+
+
+def _settings_per_depth(model: RQTransformer, temperature: Any, top_k: Any, top_p: Any) -> list[tuple]:
+    columns = []
+    for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if len(values) == 1:
+            values *= model.depth
+        if len(values) != model.depth:
+            raise ValueError(f"{name}={value} must be one value or one per depth ({model.depth})")
+        columns.append(values)
+    settings = list(zip(*columns))
+    probe = torch.zeros(1, 2)
+    for row in settings:
+        sampling_probs(probe, *row)  # raises before anything runs
+    return settings

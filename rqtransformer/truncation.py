@@ -1,0 +1,124 @@
+"""Top-k and top-p without a full sort of the vocabulary: find the lowest logit that stays, then draw.
+
+The rule is that of `logits.sampling_probs`: ties at the k-th largest logit all stay, and the code that crosses p stays.
+Of several equally likely codes at the crossing the first ones stay.
+
+Legend: B batch, V vocabulary, M largest logits looked at (more than k of them).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rqtransformer.logits import invert_cdf
+
+SMALLEST_BLOCK = 64
+# exp(-104) is 0 in fp32: lower logits have no probability with any filter.
+NEGLIGIBLE = 104.0
+
+
+def draw_truncated(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int | None = None,
+                   top_p: float | None = None) -> Tensor:
+    """Logits -> codes (B,): `invert_cdf(sampling_probs(logits, ...), uniform)`, faster.
+
+    The settings are taken as valid (see `sampling_probs`). Never waits for a device other than the CPU.
+    """
+    scores_BV = logits_BV.float()
+    if temperature != 1.0:
+        scores_BV = scores_BV / temperature
+    vocabulary = scores_BV.shape[1]
+    top_k = None if top_k is None or top_k >= vocabulary else top_k
+    top_p = None if top_p == 1.0 else top_p
+    if top_k is None and top_p is None:
+        return _invert(scores_BV.softmax(dim=-1), uniform_B)
+    if scores_BV.device.type != "cpu" or not _numpy_sorts():
+        kept_BV = kept_codes(scores_BV, top_k, top_p)
+        return _invert(scores_BV.masked_fill(~kept_BV, float("-inf")).softmax(dim=-1), uniform_B)
+    return _invert(_probs_above_cut(scores_BV, top_k, top_p), uniform_B)
+
+
+def kept_codes(scores_BV: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """Which codes (B, V) stay: the same kernels whatever the values, so it needs no look at them."""
+    count = scores_BV.shape[1] if top_k is None else top_k
+    best_BM = scores_BV.topk(count, dim=-1).values
+    threshold_B1 = best_BM[:, -1:]
+    if top_p is None:
+        return scores_BV >= threshold_B1
+    weight_BM = (best_BM - best_BM[:, :1]).exp()
+    cumulated_BM = weight_BM.cumsum(dim=-1)
+    tied_B1 = (scores_BV >= threshold_B1).sum(dim=-1, keepdim=True) - count  # those topk had no room for
+    last_B1 = weight_BM[:, -1:]
+    limit_B1 = top_p * (cumulated_BM[:, -1:] + tied_B1 * last_B1)
+    number_B1 = 1 + (cumulated_BM[:, :-1] < limit_B1).sum(dim=-1, keepdim=True)
+    missing_B1 = ((limit_B1 - cumulated_BM[:, -1:]) / last_B1.clamp_min(torch.finfo(torch.float32).tiny)).ceil()
+    missing_B1 = torch.minimum(missing_B1.clamp_min(0).long(), tied_B1)
+    cut_B1 = best_BM.gather(1, number_B1 - 1)
+    room_B1 = number_B1 + missing_B1 - (scores_BV > cut_B1).sum(dim=-1, keepdim=True)
+    at_cut_BV = scores_BV == cut_B1
+    return (scores_BV > cut_B1) | (at_cut_BV & (at_cut_BV.cumsum(dim=-1) <= room_B1))
+
+
+def _probs_above_cut(scores_BV: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """The truncated distribution from one threshold per row; rows with a tie at their threshold take the long way."""
+    best_BM = _largest(scores_BV, scores_BV.shape[1] if top_k is None else top_k + 1)
+    if top_p is None:
+        cut_B1, next_B1 = best_BM[:, top_k - 1 : top_k], best_BM[:, top_k : top_k + 1]
+        tied_B1 = cut_B1 == next_B1
+    else:
+        highest_Bk = best_BM if top_k is None else best_BM[:, :top_k]
+        cumulated_Bk = (highest_Bk - highest_Bk[:, :1]).exp_().cumsum(dim=-1)
+        last_B1 = (cumulated_Bk[:, :-1] < top_p * cumulated_Bk[:, -1:]).sum(dim=-1, keepdim=True)
+        cut_B1 = best_BM.gather(1, last_B1)
+        tied_B1 = cut_B1 == best_BM.gather(1, (last_B1 + 1).clamp_(max=best_BM.shape[1] - 1))
+        if top_k is not None:  # a tie at k changes the mass that p is a share of
+            tied_B1 |= best_BM[:, top_k : top_k + 1] == best_BM[:, top_k - 1 : top_k]
+    floor_B1 = torch.maximum(cut_B1, best_BM[:, :1] - NEGLIGIBLE)
+    # At or above the cut, as one pass each: x - cut is 0 only where x is the cut.
+    probs_BV = F.threshold_(scores_BV - floor_B1, -1e-45, float("-inf")).softmax(dim=-1)
+    if tied_B1.any():
+        rows = tied_B1.squeeze(1).nonzero().squeeze(1)
+        kept_RV = kept_codes(scores_BV[rows], top_k, top_p)
+        probs_BV[rows] = scores_BV[rows].masked_fill(~kept_RV, float("-inf")).softmax(dim=-1)
+    return probs_BV
+
+
+def _largest(scores_BV: Tensor, count: int) -> Tensor:
+    """At least `count` largest scores of every row, falling.
+
+    Blocks are sorted on their own and merged two by two: of a rising and a falling sequence of equal length the smaller
+    of each pair are the smallest half (Batcher, 1968). numpy sorts short rows with vector instructions, in place.
+    """
+    rows, block = scores_BV.shape
+    while block % 2 == 0 and block // 2 >= max(count, SMALLEST_BLOCK):
+        block //= 2
+    rising = (-scores_BV).view(-1, block)
+    rising.numpy().sort(axis=1)
+    while len(rising) > rows:
+        first, second = rising.view(-1, 2, block).unbind(1)
+        rising = torch.minimum(first, second.flip(1))
+        rising.numpy().sort(axis=1)
+    return rising.neg_()
+
+
+@functools.cache
+def _numpy_sorts() -> bool:
+    try:
+        torch.zeros(1).numpy()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _invert(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """`invert_cdf`; on a CPU, whose sums run from first to last and never fall, by bisection."""
+    if probs_BV.device.type != "cpu":
+        return invert_cdf(probs_BV, uniform_B)
+    cumulated_BV = probs_BV.cumsum(dim=-1)
+    total_B = cumulated_BV[:, -1]
+    largest_B = torch.nextafter(total_B, torch.zeros_like(total_B))
+    value_B = torch.minimum((uniform_B * total_B).to(total_B.dtype), largest_B)
+    return torch.searchsorted(cumulated_BV, value_B.unsqueeze(1), right=True).squeeze(1)
