@@ -36,6 +36,13 @@ class AffineMoments(nn.Module):
                 setattr(self, name, torch.zeros_like(self.codebook_mean))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def forget_moments(self) -> None:
+        """Back to the state before the first forward."""
+        if self.affine_param:
+            self.batch_mean = self.batch_variance = None
+            self.codebook_mean_needs_init.fill_(True)
+            self.codebook_variance_needs_init.fill_(True)
+
     def observe(self, x_XRE: torch.Tensor, embed_XKE: torch.Tensor, valid_XR: torch.Tensor | None) -> None:
         """Average in the moments of the valid vectors, and those of the raw code vectors in training (or at first)."""
         if self.training or self.codebook_mean_needs_init:

@@ -11,6 +11,7 @@ from torch import nn
 
 from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook
+from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, layout_of, mask_of
 
@@ -26,6 +27,7 @@ class CodebookAccess(nn.Module):
     accept_3d_fmap: bool
     project_in: nn.Module
     project_out: nn.Module
+    freeze_codebook: bool
     in_place_codebook_optimizer: torch.optim.Optimizer | None
 
     @property
@@ -99,10 +101,24 @@ class CodebookAccess(nn.Module):
         with full_precision(x.device):
             rows_XRE = self._rows(layout.to_tokens(x)).float()
             valid_XR = self._mask_of_books(self._row_mask(mask_BN))
-            codes_XR = self._index_rows(layout.flatten(indices))
+            codes_XR = self._index_rows(layout.flatten(indices), rows_XRE.shape)
             self._codebook.update_codebook(self._codebook.coded(rows_XRE, codes_XR, valid_XR))
 
     update_ema_indices = update_indices
+
+    def warmup_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """The vectors (N, H * E) of an input that are searched, for `codebook_warmup`."""
+        with full_precision(x.device):
+            return project(self.project_in, self._layout(x).to_tokens(x)).flatten(0, 1)
+
+    @torch.no_grad()
+    def initialize_codebook(self, x_NE: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:
+        """Set the codebook from vectors (N, H * E) of all processes: 'kmeans', or 'data' (drawn). Not a frozen one."""
+        iterations = {"kmeans": self._codebook.kmeans_iters, "data": 0}
+        require(method in iterations, f"method {method!r} is not one of {', '.join(iterations)}")
+        if not self.freeze_codebook:
+            rows_XRE = self._split_rows(x_NE.float())
+            self._codebook.start_from(rows_XRE, None, iterations[method], seed)
 
     # --- layouts and rows
 
@@ -120,7 +136,11 @@ class CodebookAccess(nn.Module):
 
     def _rows(self, tokens_BNC: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> the rows (X, R, E) that are searched, at least fp32."""
-        heads_MHE = project(self.project_in, tokens_BNC).reshape(-1, self.heads, self._codebook.dim)
+        return self._split_rows(project(self.project_in, tokens_BNC))
+
+    def _split_rows(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(..., H * E) -> (X, R, E), of length 1 for cosine similarity."""
+        heads_MHE = vectors.reshape(-1, self.heads, self._codebook.dim)
         rows_XRE = heads_MHE.transpose(0, 1) if self.separate_codebook_per_head else heads_MHE.flatten(0, 1)[None]
         return self._codebook.transform_input(rows_XRE)
 
@@ -130,8 +150,10 @@ class CodebookAccess(nn.Module):
         heads = 1 if self.separate_codebook_per_head else self.heads
         return mask_BN.reshape(-1).repeat_interleave(heads)
 
-    def _index_rows(self, codes: torch.Tensor) -> torch.Tensor:
+    def _index_rows(self, codes: torch.Tensor, rows_shape: torch.Size) -> torch.Tensor:
         """(B, N), or (B, N, H) with heads -> (X, R)."""
+        expected = rows_shape[0] * rows_shape[1]
+        require(codes.numel() == expected, f"indices of shape {tuple(codes.shape)} do not fit {expected} vectors")
         if self.separate_codebook_per_head:
             return codes.reshape(-1, self.heads).T
         return codes.reshape(1, -1)

@@ -163,22 +163,32 @@ class Codebook(KeepsFloat32, AffineMoments):
 
     @torch.no_grad()
     def init_embed_(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None = None) -> None:
-        """Start from the k-means of the vectors, unless started already. Empty clusters keep a drawn vector."""
-        if self._is_initted():
-            return
+        """Start from the k-means of the vectors, unless started already."""
+        if not self._is_initted():
+            self.start_from(x_XRE, valid_XR, self.kmeans_iters)
+
+    @torch.no_grad()
+    def start_from(
+        self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None, iterations: int, seed: int = 0
+    ) -> None:
+        """All state from the k-means of the vectors; without iterations from vectors drawn. Empty clusters keep the
+        vector they were drawn with."""
         with self._together(self.sync_kmeans):
-            for index, x_NE in enumerate(x_XRE):
+            for book, x_RE in enumerate(x_XRE):
+                valid_R = None if valid_XR is None else valid_XR[book]
                 means_KE, sizes_K = kmeans(
-                    x_NE,
+                    x_RE,
                     self.codebook_size,
-                    iterations=self.kmeans_iters,
+                    iterations=iterations,
                     cosine=self.use_cosine_sim,
-                    valid_N=None if valid_XR is None else valid_XR[index],
-                    seed=index,
+                    valid_N=valid_R,
+                    seed=seed + book,
                 )
-                self.cluster_size[index] = sizes_K.clamp(min=1)
-                self.embed_avg[index] = means_KE * self.cluster_size[index][:, None]
+                self.cluster_size[book] = sizes_K.clamp(min=1)
+                self.embed_avg[book] = means_KE * self.cluster_size[book][:, None]
+        self.cluster_size.grad = self.embed_avg.grad = None
         self.update_ema()
+        self.forget_moments()
         self.initted.fill_(True)
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ class TokenLayout(NamedTuple):
 
     def flatten(self, grid: torch.Tensor) -> torch.Tensor:
         """(B, *grid, ...) -> (B, N, ...); (B, N, ...) stays."""
-        if grid.shape[1 : 1 + len(self.grid)] == self.grid:
+        if grid.shape[: 1 + len(self.grid)] == (self.batch, *self.grid):
             return grid.reshape(self.batch, self.num_positions, *grid.shape[1 + len(self.grid) :])
         return grid
 

@@ -284,7 +284,7 @@ class VectorQuantize(CodebookAccess):
         self, rows_XRE: torch.Tensor, valid_R: torch.Tensor | None, found: Found, indices_BN: torch.Tensor
     ) -> torch.Tensor:
         require(found.codes.ndim == 2, "give topk or indices, not both")
-        codes_XR = self._index_rows(indices_BN)
+        codes_XR = self._index_rows(indices_BN, rows_XRE.shape)
         return vector_losses.cross_entropy(self._codebook, rows_XRE, found, codes_XR, valid_R)
 
     def _beside_cross_entropy(
