@@ -1,5 +1,30 @@
 """The names and signatures of vector-quantize-pytorch 1.32."""
 
+from rqvae.quantizers.compat.vector_quantize_pytorch.binary_mapper import BinaryMapper
+from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_perturbation import FSP, build_cdf_act
+from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
+from rqvae.quantizers.compat.vector_quantize_pytorch.latent_quantization import LatentQuantize
+from rqvae.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
+from rqvae.quantizers.compat.vector_quantize_pytorch.random_projection_quantizer import RandomProjectionQuantizer
+from rqvae.quantizers.compat.vector_quantize_pytorch.residual_fsq import GroupedResidualFSQ, ResidualFSQ
+from rqvae.quantizers.compat.vector_quantize_pytorch.residual_lfq import GroupedResidualLFQ, ResidualLFQ
+from rqvae.quantizers.compat.vector_quantize_pytorch.residual_sim_vq import ResidualSimVQ
+from rqvae.quantizers.compat.vector_quantize_pytorch.sim_vq import SimVQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 
-__all__ = ["VectorQuantize"]
+__all__ = [
+    "FSP",
+    "FSQ",
+    "LFQ",
+    "BinaryMapper",
+    "GroupedResidualFSQ",
+    "GroupedResidualLFQ",
+    "LatentQuantize",
+    "RandomProjectionQuantizer",
+    "ResidualFSQ",
+    "ResidualLFQ",
+    "ResidualSimVQ",
+    "SimVQ",
+    "VectorQuantize",
+    "build_cdf_act",
+]
