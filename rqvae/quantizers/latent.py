@@ -59,12 +59,8 @@ class LatentQuantizer(ImplicitQuantizer):
         """With an optimizer of its own: one step on the mean of the gradients gathered since the last call."""
         if not self._gathered:
             return
-        for values, *parts in zip(self.values, *self._gathered, strict=True):
-            gradient = torch.stack(parts).mean(0)
-            sync.all_reduce_sum(gradient)
-            values.grad = gradient / sync.world_size()
-        self.in_place_optimizer.step()
-        self.in_place_optimizer.zero_grad()
+        gradients = [torch.stack(parts).mean(0) for parts in zip(*self._gathered, strict=True)]
+        step_in_place(self.in_place_optimizer, self.values, gradients)
         self.discard_codebook_update()
 
     def discard_codebook_update(self) -> None:
@@ -90,7 +86,9 @@ class LatentQuantizer(ImplicitQuantizer):
         commitment = mean_square(space_NE, vectors_NE.detach(), mask_N)
         if self.in_place_optimizer is not None:
             if self.training:
-                self._gathered.append(distance_gradients(space_NDC.detach(), self.values, mask_N))
+                finite_N = space_NE.detach().sum(1).isfinite()  # one bad vector must not poison the values
+                valid_N = finite_N if mask_N is None else finite_N & mask_N
+                self._gathered.append(distance_gradients(space_NDC.detach(), self.values, valid_N))
             return {"commitment": self.commitment_weight * commitment}
         quantization = mean_square(vectors_NE, space_NE.detach(), mask_N)
         return {
@@ -130,6 +128,17 @@ def distance_gradients(
         digits_CM = nearest_digits(scalars_first(x_NDC), leaves)
         vectors_NDC = scalars_last(look_up(digits_CM, leaves), x_NDC.shape[:2])
         return list(torch.autograd.grad(mean_square(vectors_NDC.flatten(1), x_NDC.flatten(1), mask_N), leaves))
+
+
+def step_in_place(
+    optimizer: torch.optim.Optimizer, values: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
+) -> None:
+    """One step of an optimizer of the values alone, on these gradients averaged over all processes."""
+    for values_L, gradient_L in zip(values, gradients, strict=True):
+        sync.all_reduce_sum(gradient_L)
+        values_L.grad = (gradient_L / sync.world_size()).to(values_L.dtype)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 @torch.no_grad()
