@@ -30,15 +30,13 @@ class ImplicitCodebook(nn.Module):
 
     proj_in maps [p, c] to E, then each of `depth` residual blocks adds E -> hidden -> E with a SiLU between. skip: c is
     added to the output of proj_in (# Sec. 3.2), and all of f but that starts at zero, so that training starts with
-    f(c, p) = c: plain residual quantization. normalize: the result has length 1.
+    f(c, p) = c: plain residual quantization.
     """
 
-    def __init__(
-        self, dim: int, hidden: int | None = None, depth: int = 4, *, skip: bool = True, normalize: bool = False
-    ):
+    def __init__(self, dim: int, hidden: int | None = None, depth: int = 4, *, skip: bool = True):
         super().__init__()
         hidden = hidden or dim
-        self.dim, self.skip, self.normalize = dim, skip, normalize
+        self.dim, self.skip = dim, skip
         self.proj_in = nn.Linear(2 * dim, dim)
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim)) for _ in range(depth)
@@ -56,12 +54,12 @@ class ImplicitCodebook(nn.Module):
             x = x + base
         for first, activation, second in self.layers:
             x = x + linear(second, activation(linear(first, x)))
-        return F.normalize(x, dim=-1) if self.normalize else x
+        return x
 
 
 class ImplicitLevel:
     """A level of a beam search whose codebook is f(base codebook, partial sum) for every partial sum. temp: of Gumbel
-    noise on the squared distances; None, without. cosine: codes are compared with vectors of length 1."""
+    noise on the squared distances; None, without."""
 
     def __init__(
         self,

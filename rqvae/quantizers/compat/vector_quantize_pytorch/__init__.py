@@ -9,21 +9,24 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.random_projection_quantizer
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_fsq import GroupedResidualFSQ, ResidualFSQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_lfq import GroupedResidualLFQ, ResidualLFQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_sim_vq import ResidualSimVQ
+from rqvae.quantizers.compat.vector_quantize_pytorch.residual_vq import GroupedResidualVQ, ResidualVQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.sim_vq import SimVQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 
 __all__ = [
+    "BinaryMapper",
     "FSP",
     "FSQ",
-    "LFQ",
-    "BinaryMapper",
     "GroupedResidualFSQ",
     "GroupedResidualLFQ",
+    "GroupedResidualVQ",
+    "LFQ",
     "LatentQuantize",
     "RandomProjectionQuantizer",
     "ResidualFSQ",
     "ResidualLFQ",
     "ResidualSimVQ",
+    "ResidualVQ",
     "SimVQ",
     "VectorQuantize",
     "build_cdf_act",
