@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rqvae.quantizers.bit_entropy import row_weights
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.implicit import ImplicitQuantizer
-from rqvae.quantizers.lookup_free import bits_of
+from rqvae.quantizers.lookup_free import bits_of, codes_of_bits
 
 LN2 = math.log(2)
 
@@ -49,8 +49,7 @@ class BinaryMapper(ImplicitQuantizer):
     def one_hot(self, z: torch.Tensor) -> torch.Tensor:
         """The code as a one-hot vector (..., D, K), with the gradient of the probabilities of all K codes."""
         logits_NDC, codes_ND = self._search_logits(z)
-        bits_KC = (torch.arange(self.num_codes[0], device=z.device)[:, None] >> self.shifts) & 1
-        log_probs = F.logsigmoid(logits_NDC) @ bits_KC.T.float() + F.logsigmoid(-logits_NDC) @ (1 - bits_KC.T).float()
+        log_probs = code_log_probs(logits_NDC)
         hot = F.one_hot(codes_ND, self.num_codes[0]).to(log_probs)
         return straight_through(log_probs.exp(), hot).view(*z.shape[:-1], *hot.shape[1:])
 
@@ -61,7 +60,7 @@ class BinaryMapper(ImplicitQuantizer):
     @torch.no_grad()
     def _draw(self, logits_NDC: torch.Tensor) -> torch.Tensor:
         threshold = torch.rand_like(logits_NDC) if self.training else 0.5
-        return ((logits_NDC.sigmoid() > threshold).long() << self.shifts).sum(-1)
+        return codes_of_bits(logits_NDC.sigmoid() > threshold, self.shifts)
 
     def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return (x_NDC / 2).tanh(), self._draw(x_NDC)
@@ -77,6 +76,14 @@ class BinaryMapper(ImplicitQuantizer):
         entropy_ND = _bit_entropy((1 + mean) / 2).sum(-1)
         excess_ND = F.relu(space_NDC.shape[-1] * LN2 - entropy_ND - self.free_nats)
         return {"kl": self.kl_weight * (excess_ND.mean(1) * weight_N).sum()}
+
+
+def code_log_probs(logits: torch.Tensor) -> torch.Tensor:
+    """Log odds of C bits (..., C) -> log probabilities of all codes (..., 2^C), the first bit lowest in a code."""
+    num_bits = logits.shape[-1]
+    codes_K = torch.arange(2**num_bits, device=logits.device)
+    bits_CK = (codes_K >> torch.arange(num_bits, device=logits.device)[:, None]) & 1
+    return logits @ bits_CK.to(logits.dtype) + F.logsigmoid(-logits).sum(-1, keepdim=True)
 
 
 def _bit_entropy(prob: torch.Tensor) -> torch.Tensor:

@@ -35,9 +35,13 @@ def row_weights_of_all_ranks(num_rows: int, mask_N: torch.Tensor | None, device:
 
 def mean_entropy(logits_NDC: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
     """Mean over rows and codebooks of the entropy (nats) of C independent bits with log odds `logits_NDC`."""
-    logits = _drop(logits_NDC, weight_N)
-    entropy_ND = (F.softplus(logits) - logits * logits.sigmoid()).sum(-1)
+    entropy_ND = bits_entropy(_drop(logits_NDC, weight_N))
     return (entropy_ND.mean(1) * weight_N).sum()
+
+
+def bits_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy (nats) of C independent bits with log odds (..., C)."""
+    return (F.softplus(logits) - logits * logits.sigmoid()).sum(-1)
 
 
 def entropy_of_mean(

@@ -27,8 +27,8 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
     `FiniteScalarQuantizer`; 'hard_tanh' is 'tanh' with the function clamped to [-1, 1] in the place of tanh.
     """
 
-    def __init__(self, levels: Sequence[int], symmetric: bool = False, bound: str = "tanh"):
-        super().__init__(levels)
+    def __init__(self, levels: Sequence[int], symmetric: bool = False, bound: str = "tanh", counted: bool = True):
+        super().__init__(levels, counted)
         if bound not in BOUNDS:
             raise ValueError(f"bound {bound!r} is not one of {', '.join(BOUNDS)}")
         self.symmetric, self.bound_kind = symmetric, bound
@@ -67,6 +67,11 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
     def values(self, digits_CM: torch.Tensor) -> torch.Tensor:
         """Digits -> values: floats for digits of an integer type, fp32."""
         return digits_CM * self.step - 1.0 if self.symmetric else (digits_CM - self.centre) / self.centre
+
+    def digits_of_values(self, values_CM: torch.Tensor) -> torch.Tensor:
+        """Values, or scalars near them -> digits 0 .. L - 1, in the dtype given."""
+        units_CM = (values_CM + 1) / self.step if self.symmetric else values_CM * self.centre
+        return self.round(units_CM)
 
 
 class FiniteScalarQuantizer(ImplicitQuantizer):

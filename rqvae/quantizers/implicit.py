@@ -169,7 +169,7 @@ def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """A linear layer (or the identity) in fp32, whatever type its weights were cast to."""
     if isinstance(layer, nn.Identity):
         return x
-    return F.linear(x, layer.weight.float(), layer.bias.float())
+    return F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
 def mean_square(error: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:

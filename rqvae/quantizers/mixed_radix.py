@@ -18,14 +18,15 @@ class MixedRadix(nn.Module):
     """Digits (C, M), each from 0 to its level - 1 <-> codes (M,) below K, the product of the levels.
 
     The first level varies fastest. Scalars come first because sums and products with one constant per scalar are then
-    sweeps over M numbers. ValueError for levels below 2 and for more codes than 63 bits can count.
+    sweeps over M numbers. ValueError for levels below 2 and for more codes than 63 bits can count, unless `counted` is
+    False: there are digits without codes then.
     """
 
-    def __init__(self, levels: Sequence[int]):
+    def __init__(self, levels: Sequence[int], counted: bool = True):
         super().__init__()
-        check_levels(levels)
+        check_levels(levels, counted)
         self.num_codes = math.prod(levels)
-        strides = [math.prod(levels[:i]) for i in range(len(levels))]
+        strides = [math.prod(levels[:i]) if counted else 0 for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor(list(levels)), persistent=False)
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
 
@@ -40,12 +41,12 @@ class MixedRadix(nn.Module):
         return codes_M // self.strides[:, None] % self.levels[:, None]
 
 
-def check_levels(levels: Sequence[int]) -> None:
-    """ValueError unless there is at least one level, all whole numbers from 2 on, and the codes fit 63 bits."""
+def check_levels(levels: Sequence[int], counted: bool = True) -> None:
+    """ValueError unless there is at least one level, all are whole numbers from 2 on, and codes fit 63 bits."""
     whole = all(isinstance(level, int) and not isinstance(level, bool) and level >= 2 for level in levels)
     if not len(levels) or not whole:
         raise ValueError(f"levels must be whole numbers of at least 2, got {list(levels)}")
-    if math.prod(levels) >= 2**63:
+    if counted and math.prod(levels) >= 2**63:
         raise ValueError(f"levels {list(levels)} have more codes than fit 63 bits; use several codebooks")
 
 

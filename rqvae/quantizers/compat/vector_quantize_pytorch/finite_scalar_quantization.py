@@ -1,0 +1,149 @@
+"""Finite scalar quantization with the signature of vector-quantize-pytorch 1.32; the arithmetic is `ScalarGrid`.
+
+Legend: B batch, N rows, c codebooks side by side, C scalars of a code vector, M = N x c, K codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from rqvae.quantizers.base import full_precision
+from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import (
+    MAP_DIMS,
+    channels_back,
+    channels_last,
+    index_type,
+)
+from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
+from rqvae.quantizers.finite_scalar import ScalarGrid
+from rqvae.quantizers.gradient import straight_through
+from rqvae.quantizers.implicit import KeepsFloat32
+from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
+
+
+class FSQ(KeepsFloat32, nn.Module):
+    """Rounds every scalar to one of a few values; `forward` returns (quantized like the input, int32 indices).
+
+    Sequences are (B, n, dim), or (B, dim, n) with `channel_first`; images and video (B, dim, ...). Indices have the
+    shape of the input without channels, with the codebooks last where there are several. Half precision is raised to
+    fp32 inside; fp64 stays if it is among `allowed_dtypes`.
+    """
+
+    def __init__(
+        self,
+        levels,
+        dim=None,
+        num_codebooks=1,
+        keep_num_codebooks_dim=None,
+        scale=None,
+        allowed_dtypes=(torch.float32, torch.float64),
+        channel_first=False,
+        projection_has_bias=True,
+        return_indices=True,
+        force_quantization_f32=True,
+        preserve_symmetry=False,
+        noise_dropout=0.0,
+        bound_hard_clamp=False,
+        orthogonal_rotation=False,
+    ):
+        super().__init__()
+        levels = [int(level) for level in levels]
+        keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
+        require(preserve_symmetry or 2 not in levels, f"levels {levels} contain 2, which needs preserve_symmetry=True")
+        require(preserve_symmetry or noise_dropout == 0, "noise_dropout needs preserve_symmetry=True")
+        require(keep or num_codebooks == 1, "several codebooks need keep_num_codebooks_dim=True")
+        self.scale, self.preserve_symmetry, self.noise_dropout = scale, preserve_symmetry, noise_dropout
+        self.bound_hard_clamp, self.force_quantization_f32 = bound_hard_clamp, force_quantization_f32
+        self.allowed_dtypes, self.return_indices, self.channel_first = allowed_dtypes, return_indices, channel_first
+        self.num_codebooks, self.keep_num_codebooks_dim = num_codebooks, keep
+        self.codebook_dim, self.codebook_size = len(levels), math.prod(levels)
+        self.effective_codebook_dim = inner = len(levels) * num_codebooks
+        self.dim = inner if dim is None else dim
+        self.has_projections = self.dim != inner
+        self.project_in = nn.Linear(self.dim, inner, projection_has_bias) if self.has_projections else nn.Identity()
+        self.project_out = nn.Linear(inner, self.dim, projection_has_bias) if self.has_projections else nn.Identity()
+        bound = "hard_tanh" if bound_hard_clamp else "tanh"
+        self.grid = ScalarGrid(levels, preserve_symmetry, bound, counted=return_indices)
+        self.orthogonal_rotation = orthogonal_rotation
+        if orthogonal_rotation:
+            self.register_buffer("orthogonal_rot", nn.init.orthogonal_(torch.empty(len(levels), len(levels))))
+
+    @property
+    def implicit_codebook(self) -> torch.Tensor:
+        """All code vectors (K, C), made on request."""
+        return self._vectors(torch.arange(self.codebook_size, device=self.grid.levels.device))
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Quantize z; indices are None with `return_indices=False`."""
+        first = z.ndim >= MAP_DIMS or self.channel_first
+        x = channels_last(z, first, self.dim)
+        shape = (*x.shape[:-1], self.num_codebooks)
+        with full_precision(z.device):
+            x = project(self.project_in, x)
+            x = (x if x.dtype in self.allowed_dtypes else x.float()).reshape(-1, self.num_codebooks, self.codebook_dim)
+            x = x @ self.orthogonal_rot.to(x.dtype) if self.orthogonal_rotation else x
+            bounded_CM, digits_CM = self._search(x)
+            vectors = scalars_last(self._with_noise(bounded_CM, self.grid.values(digits_CM)), x.shape[:2])
+            out = self._project_out(vectors).view(*shape[:-1], self.dim).to(z.dtype)
+            indices = self._indices(digits_CM).view(shape) if self.return_indices else None
+        if indices is not None and not self.keep_num_codebooks_dim:
+            indices = indices[..., 0]
+        return channels_back(out, first), indices
+
+    def quantize(self, z: torch.Tensor) -> torch.Tensor:
+        """Scalars (..., C), not projected -> their values, with the gradient of the bound."""
+        bounded_CM, digits_CM = self._search(z)
+        return scalars_last(straight_through(bounded_CM, self.grid.values(digits_CM)), z.shape[:-1])
+
+    def codes_to_indices(self, zhat: torch.Tensor) -> torch.Tensor:
+        """Values (..., C) -> int32 indices (...)."""
+        require(zhat.shape[-1] == self.codebook_dim, f"codes have {zhat.shape[-1]} scalars of {self.codebook_dim}")
+        digits_CM = self.grid.digits_of_values(scalars_first(zhat))
+        return self._indices(digits_CM).view(zhat.shape[:-1])
+
+    def indices_to_level_indices(self, indices: torch.Tensor) -> torch.Tensor:
+        """Indices (...) -> the number of the value of every scalar (..., C)."""
+        return scalars_last(self.grid.digits(indices.reshape(-1).long()), indices.shape)
+
+    def indices_to_codes(self, indices: torch.Tensor) -> torch.Tensor:
+        """Indices -> what `forward` returned with them, in the same layout."""
+        first = self.channel_first or indices.ndim >= MAP_DIMS - 1 + int(self.keep_num_codebooks_dim)
+        with full_precision(indices.device):
+            vectors = self._vectors(indices if self.keep_num_codebooks_dim else indices[..., None])
+            out = self._project_out(vectors.view(-1, self.num_codebooks, self.codebook_dim))
+        return channels_back(out.view(*vectors.shape[:-2], self.dim), first)
+
+    def indices_to_vectors(self, indices: torch.Tensor) -> torch.Tensor:
+        """Indices (...) of one codebook -> code vectors (..., C), rotated but not projected."""
+        vectors = self._vectors(indices)
+        return vectors @ self.orthogonal_rot.T if self.orthogonal_rotation else vectors
+
+    def _search(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        units_CM = self.grid.units(scalars_first(x))
+        return self.grid.bounded(units_CM), self.grid.round(units_CM.detach())
+
+    def _with_noise(self, bounded_CM: torch.Tensor, values_CM: torch.Tensor) -> torch.Tensor:
+        """The values straight through; in train mode a share of `noise_dropout` is moved by up to 1/2, in [-1, 1]."""
+        values_CM = straight_through(bounded_CM, values_CM)
+        if not self.training or self.noise_dropout == 0:
+            return values_CM
+        values_MC = values_CM.T.contiguous()
+        moved_MC = torch.full_like(values_MC, self.noise_dropout).bernoulli_().bool()
+        offset_MC = torch.rand_like(values_MC) - 0.5
+        return torch.where(moved_MC, values_MC + offset_MC, values_MC).clamp(-1, 1).T
+
+    def _project_out(self, vectors_NcC: torch.Tensor) -> torch.Tensor:
+        if self.orthogonal_rotation:
+            vectors_NcC = vectors_NcC @ self.orthogonal_rot.to(vectors_NcC.dtype).T
+        return project(self.project_out, vectors_NcC.flatten(1))
+
+    def _vectors(self, indices: torch.Tensor) -> torch.Tensor:
+        digits_CM = self.grid.digits(indices.reshape(-1).long())
+        return scalars_last(self.grid.values(digits_CM), indices.shape)
+
+    def _indices(self, digits_CM: torch.Tensor) -> torch.Tensor:
+        return self.grid.codes(digits_CM).to(index_type(self.codebook_size))
