@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from rqvae.quantizers.compat import vector_quantize_pytorch as compat
 from rqvae.quantizers.compat.vector_quantize_pytorch import VectorQuantize
 from tests.peers.vector_settings import (
     IMAGE,
@@ -221,3 +222,14 @@ def test_the_same_settings_are_refused(settings):
     for kind in (peer.VectorQuantize, VectorQuantize):
         with pytest.raises(AssertionError):
             kind(dim=8, codebook_size=16, **settings)
+
+
+def test_chains_agree():
+    x, results = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(2)), []
+    for library in (peer, compat):
+        torch.manual_seed(0)
+        quantizer = library.VectorQuantize(dim=8, codebook_size=16)
+        chain = library.Sequential(nn.Linear(4, 8), quantizer, nn.Linear(8, 3))
+        results.append((chain(x, mask=torch.ones(2, 12, dtype=torch.bool)), chain.state_dict()))
+    check_outputs(results[0][0], results[1][0])
+    torch.testing.assert_close(results[1][1], results[0][1])

@@ -10,6 +10,7 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.residual_fsq import Grouped
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_lfq import GroupedResidualLFQ, ResidualLFQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_sim_vq import ResidualSimVQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_vq import GroupedResidualVQ, ResidualVQ
+from rqvae.quantizers.compat.vector_quantize_pytorch.sequential import Sequential
 from rqvae.quantizers.compat.vector_quantize_pytorch.sim_vq import SimVQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 
@@ -27,6 +28,7 @@ __all__ = [
     "ResidualLFQ",
     "ResidualSimVQ",
     "ResidualVQ",
+    "Sequential",
     "SimVQ",
     "VectorQuantize",
     "build_cdf_act",
