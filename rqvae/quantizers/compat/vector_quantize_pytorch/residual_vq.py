@@ -18,9 +18,12 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.projections import input_pr
 from rqvae.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, layout_of, mask_of
 from rqvae.quantizers.compat.vector_quantize_pytorch.vector_level import (
     KnownCodes,
+    OwnCodebooks,
     ResidualLevel,
+    initialize_levels,
     level_vectors,
     search_codes,
+    share_of_gradient,
 )
 from rqvae.quantizers.gradient import directional
 from rqvae.quantizers.implicit import without_masked_nonfinite
@@ -198,6 +201,16 @@ class ResidualVQ(nn.Module):
         result = (quantized, layout.grid_back(codes), losses)
         return (*result, self.get_codes_from_indices(result[1])) if return_all_codes else result
 
+    def warmup_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """The vectors (N, E) of an input that are searched, for `codebook_warmup`."""
+        layout = layout_of(x, self.accept_image_fmap, 2 if self.accept_image_fmap else None)
+        with full_precision(x.device):
+            return project(self.project_in, layout.to_tokens(x)).flatten(0, 1)
+
+    def initialize_codebook(self, x_NE: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:
+        """Set the codebooks from vectors (N, E) of all processes, level by level: 'kmeans', or 'data' (drawn)."""
+        initialize_levels(x_NE.float(), self.layers, self._transforms, method, seed)
+
     @property
     def _transforms(self) -> tuple[ImplicitCodebook | None, ...]:
         return (None, *self.mlps)
@@ -243,10 +256,10 @@ class ResidualVQ(nn.Module):
             if known is not None:
                 search = KnownCodes(known[..., index], transform, total)
             elif transform is not None:
-                search = _OwnCodebooks(transform, total)
+                search = OwnCodebooks(transform, total)
             residuals.append(residual.detach())
             quantized, level_codes, loss = layer(residual, codebook_transform_fn=search, **options)
-            residual, total = residual - _share_of_gradient(quantized, self.quant_grad_frac), total + quantized
+            residual, total = residual - share_of_gradient(quantized, self.quant_grad_frac), total + quantized
             codes.append(level_codes)
             losses.append(loss)
         if self.training and self.shared_codebook and not self._frozen(options):
@@ -262,7 +275,7 @@ class ResidualVQ(nn.Module):
         residual, found, total = x_BNE, torch.zeros_like(x_BNE), torch.zeros_like(x_BNE)
         residuals, losses = [], []
         for index, (layer, transform) in enumerate(zip(self.layers, self._transforms, strict=True)):
-            search = None if transform is None else _OwnCodebooks(transform, total)
+            search = None if transform is None else OwnCodebooks(transform, total)
             residuals.append(residual.detach())
             quantized, loss = layer(residual, indices=given[..., index], codebook_transform_fn=search, **options)
             vectors = forced[index].detach().view_as(residual)
@@ -285,21 +298,6 @@ class ResidualVQ(nn.Module):
             rows = torch.stack(residuals, -2).flatten(1, 2)
             valid = None if mask_BN is None else mask_BN.repeat_interleave(len(residuals), 1)
             first._codebook.expire_codes_(rows, valid)
-
-
-class _OwnCodebooks:
-    """An implicit codebook as `codebook_transform_fn`: (1, K, E) -> (1, B, N, K, E)."""
-
-    def __init__(self, transform: ImplicitCodebook, total_BNE: torch.Tensor):
-        self.transform, self.total_BNE = transform, total_BNE
-
-    def __call__(self, codes_1KE: torch.Tensor) -> torch.Tensor:
-        return self.transform(codes_1KE[0], self.total_BNE[:, :, None])[None]
-
-
-def _share_of_gradient(x: torch.Tensor, share: float) -> torch.Tensor:
-    """The value of x with `share` of its gradient."""
-    return x.detach() if share <= 0 else x if share == 1 else share * x + (1 - share) * x.detach()
 
 
 def _sizes(codebook_size: int | tuple[int, ...], num_quantizers: int | None, shared: bool) -> tuple[int, ...]:

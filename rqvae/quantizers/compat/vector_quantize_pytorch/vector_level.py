@@ -27,6 +27,16 @@ class KnownCodes(NamedTuple):
     total_BNE: torch.Tensor
 
 
+class OwnCodebooks:
+    """An implicit codebook as `codebook_transform_fn`: (1, K, E) -> (1, B, N, K, E)."""
+
+    def __init__(self, transform: ImplicitCodebook, total_BNE: torch.Tensor):
+        self.transform, self.total_BNE = transform, total_BNE
+
+    def __call__(self, codes_1KE: torch.Tensor) -> torch.Tensor:
+        return self.transform(codes_1KE[0], self.total_BNE[:, :, None])[None]
+
+
 class ResidualLevel(VectorQuantize):
     """A `VectorQuantize` whose `codebook_transform_fn` may also be `KnownCodes`."""
 
@@ -79,6 +89,11 @@ class DrawnLevel:
         return noisy_MK.mul_(noisy_MK.abs()).sub_(own_M1)
 
 
+def share_of_gradient(x: torch.Tensor, share: float) -> torch.Tensor:
+    """The value of x with `share` of its gradient."""
+    return x.detach() if share <= 0 else x if share == 1 else share * x + (1 - share) * x.detach()
+
+
 def level_vectors(
     layers: Sequence[ResidualLevel], transforms: Sequence[ImplicitCodebook | None], codes_Mq: torch.Tensor
 ) -> list[torch.Tensor]:
@@ -110,11 +125,40 @@ def search_codes(
     x_ME = x_BNE.detach().flatten(0, 1).float()
     for index, layer in enumerate(layers):
         if not layer._codebook._is_initted():
-            before = _search(x_ME, layers[:index], transforms, 1, weights, None) if index else None
-            total_ME = 0.0 if before is None else sum(level_vectors(layers, transforms, before))
-            residual_BNE = (x_ME - total_ME).view_as(x_BNE)
+            residual_BNE = _left_over(x_ME, layers[:index], transforms).view_as(x_BNE)
             layer._codebook.init_embed_(layer._rows(residual_BNE), layer._mask_of_books(layer._row_mask(mask_BN)))
     return _search(x_ME, layers, transforms, width, weights, temp).view(*x_BNE.shape[:2], -1)
+
+
+@torch.no_grad()
+def initialize_levels(
+    x_ME: torch.Tensor,
+    layers: Sequence[ResidualLevel],
+    transforms: Sequence[ImplicitCodebook | None],
+    method: str,
+    seed: int,
+) -> None:
+    """Every codebook from what nearest codes leave over before its level; one that all levels share from what all of
+    them see, once it has been fitted to what the first sees."""
+    shared = len(layers) > 1 and layers[0]._codebook is layers[1]._codebook
+    seen = []
+    for index, layer in enumerate(layers):
+        seen.append(_left_over(x_ME, layers[:index], transforms))
+        if index == 0 or not shared:
+            layer.initialize_codebook(seen[-1], method, seed + index)
+    if shared:
+        # the levels of a row side by side: the same order for every split of the rows over processes
+        layers[0].initialize_codebook(torch.stack(seen, 1).flatten(0, 1), method, seed + len(seen))
+
+
+def _left_over(
+    x_ME: torch.Tensor, layers: Sequence[ResidualLevel], transforms: Sequence[ImplicitCodebook | None]
+) -> torch.Tensor:
+    """What the nearest codes of these levels leave of x."""
+    if not layers:
+        return x_ME
+    codes_Mq = _search(x_ME, layers, transforms, 1, [1.0] * len(layers), 0.0)
+    return x_ME - sum(level_vectors(layers, transforms, codes_Mq))
 
 
 def _search(
@@ -125,6 +169,7 @@ def _search(
     weights: Sequence[float],
     temp: float | None,
 ) -> torch.Tensor:
+    """temp: None, that of the layers; 0, none."""
     levels = [layer.searched(transform, temp) for layer, transform in zip(layers, transforms, strict=False)]
     cosine = layers[0].use_cosine_sim
     return beam_search(x_ME, levels, width, cosine=cosine, weights=weights[: len(levels)])
