@@ -13,8 +13,10 @@ import math
 import torch
 from torch.nn import functional as F
 
+from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.bit_entropy import mean_entropy, mean_usage_entropy, row_weights
 from rqvae.quantizers.code_losses import mean_square
+from rqvae.quantizers.distance import full_precision_matmul
 from rqvae.quantizers.implicit import ImplicitQuantizer
 
 EXACT_BITS = 24  # sums of as many powers of two are exact in fp32, so a matrix product may add them up
@@ -110,7 +112,8 @@ def log_odds(space: torch.Tensor, inv_temperature: float, scale: float) -> torch
 def codes_of_bits(on: torch.Tensor, shifts_C: torch.Tensor) -> torch.Tensor:
     """Booleans (..., C) -> int64 codes (...); `shifts_C` says which power of two each one stands for."""
     if len(shifts_C) <= EXACT_BITS:
-        return (on.float() @ (1 << shifts_C).float()).long()
+        with full_precision(on.device), full_precision_matmul(on.device):
+            return (on.float() @ (1 << shifts_C).float()).long()
     return (on.long() << shifts_C).sum(-1)
 
 

@@ -53,6 +53,27 @@ def test_every_code_can_be_reached_and_decodes_to_itself():
     assert len(quantizer(z.bfloat16()).codes.unique()) == 1000
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_code_of_a_thousand_is_lost_in_half_precision(dtype, symmetric):
+    """For every code the middle of its cell before the bound, in half precision, has that code; autocast too."""
+    quantizer = FiniteScalarQuantizer(4, [8, 5, 5, 5], preserve_symmetry=symmetric).eval()
+    codes = torch.arange(1000)[:, None]
+    digits = torch.stack([codes[:, 0] // stride % level for stride, level in zip((1, 8, 40, 200), (8, 5, 5, 5))], 1)
+    top = torch.tensor([7, 4, 4, 4])
+    if symmetric:
+        z = (2 * digits / top - 1).clamp(-0.999, 0.999).atanh()
+    else:
+        half, offset = top * 1.001 / 2, torch.tensor([0.5, 0, 0, 0])
+        z = ((digits - (top + 1) // 2 + offset) / half).clamp(-0.999, 0.999).atanh() - (offset / half).atanh()
+    z = z.to(dtype)
+    for out in (quantizer(z), quantizer.to(dtype)(z)):
+        assert torch.equal(out.codes, codes)
+        assert torch.equal(out.quantized, quantizer.decode(codes).to(dtype))
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(quantizer(z).codes, codes)
+
+
 @pytest.mark.parametrize("level", [4, 5])
 def test_gradient_is_that_of_the_bound(level):
     z = torch.randn(50, 1, dtype=torch.float64).float().requires_grad_()

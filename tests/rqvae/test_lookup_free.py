@@ -69,6 +69,8 @@ def test_no_code_of_two_to_the_eighteen_is_lost_in_bf16():
         out = quantizer(vectors.to(dtype))
         assert torch.equal(out.codes, codes)
         assert torch.equal(out.quantized.float(), vectors)
+        with torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(quantizer(vectors.to(dtype)).codes, codes)
 
 
 def test_spherical_codes_have_unit_length():

@@ -1,0 +1,324 @@
+"""The scalar quantizers of the drop-in: the examples of the README, quirks, and what did not work in the original."""
+
+import pytest
+import torch
+
+from rqvae.quantizers.compat.vector_quantize_pytorch import (
+    FSP,
+    FSQ,
+    LFQ,
+    BinaryMapper,
+    GroupedResidualFSQ,
+    GroupedResidualLFQ,
+    LatentQuantize,
+    ResidualFSQ,
+    ResidualLFQ,
+    build_cdf_act,
+)
+
+
+def test_fsq_example():
+    quantizer = FSQ(levels=[8, 5, 5, 5])
+    x = torch.randn(1, 1024, 4)
+    xhat, indices = quantizer(x)
+    assert xhat.shape == (1, 1024, 4)
+    assert indices.shape == (1, 1024)
+    assert indices.dtype == torch.int32
+    assert torch.all(xhat == quantizer.indices_to_codes(indices))
+
+
+@pytest.mark.parametrize("levels", [[8, 5, 5, 5], [8] * 30])
+def test_fsq_without_indices(levels):
+    quantizer = FSQ(levels=levels, return_indices=False)
+    xhat, indices = quantizer(torch.randn(1, 1024, len(levels)))
+    assert xhat.shape == (1, 1024, len(levels))
+    assert indices is None
+
+
+def test_residual_fsq_example():
+    quantizer = ResidualFSQ(dim=256, levels=[8, 5, 5, 3], num_quantizers=8).eval()
+    quantized, indices = quantizer(torch.randn(1, 1024, 256))
+    assert quantized.shape == (1, 1024, 256)
+    assert indices.shape == (1, 1024, 8)
+    assert indices.dtype == torch.int32
+    assert torch.all(quantized == quantizer.get_output_from_indices(indices))
+
+
+def test_lfq_image_example():
+    quantizer = LFQ(codebook_size=65536, dim=16, entropy_loss_weight=0.1, diversity_gamma=1.0)
+    image = torch.randn(1, 16, 32, 32)
+    quantized, indices, loss = result = quantizer(image, inv_temperature=100.0)
+    assert quantized.shape == (1, 16, 32, 32)
+    assert indices.shape == (1, 32, 32)
+    assert indices.dtype == torch.int64
+    assert loss.shape == ()
+    assert result.entropy_aux_loss is loss
+    assert (quantized == quantizer.indices_to_codes(indices)).all()
+
+
+def test_lfq_sequence_and_video_example():
+    quantizer = LFQ(codebook_size=65536, dim=16, entropy_loss_weight=0.1, diversity_gamma=1.0)
+    for shape in ((1, 32, 16), (1, 16, 10, 32, 32)):
+        x = torch.randn(shape)
+        quantized, indices, _ = quantizer(x)
+        assert quantized.shape == x.shape
+        assert (quantized == quantizer.indices_to_codes(indices)).all()
+
+
+def test_lfq_codebooks_example():
+    quantizer = LFQ(codebook_size=4096, dim=16, num_codebooks=4)
+    image = torch.randn(1, 16, 32, 32)
+    quantized, indices, loss = quantizer(image)
+    assert quantized.shape == image.shape
+    assert indices.shape == (1, 32, 32, 4)
+    assert loss.shape == ()
+    assert (quantized == quantizer.indices_to_codes(indices)).all()
+
+
+def test_residual_lfq_example():
+    quantizer = ResidualLFQ(dim=256, codebook_size=256, num_quantizers=8).eval()
+    quantized, indices, loss = quantizer(torch.randn(1, 1024, 256))
+    assert quantized.shape == (1, 1024, 256)
+    assert indices.shape == (1, 1024, 8)
+    assert torch.equal(loss, torch.zeros(8))
+    assert torch.all(quantized == quantizer.get_output_from_indices(indices))
+
+
+def test_latent_image_example():
+    quantizer = LatentQuantize(levels=[5, 5, 8], dim=16, commitment_loss_weight=0.1, quantization_loss_weight=0.1)
+    image = torch.randn(1, 16, 32, 32)
+    quantized, indices, loss = quantizer(image)
+    assert quantized.shape == (1, 16, 32, 32)
+    assert indices.shape == (1, 32, 32)
+    assert indices.dtype == torch.int32
+    assert loss.shape == ()
+    assert (quantized == quantizer.indices_to_codes(indices)).all()
+
+
+def test_latent_sequence_and_video_example():
+    quantizer = LatentQuantize(levels=[5, 5, 8], dim=16, commitment_loss_weight=0.1, quantization_loss_weight=0.1)
+    quantized, indices, _ = quantizer(torch.randn(1, 32, 16))
+    assert quantized.shape == (1, 32, 16)
+    assert indices.shape == (1, 32)
+    assert torch.equal(quantized.movedim(-1, 1), quantizer.indices_to_codes(indices))
+    assert quantizer(torch.randn(1, 16, 10, 32, 32))[0].shape == (1, 16, 10, 32, 32)
+
+
+def test_latent_codebooks_example():
+    model = LatentQuantize(levels=[4, 8, 16], dim=9, num_codebooks=3)
+    x = torch.randn(2, 3, 9)
+    output, indices, loss = model(x)
+    assert output.shape == x.shape
+    assert indices.shape == (2, 3, 3)
+    assert loss.item() >= 0
+
+
+def test_latent_sequences_in_either_order_are_the_same():
+    quantizer = LatentQuantize(levels=[5, 5, 8], dim=3)
+    x = torch.randn(2, 3, 10)
+    first, last = quantizer(x), quantizer(x.movedim(1, -1))
+    assert torch.equal(first[0], last[0].movedim(-1, 1))
+    assert torch.equal(first[1], last[1])
+    torch.testing.assert_close(first[2], last[2])
+
+
+def test_latent_levels_as_one_number_need_the_codebook_dim():
+    assert LatentQuantize(levels=5, dim=4, codebook_dim=4).codebook_size == 625
+    with pytest.raises(RuntimeError, match="needs codebook_dim"):
+        LatentQuantize(levels=5, dim=4)
+
+
+def test_latent_in_place_optimizer_moves_the_values_to_the_data():
+    """It steps inside a train-mode forward, on the values alone, and the decoder follows."""
+    quantizer = LatentQuantize([2, 3], 2, in_place_codebook_optimizer=lambda values: torch.optim.SGD(values, lr=0.3))
+    centres = torch.tensor([[-2.0, 0.0], [1.5, 3.0], [-2.0, -4.0]])
+    x = centres.repeat(20, 1)[None].movedim(-1, 1)
+    errors = []
+    for _ in range(60):
+        quantized, indices, loss = quantizer(x.clone().requires_grad_())
+        loss.backward()
+        errors.append((quantized - x).square().mean().item())
+    assert errors[0] > 1
+    assert errors[-1] < 1e-3
+    assert torch.equal(quantizer.indices_to_codes(indices), quantized)
+    before = [values.clone() for values in quantizer.values_per_latent]
+    quantizer.eval()(x)
+    assert all(torch.equal(a, b) for a, b in zip(before, quantizer.values_per_latent))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: ResidualFSQ(levels=[8, 5, 5], num_quantizers=4, dim=6, is_channel_first=True),
+    lambda: ResidualFSQ(levels=[8, 5, 5], num_quantizers=4, is_channel_first=True, quantize_dropout=True),
+    lambda: GroupedResidualFSQ(dim=6, groups=2, levels=[8, 5], num_quantizers=4, accept_image_fmap=True),
+    lambda: GroupedResidualFSQ(
+        dim=6, groups=2, levels=[8, 5], num_quantizers=4, accept_image_fmap=True, is_channel_first=True
+    ),
+    lambda: GroupedResidualLFQ(dim=6, groups=2, codebook_size=16, num_quantizers=4, accept_image_fmap=True),
+])  # fmt: skip
+def test_maps_are_decoded_from_their_own_indices(make):
+    quantizer = make().eval()
+    dim = getattr(quantizer, "dim", 3)
+    x = torch.randn(2, dim, 5, 7)
+    quantized, indices, *rest = quantizer(x, return_all_codes=True)
+    codes = rest[-1]
+    assert quantized.shape == x.shape
+    assert torch.equal(quantizer.get_output_from_indices(indices), quantized)
+    again = quantizer.get_codes_from_indices(indices)
+    codes = codes if torch.is_tensor(codes) else torch.stack(codes)
+    assert torch.equal(again, codes)
+    assert codes.shape[-4:-1] == (2, 5, 7)
+
+
+def test_residual_fsq_indices_stand_where_the_channels_do():
+    quantizer = ResidualFSQ(levels=[8, 5, 5], num_quantizers=4, is_channel_first=True)
+    assert quantizer(torch.randn(2, 3, 10))[1].shape == (2, 4, 10)
+    assert quantizer(torch.randn(2, 3, 5, 7))[1].shape == (2, 4, 5, 7)
+
+
+@pytest.mark.parametrize("make", [
+    lambda **options: ResidualFSQ(levels=[5, 4, 3], num_quantizers=6, dim=8, **options),
+    lambda **options: ResidualLFQ(codebook_size=16, num_quantizers=6, dim=8, **options),
+])  # fmt: skip
+def test_quantize_dropout_and_coarse_decoding(make):
+    quantizer = make(quantize_dropout=True, quantize_dropout_cutoff_index=1, quantize_dropout_multiple_of=2)
+    x = torch.randn(2, 10, 8)
+    seen = set()
+    for seed in range(30):
+        quantized, indices, *losses = quantizer(x, rand_quantize_dropout_fixed_seed=seed)
+        kept = int((indices[0, 0] >= 0).sum())
+        seen.add(kept)
+        assert (indices[..., kept:] == -1).all()
+        assert indices.dtype == torch.int64 or kept == 6
+        assert all((loss[kept:] == 0).all() for loss in losses)
+        torch.testing.assert_close(quantizer.get_output_from_indices(indices), quantized)
+        torch.testing.assert_close(quantizer.get_output_from_indices(indices[..., :kept]), quantized)
+    assert seen == {2, 4, 6}
+    with torch.no_grad():
+        assert (quantizer(x)[1] >= 0).all()
+    assert (quantizer.eval()(x)[1] >= 0).all()
+    with pytest.raises(ValueError, match="fewer need quantize_dropout"):
+        make().get_output_from_indices(torch.zeros(2, 10, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("make", [
+    lambda: FSQ([5, 4, 3, 8]),
+    lambda: FSQ([5, 4, 3, 8], preserve_symmetry=True, orthogonal_rotation=True),
+    lambda: FSP([5, 4, 3, 8]),
+    lambda: LFQ(dim=4, spherical=True, orthogonal_rotation=True),
+    lambda: LFQ(dim=4, codebook_size=2**18),
+    lambda: LatentQuantize([5, 4, 8], 4),
+    lambda: ResidualFSQ(levels=[5, 4, 3, 8], num_quantizers=3, orthogonal_rotation=True),
+    lambda: ResidualLFQ(dim=4, codebook_size=8, num_quantizers=3, spherical=True),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_types_and_autocast(make, dtype):
+    """Arithmetic is fp32: half-precision input gives the codes of the same numbers in fp32, and so does autocast."""
+    quantizer = make().eval()
+    x = torch.randn(2, 4, 6).movedim(1, -1) if not isinstance(quantizer, LatentQuantize) else torch.randn(2, 4, 6)
+    expected = quantizer(x.to(dtype).float())
+    got = quantizer(x.to(dtype))
+    assert got[0].dtype == dtype
+    assert torch.equal(got[1], expected[1])
+    torch.testing.assert_close(got[0].double(), expected[0].to(dtype).double(), atol=1e-6, rtol=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(quantizer(x.to(dtype))[1], expected[1])
+    half = quantizer.to(torch.float16)(x.half())
+    assert half[0].isfinite().all()
+
+
+def test_decoders_give_the_output_back():
+    for quantizer in (
+        FSQ([5, 5, 5], orthogonal_rotation=True),
+        FSQ([5, 5, 5], dim=7, num_codebooks=2),
+        LFQ(dim=3, spherical=True, orthogonal_rotation=True).eval(),
+        LFQ(dim=7, codebook_size=8, num_codebooks=2),
+        FSP([5, 5, 5], dim=7).eval(),
+    ):
+        out = quantizer(torch.randn(2, 9, quantizer.dim))
+        torch.testing.assert_close(quantizer.indices_to_codes(out[1]), out[0], atol=1e-6, rtol=1e-6)
+
+
+def test_fsq_helpers():
+    quantizer = FSQ([8, 5, 4])
+    indices = torch.arange(160, dtype=torch.int32)
+    book = quantizer.implicit_codebook
+    assert torch.equal(quantizer.codes_to_indices(book), indices)
+    digits = quantizer.indices_to_level_indices(indices)
+    assert torch.equal(digits, torch.stack([indices % 8, indices // 8 % 5, indices // 40], -1).long())
+    x = torch.randn(2, 7, 3, requires_grad=True)
+    assert torch.equal(quantizer.quantize(x), quantizer(x)[0])
+    with pytest.raises(ValueError, match="channels, the quantizer takes 3"):
+        quantizer(torch.randn(2, 7, 4))
+    with pytest.raises(AssertionError, match="preserve_symmetry"):
+        FSQ([2, 5])
+
+
+def test_lfq_loss_and_breakdown():
+    quantizer = LFQ(dim=4, commitment_loss_weight=0.5, diversity_gamma=2.0)
+    x = torch.randn(2, 30, 4, requires_grad=True)
+    result, parts = quantizer(x, return_loss_breakdown=True)
+    total = 0.1 * (parts.per_sample_entropy - 2 * parts.batch_entropy) + 0.5 * parts.commitment
+    torch.testing.assert_close(result.entropy_aux_loss, total)
+    mask = torch.arange(30).expand(2, 30) < 20
+    torch.testing.assert_close(quantizer(x, mask=mask)[2], quantizer(x[:, :20])[2])
+    result, parts = quantizer.eval()(x, return_loss_breakdown=True)
+    assert result.entropy_aux_loss == 0
+    assert not result.quantized.requires_grad
+    assert list(parts) == [0, 0, 0]
+    assert quantizer(torch.zeros(1, 1, 4))[1].item() == 0
+    with pytest.raises(ValueError, match="must be a power of 2, got 1000; try 1024"):
+        LFQ(codebook_size=1000)
+
+
+def test_fsp_results():
+    quantizer = FSP([8, 5, 5, 5], quantize_rate=0.5)
+    x = torch.randn(2, 30, 4, requires_grad=True)
+    quantized, indices, loss, info = quantizer(x)
+    assert quantized.shape == x.shape
+    assert indices.dtype == torch.int32
+    assert info["level_indices"].is_floating_point()
+    assert torch.equal(quantizer.level_indices_to_indices(info["level_indices"]), indices)
+    assert torch.equal(quantizer.indices_to_level_indices(indices), info["level_indices"].long())
+    assert 0.5 < info["p_accept_prob"] <= 1
+    assert list(info["norm_info"]) == ["mean", "variance", "skewness", "kurtosis"]
+    assert loss.requires_grad
+    quantizer.eval()
+    assert torch.equal(quantizer.indices_to_codes(indices), quantizer(x)[0])
+    quantizer.quantize_rate = 1.0
+    assert "p_accept_prob" not in quantizer.train()(x)[3]
+    forward, inverse = build_cdf_act("laplace")
+    torch.testing.assert_close(inverse(forward(x)), x)
+    with pytest.raises(ValueError, match="act_name 'relu' is not one of tanh, sigmoid"):
+        FSP([8, 5], act_name="relu")
+
+
+def test_binary_mapper_results():
+    mapper = BinaryMapper(bits=8)
+    logits = torch.randn(3, 4, 8, requires_grad=True)
+    one_hot, indices, loss = mapper(logits, return_indices=True, reduce_aux_kl_loss=False)
+    assert one_hot.shape == (3, 4, 256)
+    assert indices.shape == loss.shape == (3, 4)
+    assert torch.equal(one_hot.argmax(-1), indices)
+    joint = mapper.log_prob(logits, indices=indices)
+    torch.testing.assert_close(joint, mapper.log_prob(logits, one_hot=one_hot))
+    torch.testing.assert_close(joint, mapper.log_prob(logits, indices=indices, sum_bits=False).sum(-1))
+    (gradient,) = torch.autograd.grad(one_hot[..., 3].sum(), logits)
+    three = torch.full((3, 4), 3)
+    (expected,) = torch.autograd.grad(mapper.log_prob(logits, indices=three).exp().sum(), logits)
+    torch.testing.assert_close(gradient, expected)
+    mapper.eval()
+    first, second = (mapper(logits, deterministic=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(mapper.codes[first.argmax(-1)], logits > 0)
+    assert mapper(logits)[1] == 0
+
+
+def test_submodules_have_the_names_of_the_original():
+    from rqvae.quantizers.compat.vector_quantize_pytorch.binary_mapper import BinaryMapper as a
+    from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_perturbation import FSP as b
+    from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_perturbation import build_cdf_act as c
+    from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ as d
+    from rqvae.quantizers.compat.vector_quantize_pytorch.latent_quantization import LatentQuantize as e
+    from rqvae.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ as f
+
+    assert (a, b, c, d, e, f) == (BinaryMapper, FSP, build_cdf_act, FSQ, LatentQuantize, LFQ)
