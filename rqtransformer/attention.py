@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.packing import PackedSlot, WeightFormat
+from rqtransformer.stepping import PackedLayer, step, steps_fit
 
 
 def head_sizes(embed_dim: int, config: BlockConfig) -> tuple[int, int, int]:
@@ -40,7 +41,7 @@ class SelfAttention(nn.Module):
         self.slopes: tuple[float, ...] | None = None
         if config.alibi:
             self.slopes = tuple(2.0 ** (-8.0 * (head + 1) / self.num_heads) for head in range(self.num_heads))
-        self._packed_input, self._packed_proj = PackedSlot(), PackedSlot()
+        self.slots = self._packed_input, self._packed_proj = PackedSlot(), PackedSlot()
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0,
                 residual_BLC: Tensor | None = None) -> Tensor:
@@ -139,16 +140,16 @@ class FeedForward(nn.Sequential):
             nn.Linear(config.mlp_ratio * embed_dim, embed_dim, bias=config.mlp_bias),
             nn.Dropout(config.resid_pdrop),
         )
-        self._exact = config.gelu == "v1"
-        self._packed_up, self._packed_down = PackedSlot(), PackedSlot()
+        self.exact_gelu = config.gelu == "v1"
+        self.slots = self._packed_up, self._packed_down = PackedSlot(), PackedSlot()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(..., C) -> (..., C), plus the residual."""
         if self._packed_up.active is None:
             out = super().forward(x)
             return out if residual is None else residual + out
-        hidden = self._packed_up.active(x, gelu=self._exact)
-        return self._packed_down.active(hidden if self._exact else self[1](hidden), residual)
+        hidden = self._packed_up.active(x, gelu=self.exact_gelu)
+        return self._packed_down.active(hidden if self.exact_gelu else self[1](hidden), residual)
 
     def pack(self, form: WeightFormat) -> None:
         """See `SelfAttention.pack`."""
@@ -176,6 +177,14 @@ class Block(nn.Module):
         x_BLC = self.attn(self.ln1(x_BLC), cache, layer, x_BLC)
         return self.mlp(self.ln2(x_BLC), x_BLC)
 
+    def packed_layer(self) -> PackedLayer | None:
+        """The packed parts for `stepping.step`, or None where it does not apply."""
+        maps = [slot.active for slot in (*self.attn.slots, *self.mlp.slots)]
+        if self.attn.slopes is not None or any(packed.blocked is None for packed in maps):
+            return None
+        heads = (self.attn.num_heads, self.attn.kv_heads, self.attn.head_dim)
+        return PackedLayer((self.ln1, self.ln2), maps, self.mlp.exact_gelu, self.mlp[1], heads)
+
 
 class TransformerStack(nn.Module):
     """`config.n_layer` blocks in a row, without a norm at the end.
@@ -189,9 +198,12 @@ class TransformerStack(nn.Module):
         self.blocks = nn.ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
         _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
         self.gradient_checkpointing = False
+        self._layers: list[PackedLayer | None] = []
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None) -> Tensor:
         """Runs all blocks over new positions, after those in `cache`, which then holds the new ones too."""
+        if cache is not None and x_BLC.shape[1] == 1 and steps_fit(self._layers, cache, x_BLC):
+            return step(self._layers, x_BLC.squeeze(1), cache).unsqueeze(1)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             if recompute:
@@ -213,9 +225,11 @@ class TransformerStack(nn.Module):
         for block in self.blocks:
             block.attn.pack(form)
             block.mlp.pack(form)
+        self._layers = [block.packed_layer() for block in self.blocks]
 
     def unpack(self, keep: bool) -> None:
         """See `SelfAttention.unpack`."""
+        self._layers = []
         for block in self.blocks:
             block.attn.unpack(keep)
             block.mlp.unpack(keep)

@@ -27,8 +27,9 @@ class KVCache:
                  dtype: torch.dtype, device: torch.device | str, on_device: bool = False):
         shape = (num_layers, 2, batch_size, num_heads, max_length, head_dim)
         self._layers = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
-        self.max_length = max_length
+        self.dtype, self.max_length = dtype, max_length
         self.length = 0
+        self._views: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         self.index = torch.zeros(1, dtype=torch.long, device=device) if on_device else None
         self._slots_L = torch.arange(max_length, device=device) if on_device else None
 
@@ -58,6 +59,16 @@ class KVCache:
         stored.narrow(3, self.length, new).copy_(keys_values_2BALF)
         seen = stored.narrow(3, 0, end)
         return seen[0], seen[1]
+
+    def views(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(Place of the next position (2, B, A, 1, F), keys and values up to and with it (B, A, L, F)), made once."""
+        found = self._views.get((layer, self.length))
+        if found is None:
+            assert self.length < self.max_length, f"cache of {self.max_length} positions cannot take {self.length + 1}"
+            stored = self._layers[layer]
+            seen = stored.narrow(3, 0, self.length + 1)
+            found = self._views[layer, self.length] = (stored.narrow(3, self.length, 1), seen[0], seen[1])
+        return found
 
     def mask(self) -> Tensor | None:
         """Which of all `max_length` slots a single new position sees; None where `write` returns only those."""

@@ -46,33 +46,36 @@ class PackedLinear:
         weight_OI: the weight.
         bias_O: the bias, or None.
         form: dtype and kind.
+
+    Attributes:
+        blocked, bias: the weight in oneDNN's layout, or None where that is not in use; the bias, or None.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, form: WeightFormat):
         self.dtype = form.dtype or weight_OI.dtype
         self.out_features = weight_OI.shape[0]
-        self._bias = None if bias_O is None else bias_O.to(self.dtype)
-        self._blocked = self._scale = None
+        self.bias = None if bias_O is None else bias_O.to(self.dtype)
+        self.blocked = self._scale = None
         if form.kind == "int8":
             self._weight, self._scale = _round_to_int8(weight_OI, self.dtype)
             return
         self._weight = weight_OI.to(self.dtype)
         if _can_block(self._weight):
-            self._blocked = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), PLANNED_ROWS)
+            self.blocked = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), PLANNED_ROWS)
             self._weight = None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
         """(..., I) -> (..., O). A residual keeps its own type if that is the wider one."""
         x = x.to(self.dtype)
-        if self._blocked is not None:
+        if self.blocked is not None:
             return self._blocked_product(x, residual, gelu)
         if self._scale is None:
-            out = F.linear(x, self._weight, self._bias)
+            out = F.linear(x, self._weight, self.bias)
         else:
             rows = x.reshape(-1, x.shape[-1])
             out = torch._weight_int8pack_mm(rows, self._weight, self._scale).unflatten(0, x.shape[:-1])
-            if self._bias is not None:
-                out = out.add_(self._bias)
+            if self.bias is not None:
+                out = out.add_(self.bias)
         if gelu:
             out = F.gelu(out)
         return out if residual is None else residual + out
@@ -86,10 +89,10 @@ class PackedLinear:
     def _blocked_product(self, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise
         if residual is None:
-            return product(x, self._blocked, self._bias, "gelu" if gelu else "none", [], "none")
+            return product(x, self.blocked, self.bias, "gelu" if gelu else "none", [], "none")
         if gelu or residual.dtype != self.dtype:
             return residual + self._blocked_product(x, None, gelu)
-        return product.binary(x, residual, self._blocked, self._bias, "add")
+        return product.binary(x, residual, self.blocked, self.bias, "add")
 
 
 def _can_block(weight_OI: Tensor) -> bool:
