@@ -174,6 +174,21 @@ class ResidualVQOptions(ResidualOptions, VQOptions):
 
 
 @dataclass
+class ImplicitResidualOptions(ResidualOptions):
+    """See `rqvae.quantizers.implicit_codebook`. hidden, depth: width and number of blocks of the networks."""
+
+    hidden: Optional[int] = None
+    depth: int = 4
+    codebook_dim: Optional[int] = None
+    kmeans_init: bool = False
+    estimator: str = "straight_through"
+    losses: VectorLossOptions = field(default_factory=VectorLossOptions)
+    loss_weights: Optional[list[float]] = None
+    beam_width: int = 1
+    eval_beam_width: Optional[int] = None
+
+
+@dataclass
 class ResidualFSQOptions(ResidualOptions):
     """levels: values per scalar; their product is K."""
 
@@ -203,8 +218,9 @@ BOTTLENECK_OPTIONS = {
     "random_projection": RandomProjectionOptions,
     "binary": BinaryOptions,
     "residual_vq": ResidualVQOptions,
+    "implicit_residual_vq": ImplicitResidualOptions,
     "residual_fsq": ResidualFSQOptions,
     "residual_lfq": ResidualLFQOptions,
     "residual_simvq": ResidualSimOptions,
 }
-SIZE_PER_DEPTH = ("rq", "residual_vq")  # those whose n_embed may be a list
+SIZE_PER_DEPTH = ("rq", "residual_vq", "implicit_residual_vq")  # those whose n_embed may be a list

@@ -94,10 +94,10 @@ class RQVAE(nn.Module):
         stochastic: bool = False,
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image -> residual entering every depth (B, h, w, D, E) fp32 and codes (B, h, w, D).
+        """Image -> residual entering every depth (B, h, w, D, C) fp32 and codes (B, h, w, D).
 
         The same codes as `get_soft_codes` without the K probabilities per code: they follow from the residual and
-        `codebook(depth)`, a chunk at a time.
+        `searched_codebook(depth)`, a chunk at a time.
         """
         return self.quantizer.targets(self.encode(image_BCHW), temp, stochastic, generator)
 
@@ -110,7 +110,12 @@ class RQVAE(nn.Module):
         return self.quantizer.embed_with_depth(codes_BhwD)
 
     def codebook(self, depth: int) -> torch.Tensor:
-        """The (K, E) code vectors of depth `depth`."""
+        """The (K, E) vectors that `embed_code_with_depth` gives for the codes of depth `depth`."""
+        return self.quantizer.code_vectors(depth)
+
+    def searched_codebook(self, depth: int) -> torch.Tensor:
+        """The (K, C) vectors that depth `depth` compares its latent target with: `codebook`, unless the bottleneck
+        projects, cuts or groups vectors."""
         return self.quantizer.codebook(depth)
 
     @torch.no_grad()

@@ -73,8 +73,15 @@ def check_stages_fit(arch: RQTransformerConfig, tokenizer: RQVAE) -> None:
     ):
         if ours != theirs:
             raise ValueError(f"{name}={ours} does not fit the stage-1 checkpoint, whose codes are {theirs}")
+    if not (arch.input_emb_vqvae or arch.head_emb_vqvae):
+        return
+    if not tokenizer.quantizer.fixed_code_vectors:
+        raise ValueError(
+            f"the code vectors of bottleneck {tokenizer.config.bottleneck_type!r} depend on earlier codes: set "
+            "arch.input_emb_vqvae and arch.head_emb_vqvae to false"
+        )
     code_dim = tokenizer.codebook(0).shape[1]
-    if (arch.input_emb_vqvae or arch.head_emb_vqvae) and arch.code_dim != code_dim:
+    if arch.code_dim != code_dim:
         raise ValueError(
             f"arch.input_embed_dim={arch.input_embed_dim} does not fit the stage-1 checkpoint, "
             f"whose code vectors have {code_dim} entries"
@@ -105,6 +112,11 @@ class Stage2:
         config.loss.validate()
         vqvae = find_tokenizer(config.vqvae)
         tokenizer = load_rqvae(vqvae.ckpt, ema=vqvae.ema)
+        if config.loss.type == "soft_target_cross_entropy" and not tokenizer.quantizer.fixed_code_vectors:
+            raise ValueError(
+                f"loss.type {config.loss.type!r} needs code vectors that follow from their codes alone; bottleneck "
+                f"{tokenizer.config.bottleneck_type!r} has others: choose cross_entropy"
+            )
         config = replace(config, vqvae=vqvae, arch=complete_arch(config, tokenizer),
                          sampling=config.sampling or config.experiment.sample)
         self.config, self.plan, self.env = config, plan, env
@@ -162,7 +174,8 @@ class Stage2:
         targets = None
         if config.type == "soft_target_cross_entropy":
             depths = range(codes_BHWD.shape[-1])
-            targets = SoftTargets(residual_BHWDE, [self.tokenizer.codebook(d) for d in depths], config.temp)
+            books = [self.tokenizer.searched_codebook(d) for d in depths]
+            targets = SoftTargets(residual_BHWDE, books, config.temp)
         cond = condition_of(self.model, batch, self.env.device)
         with self.precision.autocast():
             output = self.parallel(codes_BHWD, self.tokenizer, cond)

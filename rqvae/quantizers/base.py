@@ -111,6 +111,28 @@ class TargetQuantizer(Quantizer):
             probs[..., depth, :size] = soft.view(*codes.shape[:-1], size)
         return probs, codes
 
+    @property
+    def fixed_code_vectors(self) -> bool:
+        """Whether what a code adds to the output follows from the code alone, not from those of the depths before."""
+        return True
+
+    @torch.no_grad()
+    def code_vectors(self, depth: int) -> torch.Tensor:
+        """What each code of one depth adds to the output, (K, E) fp32: the rows that `embed_with_depth` looks up.
+
+        Equal to `codebook(depth)` where nothing is projected, grouped or cut. ValueError without `fixed_code_vectors`.
+        """
+        if not self.fixed_code_vectors:
+            raise ValueError("the code vectors of this quantizer depend on the codes before them: there is no table")
+        weight = self.codebook(depth)
+        codes_K = torch.arange(self.num_codes[depth], device=weight.device)
+        parts = []
+        for codes_k in codes_K.split(max(1, 2**14 // len(self.num_codes))):
+            codes_kD = codes_k.new_zeros(len(codes_k), len(self.num_codes))
+            codes_kD[:, depth] = codes_k
+            parts.append(self.embed_with_depth(codes_kD)[:, depth])
+        return torch.cat(parts)
+
     def decode_depth(self, codes: torch.Tensor, depth: int) -> torch.Tensor:
         """Codes (..., D) -> the part (..., E) of one depth alone."""
         return self.embed_with_depth(codes)[..., depth, :]

@@ -18,6 +18,7 @@ from rqvae.quantizers.code_losses import VectorLosses
 from rqvae.quantizers.entry_use import RestartRule
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.grouped_of import GroupedOf
+from rqvae.quantizers.implicit_codebook import ImplicitResidualQuantizer
 from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.learned_codebook import LearningRule
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
@@ -113,6 +114,12 @@ def _residual_vector_stack(config: QuantizerHParams, dim: int, levels: slice, op
     return ResidualVectorQuantizer(dim, sizes, shared=shared, level_options=level_options, **of_stack)
 
 
+def _implicit_stack(config: QuantizerHParams, dim: int, levels: slice, options: dict[str, Any]) -> Quantizer:
+    losses = VectorLosses(**options.pop("losses"))
+    level_options = {"losses": losses, "kmeans_init": options.pop("kmeans_init")}
+    return ImplicitResidualQuantizer(dim, config.code_sizes[levels], level_options=level_options, **options)
+
+
 def _in_groups(stack: Callable[[QuantizerHParams, int, slice, dict[str, Any]], Quantizer]) -> Builder:
     """Builder of `groups` stacks of D / groups levels (the slice of the depths), each on its share of the channels."""
 
@@ -144,6 +151,7 @@ QUANTIZERS: dict[str, Builder] = {
     "random_projection": _side_by_side(RandomProjectionQuantizer, sized=True),
     "binary": _side_by_side(BinaryMapper, sized=True),
     "residual_vq": _in_groups(_residual_vector_stack),
+    "implicit_residual_vq": _in_groups(_implicit_stack),
     "residual_fsq": _residual_stack(residual_fsq, None),
     "residual_lfq": _residual_stack(residual_lfq, LFQOptions),
     "residual_simvq": _residual_stack(residual_simvq, SimLevelOptions),

@@ -94,6 +94,11 @@ class GroupedOf(TargetQuantizer):
         return torch.cat([group.restart_counts() for group in self.groups])
 
     @property
+    def fixed_code_vectors(self) -> bool:
+        """Whether those of all groups are fixed."""
+        return all(group.fixed_code_vectors for group in self.groups)
+
+    @property
     def uses_all_parameters(self) -> bool:
         """Whether all groups do."""
         return all(group.uses_all_parameters for group in self.groups)

@@ -132,6 +132,11 @@ class ImplicitResidualQuantizer(ResidualVectorQuantizer):
         super().freeze_codebook(frozen)
         self.transforms.requires_grad_(not frozen)
 
+    @property
+    def fixed_code_vectors(self) -> bool:
+        """Not where a level follows another."""
+        return len(self.num_codes) == 1
+
     @torch.no_grad()
     def targets(
         self, z: torch.Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None

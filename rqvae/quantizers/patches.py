@@ -66,6 +66,15 @@ class InPatches(TargetQuantizer):
         """The (K, C) code vectors of depth `depth`."""
         return self.quantizer.codebook(depth)
 
+    def code_vectors(self, depth: int) -> torch.Tensor:
+        """What each code of one depth adds on the code grid (K, P)."""
+        return self.quantizer.code_vectors(depth)
+
+    @property
+    def fixed_code_vectors(self) -> bool:
+        """Whether those of the quantizer are fixed."""
+        return self.quantizer.fixed_code_vectors
+
     def targets(
         self, z: torch.Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -81,6 +81,10 @@ class ResidualQuantizer(TargetQuantizer):
         """The (K, E) code vectors of depth `depth`, fp32."""
         return self.codebook_at(depth).weight
 
+    def code_vectors(self, depth: int) -> torch.Tensor:
+        """The same as `codebook`."""
+        return self.codebook(depth)
+
     def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E) in any float dtype; arithmetic is fp32.
 

@@ -154,6 +154,11 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
         return torch.cat([self.level_at(level).restart_counts() for level in range(len(self.order))])
 
     @property
+    def fixed_code_vectors(self) -> bool:
+        """Whether those of all levels are fixed."""
+        return all(level.fixed_code_vectors for level in self.levels)
+
+    @property
     def uses_all_parameters(self) -> bool:
         """Not with quantizer dropout."""
         return not self.quantize_dropout and all(level.uses_all_parameters for level in self.levels)

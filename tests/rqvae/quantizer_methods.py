@@ -28,6 +28,7 @@ from rqvae.quantizers import (
     residual_simvq,
 )
 from rqvae.quantizers.affine import AffineRule
+from rqvae.quantizers.implicit_codebook import ImplicitResidualQuantizer
 from rqvae.quantizers.learned_codebook import LearningRule
 from rqvae.quantizers.scalar_perturbation import ScalarPerturbationQuantizer
 
@@ -59,6 +60,14 @@ def rvq(**settings) -> Method:
         drops=settings.get("quantize_dropout", False),
         nearest=settings.get("beam_width", 1) == 1,
     )
+
+
+def implicit(num_codes, **settings) -> Quantizer:
+    """With transforms that do something: they start as the identity."""
+    quantizer = ImplicitResidualQuantizer(DIM, num_codes, hidden=8, depth=2, **settings)
+    for parameter in quantizer.transforms.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return quantizer
 
 
 SGD = LearningRule(inplace=lambda parameters: torch.optim.SGD(parameters, 0.1))
@@ -101,6 +110,10 @@ METHODS = {
     ),
     "residual of vq with heads": Method(
         lambda: ResidualOf(DIM, [VectorQuantizer(DIM, 16, heads=2), VectorQuantizer(DIM, 9, heads=2)])
+    ),
+    "implicit residual vq": Method(lambda: implicit([20, 12, 7]), nearest=False),
+    "implicit residual vq, beam, dropout": Method(
+        lambda: implicit([20, 20, 20], codebook_dim=4, beam_width=2, quantize_dropout=True), drops=True, nearest=False
     ),
     "fsq": Method(lambda: FiniteScalarQuantizer(DIM, [8, 5, 4, 3, 2, 7])),
     "fsq symmetric": Method(lambda: FiniteScalarQuantizer(DIM, [8, 5, 4], num_codebooks=2, preserve_symmetry=True)),

@@ -75,6 +75,10 @@ CONFIGS = {
         },
         {"n_embed": 16, "bottleneck": {"groups": 2, "codebook": "learned", "affine": {"kind": "running"}}},
     ],
+    "implicit_residual_vq": [
+        {"n_embed": [16, 12], "bottleneck": {"hidden": 6, "depth": 1, "kmeans_init": True}},
+        {"n_embed": 16, "bottleneck": {"hidden": 6, "codebook_dim": 4, "beam_width": 2}},
+    ],
     "residual_fsq": [
         {"bottleneck": {"levels": [8, 5, 5]}},
         {"bottleneck": {"levels": [8, 5, 5], "quantize_dropout": True, "dropout_multiple": 2}},

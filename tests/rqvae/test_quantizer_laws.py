@@ -244,6 +244,21 @@ def test_fewer_depths_decode_to_the_sum_of_their_parts(name):
     assert quantizer.restart_counts().tolist() == [0] * len(quantizer.num_codes)
 
 
+@pytest.mark.parametrize("name", FEW_CODES)
+def test_code_vectors_are_the_rows_that_codes_look_up(name):
+    quantizer = make(name).eval()
+    if not quantizer.fixed_code_vectors:
+        with pytest.raises(ValueError, match="depend on the codes before them"):
+            quantizer.code_vectors(0)
+        return
+    codes = quantizer(torch.randn(50, DIM)).codes
+    parts = quantizer.embed_with_depth(codes)
+    for depth, size in enumerate(quantizer.num_codes):
+        rows = quantizer.code_vectors(depth)
+        assert rows.shape == (size, DIM)
+        torch.testing.assert_close(rows[codes[:, depth]], parts[:, depth])
+
+
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.drops])
 def test_dropped_levels_have_code_minus_one_which_is_zero(name):
     quantizer = make(name)
