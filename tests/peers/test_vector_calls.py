@@ -191,12 +191,12 @@ def test_other_types_of_input_agree_as_far_as_they_can(settings, dtype):
         check_state(theirs, ours)
 
 
-@pytest.mark.parametrize("name", ["euclidean", "diversity-learned", "orthogonal", "in-place"])
+@pytest.mark.parametrize("name", ["euclidean", "diversity-learned", "orthogonal", "in-place", "top", "top-image"])
 @pytest.mark.parametrize("training", [True, False])
 def test_loss_breakdowns_agree(name, training):
-    settings, shape, _ = SETTINGS[name]
+    settings, shape, keywords = SETTINGS[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    results = [module.train(training)(x, return_loss_breakdown=True) for module in pair(peer, settings)]
+    results = [module.train(training)(x, return_loss_breakdown=True, **keywords) for module in pair(peer, settings)]
     terms = [result[3] for result in results]
     assert terms[0]._fields == terms[1]._fields
     check_outputs(*(tuple(term.detach() for term in part) + (torch.zeros(1),) for part in terms))
@@ -233,3 +233,22 @@ def test_chains_agree():
         results.append((chain(x, mask=torch.ones(2, 12, dtype=torch.bool)), chain.state_dict()))
     check_outputs(results[0][0], results[1][0])
     torch.testing.assert_close(results[1][1], results[0][1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(commitment_use_cross_entropy_loss=True),
+        dict(commitment_use_cross_entropy_loss=True, heads=2, codebook_dim=4, separate_codebook_per_head=True),
+        dict(codebook_diversity_loss_weight=0.5),
+        dict(codebook_diversity_loss_weight=0.5, codebook_diversity_temperature=2.0, use_cosine_sim=True),
+    ],
+)
+def test_losses_over_all_scores_agree_while_the_codebook_moves(settings):
+    """Their gradients do not: theirs are taken with the codebook as it is after the update."""
+    theirs, ours = pair(peer, settings)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        x = torch.randn(SEQUENCE, generator=generator)
+        check_outputs(theirs(x), ours(x))
+        check_state(theirs, ours)

@@ -130,6 +130,7 @@ SETTINGS = {
         SEQUENCE,
         {},
     ),
+    "in-place-orthogonal": (dict(in_place_codebook_optimizer=SGD, orthogonal_reg_weight=1.0), SEQUENCE, {}),
     "in-place-affine": (dict(in_place_codebook_optimizer=SGD, affine_param=True, **LEARNED), SEQUENCE, {}),
     "directional": (
         dict(directional_reparam=True, directional_reparam_variance=0.0, threshold_ema_dead_code=1e-9),

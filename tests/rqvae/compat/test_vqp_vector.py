@@ -240,6 +240,17 @@ def test_top_codes(training):
         made(heads=2, codebook_dim=4)(x, topk=2)
 
 
+def test_settings_that_do_not_go_together_are_refused():
+    for settings, message in (
+        (dict(in_place_codebook_optimizer=torch.optim.Adam), "needs learnable_codebook"),
+        (dict(learnable_codebook=True), "needs ema_update=False"),
+        (dict(sync_update_v=2.0), "between 0 and 1, got 2.0"),
+    ):
+        for error in (ValueError, AssertionError):
+            with pytest.raises(error, match=message):
+                made(**settings)
+
+
 def test_loss_breakdown():
     names = ("commitment", "codebook_diversity", "orthogonal_reg", "inplace_optimize")
     assert LossBreakdown._fields == names

@@ -146,8 +146,9 @@ class VectorQuantize(CodebookAccess):
             use_cosine_sim=use_cosine_sim,
             vq_bridge=vq_bridge,
         )
-        make_optimizer = in_place_codebook_optimizer
-        self.in_place_codebook_optimizer = make_optimizer and make_optimizer(self._codebook.parameters())
+        make_optimizer, parameters = in_place_codebook_optimizer, list(self._codebook.parameters())
+        require(make_optimizer is None or bool(parameters), "in_place_codebook_optimizer needs learnable_codebook=True")
+        self.in_place_codebook_optimizer = make_optimizer and make_optimizer(parameters)
         self.manual_in_place_optimizer_update = manual_in_place_optimizer_update
         self.accept_image_fmap, self.accept_3d_fmap = accept_image_fmap, accept_3d_fmap
         self.channel_last = channel_last
@@ -189,9 +190,13 @@ class VectorQuantize(CodebookAccess):
             found = self._look_up(rows_XRE, valid_R, **search)
             in_place = rows_XRE.new_zeros(())
             if self.training and not frozen and topk is None:
+                alternates = self.in_place_codebook_optimizer is not None
+                if alternates:  # before the moving averages: the gradient is that of the vectors found
+                    in_place = self._gather_gradients(rows_XRE, valid_R, found)
                 self._learn(rows_XRE, valid_R, found, ema_update_weight, accum_ema_update, ema_update)
-                if self.in_place_codebook_optimizer is not None:
-                    in_place = self._alternate(rows_XRE, valid_R, found)
+                if alternates:
+                    if not self.manual_in_place_optimizer_update:
+                        self.update_in_place_optimizer()
                     found = self._look_up(rows_XRE, valid_R, **search)
             output_XRE = self._estimate(rows_XRE, found, x.requires_grad, sample_codebook_temp)
             vectors = self._by_token(output_XRE, layout)
@@ -205,7 +210,7 @@ class VectorQuantize(CodebookAccess):
         if mask_BN is not None:
             tokens, codes = self._filled(tokens, codes, mask_BN, layout.to_tokens(x))
         if loss.ndim:
-            loss = layout.grid_back(self._by_token(loss, layout)[:, :, 0])
+            loss = layout.grid_back(loss)
         result = (layout.vectors_back(tokens), layout.grid_back(codes), loss)
         return (*result, terms._replace(inplace_optimize=in_place)) if return_loss_breakdown else result
 
@@ -240,8 +245,8 @@ class VectorQuantize(CodebookAccess):
         coded = self._codebook.coded(x_XRE, found.codes, self._mask_of_books(valid_R))
         self._codebook.update_codebook(coded, weight, accumulate, ema_update)
 
-    def _alternate(self, rows_XRE: torch.Tensor, valid_R: torch.Tensor | None, found: Found) -> torch.Tensor:
-        """Gradients for the codebook's own optimizer, and its step unless a program takes that itself."""
+    def _gather_gradients(self, rows_XRE: torch.Tensor, valid_R: torch.Tensor | None, found: Found) -> torch.Tensor:
+        """Add to the gradients for the codebook's own optimizer; the loss they are of."""
         x_XRE, book = rows_XRE.detach().float(), self._codebook
         parameters = list(book.parameters())
         coded = book.coded(x_XRE, found.codes, self._mask_of_books(valid_R))
@@ -249,8 +254,6 @@ class VectorQuantize(CodebookAccess):
             loss, grads, _ = codebook_gradients(parameters, book.effective_embed, [[rows] for rows in coded])
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad if parameter.grad is None else parameter.grad + grad
-        if not self.manual_in_place_optimizer_update:
-            self.update_in_place_optimizer()
         return loss
 
     def _estimate(
@@ -305,13 +308,14 @@ class VectorQuantize(CodebookAccess):
         layout: TokenLayout,
         mask_BN: torch.Tensor | None,
     ) -> tuple[LossBreakdown, torch.Tensor]:
-        """The terms, unweighted, and the loss: a scalar, or (X, R, T) with topk."""
+        """The terms, unweighted, and the loss: scalars, or (B, N, T) with topk."""
         zero = torch.zeros((), device=rows_XRE.device)
         commit, diverse, orthogonal = zero, zero, zero
         is_topk = found.codes.ndim > 2
         if not self.training:
             if is_topk:
                 commit = vector_losses.commitment_of_each(rows_XRE, found.vectors, valid_R)
+                commit = self._by_token(commit, layout)[:, :, 0]
             weighted = commit * self.commitment_weight if self.has_commitment_loss else commit
             return LossBreakdown(commit, zero, zero, zero), weighted if is_topk else zero
         loss = torch.zeros((), device=rows_XRE.device, requires_grad=True)
@@ -323,6 +327,7 @@ class VectorQuantize(CodebookAccess):
             loss = loss + diverse * self.codebook_diversity_loss_weight
         if self.has_commitment_loss:
             commit = self._commitment(rows_XRE, valid_R, found, frozen)
+            commit = self._by_token(commit, layout)[:, :, 0] if commit.ndim else commit
             loss = loss + commit * self.commitment_weight
         if self.has_codebook_orthogonal_loss:
             limits = (self.orthogonal_reg_active_codes_only, self.orthogonal_reg_max_codes)
