@@ -1,9 +1,11 @@
 """Time and memory of vector quantizers as multiples of the floor: one GEMM x @ codebook.T plus argmin on its result.
 
-For every case: the floor, an evaluation forward, a training forward, and a training step (forward, backward, codebook
-update), as medians of one run in which the variants take turns; and the most memory a training step holds beyond what
-was there before it. `--peer` measures vector-quantize-pytorch on the same inputs where it is installed. Residual cases
-have one floor per level. A table, then one JSON line. `python -m benchmarks.quantizer_speed [--peer]`
+For every case of `speed_cases`: the floor, an evaluation forward, a training forward, and a training step (forward,
+backward, codebook update), as medians of one run in which the variants take turns; and the most memory a training step
+(an evaluation, where a method is not trained) holds beyond what was there before it. `--peer` measures
+vector-quantize-pytorch on the same inputs where it is installed. Residual cases have one floor per level. Methods that
+search nothing have no floor: their times are in milliseconds only. A table, then one JSON line.
+`python -m benchmarks.quantizer_speed [--peer]`
 """
 
 import argparse
@@ -12,8 +14,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,78 +22,28 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from rqvae.quantizers import Quantizer, ResidualQuantizer, VectorQuantizer
+from benchmarks.speed_cases import CASES, Case, floor_of
 
 PEER = "vector_quantize_pytorch"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One quantizer and input: N vectors of size `dim` (over all heads), K codes, `levels` searches per vector."""
-
-    name: str
-    num_vectors: int
-    num_codes: int
-    make: Callable[[], Quantizer]
-    peer: dict[str, Any]
-    dim: int = 256
-    heads: int = 1
-    levels: int = 1
-
-
-def _vector(name: str, num_vectors: int, num_codes: int, **settings: Any) -> Case:
-    heads = settings.get("heads", 1)
-    peer: dict[str, Any] = {"class": "VectorQuantize", "codebook_size": num_codes, "rotation_trick": False}
-    if settings.get("distance") == "cosine":
-        peer["use_cosine_sim"] = True
-    if heads > 1:
-        peer |= {"heads": heads, "codebook_dim": 256 // heads, "separate_codebook_per_head": True}
-    return Case(name, num_vectors, num_codes, lambda: VectorQuantizer(256, num_codes, **settings), peer, heads=heads)
-
-
-def _residual(name: str, num_vectors: int, num_codes: int, levels: int) -> Case:
-    peer = {"class": "ResidualVQ", "codebook_size": num_codes, "num_quantizers": levels, "shared_codebook": True,
-            "rotation_trick": False}
-    return Case(name, num_vectors, num_codes, lambda: ResidualQuantizer(256, (num_codes,) * levels, shared=True),
-                peer, levels=levels)
-
-
-CASES = [
-    _vector("vq-16384-n2048", 2048, 16384),
-    _vector("vq-16384-n8192", 8192, 16384),
-    _vector("vq-1024-n8192", 8192, 1024),
-    _vector("vq-1024-n8192-rotation", 8192, 1024, estimator="rotation"),
-    _vector("cosine-16384-n2048", 2048, 16384, distance="cosine"),
-    _vector("heads-8x8196-n1024", 1024, 8196, heads=8, separate_codebooks=True),
-    _residual("residual-4x16384-n2048", 2048, 16384, 4),
-    _residual("residual-8x1024-n2048", 2048, 1024, 8),
-]
-
-
-def floor_of(case: Case, device: torch.device) -> Callable[[], None]:
-    """The searches alone, each on its whole N x K matrix."""
-    shape = (case.num_vectors, case.dim // case.heads)
-    searches = [(torch.randn(shape, device=device), torch.randn(case.num_codes, shape[1], device=device))
-                for _ in range(case.heads)]
-
-    def run() -> None:
-        for _ in range(case.levels):
-            for x, weight in searches:
-                (x @ weight.T).argmin(1)
-
-    return run
-
-
-def variants_of(make: Callable[[], nn.Module], x: torch.Tensor) -> dict[str, Callable[[], None]]:
-    """What is timed of one library. Its outputs begin with the quantized vectors and (codes,) the loss."""
+def variants_of(
+    make: Callable[[], nn.Module], x: torch.Tensor, passes: Sequence[str] = ("eval", "forward", "train")
+) -> dict[str, Callable[[], None]]:
+    """What is timed of one library. Its outputs begin with the quantized vectors; the floats after it are losses."""
+    torch.manual_seed(0)
     training, evaluation = make().to(x.device).train(), make().to(x.device).eval()
     update = getattr(training, "update_codebook", lambda: None)
     leaf = x.clone().requires_grad_()
 
     def step() -> None:
-        quantized, _, loss, *_ = training(leaf)
+        quantized, *rest = training(leaf)
+        loss = quantized.sum()
+        for value in rest:
+            if torch.is_tensor(value) and value.is_floating_point():
+                loss = loss + value.sum()
         leaf.grad = None
-        (quantized.sum() + loss.sum()).backward()
+        loss.backward()
         update()
 
     def forward() -> None:
@@ -103,12 +54,13 @@ def variants_of(make: Callable[[], nn.Module], x: torch.Tensor) -> dict[str, Cal
     def evaluate() -> None:
         evaluation(x)
 
-    return {"eval": evaluate, "forward": forward, "train": step}
+    return {name: run for name, run in {"eval": evaluate, "forward": forward, "train": step}.items() if name in passes}
 
 
-def extra_memory(run: Callable[[], None], device: torch.device) -> float:
-    """MB (10^6 bytes) that `run` holds at most beyond what was allocated before."""
-    run()
+def extra_memory(run: Callable[[], None], device: torch.device, warm_up: bool = True) -> float:
+    """MB (10^6 bytes) that `run` holds at most beyond what was allocated before. warm_up: run it once before."""
+    if warm_up:
+        run()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -124,11 +76,18 @@ def extra_memory(run: Callable[[], None], device: torch.device) -> float:
     return peak / 1e6
 
 
-def medians(variants: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each variant; they take turns, so that a busy moment meets all of them."""
+def medians(
+    variants: dict[str, Callable[[], None]], rounds: int, device: torch.device, longest: float = 60.0
+) -> dict[str, float]:
+    """Median milliseconds of each variant; they take turns, so that a busy moment meets all of them.
+
+    A variant that takes more than `longest` seconds is run once more and no further.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():
+            if number > 1 and times[name][0] > 1e3 * longest:
+                continue
             start = time.perf_counter()
             run()
             if device.type == "cuda":
@@ -139,47 +98,63 @@ def medians(variants: dict[str, Callable[[], None]], rounds: int, device: torch.
 
 
 def measure(case: Case, rounds: int, device: torch.device, peer: Any) -> dict[str, Any]:
-    """One row per case: milliseconds, multiples of the floor, extra memory in training."""
+    """One row per case: milliseconds, multiples of the floor and of the peer, extra memory."""
     torch.manual_seed(0)
     x = torch.randn(1, case.num_vectors, case.dim, device=device)
-    libraries = {"ours": case.make}
+    libraries = {"ours": (case.make, x)}
     if peer is not None:
         settings = {name: value for name, value in case.peer.items() if name != "class"}
-        libraries["peer"] = lambda: getattr(peer, case.peer["class"])(dim=case.dim, **settings)
-    variants = {"floor": floor_of(case, device)}
-    for library, make in libraries.items():
-        variants |= {f"{library}_{name}": run for name, run in variants_of(make, x).items()}
+        libraries["peer"] = (lambda: getattr(peer, case.peer["class"])(**settings), case.peer_input(x))
+    floor = floor_of(case, device)
+    variants = {} if floor is None else {"floor": floor}
+    for library, (make, given) in libraries.items():
+        runs = variants_of(make, given, case.passes)
+        variants |= {f"{library}_{name}": run for name, run in runs.items()}
     times = medians(variants, rounds, device)
-    row: dict[str, Any] = {"case": case.name, "floor_ms": round(times.pop("floor"), 2)}
-    row |= {name: round(value / row["floor_ms"], 3) for name, value in times.items()}
-    row |= {f"{name}_mb": round(extra_memory(variants[f"{name}_train"], device), 1) for name in libraries}
+    row: dict[str, Any] = {"case": case.name, "floor_ms": None if floor is None else round(times.pop("floor"), 2)}
+    row |= {f"{name}_ms": round(value, 2) for name, value in times.items()}
+    if floor is not None:
+        row |= {name: round(value / row["floor_ms"], 3) for name, value in times.items()}
+    if peer is not None:
+        row |= {f"speedup_{name}": round(times[f"peer_{name}"] / times[f"ours_{name}"], 2) for name in case.passes}
+    last = case.passes[-1]
+    row |= {f"{name}_mb": round(extra_memory(variants[f"{name}_{last}"], device), 1) for name in libraries}
     return row
 
 
-def main() -> None:
+def load_peer() -> Any:
+    """The peer library, or None with a line that says why."""
+    try:
+        return importlib.import_module(PEER)
+    except ImportError as error:
+        print(f"{PEER} cannot be imported ({error}): measuring ours alone")
+        return None
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", action="store_true", help=f"also measure {PEER}, where it is installed")
-    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], help="default: all")
+    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], metavar="CASE",
+                        help=f"default: all of {', '.join(case.name for case in CASES)}")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
-    args = parser.parse_args()
-    peer = None
-    if args.peer:
-        try:
-            peer = importlib.import_module(PEER)
-        except ImportError as error:
-            print(f"{PEER} cannot be imported ({error}): measuring ours alone")
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    peer = load_peer() if args.peer else None
     rows = []
     for case in CASES:
         if args.cases and case.name not in args.cases:
             continue
         rows.append(measure(case, args.rounds, torch.device(args.device), peer))
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    line = json.dumps({"benchmark": "quantizer_speed", "unit": "multiples of the floor", "device": args.device,
-                       "torch": torch.__version__, "machine": platform.machine(), "rounds": args.rounds,
-                       "threads": torch.get_num_threads(), "rows": rows})
+    line = json.dumps({"benchmark": "quantizer_speed", "unit": "multiples of the floor; *_ms, *_mb absolute",
+                       "device": args.device, "torch": torch.__version__, "machine": platform.machine(),
+                       "rounds": args.rounds, "threads": torch.get_num_threads(),
+                       "peer": getattr(peer, "__version__", "installed") if peer is not None else None, "rows": rows})
     if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(line + "\n", encoding="utf-8")
     print(line)
 

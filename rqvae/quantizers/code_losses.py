@@ -8,7 +8,7 @@ again instead of keeping it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,8 +53,9 @@ def _by_chunks(
     x_NE: torch.Tensor,
     weight_KE: torch.Tensor,
     temp: float,
-) -> list[torch.Tensor]:
-    """`part(logits (n, K), weight, rows)` of every chunk of rows, recomputed in the backward pass."""
+) -> Iterator[torch.Tensor]:
+    """`part(logits (n, K), weight, rows)` of every chunk of rows, recomputed in the backward pass; one at a time, so
+    that (K,) results can be added up without all being held."""
     check_temperature(temp)
     norm_K = weight_KE.square().sum(1)
 
@@ -63,14 +64,10 @@ def _by_chunks(
         return part(logits_nK, weight, rows)
 
     step = max(1, rows_per_chunk(len(weight_KE), x_NE.device) // LIVE_COPIES)
-    results = []
     with full_precision_matmul(x_NE.device):
         for start in range(0, len(x_NE), step):
             rows = slice(start, start + step)
-            results.append(
-                checkpoint(one, x_NE[rows], weight_KE, norm_K, rows, use_reentrant=False, preserve_rng_state=False)
-            )
-    return results
+            yield checkpoint(one, x_NE[rows], weight_KE, norm_K, rows, use_reentrant=False, preserve_rng_state=False)
 
 
 def expected_vectors(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float) -> torch.Tensor:
@@ -79,7 +76,7 @@ def expected_vectors(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float) -
     Straight through it, a code drawn by Gumbel-max gets the gradient of the Gumbel-softmax estimator averaged over the
     noise. Jang et al., Categorical Reparameterization with Gumbel-Softmax, arXiv 1611.01144.
     """
-    return torch.cat(_by_chunks(lambda logits, weight, rows: logits.softmax(1) @ weight, x_NE, weight_KE, temp))
+    return torch.cat(list(_by_chunks(lambda logits, weight, rows: logits.softmax(1) @ weight, x_NE, weight_KE, temp)))
 
 
 def code_cross_entropy(
@@ -92,7 +89,7 @@ def code_cross_entropy(
         return (losses_n if mask_N is None else torch.where(mask_N[rows], losses_n, 0.0)).sum()
 
     counted = len(x_NE) if mask_N is None else mask_N.sum().clamp(min=1)
-    return torch.stack(_by_chunks(part, x_NE, weight_KE, temp)).sum() / counted
+    return torch.stack(list(_by_chunks(part, x_NE, weight_KE, temp))).sum() / counted
 
 
 def negative_usage_entropy(

@@ -1,0 +1,172 @@
+"""Error, code usage and time of every quantizer as the bottleneck of the same small autoencoder, at the same bits.
+
+Each method trains the RQ-VAE of `comparison_methods` (16x16 images, 512 bits each) on the same batches from the same
+encoder and decoder weights, with squared error plus the quantizer's own loss, and is measured on held-out images.
+`python -m benchmarks.quantizer_comparison [--dataset fashion_mnist|digits] [--output-dir DIR]`: a table, with
+--output-dir also `quantizer_comparison.{json,md,png}`, then one JSON line.
+
+Legend: N images of a split, B batch.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from benchmarks.bar_chart import draw_bars
+from benchmarks.comparison_methods import DEPTH, GRID, METHODS, NUM_CODES, RESOLUTION, Method, config_of
+from data import DatasetConfig, ImageDataset, build_dataset
+from data.dataset import to_float_batch
+from rqvae import RQVAE
+from rqvae.quantizers.usage import CodeUsage
+from runtime.errors import exit_on_user_error
+
+DATASETS = {"digits": "digits", "fashion_mnist": "fashion-mnist"}
+BITS = GRID * GRID * DEPTH * (NUM_CODES.bit_length() - 1)
+NAME = "quantizer_comparison"
+
+
+def images_of(dataset: ImageDataset, index_B: np.ndarray) -> torch.Tensor:
+    """Images (B, 3, H, W) in [-1, 1]."""
+    return to_float_batch(dataset.fetch(index_B, None))["image"]
+
+
+def batches(dataset: ImageDataset, batch_size: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
+    """`steps` batches, drawn epoch by epoch without replacement; the same for every method."""
+    generator, order = np.random.default_rng(seed), np.empty(0, dtype=np.int64)
+    for _ in range(steps):
+        if len(order) < batch_size:
+            order = generator.permutation(len(dataset))
+        yield images_of(dataset, order[:batch_size])
+        order = order[batch_size:]
+
+
+def build_model(method: Method, seed: int) -> RQVAE:
+    """The model of a method; everything outside the quantizer starts from the same weights."""
+    torch.manual_seed(seed)
+    start = RQVAE(config_of(METHODS["none"])).state_dict()
+    model = RQVAE(config_of(method))
+    model.load_state_dict({**model.state_dict(), **start})
+    return model
+
+
+def train(model: RQVAE, method: Method, dataset: ImageDataset, args: argparse.Namespace) -> float:
+    """Train in place; median milliseconds of a step."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps, eta_min=args.lr / 20)
+    times = []
+    model.train()
+    for image_BCHW in batches(dataset, args.batch_size, args.steps, args.seed):
+        start = time.perf_counter()
+        out = model(image_BCHW)
+        loss = F.mse_loss(out.recon, image_BCHW) + method.weight * out.quantizer_output.loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        model.update_codebook()
+        times.append(1e3 * (time.perf_counter() - start))
+        schedule.step()
+    return statistics.median(times)
+
+
+@torch.no_grad()
+def evaluate(model: RQVAE, dataset: ImageDataset, batch_size: int) -> dict[str, float | None]:
+    """Mean squared error on the [-1, 1] scale, and code usage as means over the depths (None without codes)."""
+    model.eval()
+    sizes, squared, count = model.quantizer.num_codes, 0.0, 0
+    usage = CodeUsage(len(sizes), sizes) if sizes else None
+    for index_B in np.array_split(np.arange(len(dataset)), -(-len(dataset) // batch_size)):
+        image_BCHW = images_of(dataset, index_B)
+        out = model(image_BCHW)
+        squared += (out.recon - image_BCHW).square().sum().item()
+        count += image_BCHW.numel()
+        if usage is not None:
+            usage.update(out.quantizer_output.codes)
+    means = {name: value.float().mean().item() for name, value in usage.summary().items()} if usage else {}
+    return {"mse": squared / count, "used_fraction": means.get("used_fraction"), "perplexity": means.get("perplexity")}
+
+
+def measure(name: str, splits: dict[str, ImageDataset], args: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table."""
+    method = METHODS[name]
+    model = build_model(method, args.seed)
+    step_ms = train(model, method, splits["train"], args)
+    result = evaluate(model, splits["val"], args.batch_size)
+    return {"method": name, "bottleneck_type": method.kind, "bits": BITS if model.quantizer.num_codes else None,
+            **{key: None if value is None else round(value, 5) for key, value in result.items()},
+            "step_ms": round(step_ms, 2)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = ["| method | error (MSE) | codes used | perplexity of 256 | ms per step | bits per image |",
+             "|---|---|---|---|---|---|"]
+    for row in rows:
+        used = "-" if row["used_fraction"] is None else f"{row['used_fraction']:.0%}"
+        perplexity = "-" if row["perplexity"] is None else f"{row['perplexity']:.0f}"
+        lines.append(f"| {row['method']} | {row['mse']:.4f} | {used} | {perplexity} | {row['step_ms']:.0f} "
+                     f"| {row['bits'] or '-'} |")
+    return "\n".join(lines)
+
+
+def write_results(folder: Path, line: str, rows: list[dict[str, Any]], title: str) -> None:
+    """The JSON line, the table and the picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{NAME}.json").write_text(line + "\n", encoding="utf-8")
+    (folder / f"{NAME}.md").write_text(table(rows) + "\n", encoding="utf-8")
+    panels = [("error on held-out images (MSE)", [row["mse"] for row in rows], "{:.4f}"),
+              ("codes used", [row["used_fraction"] for row in rows], "{:.0%}"),
+              ("milliseconds per training step", [row["step_ms"] for row in rows], "{:.0f}")]
+    draw_bars(folder / f"{NAME}.png", title, [row["method"] for row in rows], panels)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", choices=sorted(DATASETS), default="digits")
+    parser.add_argument("--data-root", help="folder of the data set's files (see data/README.md)")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD",
+                        help=f"default: all of {', '.join(METHODS)}")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output-dir", type=Path, help="also write the JSON line, the table and the picture there")
+    args = parser.parse_args(argv)
+    if min(args.steps, args.batch_size) < 1:
+        parser.error(f"--steps and --batch-size must be at least 1, got {args.steps} and {args.batch_size}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    config = DatasetConfig(type=DATASETS[args.dataset], root=args.data_root, resolution=RESOLUTION)
+    with exit_on_user_error(ValueError, FileNotFoundError):
+        splits = {split: build_dataset(config, split) for split in ("train", "val")}
+        if args.batch_size > len(splits["train"]):
+            raise ValueError(f"--batch-size {args.batch_size} is more than the {len(splits['train'])} training images")
+    rows = []
+    for name in args.methods:
+        rows.append(measure(name, splits, args))
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    print(table(rows))
+    line = json.dumps({
+        "benchmark": NAME, "dataset": args.dataset, "resolution": RESOLUTION, "steps": args.steps,
+        "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "held_out_images": len(splits["val"]),
+        "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(), "rows": rows,
+    })
+    if args.output_dir is not None:
+        title = f"{args.dataset}, {args.steps} steps of {args.batch_size} images, {BITS} bits per image"
+        write_results(args.output_dir, line, rows, title)
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
