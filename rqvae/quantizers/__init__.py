@@ -7,11 +7,13 @@ from rqvae.quantizers.code_losses import VectorLosses
 from rqvae.quantizers.codebook import EMACodebook, RestartRule
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.grouped_of import GroupedOf
+from rqvae.quantizers.hierarchical import HierarchicalQuantizer
 from rqvae.quantizers.implicit_codebook import ImplicitCodebook, ImplicitResidualQuantizer
 from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.layout import InLayout
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
 from rqvae.quantizers.patches import InPatches
+from rqvae.quantizers.pooling import MaxVectorPool2d, SoftmaxVectorPool2d
 from rqvae.quantizers.random_projection import RandomProjectionQuantizer
 from rqvae.quantizers.residual import ResidualQuantizer
 from rqvae.quantizers.residual_of import ResidualOf, residual_fsq, residual_lfq, residual_simvq
@@ -25,12 +27,14 @@ __all__ = [
     "EMACodebook",
     "FiniteScalarQuantizer",
     "GroupedOf",
+    "HierarchicalQuantizer",
     "ImplicitCodebook",
     "ImplicitResidualQuantizer",
     "InLayout",
     "InPatches",
     "LatentQuantizer",
     "LookupFreeQuantizer",
+    "MaxVectorPool2d",
     "NullQuantizer",
     "Quantizer",
     "QuantizerOutput",
@@ -40,6 +44,7 @@ __all__ = [
     "ResidualVectorQuantizer",
     "RestartRule",
     "SimQuantizer",
+    "SoftmaxVectorPool2d",
     "VectorLosses",
     "VectorQuantizer",
     "build_quantizer",

@@ -3,6 +3,7 @@
 from rqvae.quantizers.compat.vector_quantize_pytorch.binary_mapper import BinaryMapper
 from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_perturbation import FSP, build_cdf_act
 from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
+from rqvae.quantizers.compat.vector_quantize_pytorch.hierarchical_vq import HierarchicalVQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.latent_quantization import LatentQuantize
 from rqvae.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.random_projection_quantizer import RandomProjectionQuantizer
@@ -21,6 +22,7 @@ __all__ = [
     "GroupedResidualFSQ",
     "GroupedResidualLFQ",
     "GroupedResidualVQ",
+    "HierarchicalVQ",
     "LFQ",
     "LatentQuantize",
     "RandomProjectionQuantizer",

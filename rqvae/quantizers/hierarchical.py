@@ -1,0 +1,250 @@
+"""Multi-scale quantization: a map as the sum of quantized maps from coarse to fine.
+
+Legend: B batch, E code-vector size, K codebook size, L scales, S positions of all scales, "..." grid of 1 to 3 dims.
+
+Tian et al., Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction, arXiv 2404.02905,
+Algorithms 1 (encoding) and 2 (decoding).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rqvae.quantizers import sync
+from rqvae.quantizers.base import Quantizer, QuantizerOutput, full_precision
+from rqvae.quantizers.code_losses import mean_square
+from rqvae.quantizers.distance import full_precision_matmul
+from rqvae.quantizers.gradient import straight_through
+from rqvae.quantizers.implicit import without_masked_nonfinite
+from rqvae.quantizers.scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
+from rqvae.quantizers.vector import VectorQuantizer
+
+
+class HierarchicalQuantizer(Quantizer):
+    """Every scale quantizes what the coarser scales left over, pooled to its grid, and adds it back interpolated.
+
+    Input (B, ..., dim) with a grid of `grid_dims` dims. A whole map is one stack of codes (B, S): those of the coarsest
+    scale first, row by row, then those of the next; `num_codes` and `codebook(depth)` go by position. `split` and
+    `join` lead to and from one grid of codes per scale. Fewer scales decode to a coarser map; a negative code is a
+    dropped scale and decodes to zero.
+
+    scales: grids, coarse to fine, numbers or tuples. codebook_size: K, or one per scale where they are not `shared`.
+    blend: share of the convolution after interpolation; num_convs: how many the scales share evenly. scale_dropout:
+    probability in train mode that a random number of fine scales, not the first `kept_scales`, is dropped. kmeans_init
+    and further keywords: as of `VectorQuantizer`. Terms, means over the scales of the mean squared distance between the
+    input and the sum of the scales so far: commitment, times commitment_weight, pulls the input; codebook, times
+    codebook_weight, pulls the convolutions and learned code vectors.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int | Sequence[int],
+        scales: Sequence[int | Sequence[int]],
+        *,
+        grid_dims: int = 2,
+        shared: bool = True,
+        blend: float = 0.5,
+        num_convs: int = 1,
+        scale_dropout: float = 0.0,
+        kept_scales: int = 1,
+        commitment_weight: float = 0.25,
+        codebook_weight: float = 1.0,
+        kmeans_init: bool = False,
+        **options: object,
+    ):
+        super().__init__()
+        self.dim, self.shapes, self.shared = dim, scale_shapes(scales, grid_dims), shared
+        num_scales = len(self.shapes)
+        sizes = [codebook_size] * num_scales if isinstance(codebook_size, int) else list(codebook_size)
+        if len(sizes) != num_scales or (shared and len(set(sizes)) > 1):
+            raise ValueError(f"codebook sizes {sizes} do not fit {num_scales} scales{' of one codebook' * shared}")
+        if not 0 <= scale_dropout <= 1 or not 1 <= kept_scales <= num_scales or not 1 <= num_convs <= num_scales:
+            raise ValueError(
+                f"scale_dropout must be in [0, 1], kept_scales and num_convs in 1 .. {num_scales}, "
+                f"got {scale_dropout}, {kept_scales} and {num_convs}"
+            )
+        self.lengths = [math.prod(shape) for shape in self.shapes]
+        self.num_codes = tuple(size for size, length in zip(sizes, self.lengths) for _ in range(length))
+        self.scale_dropout, self.kept_scales = scale_dropout, kept_scales
+        self.commitment_weight, self.codebook_weight = commitment_weight, codebook_weight
+        self.books = nn.ModuleList(VectorQuantizer(dim, size, **options) for size in sizes[: 1 if shared else None])
+        self.convs = nn.ModuleList(BlendedConv(dim, grid_dims, blend) for _ in range(num_convs))
+        self.register_buffer("initialized", torch.tensor(not kmeans_init))
+        self._known_initialized = not kmeans_init
+        self._warm_grid: torch.Size | None = None
+
+    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+        """Quantize maps z (B, ..., E). mask (B, ...): False positions take part in no mean, loss or codebook."""
+        self._check_map(z)
+        if mask is not None:
+            z = without_masked_nonfinite(z, mask)
+        with full_precision(z.device), full_precision_matmul(z.device):
+            target = z.movedim(-1, 1).float()
+            if self.training and not self._is_initialized():
+                self._start(target, mask, "kmeans", 0)
+            codes, partial = self._quantize(target, mask, self._scales_kept(z.device))
+            total = straight_through(target, partial[-1])
+            terms = self._terms(target, partial, mask)
+            loss = sum(terms.values(), torch.zeros((), device=z.device))
+        missing = len(self.num_codes) - codes.shape[1]
+        quantized = total.movedim(1, -1).to(z.dtype)
+        return QuantizerOutput(quantized, F.pad(codes, (0, missing), value=-1), loss, terms)
+
+    def decode(self, codes: torch.Tensor, grid: Sequence[int] | None = None) -> torch.Tensor:
+        """Codes (B, S), or of the first scales -> maps (B, *grid, E); by default on the grid of the finest scale."""
+        grid = self.shapes[-1] if grid is None else tuple(grid)
+        with full_precision(codes.device), full_precision_matmul(codes.device):
+            parts = [self._part(codes_of, scale, grid) for scale, codes_of in enumerate(self.split(codes))]
+            total = sum(parts, torch.zeros_like(parts[0]))
+        return total.movedim(1, -1)
+
+    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (B, S) -> the code vector of every position of every scale (B, S, E), before interpolation."""
+        vectors = [self._vectors(one, scale).flatten(1, -2) for scale, one in enumerate(self.split(codes))]
+        return torch.cat(vectors, 1)
+
+    def codebook(self, depth: int) -> torch.Tensor:
+        """The (K, E) code vectors that position `depth` of the stack searches, fp32."""
+        scale = next(scale for scale in range(len(self.lengths)) if depth < sum(self.lengths[: scale + 1]))
+        return self._book(scale).codebook(0)
+
+    def split(self, codes: torch.Tensor) -> list[torch.Tensor]:
+        """Codes (B, S) -> one grid of codes (B, *shape) per scale. ValueError where a scale is incomplete."""
+        lengths = [sum(self.lengths[:number]) for number in range(1, len(self.lengths) + 1)]
+        if codes.shape[-1] not in lengths:
+            raise ValueError(f"codes have {codes.shape[-1]} positions; whole scales end at {lengths}")
+        parts = codes.split(self.lengths[: lengths.index(codes.shape[-1]) + 1], -1)
+        return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes)]
+
+    def join(self, grids: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One grid of codes per scale -> codes (B, S)."""
+        return torch.cat([grid.flatten(1) for grid in grids], 1)
+
+    def warmup_rows(self, z: torch.Tensor) -> torch.Tensor:
+        """Maps as rows, for `initialize_codebook`; all maps must have one grid."""
+        self._check_map(z)
+        self._warm_grid = z.shape[1:]
+        return z.flatten(1)
+
+    @torch.no_grad()
+    def initialize_codebook(self, z: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:
+        """Start the codebooks from maps (B, ..., E), or from the rows of `warmup_rows`, of all processes.
+
+        Scale by scale on the residuals each will see; a shared codebook first on the pooled maps, then on the residuals
+        of all scales. method: 'kmeans' or 'data'.
+        """
+        z = z.unflatten(1, self._warm_grid) if z.ndim == 2 else z
+        with full_precision(z.device), full_precision_matmul(z.device):
+            self._start(z.movedim(-1, 1).float(), None, method, seed)
+
+    def update_codebook(self) -> None:
+        """Apply what the scales have gathered."""
+        for book in self.books:
+            book.update_codebook()
+
+    def discard_codebook_update(self) -> None:
+        """Forget what the scales have gathered."""
+        for book in self.books:
+            book.discard_codebook_update()
+
+    def restart_counts(self) -> torch.Tensor:
+        """Entries restarted since construction, int64 (S,): those of a scale at its first position."""
+        counts = [F.pad(self._book(scale).restart_counts(), (0, n - 1)) for scale, n in enumerate(self.lengths)]
+        return torch.cat(counts)
+
+    def _check_map(self, z: torch.Tensor) -> None:
+        if z.ndim != len(self.shapes[0]) + 2 or z.shape[-1] != self.dim:
+            raise ValueError(
+                f"input must be maps (B, ..., {self.dim}) with {len(self.shapes[0])} grid dims, got {tuple(z.shape)}"
+            )
+
+    def _is_initialized(self) -> bool:
+        """Reads the buffer until it is True, so that the host waits for the device only then."""
+        self._known_initialized = self._known_initialized or bool(self.initialized)
+        return self._known_initialized
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        self._known_initialized = False
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _book(self, scale: int) -> VectorQuantizer:
+        return self.books[0 if self.shared else scale]
+
+    def _vectors(self, codes: torch.Tensor, scale: int) -> torch.Tensor:
+        vectors = self._book(scale).decode(codes.clamp(min=0)[..., None])
+        return torch.where(codes[..., None] >= 0, vectors, 0.0)
+
+    def _part(self, codes: torch.Tensor, scale: int, grid: Sequence[int]) -> torch.Tensor:
+        """What a scale adds to the map (B, E, *grid)."""
+        conv = self.convs[conv_of_scale(scale, len(self.shapes), len(self.convs))]
+        vectors = self._vectors(codes, scale).movedim(-1, 1)
+        dropped = (codes < 0).flatten(1).all(1).view(-1, *[1] * (vectors.ndim - 1))  # the convolution has a bias
+        return torch.where(dropped, 0.0, conv(resize_to(vectors, grid)))
+
+    def _quantize(
+        self, target: torch.Tensor, mask: torch.Tensor | None, num_scales: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Codes (B, S) of the first scales, and the sums up to each scale (B, E, ...), differentiable."""
+        total, codes, partial = torch.zeros_like(target), [], []
+        for scale in range(num_scales):
+            rows, counted = self._pooled(target - total.detach(), scale, mask)
+            with torch.no_grad():
+                codes.append(self._book(scale)(rows, counted).codes[..., 0])
+            total = total + self._part(codes[-1], scale, target.shape[2:])
+            partial.append(total)
+        return self.join(codes), partial
+
+    def _pooled(
+        self, residual: torch.Tensor, scale: int, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        means, counted = pool_to(residual.detach(), self.shapes[scale], mask)
+        return means.movedim(1, -1), counted
+
+    def _terms(
+        self, target: torch.Tensor, partial: list[torch.Tensor], mask: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        mask_N, rows = None if mask is None else mask.flatten(), target.movedim(1, -1).reshape(-1, self.dim)
+        sums = [total.movedim(1, -1).reshape(-1, self.dim) for total in partial]
+        commitment = torch.stack([mean_square(rows, total.detach(), mask_N) for total in sums]).mean()
+        terms = {"commitment": self.commitment_weight * commitment}
+        if sums[-1].requires_grad:
+            fit = torch.stack([mean_square(total, rows.detach(), mask_N) for total in sums]).mean()
+            terms["codebook"] = self.codebook_weight * fit
+        return terms
+
+    def _scales_kept(self, device: torch.device) -> int:
+        """All, or with dropout in train mode a random number; the same on all processes."""
+        num_scales = len(self.shapes)
+        if not (self.training and self.scale_dropout > 0 and self.kept_scales < num_scales):
+            return num_scales
+        drop = bool(torch.rand(()) < self.scale_dropout)
+        kept = int(torch.randint(self.kept_scales, num_scales, ())) if drop else num_scales
+        return sync.from_first_rank(kept, device)
+
+    @torch.no_grad()
+    def _start(self, target: torch.Tensor, mask: torch.Tensor | None, method: str, seed: int) -> None:
+        """Sets the codebooks; see `initialize_codebook`."""
+        if self.shared:
+            pooled = [self._pooled(target, scale, mask) for scale in range(len(self.shapes))]
+            self._start_book(0, pooled, method, seed)
+        total, seen = torch.zeros_like(target), []
+        for scale, shape in enumerate(self.shapes):
+            seen.append(self._pooled(target - total, scale, mask))
+            if not self.shared:
+                self._start_book(scale, seen[-1:], method, seed + scale)
+            codes_N = self._book(scale).codebook_at(0).nearest(seen[-1][0].reshape(-1, self.dim))
+            total = total + self._part(codes_N.view(-1, *shape), scale, target.shape[2:])
+        if self.shared:
+            self._start_book(0, seen, method, seed + 1)
+        self.initialized.fill_(True)
+
+    def _start_book(self, index: int, maps: list, method: str, seed: int) -> None:
+        rows = torch.cat([means.reshape(-1, self.dim) for means, _ in maps])
+        counted = None if maps[0][1] is None else torch.cat([valid.flatten() for _, valid in maps])
+        self.books[index].initialize_codebook(rows, counted, method=method, seed=seed)
