@@ -161,7 +161,6 @@ def sample(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor 
     return codes_BHWD
 
 
-@torch.no_grad()
 def sample_stream(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor | None = None, *,
                   num_samples: int | None = None, temperature: float | Sequence[float] = 1.0,
                   top_k: int | Sequence[int] | None = None, top_p: float | Sequence[float] | None = None,
@@ -196,24 +195,32 @@ def sample_stream(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: 
     request = check_request(model, cond, num_samples=num_samples, temperature=temperature, top_k=top_k, top_p=top_p,
                             cfg_scale=cfg_scale, start_index=start_index, indices=indices, prefix=prefix, known=known)
     device = model.pos_emb_hw.device
-    on_device = device.type == "cuda" if graphs is None else graphs
-    grid = model.config.block_size[:2]
+    # Made here, outside of inference mode, so that a caller may train on what is drawn.
     codes_BTD = torch.zeros(request.batch_size, model.num_positions, model.depth, dtype=torch.long, device=device)
-    first = request.prefix_BPD.shape[1]
-    codes_BTD[:, :first] = request.prefix_BPD
-    yield PartialCodes(first, codes_BTD.unflatten(1, grid))
-    if first == model.num_positions:
-        return
-    with model.decoding_mode(amp_dtype, weights):
-        repeats = 1 if request.scale_T is None else 2
-        cache_dtype = amp_dtype or model.pos_emb_hw.dtype
-        decoder = Decoder(model, tokenizer, request.cond_BL, request.prefix_BPD.repeat(repeats, 1, 1), cache_dtype,
-                          on_device)
-        step = _PositionStep(decoder, request, codes_BTD, seed)
-        run = StepGraph(step, decoder) if on_device and device.type == "cuda" else step
-        for position in range(first, model.num_positions):
-            run()
-            yield PartialCodes(position + 1, codes_BTD.unflatten(1, grid))
+    given = request.prefix_BPD.shape[1]
+    codes_BTD[:, :given] = request.prefix_BPD
+    codes_BHWD = codes_BTD.unflatten(1, model.config.block_size[:2])
+    yield PartialCodes(given, codes_BHWD)
+    if given < model.num_positions:
+        with model.decoding_mode(amp_dtype, weights):
+            use_graphs = device.type == "cuda" if graphs is None else graphs
+            for position in _draw_positions(model, tokenizer, request, codes_BTD, seed, amp_dtype, use_graphs):
+                yield PartialCodes(position, codes_BHWD)
+
+
+@torch.inference_mode()
+def _draw_positions(model: RQTransformer, tokenizer: ImageTokenizer | None, request: SamplingRequest,
+                    codes_BTD: Tensor, seed: int, amp_dtype: torch.dtype | None, on_device: bool) -> Iterator[int]:
+    """Draws the positions after the prefix into `codes_BTD`; yields how many are finished."""
+    prefix_BPD = request.prefix_BPD if request.scale_T is None else request.prefix_BPD.repeat(2, 1, 1)
+    dtype = amp_dtype or model.pos_emb_hw.dtype
+    decoder = Decoder(model, tokenizer, request.cond_BL, prefix_BPD, dtype, on_device)
+    run = step = _PositionStep(decoder, request, codes_BTD, seed)
+    if on_device and codes_BTD.is_cuda:
+        run = StepGraph(step, decoder)
+    for finished in range(prefix_BPD.shape[1] + 1, model.num_positions + 1):
+        run()
+        yield finished
 
 
 class _PositionStep:

@@ -153,4 +153,5 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 
 def _identity(tensor: Tensor) -> tuple:
     """Changes with every in-place write, move or replacement of a parameter."""
-    return tensor.data_ptr(), tensor._version, tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
+    version = -1 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()

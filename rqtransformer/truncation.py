@@ -64,21 +64,23 @@ def kept_codes(scores_BV: Tensor, top_k: int | None, top_p: float | None) -> Ten
 
 def _probs_above_cut(scores_BV: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     """The truncated distribution from one threshold per row; rows with a tie at their threshold take the long way."""
-    best_BM = _largest(scores_BV, scores_BV.shape[1] if top_k is None else top_k + 1)
+    below_BM = _smallest(-scores_BV, scores_BV.shape[1] if top_k is None else top_k + 1)  # of the negative scores
+    lowest_B1 = below_BM[:, :1]
+    at_k_B2 = None if top_k is None else below_BM[:, top_k - 1 : top_k + 1]
     if top_p is None:
-        cut_B1, next_B1 = best_BM[:, top_k - 1 : top_k], best_BM[:, top_k : top_k + 1]
-        tied_B1 = cut_B1 == next_B1
+        cut_B1, next_B1 = at_k_B2.unbind(1)
+        cut_B1, tied_B1 = cut_B1.unsqueeze(1), (cut_B1 == next_B1).unsqueeze(1)
     else:
-        highest_Bk = best_BM if top_k is None else best_BM[:, :top_k]
-        cumulated_Bk = (highest_Bk - highest_Bk[:, :1]).exp_().cumsum(dim=-1)
-        last_B1 = (cumulated_Bk[:, :-1] < top_p * cumulated_Bk[:, -1:]).sum(dim=-1, keepdim=True)
-        cut_B1 = best_BM.gather(1, last_B1)
-        tied_B1 = cut_B1 == best_BM.gather(1, (last_B1 + 1).clamp_(max=best_BM.shape[1] - 1))
+        kept_Bk = below_BM if top_k is None else below_BM[:, :top_k]
+        cumulated_Bk = (lowest_B1 - kept_Bk).exp_().cumsum(dim=-1)
+        last_B1 = torch.searchsorted(cumulated_Bk, top_p * cumulated_Bk[:, -1:])  # the code that crosses p
+        cut_B1 = below_BM.gather(1, last_B1)
+        tied_B1 = cut_B1 == below_BM.gather(1, last_B1.add_(1).clamp_(max=below_BM.shape[1] - 1))
         if top_k is not None:  # a tie at k changes the mass that p is a share of
-            tied_B1 |= best_BM[:, top_k : top_k + 1] == best_BM[:, top_k - 1 : top_k]
-    floor_B1 = torch.maximum(cut_B1, best_BM[:, :1] - NEGLIGIBLE)
+            tied_B1 |= at_k_B2[:, :1] == at_k_B2[:, 1:]
+    floor_B1 = torch.minimum(cut_B1, lowest_B1 + NEGLIGIBLE)
     # At or above the cut, as one pass each: x - cut is 0 only where x is the cut.
-    probs_BV = F.threshold_(scores_BV - floor_B1, -1e-45, float("-inf")).softmax(dim=-1)
+    probs_BV = F.threshold_(scores_BV + floor_B1, -1e-45, float("-inf")).softmax(dim=-1)
     if tied_B1.any():
         rows = tied_B1.squeeze(1).nonzero().squeeze(1)
         kept_RV = kept_codes(scores_BV[rows], top_k, top_p)
@@ -86,22 +88,22 @@ def _probs_above_cut(scores_BV: Tensor, top_k: int | None, top_p: float | None) 
     return probs_BV
 
 
-def _largest(scores_BV: Tensor, count: int) -> Tensor:
-    """At least `count` largest scores of every row, falling.
+def _smallest(values_BV: Tensor, count: int) -> Tensor:
+    """At least `count` smallest values of every row, rising; the values given are overwritten.
 
     Blocks are sorted on their own and merged two by two: of a rising and a falling sequence of equal length the smaller
     of each pair are the smallest half (Batcher, 1968). numpy sorts short rows with vector instructions, in place.
     """
-    rows, block = scores_BV.shape
+    rows, block = values_BV.shape
     while block % 2 == 0 and block // 2 >= max(count, SMALLEST_BLOCK):
         block //= 2
-    rising = (-scores_BV).view(-1, block)
+    rising = values_BV.view(-1, block)
     rising.numpy().sort(axis=1)
     while len(rising) > rows:
         first, second = rising.view(-1, 2, block).unbind(1)
         rising = torch.minimum(first, second.flip(1))
         rising.numpy().sort(axis=1)
-    return rising.neg_()
+    return rising
 
 
 @functools.cache
