@@ -50,7 +50,7 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
         """Bounded scalars in units of one level: from 0 (symmetric) or centred on level L // 2."""
         squash = torch.tanh if self.bound_kind == "tanh" else _clamp_to_one
         if self.symmetric:
-            return (squash(x_CM) + 1) * self.top / 2
+            return (squash(x_CM) + 1) * (self.top / 2)
         if self.bound_kind == "clamp":
             return (x_CM * self.centre).clamp(-self.centre, self.top - self.centre)
         return squash(x_CM + self.shift) * self.reach - self.offset
@@ -61,8 +61,8 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
 
     def round(self, units_CM: torch.Tensor) -> torch.Tensor:
         """Units -> digits 0 .. L - 1, in the dtype of the units; what is no number becomes the lowest."""
-        digits = (units_CM + 0.5).floor() if self.symmetric else units_CM.round() + self.centre
-        return digits.nan_to_num(0.0).clamp_min(0).minimum(self.top)
+        digits = (units_CM + 0.5).floor_() if self.symmetric else units_CM.round() + self.centre
+        return digits.nan_to_num_(0.0).clamp_min_(0).minimum(self.top)
 
     def values(self, digits_CM: torch.Tensor) -> torch.Tensor:
         """Digits -> values: floats for digits of an integer type, fp32."""

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from rqvae.quantizers.base import full_precision
-from rqvae.quantizers.bit_entropy import mean_entropy, mean_usage_entropy, row_weights
+from rqvae.quantizers.bit_entropy import mean_entropy, mean_usage_entropy
 from rqvae.quantizers.code_losses import mean_square
 from rqvae.quantizers.distance import full_precision_matmul
 from rqvae.quantizers.implicit import ImplicitQuantizer
@@ -75,9 +75,9 @@ class LookupFreeQuantizer(ImplicitQuantizer):
     def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         space_NDC = F.normalize(x_NDC, dim=-1) if self.spherical else x_NDC
         with torch.no_grad():
-            on_NDC = space_NDC > 0
-            vectors_NDC = torch.where(on_NDC, self.scale, -self.scale)
-        return space_NDC, vectors_NDC, codes_of_bits(on_NDC, self.shifts)
+            bits_NDC = (space_NDC > 0).float()
+            vectors_NDC = bits_NDC * (2 * self.scale) - self.scale
+        return space_NDC, vectors_NDC, codes_of_bits(bits_NDC, self.shifts)
 
     def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         space_NDC, _, codes_ND = self._quantize(x_NDC)
@@ -85,7 +85,7 @@ class LookupFreeQuantizer(ImplicitQuantizer):
 
     def _vectors(self, codes_ND: torch.Tensor) -> torch.Tensor:
         bits = (codes_ND[..., None] >> self.shifts) & 1
-        return torch.where(bits > 0, self.scale, -self.scale)
+        return bits.float() * (2 * self.scale) - self.scale
 
     def _terms(
         self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor, mask_N: torch.Tensor | None
@@ -96,8 +96,7 @@ class LookupFreeQuantizer(ImplicitQuantizer):
             terms["commitment"] = self.commitment_weight * distance
         if self.entropy_weight > 0 and self.training:
             logits_NDC = log_odds(space_NDC, self.inv_temperature, self.scale)
-            weight_N = row_weights(len(logits_NDC), mask_N, logits_NDC.device)
-            terms["entropy"] = self.entropy_weight * mean_entropy(logits_NDC, weight_N)
+            terms["entropy"] = self.entropy_weight * mean_entropy(logits_NDC, mask_N)
             if self.diversity_weight > 0:
                 mean = mean_usage_entropy(logits_NDC, mask_N, self.joint_bits)
                 terms["diversity"] = -self.entropy_weight * self.diversity_weight * mean
@@ -109,12 +108,12 @@ def log_odds(space: torch.Tensor, inv_temperature: float, scale: float) -> torch
     return (4 * inv_temperature * scale) * space
 
 
-def codes_of_bits(on: torch.Tensor, shifts_C: torch.Tensor) -> torch.Tensor:
-    """Booleans (..., C) -> int64 codes (...); `shifts_C` says which power of two each one stands for."""
+def codes_of_bits(bits: torch.Tensor, shifts_C: torch.Tensor) -> torch.Tensor:
+    """Bits (..., C) of any type -> int64 codes (...); `shifts_C` says which power of two each one stands for."""
     if len(shifts_C) <= EXACT_BITS:
-        with full_precision(on.device), full_precision_matmul(on.device):
-            return (on.float() @ (1 << shifts_C).float()).long()
-    return (on.long() << shifts_C).sum(-1)
+        with full_precision(bits.device), full_precision_matmul(bits.device):
+            return (bits.float() @ (1 << shifts_C).float()).long()
+    return (bits.long() << shifts_C).sum(-1)
 
 
 def bits_of(codebook_size: int) -> int:

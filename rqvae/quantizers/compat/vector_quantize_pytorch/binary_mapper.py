@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from rqvae.quantizers import gradient
 from rqvae.quantizers.binary_mapper import LN2, code_log_probs
-from rqvae.quantizers.bit_entropy import bits_entropy
+from rqvae.quantizers.bit_entropy import bit_entropy
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.lookup_free import codes_of_bits
 
@@ -37,11 +37,11 @@ class BinaryMapper(nn.Module):
 
     def binary_entropy(self, logits: torch.Tensor) -> torch.Tensor:
         """Entropy (nats) of the bits together (...)."""
-        return bits_entropy(logits)
+        return bit_entropy(logits).sum(-1)
 
     def calc_aux_loss(self, logits: torch.Tensor, reduce_aux_kl_loss=True) -> torch.Tensor:
         """What the divergence from uniform codes exceeds the threshold by: its mean, or one number per code."""
-        excess = F.relu(self.bits * LN2 - bits_entropy(logits) - self.kl_loss_threshold)
+        excess = F.relu(self.bits * LN2 - self.binary_entropy(logits) - self.kl_loss_threshold)
         return excess.mean() if reduce_aux_kl_loss else excess
 
     def log_prob(self, logits: torch.Tensor, *, indices=None, one_hot=None, sum_bits=True) -> torch.Tensor:

@@ -85,18 +85,28 @@ class FSQ(KeepsFloat32, nn.Module):
         with full_precision(z.device):
             x = project(self.project_in, x)
             x = (x if x.dtype in self.allowed_dtypes else x.float()).reshape(-1, self.num_codebooks, self.codebook_dim)
-            x = x @ self.orthogonal_rot.to(x.dtype) if self.orthogonal_rotation else x
-            bounded_CM, digits_CM = self._search(x)
-            vectors = scalars_last(self._with_noise(bounded_CM, self.grid.values(digits_CM)), x.shape[:2])
-            out = self._project_out(vectors).view(*shape[:-1], self.dim).to(z.dtype)
-            indices = self._indices(digits_CM).view(shape) if self.return_indices else None
+            vectors_CM, indices = self.quantize_scalars(scalars_first(x))
+            vectors = scalars_last(vectors_CM, x.shape[:2]).flatten(1)
+            out = project(self.project_out, vectors).view(*shape[:-1], self.dim).to(z.dtype)
+            indices = None if indices is None else indices.view(shape)
         if indices is not None and not self.keep_num_codebooks_dim:
             indices = indices[..., 0]
         return channels_back(out, first), indices
 
+    def quantize_scalars(self, x_CM: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scalars first, not projected -> code vectors (C, M), rotated, and indices (M,), None without."""
+        if self.orthogonal_rotation:
+            x_CM = self.orthogonal_rot.to(x_CM.dtype).T @ x_CM
+        bounded_CM, digits_CM = self._search(x_CM)
+        indices_M = self._indices(digits_CM) if self.return_indices else None
+        vectors_CM = self._with_noise(straight_through(bounded_CM, self.grid.values(digits_CM)))
+        if self.orthogonal_rotation:
+            vectors_CM = self.orthogonal_rot.to(x_CM.dtype) @ vectors_CM
+        return vectors_CM, indices_M
+
     def quantize(self, z: torch.Tensor) -> torch.Tensor:
         """Scalars (..., C), not projected -> their values, with the gradient of the bound."""
-        bounded_CM, digits_CM = self._search(z)
+        bounded_CM, digits_CM = self._search(scalars_first(z))
         return scalars_last(straight_through(bounded_CM, self.grid.values(digits_CM)), z.shape[:-1])
 
     def codes_to_indices(self, zhat: torch.Tensor) -> torch.Tensor:
@@ -113,33 +123,28 @@ class FSQ(KeepsFloat32, nn.Module):
         """Indices -> what `forward` returned with them, in the same layout."""
         first = self.channel_first or indices.ndim >= MAP_DIMS - 1 + int(self.keep_num_codebooks_dim)
         with full_precision(indices.device):
-            vectors = self._vectors(indices if self.keep_num_codebooks_dim else indices[..., None])
-            out = self._project_out(vectors.view(-1, self.num_codebooks, self.codebook_dim))
+            vectors = self.indices_to_vectors(indices if self.keep_num_codebooks_dim else indices[..., None])
+            out = project(self.project_out, vectors.reshape(-1, self.effective_codebook_dim))
         return channels_back(out.view(*vectors.shape[:-2], self.dim), first)
 
     def indices_to_vectors(self, indices: torch.Tensor) -> torch.Tensor:
         """Indices (...) of one codebook -> code vectors (..., C), rotated but not projected."""
-        vectors = self._vectors(indices)
-        return vectors @ self.orthogonal_rot.T if self.orthogonal_rotation else vectors
+        values_CM = self.grid.values(self.grid.digits(indices.reshape(-1).long()))
+        values_CM = self.orthogonal_rot @ values_CM if self.orthogonal_rotation else values_CM
+        return scalars_last(values_CM, indices.shape)
 
-    def _search(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        units_CM = self.grid.units(scalars_first(x))
+    def _search(self, x_CM: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        units_CM = self.grid.units(x_CM)
         return self.grid.bounded(units_CM), self.grid.round(units_CM.detach())
 
-    def _with_noise(self, bounded_CM: torch.Tensor, values_CM: torch.Tensor) -> torch.Tensor:
-        """The values straight through; in train mode a share of `noise_dropout` is moved by up to 1/2, in [-1, 1]."""
-        values_CM = straight_through(bounded_CM, values_CM)
+    def _with_noise(self, values_CM: torch.Tensor) -> torch.Tensor:
+        """In train mode a share of `noise_dropout` of the values is moved by up to 1/2, within [-1, 1]."""
         if not self.training or self.noise_dropout == 0:
             return values_CM
         values_MC = values_CM.T.contiguous()
         moved_MC = torch.full_like(values_MC, self.noise_dropout).bernoulli_().bool()
         offset_MC = torch.rand_like(values_MC) - 0.5
         return torch.where(moved_MC, values_MC + offset_MC, values_MC).clamp(-1, 1).T
-
-    def _project_out(self, vectors_NcC: torch.Tensor) -> torch.Tensor:
-        if self.orthogonal_rotation:
-            vectors_NcC = vectors_NcC @ self.orthogonal_rot.to(vectors_NcC.dtype).T
-        return project(self.project_out, vectors_NcC.flatten(1))
 
     def _vectors(self, indices: torch.Tensor) -> torch.Tensor:
         digits_CM = self.grid.digits(indices.reshape(-1).long())

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rqvae.quantizers.base import full_precision
-from rqvae.quantizers.bit_entropy import mean_entropy, mean_usage_entropy, row_weights
+from rqvae.quantizers.bit_entropy import mean_entropy, mean_usage_entropy
 from rqvae.quantizers.code_losses import mean_square
 from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import MAP_DIMS, channels_back, channels_last
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
@@ -150,7 +150,7 @@ class LFQ(KeepsFloat32, nn.Module):
 
     def indices_to_vectors(self, indices: torch.Tensor) -> torch.Tensor:
         """Indices (...) of one codebook -> code vectors (..., C), rotated but not projected."""
-        vectors = self._normalized(self._signs(self._bits(indices) > 0))
+        vectors = self._normalized(self.bits_to_codes(self._bits(indices).float()))
         return vectors @ self.orthogonal_rot.T if self.orthogonal_rotation else vectors
 
     def forward(self, x: torch.Tensor, inv_temperature=100.0, return_loss_breakdown=False, mask=None):
@@ -163,14 +163,14 @@ class LFQ(KeepsFloat32, nn.Module):
         with full_precision(x.device):
             space = self._to_space(rows)
             with torch.no_grad():
-                on = space > 0
-                vectors = self._normalized(self._signs(on))
+                bits = (space > 0).float()
+                vectors = self._normalized(self.bits_to_codes(bits))
             mask_N = None if mask is None else mask.reshape(-1)
             losses = self._losses(space, vectors, inv_temperature, mask_N)
             out = straight_through(self.activation(space), vectors) if self.training else vectors
             out = out @ self.orthogonal_rot.T if self.orthogonal_rotation else out
             out = project(self.project_out, out.flatten(1).view(*rows.shape[:-1], -1)).to(x.dtype)
-        indices = codes_of_bits(on, self.shifts).view(*rows.shape[:-1], self.num_codebooks)
+        indices = codes_of_bits(bits, self.shifts).view(*rows.shape[:-1], self.num_codebooks)
         indices = indices if self.keep_num_codebooks_dim else indices[..., 0]
         result = Return(channels_back(out, first), indices, self._total(losses))
         return (result, losses) if return_loss_breakdown else result
@@ -193,7 +193,7 @@ class LFQ(KeepsFloat32, nn.Module):
             space_NcC, mask_N = self._sample(space_NcC if mask_N is None else space_NcC[mask_N]), None
         scale = self.codebook_scale / math.sqrt(self.codebook_dim) if self.spherical else self.codebook_scale
         logits = log_odds(space_NcC, inv_temperature, scale)
-        each = mean_entropy(logits, row_weights(len(logits), mask_N, logits.device))
+        each = mean_entropy(logits, mask_N)
         return LossBreakdown(each, mean_usage_entropy(logits, mask_N, JOINT_BITS, ENTROPY_FLOOR), commitment)
 
     def _sample(self, space_NcC: torch.Tensor) -> torch.Tensor:
@@ -209,9 +209,6 @@ class LFQ(KeepsFloat32, nn.Module):
 
     def _bits(self, indices: torch.Tensor) -> torch.Tensor:
         return (indices[..., None].long() >> self.shifts) & 1
-
-    def _signs(self, on: torch.Tensor) -> torch.Tensor:
-        return torch.where(on, float(self.codebook_scale), -float(self.codebook_scale))
 
     def _normalized(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(x, dim=-1) * self.codebook_scale if self.spherical else x

@@ -1,6 +1,6 @@
 """Residual FSQ with the signature of vector-quantize-pytorch 1.32.
 
-Legend: B batch, n positions, C scalars of a code vector, q levels, K codes of a level, g groups.
+Legend: B batch, M vectors, C scalars of a code vector, q levels, K codes of a level, g groups.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_s
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, all_level_vectors
 from rqvae.quantizers.implicit import KeepsFloat32
+from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
 
 
 class ResidualFSQ(KeepsFloat32, nn.Module):
@@ -85,14 +86,14 @@ class ResidualFSQ(KeepsFloat32, nn.Module):
         last = self._last_level(x, rand_quantize_dropout_fixed_seed)
         rows = channels_last(x, self.is_channel_first, self.dim)
         with full_precision(x.device):
-            residual = self._clamped(project(self.project_in, rows)).reshape(len(x), -1, len(self.levels))
-            total, indices = 0.0, []
-            for layer, scale in zip(self.layers[: last + 1], self.scales):
-                quantized, level_indices = layer(residual / scale)
-                quantized = quantized * scale
-                residual, total = residual - quantized.detach(), total + quantized
+            residual_CM = scalars_first(self._clamped(project(self.project_in, rows)))
+            total_CM, indices = 0.0, []
+            for layer, scale_C1 in zip(self.layers[: last + 1], self.scales[..., None]):
+                quantized_CM, level_indices = layer.quantize_scalars(residual_CM / scale_C1)
+                quantized_CM = quantized_CM * scale_C1
+                residual_CM, total_CM = residual_CM - quantized_CM.detach(), total_CM + quantized_CM
                 indices.append(level_indices)
-            out = project(self.project_out, total).view(*rows.shape).to(x.dtype)
+            out = project(self.project_out, scalars_last(total_CM, rows.shape[:-1])).to(x.dtype)
         dropped = self.num_quantizers - len(indices)
         indices += [torch.full_like(indices[0], -1, dtype=torch.int64)] * dropped
         indices = torch.stack(indices, -1).view(*rows.shape[:-1], self.num_quantizers)
