@@ -8,6 +8,7 @@ Algorithms 1 (encoding) and 2 (decoding).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rqvae.quantizers import sync
-from rqvae.quantizers.base import Quantizer, QuantizerOutput, full_precision
+from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer, full_precision
 from rqvae.quantizers.code_losses import mean_square
 from rqvae.quantizers.distance import full_precision_matmul
 from rqvae.quantizers.gradient import straight_through
@@ -25,13 +26,13 @@ from rqvae.quantizers.scales import BlendedConv, conv_of_scale, pool_to, resize_
 from rqvae.quantizers.vector import VectorQuantizer
 
 
-class HierarchicalQuantizer(Quantizer):
+class HierarchicalQuantizer(TargetQuantizer):
     """Every scale quantizes what the coarser scales left over, pooled to its grid, and adds it back interpolated.
 
-    Input (B, ..., dim) with a grid of `grid_dims` dims. A whole map is one stack of codes (B, S): those of the coarsest
-    scale first, row by row, then those of the next; `num_codes` and `codebook(depth)` go by position. `split` and
-    `join` lead to and from one grid of codes per scale. Fewer scales decode to a coarser map; a negative code is a
-    dropped scale and decodes to zero.
+    Input (B, ..., dim) with a grid of `grid_dims` dims. A whole map is one stack of codes (B, 1, ..., 1, S), a code
+    grid of one cell: those of the coarsest scale first, row by row, then those of the next; `num_codes` and
+    `codebook(depth)` go by position. `split` and `join` lead to and from one grid of codes per scale. Fewer positions
+    decode to a coarser map; negative codes decode to zero, as dropped scales.
 
     scales: grids, coarse to fine, numbers or tuples. codebook_size: K, or one per scale where they are not `shared`.
     blend: share of the convolution after interpolation; num_convs: how many the scales share evenly. scale_dropout:
@@ -92,12 +93,11 @@ class HierarchicalQuantizer(Quantizer):
             total = straight_through(target, partial[-1])
             terms = self._terms(target, partial, mask)
             loss = sum(terms.values(), torch.zeros((), device=z.device))
-        missing = len(self.num_codes) - codes.shape[1]
-        quantized = total.movedim(1, -1).to(z.dtype)
-        return QuantizerOutput(quantized, F.pad(codes, (0, missing), value=-1), loss, terms)
+        codes = F.pad(codes, (0, len(self.num_codes) - codes.shape[-1]), value=-1)
+        return QuantizerOutput(total.movedim(1, -1).to(z.dtype), codes, loss, terms)
 
     def decode(self, codes: torch.Tensor, grid: Sequence[int] | None = None) -> torch.Tensor:
-        """Codes (B, S), or of the first scales -> maps (B, *grid, E); by default on the grid of the finest scale."""
+        """Codes (B, ..., S), or the first of them -> maps (B, *grid, E); by default on the grid of the finest scale."""
         grid = self.shapes[-1] if grid is None else tuple(grid)
         with full_precision(codes.device), full_precision_matmul(codes.device):
             parts = [self._part(codes_of, scale, grid) for scale, codes_of in enumerate(self.split(codes))]
@@ -105,9 +105,37 @@ class HierarchicalQuantizer(Quantizer):
         return total.movedim(1, -1)
 
     def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (B, S) -> the code vector of every position of every scale (B, S, E), before interpolation."""
+        """Codes (..., S) -> the code vector of every position of every scale (..., S, E), before interpolation."""
         vectors = [self._vectors(one, scale).flatten(1, -2) for scale, one in enumerate(self.split(codes))]
-        return torch.cat(vectors, 1)
+        return torch.cat(vectors, 1)[:, : codes.shape[-1]].reshape(*codes.shape, self.dim)
+
+    def decode_depth(self, codes: torch.Tensor, depth: int) -> torch.Tensor:
+        """Codes (B, ..., S) -> what position `depth` alone decodes to, with its scale's convolution."""
+        alone = torch.full_like(codes, -1)
+        alone[..., depth] = codes[..., depth]
+        return self.decode(alone)
+
+    @torch.no_grad()
+    def targets(
+        self,
+        z: torch.Tensor,
+        temp: float = 1.0,
+        stochastic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors searched with (B, 1, ..., S, E) fp32 and their codes (B, 1, ..., S), nearest or drawn."""
+        self._check_map(z)
+        with full_precision(z.device), full_precision_matmul(z.device):
+            target = z.movedim(-1, 1).float()
+            total, searched, codes = torch.zeros_like(target), [], []
+            for scale in range(len(self.shapes)):
+                rows, _ = self._pooled(target - total, scale, None)
+                found, drawn = self._book(scale).targets(rows, temp, stochastic, generator)
+                searched.append(found.reshape(len(z), -1, self.dim))
+                codes.append(drawn[..., 0])
+                total = total + self._part(codes[-1], scale, target.shape[2:])
+        joined = self.join(codes)
+        return torch.cat(searched, 1).reshape(*joined.shape, self.dim), joined
 
     def codebook(self, depth: int) -> torch.Tensor:
         """The (K, E) code vectors that position `depth` of the stack searches, fp32."""
@@ -115,16 +143,21 @@ class HierarchicalQuantizer(Quantizer):
         return self._book(scale).codebook(0)
 
     def split(self, codes: torch.Tensor) -> list[torch.Tensor]:
-        """Codes (B, S) -> one grid of codes (B, *shape) per scale. ValueError where a scale is incomplete."""
-        lengths = [sum(self.lengths[:number]) for number in range(1, len(self.lengths) + 1)]
-        if codes.shape[-1] not in lengths:
-            raise ValueError(f"codes have {codes.shape[-1]} positions; whole scales end at {lengths}")
-        parts = codes.split(self.lengths[: lengths.index(codes.shape[-1]) + 1], -1)
-        return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes)]
+        """Codes (B, ..., S), or the first of them -> one grid of codes (B, *shape) per scale that has any.
+
+        What a scale lacks is -1.
+        """
+        self._check_codes(codes)
+        ends = list(itertools.accumulate(self.lengths))
+        number = next(index for index, end in enumerate(ends) if codes.shape[-1] <= end) + 1
+        codes = F.pad(codes.reshape(-1, codes.shape[-1]), (0, ends[number - 1] - codes.shape[-1]), value=-1)
+        parts = codes.split(self.lengths[:number], 1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes)]
 
     def join(self, grids: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One grid of codes per scale -> codes (B, S)."""
-        return torch.cat([grid.flatten(1) for grid in grids], 1)
+        """One grid of codes per scale -> codes (B, 1, ..., 1, S)."""
+        codes = torch.cat([grid.flatten(1) for grid in grids], 1)
+        return codes.view(len(codes), *[1] * len(self.shapes[0]), -1)
 
     def warmup_rows(self, z: torch.Tensor) -> torch.Tensor:
         """Maps as rows, for `initialize_codebook`; all maps must have one grid."""
@@ -158,6 +191,11 @@ class HierarchicalQuantizer(Quantizer):
         counts = [F.pad(self._book(scale).restart_counts(), (0, n - 1)) for scale, n in enumerate(self.lengths)]
         return torch.cat(counts)
 
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Not where scales are dropped, nor where the convolutions have no share."""
+        return self.scale_dropout == 0 and all(conv.ratio > 1e-8 for conv in self.convs)
+
     def _check_map(self, z: torch.Tensor) -> None:
         if z.ndim != len(self.shapes[0]) + 2 or z.shape[-1] != self.dim:
             raise ValueError(
@@ -190,7 +228,7 @@ class HierarchicalQuantizer(Quantizer):
     def _quantize(
         self, target: torch.Tensor, mask: torch.Tensor | None, num_scales: int
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Codes (B, S) of the first scales, and the sums up to each scale (B, E, ...), differentiable."""
+        """Codes of the first scales, and the sums up to each scale (B, E, ...), differentiable."""
         total, codes, partial = torch.zeros_like(target), [], []
         for scale in range(num_scales):
             rows, counted = self._pooled(target - total.detach(), scale, mask)

@@ -45,7 +45,7 @@ def test_the_residual_loop(kind, grid_dims):
         ratio = {"no convolution": 0.0, "convolutions": 0.8}.get(kind, 0.5)
         left = left - ((1 - ratio) * full + ratio * conv.conv(full))
         losses.append(left.square().mean())
-    assert torch.equal(out.codes, torch.cat(codes, 1))
+    assert torch.equal(out.codes.flatten(1), torch.cat(codes, 1))
     torch.testing.assert_close(out.quantized, z - left.movedim(1, -1))
     torch.testing.assert_close(out.terms["commitment"], 0.25 * torch.stack(losses).mean())
     torch.testing.assert_close(sum(out.terms.values()), out.loss)
@@ -59,17 +59,18 @@ def test_laws(kind, grid_dims, training):
     z = torch.randn(3, *(4,) * grid_dims, 6)
     out = quantizer(z)
     positions = 1 + 2**grid_dims + 4**grid_dims
-    assert out.codes.shape == (3, positions) and out.codes.dtype == torch.int64
+    assert out.codes.shape == (3, *(1,) * grid_dims, positions) and out.codes.dtype == torch.int64
     assert len(quantizer.num_codes) == positions
-    assert all(0 <= code < size for row in out.codes.tolist() for code, size in zip(row, quantizer.num_codes))
+    assert ((out.codes >= 0) & (out.codes < torch.tensor(quantizer.num_codes))).all()
     assert torch.equal(quantizer.decode(out.codes), out.quantized)
     grids = quantizer.split(out.codes)
     assert [grid.shape[1:] for grid in grids] == list(quantizer.shapes)
     assert torch.equal(quantizer.join(grids), out.codes)
     embedded = quantizer.embed_with_depth(out.codes)
-    assert embedded.shape == (3, positions, 6)
+    assert embedded.shape == (*out.codes.shape, 6)
     for depth in (0, 1, positions - 1):
-        assert torch.equal(embedded[:, depth], quantizer.codebook(depth)[out.codes[:, depth]])
+        assert torch.equal(embedded[..., depth, :], quantizer.codebook(depth)[out.codes[..., depth]])
+        torch.testing.assert_close(quantizer.code_vectors(depth), quantizer.codebook(depth))
     low = quantizer.eval()(z.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again = quantizer(z.bfloat16())
@@ -87,7 +88,7 @@ def test_gradients():
     parameters = [quantizer.convs[0].conv.weight, quantizer.books[0].codebook_at(0).rows]
     assert all(grad.abs().sum() > 0 for grad in torch.autograd.grad(out.terms["codebook"], parameters))
     (to_z,) = torch.autograd.grad(out.terms["commitment"], z)
-    sums = [quantizer.decode(quantizer.join(quantizer.split(out.codes)[:number])) for number in (1, 2, 3)]
+    sums = [quantizer.decode(out.codes[..., :number]) for number in (1, 5, 21)]
     expected = torch.stack([0.25 * 2 * (z - total) / z.numel() for total in sums]).mean(0)
     torch.testing.assert_close(to_z, expected)
     assert "codebook" not in _make(blend=0.0)(z).terms
@@ -96,14 +97,38 @@ def test_gradients():
 def test_first_scales_and_dropped_scales_decode():
     quantizer = _make(num_convs=3).eval()
     codes = quantizer(torch.randn(2, 4, 4, 6)).codes
-    coarse = quantizer.decode(codes[:, :5])
+    coarse = quantizer.decode(codes[..., :5])
     assert coarse.shape == (2, 4, 4, 6)
     dropped = codes.clone()
-    dropped[:, 5:] = -1
+    dropped[..., 5:] = -1
     assert torch.equal(quantizer.decode(dropped), coarse)
     assert quantizer.decode(codes, grid=(8, 6)).shape == (2, 8, 6, 6)
-    with pytest.raises(ValueError, match=r"codes have 4 positions; whole scales end at \[1, 5, 21\]"):
-        quantizer.decode(codes[:, :4])
+    dropped[..., 4:] = -1
+    assert torch.equal(quantizer.decode(codes[..., :4]), quantizer.decode(dropped))
+    for conv in quantizer.convs:
+        conv.conv.bias.data.zero_()
+    parts = [quantizer.decode_depth(codes, depth) for depth in range(21)]
+    torch.testing.assert_close(sum(parts), quantizer.decode(codes))
+    with pytest.raises(ValueError, match="codes have 22 depths in their last dim; the quantizer has 21"):
+        quantizer.decode(torch.cat([codes, codes[..., :1]], -1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_are_what_the_scales_search_with(kind):
+    quantizer = _make(**KINDS[kind]).eval()
+    z = torch.randn(2, 4, 4, 6)
+    out = quantizer(z)
+    searched, codes = quantizer.targets(z)
+    assert torch.equal(codes, out.codes) and searched.shape == (2, 1, 1, 21, 6)
+    for depth in (0, 3, 20):
+        distance = torch.cdist(searched[..., depth, :].flatten(0, 2), quantizer.codebook(depth))
+        assert torch.equal(distance.argmin(1), codes[..., depth].flatten())
+    probs, again = quantizer.soft_codes(z, temp=0.5)
+    assert torch.equal(again, codes) and probs.shape == (2, 1, 1, 21, max(quantizer.num_codes))
+    _, drawn = quantizer.targets(z, 5.0, stochastic=True, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(drawn, codes)
+    _, cold = quantizer.targets(z, 1e-6, stochastic=True)
+    assert torch.equal(cold, codes)
 
 
 def test_scale_dropout():
@@ -113,7 +138,7 @@ def test_scale_dropout():
         out = quantizer(z)
         kept.add(int((out.codes[0] >= 0).sum()))
         assert torch.equal(quantizer.decode(out.codes), out.quantized)
-    assert kept == {1, 5, 21}
+    assert kept == {1, 5, 21} and not quantizer.uses_all_parameters and _make().uses_all_parameters
     assert (quantizer.eval()(z).codes >= 0).all()
 
 
@@ -184,7 +209,7 @@ def test_codebooks_start_from_the_residuals_of_their_scales(shared, how):
     else:
         assert codebook_warmup(quantizer, [z[:32], z[32:]], how, 2) == [""]
     out = quantizer.eval()(z)
-    left = [(z - quantizer.decode(out.codes[:, :number])).square().mean() for number in (1, 5, 21)]
+    left = [(z - quantizer.decode(out.codes[..., :number])).square().mean() for number in (1, 5, 21)]
     assert left[0] < 3
     if how != "data":  # vectors drawn at random need not lie closer to noise than zero does
         assert left[2] < left[1] < left[0]
