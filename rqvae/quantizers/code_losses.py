@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from rqvae.quantizers import sync
 from rqvae.quantizers.distance import check_temperature, full_precision_matmul, rows_per_chunk
 
 LIVE_COPIES = 4  # (n, K) tensors alive at once in the backward pass of a chunk
@@ -95,14 +96,21 @@ def code_cross_entropy(
 def negative_usage_entropy(
     x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float, mask_N: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Minus the entropy (nats) of the soft assignment averaged over the rows that count: lowest for uniform use."""
+    """Minus the entropy (nats) of the soft assignment averaged over the rows that count: lowest for uniform use.
+
+    Where x needs a gradient the rows are those of all processes, which then must all call it and run its backward pass.
+    """
 
     def part(logits_nK: torch.Tensor, weight: torch.Tensor, rows: slice) -> torch.Tensor:
         probs_nK = logits_nK.softmax(1)
         return (probs_nK if mask_N is None else torch.where(mask_N[rows, None], probs_nK, 0.0)).sum(0)
 
-    counted = len(x_NE) if mask_N is None else mask_N.sum().clamp(min=1)
-    mean_K = sum(_by_chunks(part, x_NE, weight_KE, temp)) / counted
+    total_K = sum(_by_chunks(part, x_NE, weight_KE, temp))
+    counted = torch.full_like(total_K[0], len(x_NE)) if mask_N is None else mask_N.sum().float()
+    if x_NE.requires_grad:
+        total_K = sync.differentiable_all_reduce(total_K)
+        sync.all_reduce_sum(counted)
+    mean_K = total_K / counted.clamp(min=1)
     return torch.xlogy(mean_K, mean_K.clamp(min=torch.finfo(torch.float32).tiny)).sum()
 
 

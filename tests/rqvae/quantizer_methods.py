@@ -37,11 +37,13 @@ DIM = 6
 
 @dataclass(frozen=True)
 class Method:
-    """make: a new quantizer. random: draws codes in train mode. drops: gives code -1 in train mode. moves: its output
-    in train mode is not what the codes decode to. nearest: every depth takes the nearest code of `codebook`."""
+    """make: a new quantizer. random: draws codes in train mode. noisy: draws in the backward pass only. drops: gives
+    code -1 in train mode. moves: its output in train mode is not what the codes decode to. nearest: every depth takes
+    the nearest code of `codebook`."""
 
     make: Callable[[], Quantizer]
     random: bool = False
+    noisy: bool = False
     drops: bool = False
     moves: bool = False
     nearest: bool = True
@@ -49,7 +51,8 @@ class Method:
 
 def vq(**settings) -> Method:
     drawn = settings.get("sample_temp") is not None
-    return Method(lambda: VectorQuantizer(DIM, 20, **settings), random=drawn)
+    noisy = settings.get("estimator") == "directional"
+    return Method(lambda: VectorQuantizer(DIM, 20, **settings), random=drawn, noisy=noisy)
 
 
 def rvq(**settings) -> Method:
@@ -72,19 +75,20 @@ def implicit(num_codes, **settings) -> Quantizer:
 
 SGD = LearningRule(inplace=lambda parameters: torch.optim.SGD(parameters, 0.1))
 METHODS = {
-    "rq, shared": Method(lambda: ResidualQuantizer(DIM, (20, 20, 20), shared=True, restart_unused_codes=True)),
+    "rq, shared, restart": Method(lambda: ResidualQuantizer(DIM, (20, 20, 20), shared=True, restart_unused_codes=True)),
     "rq": Method(lambda: ResidualQuantizer(DIM, (20, 12), decay=0.8)),
     "vq": vq(),
     "vq, restart": vq(restart=RestartRule()),
-    "vq, relative restart, grace": vq(restart=RestartRule(0.5, relative=True, grace=1)),
+    "vq, relative restart, grace": vq(restart=RestartRule(0.5, relative=True, grace=1), decay=0.5),
     "vq, restart of long unused": vq(restart=RestartRule(unused_for=1)),
     "vq, k-means start": vq(kmeans_init=True),
-    "vq, 2 heads": vq(heads=2, restart=RestartRule()),
+    "vq, 2 heads, restart": vq(heads=2, restart=RestartRule(0.5, relative=True), decay=0.5),
     "vq, 3 heads apart": vq(heads=3, separate_codebooks=True, kmeans_init=True),
-    "vq, cosine": vq(distance="cosine", restart=RestartRule(0.1, relative=True)),
+    "vq, cosine, restart": vq(distance="cosine", restart=RestartRule(0.5, relative=True), decay=0.5),
     "vq, cosine, projected heads": vq(distance="cosine", codebook_dim=4, heads=2),
     "vq, projected": vq(codebook_dim=3),
-    "vq, learned": vq(codebook="learned", restart=RestartRule(unused_for=1)),
+    "vq, learned": vq(codebook="learned"),
+    "vq, learned, restart": vq(codebook="learned", restart=RestartRule(unused_for=1)),
     "vq, learned cosine": vq(codebook="learned", distance="cosine", losses=VectorLosses(orthogonal=1.0)),
     "vq, learned in turns": vq(codebook="learned", learning=SGD, heads=2, separate_codebooks=True),
     "vq, learned, synchronised": vq(codebook="learned", learning=LearningRule(sync_nu=0.5)),
@@ -97,7 +101,7 @@ METHODS = {
     "vq, gumbel": vq(estimator="gumbel", sample_temp=0.5, codebook="learned"),
     "vq, soft losses": vq(losses=VectorLosses(commitment=0.25, cross_entropy=0.1, diversity=0.1)),
     "residual vq": rvq(),
-    "residual vq, shared": rvq(shared=True, level_options={"restart": RestartRule()}),
+    "residual vq, shared, restart": rvq(shared=True, level_options={"restart": RestartRule()}),
     "residual vq, sizes, weights": rvq(num_codes=[20, 12, 7], num_quantizers=3, loss_weights=[1.0, 0.5, 0.25]),
     "residual vq, projected": rvq(codebook_dim=4, level_options={"kmeans_init": True}),
     "residual vq, cosine": rvq(level_options={"distance": "cosine"}),
