@@ -69,18 +69,25 @@ def squared_norms(weight_KE: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.square().sum(1) for part in parts])
 
 
+def _norms(weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
+    """What stands beside -2 x.e: |e|^2 for distances, nothing for inner products."""
+    return weight_KE.new_zeros(len(weight_KE)) if inner else squared_norms(weight_KE)
+
+
 def _search(
     x_NE: torch.Tensor,
     weight_KE: torch.Tensor,
     score: Callable[[torch.Tensor], torch.Tensor] | None = None,
     copies: int = 1,
+    inner: bool = False,
 ) -> torch.Tensor:
     """The code with the lowest score of every row; `score` of (n, k) squared distances up to a constant per row.
 
-    copies: (n, k) tensors alive at once in `score`, which share the byte budget.
+    copies: (n, k) tensors alive at once in `score`, which share the byte budget. inner: minus twice the inner products
+    instead of the distances.
     """
     x_NE, weight_KE = x_NE.float(), weight_KE.float()
-    norm_K = squared_norms(weight_KE)
+    norm_K = _norms(weight_KE, inner)
     codes_N = torch.empty(len(x_NE), dtype=torch.int64, device=x_NE.device)
     rows, codes = tile_shape(len(weight_KE), x_NE.device)
     rows = max(1, min(rows // copies, len(x_NE)))
@@ -124,19 +131,22 @@ def _lowest(score_nk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def nearest_codes(x_NE: torch.Tensor, weight_KE: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest code vector of every row (int64, (N,)); the lowest index among equals. # Eq. 1"""
+def nearest_codes(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = False) -> torch.Tensor:
+    """Index of the nearest code vector of every row (int64, (N,)); the lowest index among equals. # Eq. 1
+
+    inner: the code vector with the largest inner product instead.
+    """
     if torch.compiler.is_compiling():
-        return _nearest_op(x_NE, weight_KE)
-    return _nearest(x_NE, weight_KE)
+        return _nearest_op(x_NE, weight_KE, inner)
+    return _nearest(x_NE, weight_KE, inner)
 
 
-def _nearest(x_NE: torch.Tensor, weight_KE: torch.Tensor) -> torch.Tensor:
+def _nearest(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
     if x_NE.device.type == "cuda" and _fused_search_wanted():
         from rqvae.quantizers import triton_nearest  # here, because Triton is optional and slow to import
 
-        return triton_nearest.nearest_codes(x_NE.float(), weight_KE.float(), squared_norms(weight_KE.float()))
-    return _search(x_NE, weight_KE)
+        return triton_nearest.nearest_codes(x_NE.float(), weight_KE.float(), _norms(weight_KE.float(), inner))
+    return _search(x_NE, weight_KE, inner=inner)
 
 
 def _fused_search_wanted() -> bool:
@@ -168,10 +178,10 @@ def _sampled(
 
 
 @torch.library.custom_op("rqvae::nearest_codes", mutates_args=())
-def _nearest_op(x_NE: torch.Tensor, weight_KE: torch.Tensor) -> torch.Tensor:
+def _nearest_op(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = False) -> torch.Tensor:
     """The search as one node of a graph. Autocast is off again: a graph does not remember that it was."""
     with torch.autocast(x_NE.device.type, enabled=False):
-        return _nearest(x_NE, weight_KE)
+        return _nearest(x_NE, weight_KE, inner)
 
 
 @torch.library.custom_op("rqvae::sampled_codes", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
@@ -182,7 +192,7 @@ def _sampled_op(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float) -> tor
 
 @_nearest_op.register_fake
 @_sampled_op.register_fake
-def _(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float = 1.0) -> torch.Tensor:
+def _(x_NE: torch.Tensor, weight_KE: torch.Tensor, setting: float = 1.0) -> torch.Tensor:
     return x_NE.new_empty(len(x_NE), dtype=torch.int64)
 
 

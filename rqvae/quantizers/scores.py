@@ -57,10 +57,7 @@ def _pick(
 @torch.no_grad()
 def best_codes(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
     """The code of the highest score of every row (N,), the lowest index among equals."""
-    if not inner:
-        return nearest_codes(x_NE, weight_KE)
-    empty_N = torch.empty(len(x_NE), dtype=torch.int64, device=x_NE.device)
-    return _pick(x_NE.float(), weight_KE.float(), inner, empty_N, lambda ranks, _: ranks.argmax(1))
+    return nearest_codes(x_NE, weight_KE, inner)
 
 
 @torch.no_grad()

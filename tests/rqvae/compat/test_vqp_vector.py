@@ -1,5 +1,6 @@
 """`VectorQuantize` as vector-quantize-pytorch offers it: the examples of its README, and what programs rely on."""
 
+import copy
 import inspect
 
 import pytest
@@ -332,6 +333,31 @@ def test_stochastic_codes_follow_the_softmax_of_minus_the_distance():
     assert (quantizer(x, sample_codebook_temp=0.0)[1] == nearest).all()
     hot = quantizer(x, sample_codebook_temp=100.0)[1].flatten().bincount(minlength=4) / 20000
     torch.testing.assert_close(hot, torch.full((4,), 0.25), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [dict(), dict(use_cosine_sim=True), dict(heads=2, codebook_dim=4), dict(kmeans_init=True), dict(affine_param=True)],
+)
+def test_evaluation_compiles_without_a_graph_break(settings):
+    quantizer, x = made(**settings), vectors()
+    quantizer(x)
+    quantizer.eval()
+    compiled = torch.compile(quantizer, fullgraph=True, backend="eager")
+    for own, other in zip(compiled(x), copy.deepcopy(quantizer)(x), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_models_made_or_run_in_inference_mode():
+    x = vectors()
+    with torch.inference_mode():
+        inside = made(kmeans_init=True)
+        first, second = inside(x, freeze_codebook=True)[1], inside(x, freeze_codebook=True)[1]
+    assert torch.equal(first, second)
+    outside = made(kmeans_init=True)
+    with torch.inference_mode():
+        outside(x)
+    assert outside(x)[2].requires_grad
 
 
 def test_manual_steps_of_the_codebook():

@@ -45,14 +45,14 @@ class AffineMoments(nn.Module):
 
     def observe(self, x_XRE: torch.Tensor, embed_XKE: torch.Tensor, valid_XR: torch.Tensor | None) -> None:
         """Average in the moments of the valid vectors, and those of the raw code vectors in training (or at first)."""
-        if self.training or self.codebook_mean_needs_init:
-            known, _ = moments(embed_XKE, across_ranks=False)
-            started = ~self.codebook_mean_needs_init
-            new = blend(self._codebook_moments(), known, self.affine_param_codebook_decay, started)
-            self.codebook_mean.copy_(new.mean)
-            self.codebook_variance.copy_(new.variance)
-            self.codebook_mean_needs_init.fill_(False)
-            self.codebook_variance_needs_init.fill_(False)
+        known, _ = moments(embed_XKE, across_ranks=False)
+        first = self.codebook_mean_needs_init
+        new = blend(self._codebook_moments(), known, self.affine_param_codebook_decay, ~first)
+        learns = first | self.training
+        for before, after in zip(self._codebook_moments(), new, strict=True):
+            before.copy_(torch.where(learns, after, before))
+        self.codebook_mean_needs_init.fill_(False)
+        self.codebook_variance_needs_init.fill_(False)
         seen, count_X11 = moments(x_XRE, valid_XR)
         if self.batch_mean is None:
             self.batch_mean, self.batch_variance = seen

@@ -91,7 +91,7 @@ class Codebook(KeepsFloat32, AffineMoments):
             self.embed = nn.Parameter(embed_XKE)
         else:
             self.register_buffer("embed", embed_XKE)
-        self._seen_initted: tuple[int, int] | None = None
+        self._known_initted, self._seen_initted = not kmeans_init, (None, 0)
 
     def transform_input(self, x: torch.Tensor) -> torch.Tensor:
         """Vectors as they are searched: of length 1 for cosine similarity."""
@@ -156,10 +156,15 @@ class Codebook(KeepsFloat32, AffineMoments):
 
     def _is_initted(self) -> bool:
         """Reads the buffer only after it was written, so that the host waits for the device once."""
-        version = (id(self.initted), self.initted._version)
-        if self._seen_initted != version and bool(self.initted):
-            self._seen_initted = version
-        return self._seen_initted == version
+        if torch.compiler.is_compiling():  # a graph cannot ask
+            return self._known_initted
+        if self.initted.is_inference():  # has no version
+            return bool(self.initted)
+        seen, version = self._seen_initted
+        if seen is not self.initted or version != self.initted._version:
+            self._known_initted = bool(self.initted)
+            self._seen_initted = (self.initted, self.initted._version)
+        return self._known_initted
 
     @torch.no_grad()
     def init_embed_(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None = None) -> None:
@@ -190,6 +195,7 @@ class Codebook(KeepsFloat32, AffineMoments):
         self.update_ema()
         self.forget_moments()
         self.initted.fill_(True)
+        self._known_initted = True
 
     @torch.no_grad()
     def update_ema(self) -> None:
