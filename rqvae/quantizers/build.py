@@ -18,6 +18,8 @@ from rqvae.quantizers.code_losses import VectorLosses
 from rqvae.quantizers.entry_use import RestartRule
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.grouped_of import GroupedOf
+from rqvae.quantizers.hierarchical import HierarchicalQuantizer
+from rqvae.quantizers.hierarchical import HierarchicalQuantizer
 from rqvae.quantizers.implicit_codebook import ImplicitResidualQuantizer
 from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.learned_codebook import LearningRule
@@ -55,15 +57,19 @@ def _build_vector(config: QuantizerHParams, dim: int) -> Quantizer:
 
 def _vector_options(config: QuantizerHParams, options: dict[str, Any]) -> dict[str, Any]:
     """The options of a vector quantizer with their values in the library's types."""
-    if options["restart"] is not None:
-        options["restart"] = RestartRule(**options["restart"])
-    elif config.restart_unused_codes:
-        options["restart"] = RestartRule()
+    options["restart"] = _restart_rule(config)
     if options["affine"] is not None:
         options["affine"] = AffineRule(**options["affine"])
     options["losses"] = VectorLosses(**options["losses"])
     options["learning"] = LearningRule(options.pop("sync_nu"), _own_optimizer(options.pop("inplace_lr")))
     return {**options, "decay": config.decays[0]}
+
+
+def _restart_rule(config: QuantizerHParams) -> RestartRule | None:
+    rule = config.bottleneck_options.restart
+    if rule is not None:
+        return RestartRule(**dataclasses.asdict(rule))
+    return RestartRule() if config.restart_unused_codes else None
 
 
 def _own_optimizer(learning_rate: float | None) -> Callable[..., torch.optim.Optimizer] | None:
@@ -79,6 +85,19 @@ def _build_latent(config: QuantizerHParams, dim: int) -> Quantizer:
     options = dataclasses.asdict(config.bottleneck_options)
     optimizer = _own_optimizer(options.pop("inplace_lr"))
     return LatentQuantizer(dim, num_codebooks=config.depth, in_place_optimizer=optimizer, **options)
+
+
+def _build_hierarchical(config: QuantizerHParams, dim: int) -> Quantizer:
+    options = dataclasses.asdict(config.bottleneck_options)
+    scales, latent = options.pop("scales"), list(config.latent_shape)
+    positions = [1, 1, sum(side * side for side in scales)]
+    if list(config.code_shape) != positions or latent[:2] != scales[-1:] * 2:
+        raise ValueError(
+            f"bottleneck.scales {scales} need code_shape {positions} and a latent grid of {scales[-1:] * 2}, "
+            f"got {list(config.code_shape)} and {latent[:2]}"
+        )
+    options |= {"restart": _restart_rule(config), "decay": config.decays[0]}
+    return HierarchicalQuantizer(config.embed_dim, config.code_sizes[0], scales, **options)
 
 
 def _side_by_side(kind: Callable[..., Quantizer], sized: bool) -> Builder:
@@ -139,6 +158,21 @@ def _in_groups(stack: Callable[[QuantizerHParams, int, slice, dict[str, Any]], Q
     return build
 
 
+def _build_hierarchical(config: QuantizerHParams, dim: int) -> Quantizer:
+    quantizer = HierarchicalQuantizer(
+        config.embed_dim,
+        config.code_sizes[0],
+        shared=config.shared_codebook,
+        decay=config.decays[0],
+        restart=RestartRule() if config.restart_unused_codes else None,
+        **dataclasses.asdict(config.bottleneck_options),
+    )
+    wanted = [1, 1, len(quantizer.num_codes)]
+    if list(config.code_shape) != wanted:
+        raise ValueError(f"bottleneck.scales have {wanted[2]} positions: code_shape must be {wanted}")
+    return quantizer
+
+
 QUANTIZERS: dict[str, Builder] = {
     "rq": _build_residual,
     "none": lambda config, dim: NullQuantizer(),
@@ -152,11 +186,13 @@ QUANTIZERS: dict[str, Builder] = {
     "binary": _side_by_side(BinaryMapper, sized=True),
     "residual_vq": _in_groups(_residual_vector_stack),
     "implicit_residual_vq": _in_groups(_implicit_stack),
+    "hierarchical": _build_hierarchical,
     "residual_fsq": _residual_stack(residual_fsq, None),
     "residual_lfq": _residual_stack(residual_lfq, LFQOptions),
     "residual_simvq": _residual_stack(residual_simvq, SimLevelOptions),
+    "hierarchical": _build_hierarchical,
 }
-JOIN_PATCHES = ("rq", "none")  # those that need no `InPatches` around them: rq does it itself
+JOIN_PATCHES = ("rq", "none", "hierarchical")  # those that need no `InPatches` around them: they take whole maps
 
 
 def build_quantizer(config: QuantizerHParams) -> Quantizer:
@@ -167,5 +203,5 @@ def build_quantizer(config: QuantizerHParams) -> Quantizer:
     quantizer = QUANTIZERS[config.bottleneck_type](config, config.embed_dim * rows * columns)
     if quantizer.num_codes and config.n_embed is not None and quantizer.num_codes != config.code_sizes:
         raise ValueError(f"n_embed {config.n_embed} does not fit: the bottleneck has {quantizer.num_codes[0]} codes")
-    joined = rows * columns > 1 and config.bottleneck_type not in JOIN_PATCHES
+    joined = rows * columns > 1 and config.bottleneck_type not in ANY_CODE_GRID
     return InPatches(quantizer, (rows, columns)) if joined else quantizer
