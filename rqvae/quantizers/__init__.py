@@ -18,6 +18,7 @@ from rqvae.quantizers.random_projection import RandomProjectionQuantizer
 from rqvae.quantizers.residual import ResidualQuantizer
 from rqvae.quantizers.residual_of import ResidualOf, residual_fsq, residual_lfq, residual_simvq
 from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
+from rqvae.quantizers.scalar_perturbation import ScalarPerturbationQuantizer
 from rqvae.quantizers.sim import SimQuantizer
 from rqvae.quantizers.vector import VectorQuantizer
 from rqvae.quantizers.warmup import codebook_warmup
@@ -43,6 +44,7 @@ __all__ = [
     "ResidualQuantizer",
     "ResidualVectorQuantizer",
     "RestartRule",
+    "ScalarPerturbationQuantizer",
     "SimQuantizer",
     "SoftmaxVectorPool2d",
     "VectorLosses",

@@ -216,6 +216,16 @@ def test_training(name, settings, shape, options):
             torch.testing.assert_close(b, a, atol=1e-4 if name == "LFQ" else 1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "settings", "shape", "options"), CASES)
+def test_the_same_seed_gives_the_same_weights(name, settings, shape, options):
+    states = []
+    for library in (peer, ours):
+        torch.manual_seed(5)
+        states.append(getattr(library, name)(**settings).state_dict())
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
 @pytest.mark.parametrize("name", ["LFQ", "ResidualLFQ"])
 def test_a_mask_gives_the_loss_of_the_vectors_it_keeps(name):
     """Against the peer without the others: under a mask it takes the entropy of single vectors for that of the mean."""
