@@ -167,5 +167,6 @@ def count_parameters(model: nn.Module) -> int:
     device.
     """
     learned = sum(parameter.numel() for parameter in model.parameters())
-    codebooks = (module.weight for module in model.modules() if isinstance(module, EMACodebook))
+    averaged = (module for module in model.modules() if isinstance(module, EMACodebook))
+    codebooks = (module.weight for module in averaged if not list(module.parameters()))
     return learned + sum(weight.numel() + weight.shape[1] for weight in codebooks)

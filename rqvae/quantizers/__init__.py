@@ -1,5 +1,6 @@
 """The quantizer library."""
 
+from rqvae.quantizers.affine import AffineRule
 from rqvae.quantizers.base import NullQuantizer, Quantizer, QuantizerOutput
 from rqvae.quantizers.binary_mapper import BinaryMapper
 from rqvae.quantizers.build import build_quantizer
@@ -11,6 +12,7 @@ from rqvae.quantizers.hierarchical import HierarchicalQuantizer
 from rqvae.quantizers.implicit_codebook import ImplicitCodebook, ImplicitResidualQuantizer
 from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.layout import InLayout
+from rqvae.quantizers.learned_codebook import LearningRule
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
 from rqvae.quantizers.patches import InPatches
 from rqvae.quantizers.pooling import MaxVectorPool2d, SoftmaxVectorPool2d
@@ -24,6 +26,7 @@ from rqvae.quantizers.vector import VectorQuantizer
 from rqvae.quantizers.warmup import codebook_warmup
 
 __all__ = [
+    "AffineRule",
     "BinaryMapper",
     "EMACodebook",
     "FiniteScalarQuantizer",
@@ -34,6 +37,7 @@ __all__ = [
     "InLayout",
     "InPatches",
     "LatentQuantizer",
+    "LearningRule",
     "LookupFreeQuantizer",
     "MaxVectorPool2d",
     "NullQuantizer",

@@ -22,7 +22,8 @@ from rqvae.quantizers.implicit import linear, without_masked_nonfinite
 from rqvae.quantizers.residual_of import ResidualOf
 from rqvae.quantizers.vector import VectorQuantizer
 
-SET_BY_RESIDUAL = ("codebook_dim", "estimator", "heads", "separate_codebooks")  # settings no level can have of its own
+# Settings no level can have of its own; lengths that codes do not tell cannot be added up.
+SET_BY_RESIDUAL = ("codebook_dim", "estimator", "heads", "keep_length", "separate_codebooks")
 
 
 class ResidualVectorQuantizer(ResidualOf):

@@ -132,7 +132,7 @@ class VectorQuantizer(HeadedQuantizer):
             mask_N = None if mask is None else mask.reshape(-1)
             if self.training and not self.frozen and not self._is_initialized():
                 self._initialize(x_NHE, mask_N, "kmeans")
-            weights = self._weights(constant=self.inplace_optimizer is not None)
+            weights = self._weights()
             codes, chosen, terms = [], [], []
             for head, x_NE in enumerate(x_NHE.unbind(1)):
                 weight_KE = weights[head % len(weights)]
@@ -220,10 +220,9 @@ class VectorQuantizer(HeadedQuantizer):
         weight_KE = self.affines[book](weight_KE)
         return F.normalize(weight_KE, dim=1) if self.cosine else weight_KE
 
-    def _weights(self, constant: bool = False) -> list[torch.Tensor]:
-        """The code vectors (K, E) of every codebook. constant: without gradient."""
-        weights = [self._weight(book) for book in range(len(self.codebooks))]
-        return [weight_KE.detach() for weight_KE in weights] if constant else weights
+    def _weights(self) -> list[torch.Tensor]:
+        """The code vectors (K, E) of every codebook."""
+        return [self._weight(book) for book in range(len(self.codebooks))]
 
     def _running(self) -> bool:
         return any(isinstance(affine, RunningAffine) for affine in self.affines)
@@ -232,7 +231,8 @@ class VectorQuantizer(HeadedQuantizer):
         return [*self.codebooks.parameters(), *self.affines.parameters()]
 
     def _make_optimizer(self) -> torch.optim.Optimizer | None:
-        """The codebook's own optimizer; its parameters then need no gradient elsewhere."""
+        """The codebook's own optimizer; its parameters then get no gradient elsewhere. `state_dict()` does not hold its
+        state: it is to be saved like that of any optimizer."""
         if self.learning.inplace is None:
             return None
         parameters = self._codebook_parameters()

@@ -188,6 +188,46 @@ def test_kept_lengths(heads):
     assert torch.equal(z.grad, upstream), "straight through to the vector itself, not to its direction"
 
 
+def test_gumbel_with_kept_lengths_has_the_gradient_of_the_mean_times_the_length():
+    torch.manual_seed(1)
+    quantizer = with_codes(distance="cosine", keep_length=True, estimator="gumbel", sample_temp=0.5, losses=NO_LOSS)
+    z, upstream = 5 * torch.randn(20, 4), torch.randn(20, 4)
+    z.requires_grad_()
+    quantizer(z).quantized.backward(upstream)
+    unit, weight = F.normalize(z, dim=1), quantizer.codebook(0)
+    mean = (-torch.cdist(unit, weight).square() / 0.5).softmax(1) @ weight
+    (expected,) = torch.autograd.grad(z.detach().norm(dim=1, keepdim=True) * mean, z, upstream)
+    torch.testing.assert_close(z.grad, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", [AffineRule(groups=3), AffineRule("running")])
+def test_cosine_code_vectors_of_an_affine_codebook_have_length_one(rule):
+    quantizer = with_codes(codebook="learned", distance="cosine", affine=rule)
+    for parameter in quantizer.affines.parameters():
+        parameter.data.normal_()
+    quantizer(torch.randn(50, 4))
+    quantizer.update_codebook()
+    torch.testing.assert_close(quantizer.codebook(0).norm(dim=1), torch.ones(9))
+
+
+def test_seeds_and_heads_have_restart_draws_of_their_own():
+    z, rows = torch.randn(60, 4), {}
+    for seed in (0, 1):
+        torch.manual_seed(0)
+        quantizer = VectorQuantizer(
+            4, 9, heads=2, separate_codebooks=True, restart=RestartRule(unused_for=1), seed=seed
+        )
+        for book in quantizer.codebooks:
+            book.assign(torch.full((9, 2), 100.0) + torch.arange(9)[:, None], torch.ones(9))
+        quantizer(z)
+        quantizer.update_codebook()
+        for head in range(2):
+            distance = torch.cdist(quantizer.codebook(head)[1:], z[:, 2 * head : 2 * head + 2])
+            rows[seed, head] = distance.argmin(1).tolist()
+    assert rows[0, 0] != rows[1, 0]
+    assert rows[0, 0] != rows[0, 1]
+
+
 @pytest.mark.parametrize("settings", [{}, {"distance": "cosine"}, {"heads": 2, "separate_codebooks": True}])
 def test_top_codes_begin_with_the_code_of_the_forward(settings):
     quantizer = with_codes(codebook="learned", **settings)
