@@ -174,26 +174,6 @@ class ResidualVQOptions(ResidualOptions, VQOptions):
 
 
 @dataclass
-class HierarchicalOptions:
-    """Settings of `rqvae.quantizers.hierarchical`; code_shape is [1, 1, S], S the positions of all scales.
-
-    scales: sides of the square grids, coarse to fine; the last is that of latent_shape. shared: one codebook for all.
-    """
-
-    scales: list[int] = MISSING
-    shared: bool = True
-    blend: float = 0.5
-    num_convs: int = 1
-    scale_dropout: float = 0.0
-    kept_scales: int = 1
-    commitment_weight: float = 0.25
-    codebook_weight: float = 1.0
-    kmeans_init: bool = False
-    codebook: str = "ema"
-    restart: Optional[RestartOptions] = None
-
-
-@dataclass
 class ImplicitResidualOptions(ResidualOptions):
     """See `rqvae.quantizers.implicit_codebook`. hidden, depth: width and number of blocks of the networks."""
 
@@ -230,11 +210,13 @@ class ResidualSimOptions(ResidualOptions, SimLevelOptions):
 
 @dataclass
 class HierarchicalOptions:
-    """scales: grids from coarse to fine, numbers or [rows, columns]. See `rqvae.quantizers.hierarchical`."""
+    """scales: grids from coarse to fine, numbers or [rows, columns]; the last is the latent grid, and code_shape is
+    [1, 1, positions of all scales]. See `rqvae.quantizers.hierarchical`."""
 
     scales: list[Any] = MISSING
     distance: str = "euclidean"
     codebook: str = "ema"
+    restart: Optional[RestartOptions] = None
     kmeans_init: bool = False
     blend: float = 0.5
     num_convs: int = 1
@@ -255,7 +237,6 @@ BOTTLENECK_OPTIONS = {
     "binary": BinaryOptions,
     "residual_vq": ResidualVQOptions,
     "implicit_residual_vq": ImplicitResidualOptions,
-    "hierarchical": HierarchicalOptions,
     "residual_fsq": ResidualFSQOptions,
     "residual_lfq": ResidualLFQOptions,
     "residual_simvq": ResidualSimOptions,

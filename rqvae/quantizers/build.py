@@ -19,7 +19,6 @@ from rqvae.quantizers.entry_use import RestartRule
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.grouped_of import GroupedOf
 from rqvae.quantizers.hierarchical import HierarchicalQuantizer
-from rqvae.quantizers.hierarchical import HierarchicalQuantizer
 from rqvae.quantizers.implicit_codebook import ImplicitResidualQuantizer
 from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.learned_codebook import LearningRule
@@ -87,19 +86,6 @@ def _build_latent(config: QuantizerHParams, dim: int) -> Quantizer:
     return LatentQuantizer(dim, num_codebooks=config.depth, in_place_optimizer=optimizer, **options)
 
 
-def _build_hierarchical(config: QuantizerHParams, dim: int) -> Quantizer:
-    options = dataclasses.asdict(config.bottleneck_options)
-    scales, latent = options.pop("scales"), list(config.latent_shape)
-    positions = [1, 1, sum(side * side for side in scales)]
-    if list(config.code_shape) != positions or latent[:2] != scales[-1:] * 2:
-        raise ValueError(
-            f"bottleneck.scales {scales} need code_shape {positions} and a latent grid of {scales[-1:] * 2}, "
-            f"got {list(config.code_shape)} and {latent[:2]}"
-        )
-    options |= {"restart": _restart_rule(config), "decay": config.decays[0]}
-    return HierarchicalQuantizer(config.embed_dim, config.code_sizes[0], scales, **options)
-
-
 def _side_by_side(kind: Callable[..., Quantizer], sized: bool) -> Builder:
     """Builder of D codebooks side by side; `sized`: K comes from n_embed, otherwise from the options."""
 
@@ -159,17 +145,15 @@ def _in_groups(stack: Callable[[QuantizerHParams, int, slice, dict[str, Any]], Q
 
 
 def _build_hierarchical(config: QuantizerHParams, dim: int) -> Quantizer:
-    quantizer = HierarchicalQuantizer(
-        config.embed_dim,
-        config.code_sizes[0],
-        shared=config.shared_codebook,
-        decay=config.decays[0],
-        restart=RestartRule() if config.restart_unused_codes else None,
-        **dataclasses.asdict(config.bottleneck_options),
-    )
+    options = dataclasses.asdict(config.bottleneck_options)
+    options |= {"restart": _restart_rule(config), "decay": config.decays[0], "shared": config.shared_codebook}
+    quantizer = HierarchicalQuantizer(config.embed_dim, config.code_sizes[0], **options)
+    finest, latent = list(quantizer.shapes[-1]), list(config.latent_shape[:2])
     wanted = [1, 1, len(quantizer.num_codes)]
     if list(config.code_shape) != wanted:
         raise ValueError(f"bottleneck.scales have {wanted[2]} positions: code_shape must be {wanted}")
+    if finest != latent:
+        raise ValueError(f"the last of bottleneck.scales, {finest}, must be the grid of latent_shape, {latent}")
     return quantizer
 
 
@@ -186,7 +170,6 @@ QUANTIZERS: dict[str, Builder] = {
     "binary": _side_by_side(BinaryMapper, sized=True),
     "residual_vq": _in_groups(_residual_vector_stack),
     "implicit_residual_vq": _in_groups(_implicit_stack),
-    "hierarchical": _build_hierarchical,
     "residual_fsq": _residual_stack(residual_fsq, None),
     "residual_lfq": _residual_stack(residual_lfq, LFQOptions),
     "residual_simvq": _residual_stack(residual_simvq, SimLevelOptions),
@@ -203,5 +186,5 @@ def build_quantizer(config: QuantizerHParams) -> Quantizer:
     quantizer = QUANTIZERS[config.bottleneck_type](config, config.embed_dim * rows * columns)
     if quantizer.num_codes and config.n_embed is not None and quantizer.num_codes != config.code_sizes:
         raise ValueError(f"n_embed {config.n_embed} does not fit: the bottleneck has {quantizer.num_codes[0]} codes")
-    joined = rows * columns > 1 and config.bottleneck_type not in ANY_CODE_GRID
+    joined = rows * columns > 1 and config.bottleneck_type not in JOIN_PATCHES
     return InPatches(quantizer, (rows, columns)) if joined else quantizer

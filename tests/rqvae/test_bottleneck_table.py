@@ -89,14 +89,13 @@ CONFIGS = {
         {"n_embed": 16, "bottleneck": {"quantize_dropout": True, "dropout_cutoff": 1}},
     ],
 }
-HIERARCHICAL = {"n_embed": 16, "code_shape": [1, 1, 21], "bottleneck": {"scales": [1, 2, 4], "kmeans_init": True}}
 CASES = [(name, index) for name, configs in CONFIGS.items() for index in range(len(configs))]
 CODE_GRIDS = [[4, 4, 2], [2, 4, 2], [2, 2, 2]]
 
 
 def arch(name, settings=None, **changes):
     """A published `arch` section: images of 8 x 8, a latent grid of 4 x 4, two codes per position."""
-    settings = {**CONFIGS, "hierarchical": [HIERARCHICAL]}[name][0] if settings is None else settings
+    settings = CONFIGS[name][0] if settings is None else settings
     hparams = {"bottleneck_type": name, "embed_dim": 8, "latent_shape": [4, 4, 8], "code_shape": [4, 4, 2]}
     return {
         "type": "rq-vae",
@@ -210,7 +209,6 @@ def test_wrong_options_are_one_line(name):
         ("vq", {"bottleneck": {"restart": {"bellow": 1.0}}}, "unknown key bottleneck.restart.bellow; did you mean 'be"),
         ("vq", {"bottleneck": {"losses": {"commit": 1.0}}}, "unknown key bottleneck.losses.commit; did you mean 'com"),
         ("vq", {"bottleneck": {"codebook": "learned", "inplace_lr": 0.0}}, "inplace_lr must be positive, got 0.0"),
-        ("hierarchical", {"bottleneck": {"scales": [1, 2]}}, r"scales \[1, 2\] need code_shape \[1, 1, 5\] and a latent"),
         ("residual_vq", {"bottleneck": {"dropout_cutoff": 2}}, r"dropout_cutoff must be in 0 \.\. 1"),
     ],
 )

@@ -53,6 +53,7 @@ def test_one_step_then_codes_images_and_targets(changes):
     [
         ({"code_shape": [1, 1, 20]}, r"bottleneck.scales have 21 positions: code_shape must be \[1, 1, 21\]"),
         ({"code_shape": [2, 2, 21]}, r"code_shape must be \[1, 1, 21\]"),
+        ({"code_shape": [1, 1, 5], "bottleneck": {"scales": [1, 2]}}, r"last of bottleneck.scales, \[2, 2\], must be"),
         ({"bottleneck": {}}, "bottleneck.scales: .*missing mandatory value"),
         ({"bottleneck": {"scales": [4, 1]}}, "scales must not become coarser"),
         ({"bottleneck": {"scales": [1], "blends": 0.1}}, "unknown key bottleneck.blends; did you mean 'blend'"),
