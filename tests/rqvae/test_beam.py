@@ -90,6 +90,9 @@ def test_rounding_does_not_choose_between_orders_of_the_same_codes():
     x = torch.randn(500, DIM)
     codes = beam_search(x, [level] * 4, 4)
     assert torch.equal(beam_search(x + 1e-6 * torch.randn_like(x), [level] * 4, 4), codes)
+    pair = level.weight_KE[beam_search(x, [level] * 2, 4)]
+    first, second = ((x - pair[:, index]).norm(dim=1) for index in range(2))
+    assert (first <= second).all(), "the order in which the sum of fewer codes is the better one"
 
 
 def test_wider_beams_leave_less():

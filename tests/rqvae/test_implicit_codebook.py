@@ -88,7 +88,11 @@ def test_the_loss_compares_the_input_with_every_partial_sum():
     model = quantizer(level_options={"losses": losses}, loss_weights=[1.0, 0.5, 3.0])
     z = torch.randn(8, DIM, requires_grad=True)
     out = model(z)
-    errors = [(z - model.decode(out.codes[:, : depth + 1])).square().mean() for depth in range(3)]
+    errors, total = [], None
+    for depth in range(3):
+        vectors = model.codebook(depth)[out.codes[:, depth]]
+        total = vectors if depth == 0 else total + model.transforms[depth - 1](vectors, total)
+        errors.append((z - total).square().mean())
     mean = (errors[0] + 0.5 * errors[1] + 3.0 * errors[2]) / 3
     torch.testing.assert_close(out.terms["commitment"], 0.25 * mean)
     torch.testing.assert_close(out.terms["codebook"], 2.0 * mean)

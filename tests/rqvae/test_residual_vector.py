@@ -244,6 +244,25 @@ def test_beam_leaves_less_than_the_greedy_search_in_train_and_eval_mode():
     assert errors[8] < errors[4] < errors[1]
 
 
+def test_evaluation_with_a_beam_draws_nothing():
+    quantizer = ResidualVectorQuantizer(DIM, 32, 4, beam_width=3, level_options={"sample_temp": 5.0})
+    z = torch.randn(50, DIM)
+    assert not torch.equal(quantizer(z).codes, quantizer(z).codes)
+    quantizer.eval()
+    assert torch.equal(quantizer(z).codes, quantizer(z).codes)
+    assert torch.equal(quantizer(z).codes, quantizer.targets(z)[1])
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_masked_vectors_that_are_no_numbers_harm_no_gradient(width):
+    quantizer = ResidualVectorQuantizer(DIM, 9, 2, codebook_dim=4, beam_width=width)
+    z = torch.randn(4, DIM)
+    z[1] = float("nan")
+    out = quantizer(z, torch.tensor([True, False, True, True]))
+    (out.loss + out.quantized[[0, 2, 3]].sum()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in quantizer.parameters())
+
+
 def test_levels_see_the_residuals_of_the_beam():
     """EMA updates follow the codes of the best sum."""
     quantizer = ResidualVectorQuantizer(DIM, 10, 2, beam_width=3)

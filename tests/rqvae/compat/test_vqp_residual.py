@@ -193,8 +193,9 @@ def test_draws_of_beams_and_implicit_codebooks():
         frequencies = []
         for width in (1, 2):  # the first level of a beam of 1 does not pass through the beam search
             quantizer = small(num_quantizers=1, codebook_size=4, stochastic_sample_codes=True, **settings)
-            quantizer.layers[0].codebook = F.normalize(torch.randn(4, 8), dim=-1)
             x = F.normalize(torch.ones(1, 20_000, 8), dim=-1)
+            book = x[0, 0] + torch.tensor([[0.02], [0.3], [0.8], [2.0]]) * torch.randn(4, 8)
+            quantizer.layers[0].codebook = F.normalize(book, dim=-1) if settings else book
             codes = quantizer(x, freeze_codebook=True, beam_size=width)[1]
             frequencies.append(codes.flatten().bincount(minlength=4) / 20_000)
         torch.testing.assert_close(*frequencies, atol=0.02, rtol=0)
@@ -236,6 +237,21 @@ def test_kmeans_start_and_warm_up(settings, kind):
     assert nearest.square().mean() / 8 < (0.75 if settings == {"shared_codebook": True} else 0.62)
     if "implicit_neural_codebook" not in settings:
         assert (quantizer.eval()(x)[0] - x).square().mean() < 0.42
+
+
+@pytest.mark.parametrize(("settings", "num_same"), [({"beam_size": 3}, 3), ({"implicit_neural_codebook": True}, 2)])
+def test_a_search_over_all_levels_starts_from_the_same_residuals(settings, num_same):
+    torch.manual_seed(1)
+    x = torch.randn(4, 100, 8)
+    plain, searched = small(kmeans_init=True), small(kmeans_init=True, **settings)
+    for quantizer in (plain, searched):
+        quantizer(x, freeze_codebook=True)
+    torch.testing.assert_close(searched.codebooks[:num_same], plain.codebooks[:num_same])
+    left = [x.flatten(0, 1)]
+    for codebook in plain.codebooks[:2]:
+        left.append(left[-1] - codebook[torch.cdist(left[-1], codebook).argmin(1)])
+    for residual, codebook in zip(left, plain.codebooks, strict=True):
+        assert torch.cdist(residual, codebook).min(1).values.square().mean() < 0.75 * residual.square().sum(1).mean()
 
 
 def test_alternating_optimizer_of_a_shared_codebook():
