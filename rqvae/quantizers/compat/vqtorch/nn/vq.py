@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rqvae.quantizers import sync
 from rqvae.quantizers.affine import LearnedAffine
 from rqvae.quantizers.alternating import alternating_step
 from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.code_losses import mean_square
-from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed
 from rqvae.quantizers.compat.vqtorch.dists import COSINE, EUCLIDEAN
 from rqvae.quantizers.compat.vqtorch.nn.replace import replace_unused
 from rqvae.quantizers.compat.vqtorch.nn.vq_base import VQBaseLayer
@@ -226,11 +226,16 @@ class VectorQuant(VQBaseLayer):
             codes_N = torch.cat([search.searched.codes_N for search in searches])
             counts.append(torch.bincount(codes_N, minlength=self.group_size))
             if self.training and self.replace_freq > 0:
-                seed = draw_seed(codes_N.device) if seed is None else seed
+                seed = _draw_seed(codes_N.device) if seed is None else seed
                 rows = [search.searched for search in searches]
                 weight_KE, remaining_K = self.codebook.weight.data[entries], self._counts[entries]
                 replace_unused(weight_KE, remaining_K, rows, self.replace_freq, seed=seed + book)
         return torch.cat(counts)
+
+
+def _draw_seed(device: torch.device) -> int:
+    """From the global generator of the first process, the same on all; drawn on the CPU."""
+    return sync.from_first_rank(int(torch.randint(2**31, ())), device)
 
 
 def _code_vector_size(feature_size: int, groups: int) -> int:
