@@ -1,0 +1,201 @@
+"""Image sampling and a training step as shares of what this machine can do, measured in the same run.
+
+Model: body 8, head 4 layers, width 256, 8 heads, 2048 codes, maps of 8x8x4, class-conditional, batch 16, fp32. The
+roofline of sampling is the larger of two times: model FLOPs over the rate of a large matrix product, and bytes of
+weights and caches (each read once per step) over the bandwidth of a large copy. The training step (soft targets,
+forward, loss, backward, AdamW) is compared with three times the forward FLOPs at that rate. `--peer` times `generate`
+of the RQ-Transformer package, where it is installed, beside our class of the same signature. The variants of a case
+take turns; times are medians. A table, then one JSON line. `python -m benchmarks.sampling_speed [--peer]`
+"""
+
+import argparse
+import importlib
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rqtransformer import RQTransformer, RQTransformerConfig, sample
+from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
+
+BATCH, WIDTH, CODES, GRID = 16, 256, 2048, (8, 8, 4)
+BODY, HEAD, HEADS, CLASSES = 8, 4, 8, 10
+GEMM_SIZE, COPY_MB = 2048, 256
+SAMPLING = {"top_k": 256, "top_p": 0.95}
+PEER = "rq_transformer"
+TWO_LEVEL = {"num_tokens": 1024, "dim": 512, "max_spatial_seq_len": 64, "depth_seq_len": 4, "spatial_layers": 8,
+             "depth_layers": 4, "dim_head": 64, "heads": 8}
+THREE_LEVEL = {"num_tokens": 1024, "dim": 512, "depth": (4, 4, 2), "max_seq_len": (16, 4, 5), "dim_head": 64,
+               "heads": 8}
+PEER_CASES = [("RQTransformer, batch 8", "RQTransformer", TWO_LEVEL, 8),
+              ("RQTransformer, batch 1", "RQTransformer", TWO_LEVEL, 1),
+              ("HierarchicalCausalTransformer, batch 1", "HierarchicalCausalTransformer", THREE_LEVEL, 1)]
+
+
+class Codebook:
+    """The part of `ImageTokenizer` that codes need."""
+
+    def __init__(self, num_codes: int, dim: int):
+        self.book_KE = torch.randn(num_codes, dim)
+
+    def codebook(self, depth: int) -> Tensor:
+        return self.book_KE
+
+    def embed_code_with_depth(self, codes_BHWD: Tensor) -> Tensor:
+        return self.book_KE[codes_BHWD]
+
+
+def build_model() -> RQTransformer:
+    config = RQTransformerConfig.from_mapping({
+        "block_size": list(GRID), "embed_dim": WIDTH, "input_embed_dim": WIDTH, "vocab_size": CODES,
+        "shared_tok_emb": True, "shared_cls_emb": True, "input_emb_vqvae": True, "head_emb_vqvae": True,
+        "cumsum_depth_ctx": True, "vocab_size_cond": CLASSES, "block_size_cond": 1,
+        "body": {"n_layer": BODY, "block": {"n_head": HEADS}}, "head": {"n_layer": HEAD, "block": {"n_head": HEADS}},
+    })
+    torch.manual_seed(0)
+    return RQTransformer(config)
+
+
+def weights_of(module: nn.Module) -> int:
+    """Elements of all weight matrices: the multiply-adds of one row."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
+
+
+def model_cost(model: RQTransformer, batch: int) -> tuple[float, float]:
+    """(FLOPs, bytes of weights and caches) of drawing a batch code by code; a forward pass has the same FLOPs."""
+    positions, depth = model.num_positions, model.depth
+    per_position = weights_of(model.body_transformer) + weights_of(model.input_mlp)
+    per_code = weights_of(model.head_transformer) + weights_of(model.classifier)
+    weights = positions * (per_position + depth * per_code + (depth - 1) * weights_of(model.head_mlp))
+    seen = BODY * positions * (positions + 1) / 2 + HEAD * positions * depth * (depth + 1) / 2
+    flops = batch * (2 * weights + 4 * WIDTH * seen)
+    return flops, 4 * (weights + 2 * batch * WIDTH * seen)
+
+
+def medians(variants: dict[str, Callable[[], Any]], rounds: int, warm_up: bool = True) -> dict[str, float]:
+    """Seconds per call: the variants take turns, so that all of them see the same machine."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds + warm_up):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def machine_variants() -> dict[str, Callable[[], Any]]:
+    """One large product and one large copy."""
+    left, right = torch.randn(2, GEMM_SIZE, GEMM_SIZE).unbind(0)
+    source = torch.randn(COPY_MB * 2**18)
+    target = torch.empty_like(source)
+    return {"gemm": lambda: torch.mm(left, right), "copy": lambda: target.copy_(source)}
+
+
+def training_step(model: RQTransformer, tokenizer: Codebook) -> Callable[[], None]:
+    codes_BHWD = torch.randint(CODES, (BATCH, *GRID))
+    cond_B = torch.arange(BATCH) % CLASSES
+    targets = SoftTargets(torch.randn(BATCH, *GRID, WIDTH), [tokenizer.book_KE] * GRID[2], temp=1.0)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    config = Stage2LossConfig()
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        stage2_loss(model(codes_BHWD, tokenizer, cond_B), codes_BHWD, targets, None, config)[0].backward()
+        optimizer.step()
+        model.eval()
+
+    return step
+
+
+def measure_images(rounds: int) -> list[dict[str, Any]]:
+    """Sampling as a share of the roofline, training as a share of the product's rate."""
+    model, tokenizer = build_model().eval(), Codebook(CODES, WIDTH)
+    trained = build_model()
+    cond_B = torch.arange(BATCH) % CLASSES
+    flops, moved = model_cost(model, BATCH)
+    times = medians(machine_variants() | {
+        "sampling": lambda: sample(model, tokenizer, cond_B, **SAMPLING),
+        "sampling_one": lambda: sample(model, tokenizer, cond_B[:1], **SAMPLING),
+        "training": training_step(trained, tokenizer),
+    }, rounds)
+    rate, bandwidth = 2 * GEMM_SIZE**3 / times["gemm"], 2 * COPY_MB * 2**20 / times["copy"]
+    terms = {"flops_s": flops / rate, "bytes_s": moved / bandwidth}
+    machine = {"gemm_gflops": round(rate / 1e9, 1), "copy_gb_s": round(bandwidth / 1e9, 2)}
+    sampling = {
+        "case": f"sampling, batch {BATCH}", "seconds": round(times["sampling"], 4),
+        **{name: round(value, 4) for name, value in terms.items()},
+        "roofline_percent": round(100 * max(terms.values()) / times["sampling"], 1),
+        "flops_percent": round(100 * terms["flops_s"] / times["sampling"], 1),
+        "codes_per_s": round(BATCH * GRID[0] * GRID[1] * GRID[2] / times["sampling"]),
+        "batch_1_seconds": round(times["sampling_one"], 4), **machine,
+    }
+    training = {
+        "case": f"training step, batch {BATCH}", "seconds": round(times["training"], 4),
+        "flops_s": round(3 * flops / rate, 4), "model_flops_percent": round(300 * flops / rate / times["training"], 1),
+    }
+    return [sampling, training]
+
+
+def measure_peer(name: str, class_name: str, arguments: dict[str, Any], batch: int, rounds: int,
+                 libraries: dict[str, Any]) -> dict[str, Any]:
+    """`generate` of the same model in each library."""
+    variants = {}
+    for library, module in libraries.items():
+        torch.manual_seed(0)
+        model = getattr(module, class_name)(**arguments).eval()
+        variants[library] = lambda model=model: model.generate(default_batch_size=batch)
+    row: dict[str, Any] = {"case": name}
+    times = {}
+    for library, run in variants.items():
+        # a minute per call where every code runs the whole model: one warm call of its parts is enough
+        times |= medians({library: run}, 1 if library == "peer" else rounds, warm_up=library != "peer")
+        row[f"{library}_seconds"] = round(times[library], 4)
+    if len(times) == 2:
+        row["times_faster"] = round(times["peer"] / times["ours"], 1)
+    return row
+
+
+def peer_libraries() -> dict[str, Any]:
+    """The libraries that can be imported, by role."""
+    libraries = {}
+    for role, module in (("ours", "rqtransformer.compat"), ("peer", PEER)):
+        try:
+            libraries[role] = importlib.import_module(module)
+        except ImportError as error:
+            print(f"{module} cannot be imported ({error}): left out")
+    return libraries
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", action="store_true", help=f"also measure {PEER}, where it is installed")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="default: as torch chooses")
+    parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
+    args = parser.parse_args()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    rows = measure_images(args.rounds)
+    if args.peer:
+        libraries = peer_libraries()
+        rows += [measure_peer(*case, args.rounds, libraries) for case in PEER_CASES] if libraries else []
+    for row in rows:
+        print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    line = json.dumps({"benchmark": "sampling_speed", "device": "cpu", "torch": torch.__version__,
+                       "machine": platform.machine(), "threads": torch.get_num_threads(), "rounds": args.rounds,
+                       "rows": rows})
+    if args.output is not None:
+        args.output.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
