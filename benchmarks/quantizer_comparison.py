@@ -10,6 +10,7 @@ Legend: N images of a split, B batch.
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import time
@@ -22,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.bar_chart import draw_bars
-from benchmarks.comparison_methods import DEPTH, GRID, METHODS, NUM_CODES, RESOLUTION, Method, config_of
+from benchmarks.comparison_methods import METHODS, NUM_CODES, RESOLUTION, Method, config_of
 from data import DatasetConfig, ImageDataset, build_dataset
 from data.dataset import to_float_batch
 from rqvae import RQVAE
@@ -30,7 +31,7 @@ from rqvae.quantizers.usage import CodeUsage
 from runtime.errors import exit_on_user_error
 
 DATASETS = {"digits": "digits", "fashion_mnist": "fashion-mnist"}
-BITS = GRID * GRID * DEPTH * (NUM_CODES.bit_length() - 1)
+BITS_PER_CODE = NUM_CODES.bit_length() - 1
 NAME = "quantizer_comparison"
 
 
@@ -78,20 +79,26 @@ def train(model: RQVAE, method: Method, dataset: ImageDataset, args: argparse.Na
 
 
 @torch.no_grad()
-def evaluate(model: RQVAE, dataset: ImageDataset, batch_size: int) -> dict[str, float | None]:
-    """Mean squared error on the [-1, 1] scale, and code usage as means over the depths (None without codes)."""
+def evaluate(model: RQVAE, dataset: ImageDataset, count: int, batch_size: int) -> dict[str, float | None]:
+    """Mean squared error of the first `count` images on the [-1, 1] scale, and code usage as means over the depths
+    (None without codes)."""
     model.eval()
-    sizes, squared, count = model.quantizer.num_codes, 0.0, 0
+    sizes, squared, entries = model.quantizer.num_codes, 0.0, 0
     usage = CodeUsage(len(sizes), sizes) if sizes else None
-    for index_B in np.array_split(np.arange(len(dataset)), -(-len(dataset) // batch_size)):
+    for index_B in np.array_split(np.arange(count), -(-count // batch_size)):
         image_BCHW = images_of(dataset, index_B)
         out = model(image_BCHW)
         squared += (out.recon - image_BCHW).square().sum().item()
-        count += image_BCHW.numel()
+        entries += image_BCHW.numel()
         if usage is not None:
             usage.update(out.quantizer_output.codes)
     means = {name: value.float().mean().item() for name, value in usage.summary().items()} if usage else {}
-    return {"mse": squared / count, "used_fraction": means.get("used_fraction"), "perplexity": means.get("perplexity")}
+    return {"mse": squared / entries, **{name: means.get(name) for name in ("used_fraction", "perplexity")}}
+
+
+def bits_of(method: Method) -> int | None:
+    """Bits of the codes of one image; None without codes."""
+    return math.prod(method.code_shape) * BITS_PER_CODE if method.kind != "none" else None
 
 
 def measure(name: str, splits: dict[str, ImageDataset], args: argparse.Namespace) -> dict[str, Any]:
@@ -99,8 +106,8 @@ def measure(name: str, splits: dict[str, ImageDataset], args: argparse.Namespace
     method = METHODS[name]
     model = build_model(method, args.seed)
     step_ms = train(model, method, splits["train"], args)
-    result = evaluate(model, splits["val"], args.batch_size)
-    return {"method": name, "bottleneck_type": method.kind, "bits": BITS if model.quantizer.num_codes else None,
+    result = evaluate(model, splits["val"], args.held_out_images, args.batch_size)
+    return {"method": name, "bottleneck_type": method.kind, "bits": bits_of(method),
             **{key: None if value is None else round(value, 5) for key, value in result.items()},
             "step_ms": round(step_ms, 2)}
 
@@ -138,10 +145,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--held-out-images", type=int, help="default: all of the validation split")
     parser.add_argument("--output-dir", type=Path, help="also write the JSON line, the table and the picture there")
     args = parser.parse_args(argv)
-    if min(args.steps, args.batch_size) < 1:
-        parser.error(f"--steps and --batch-size must be at least 1, got {args.steps} and {args.batch_size}")
+    for name in ("steps", "batch_size", "held_out_images"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     return args
 
 
@@ -152,6 +161,7 @@ def main(argv: list[str] | None = None) -> None:
         splits = {split: build_dataset(config, split) for split in ("train", "val")}
         if args.batch_size > len(splits["train"]):
             raise ValueError(f"--batch-size {args.batch_size} is more than the {len(splits['train'])} training images")
+    args.held_out_images = min(args.held_out_images or len(splits["val"]), len(splits["val"]))
     rows = []
     for name in args.methods:
         rows.append(measure(name, splits, args))
@@ -159,11 +169,11 @@ def main(argv: list[str] | None = None) -> None:
     print(table(rows))
     line = json.dumps({
         "benchmark": NAME, "dataset": args.dataset, "resolution": RESOLUTION, "steps": args.steps,
-        "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "held_out_images": len(splits["val"]),
+        "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "held_out_images": args.held_out_images,
         "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(), "rows": rows,
     })
     if args.output_dir is not None:
-        title = f"{args.dataset}, {args.steps} steps of {args.batch_size} images, {BITS} bits per image"
+        title = f"{args.dataset}, {args.steps} steps of {args.batch_size} images, 512 bits per image"
         write_results(args.output_dir, line, rows, title)
     print(line)
 
