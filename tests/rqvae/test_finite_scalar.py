@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
+from rqvae.quantizers.latent import LatentQuantizer
+from rqvae.quantizers.lookup_free import LookupFreeQuantizer
+from rqvae.quantizers.scalar_perturbation import ScalarPerturbationQuantizer
 
 
 @pytest.mark.parametrize("level", [2, 3, 4, 5, 8, 9])
@@ -72,6 +75,32 @@ def test_no_code_of_a_thousand_is_lost_in_half_precision(dtype, symmetric):
         assert torch.equal(out.quantized, quantizer.decode(codes).to(dtype))
     with torch.autocast("cpu", dtype=dtype):
         assert torch.equal(quantizer(z).codes, codes)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        FiniteScalarQuantizer(2, [5, 4]),
+        FiniteScalarQuantizer(2, [5, 4], preserve_symmetry=True),
+        FiniteScalarQuantizer(2, [5, 4], bound="clamp"),
+        ScalarPerturbationQuantizer(2, [5, 4], quantize_rate=1.0),
+        LookupFreeQuantizer(2, 4),
+        LatentQuantizer(2, [5, 4]),
+    ],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
+def test_what_is_no_number_gets_a_code_and_harms_no_other_vector(quantizer):
+    z = torch.randn(6, 2)
+    expected = quantizer(z)
+    spoilt = z.clone()
+    spoilt[2, 0], spoilt[3, 1], spoilt[4] = float("nan"), float("inf"), -float("inf")
+    out = quantizer(spoilt)
+    assert (out.codes >= 0).all()
+    assert (out.codes < quantizer.num_codes[0]).all()
+    assert torch.equal(out.quantized, quantizer.decode(out.codes))
+    kept = [0, 1, 5]
+    assert torch.equal(out.codes[kept], expected.codes[kept])
+    assert torch.equal(out.quantized[kept], expected.quantized[kept])
 
 
 @pytest.mark.parametrize("level", [4, 5])

@@ -322,3 +322,22 @@ def test_submodules_have_the_names_of_the_original():
     from rqvae.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ as f
 
     assert (a, b, c, d, e, f) == (BinaryMapper, FSP, build_cdf_act, FSQ, LatentQuantize, LFQ)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: FSQ([5, 4, 3, 8]),
+    lambda: FSP([5, 4, 3, 8]),
+    lambda: LFQ(dim=4),
+    lambda: LatentQuantize([5, 4, 3, 8], 4),
+    lambda: ResidualFSQ(levels=[5, 4, 3, 8], num_quantizers=3),
+    lambda: ResidualLFQ(dim=4, codebook_size=16, num_quantizers=3),
+    lambda: BinaryMapper(4, deterministic_on_eval=True),
+])  # fmt: skip
+def test_one_graph_in_eval(make):
+    torch._dynamo.reset()
+    quantizer, x = make().eval(), torch.randn(2, 9, 4)
+    expected = quantizer(x)
+    found = torch.compile(quantizer, fullgraph=True, backend="eager")(x)
+    torch._dynamo.reset()
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
