@@ -224,8 +224,10 @@ class Stage1:
 
     def describe(self) -> str:
         """One line on the size of the networks."""
-        update = self.model.config.codebook_update
-        line = f"RQ-VAE with {count_parameters(self.model):,} parameters, codebook update {update}"
+        hparams = self.model.config
+        update = f"codebook update {hparams.codebook_update}"
+        quantizer = update if hparams.bottleneck_type == "rq" else f"bottleneck {hparams.bottleneck_type}"
+        line = f"RQ-VAE with {count_parameters(self.model):,} parameters, {quantizer}"
         if self.adversary is not None:
             size = sum(parameter.numel() for parameter in self.adversary.discriminator.parameters())
             line += f"; discriminator with {size:,}"

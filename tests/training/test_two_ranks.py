@@ -37,11 +37,18 @@ ACT_GAN = {"gan": GAN, "gan.disc.optimizer": DISC_SGD, "gan.disc.arch.use_actnor
 OWN_TABLES = {"arch.input_emb_vqvae": False, "arch.head_emb_vqvae": False, "arch.shared_tok_emb": False,
               "arch.shared_cls_emb": False}
 TEXT = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "loss.txt_weight": 0.1, "loss.img_weight": 0.9}
+SIMVQ = {"arch.hparams.bottleneck_type": "residual_simvq", "arch.hparams.bottleneck.quantize_dropout": True}
+RVQ = {"arch.hparams.bottleneck_type": "residual_vq", "arch.hparams.shared_codebook": False,
+       "arch.hparams.bottleneck": {"codebook": "learned", "quantize_dropout": True, "kmeans_init": True}}
+VQ = {"arch.hparams.bottleneck_type": "vq", "arch.hparams.bottleneck": {"codebook_dim": 4, "kmeans_init": True}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deferred": ("stage1", {}),
     "per-depth": ("stage1", {"arch.hparams.codebook_update": "per_depth", "arch.hparams.shared_codebook": False}),
     "gan-sync": ("stage1", SYNC_GAN),
     "gan-actnorm": ("stage1", ACT_GAN | {"gan.loss.disc_start_step": 1}),
+    "dropped-sim-levels": ("stage1", SIMVQ),
+    "dropped-learned-levels": ("stage1", RVQ),
+    "vector-heads": ("stage1", VQ),
     "hard-class": ("stage2", {"loss.type": "cross_entropy"} | OWN_TABLES),
     "soft-class": ("stage2", {}),
     "soft-text": ("stage2", TEXT),
@@ -101,7 +108,7 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
     """Equal to float tolerance, relative to the largest entry of a tensor."""
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        scale = float(theirs[name].abs().amax()) if tensor.numel() else 1.0
+        scale = float(theirs[name].float().abs().amax()) if tensor.numel() else 1.0
         torch.testing.assert_close(
             tensor, theirs[name], rtol=0.0, atol=2e-5 * max(scale, 1e-3), msg=lambda text, name=name: f"{name}: {text}"
         )
