@@ -5,16 +5,21 @@ Legend: N vectors, E code-vector size, K codebook size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from rqvae.quantizers import sync
+from rqvae.quantizers.entry_use import count_codes
 from rqvae.quantizers.restart import NO_KEY, CodedVectors, draw_candidates, hash_int64, sums_by_code
 
 
-def counts_and_sums(rows: CodedVectors, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many valid rows every code was given (K,) and their sum (K, E), over all processes."""
-    counts_K = rows.x_NE.new_zeros(num_codes).index_add_(0, rows.codes_N, rows.valid_N.to(rows.x_NE.dtype))
-    sums_KE = sums_by_code(*rows, num_codes)
+def counts_and_sums(batches: Sequence[CodedVectors], num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many valid vectors every code was given (K,) and their sum (K, E), over all batches of all processes."""
+    counts_K = count_codes(batches, num_codes)
+    sums_KE = sums_by_code(*batches[0], num_codes)
+    for x_NE, codes_N, valid_N in batches[1:]:
+        sums_KE += sums_by_code(x_NE, codes_N, valid_N, num_codes)
     sync.all_reduce_sum(counts_K, sums_KE)
     return counts_K, sums_KE
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers import sync
+from rqvae.quantizers.code_averages import counts_and_sums, smoothed_sizes
 from rqvae.quantizers.distance import nearest_codes
-from rqvae.quantizers.entry_use import CountedCodebook, RestartRule, count_codes
-from rqvae.quantizers.restart import CodedVectors, sums_by_code
+from rqvae.quantizers.entry_use import CountedCodebook, RestartRule
+from rqvae.quantizers.restart import CodedVectors
 
 SMOOTHING = 1e-5  # Laplace smoothing of the cluster sizes
 
@@ -76,11 +76,7 @@ class EMACodebook(CountedCodebook):
 
         Invalid rows do not count. The look-ups the rows came from must be done: the vectors change here.
         """
-        counts_K = count_codes(batches, len(self.embed_ema))
-        sums_KE = sums_by_code(*batches[0], len(counts_K))
-        for x_NE, codes_N, valid_N in batches[1:]:
-            sums_KE += sums_by_code(x_NE, codes_N, valid_N, len(counts_K))
-        sync.all_reduce_sum(counts_K, sums_KE)
+        counts_K, sums_KE = counts_and_sums(batches, len(self.embed_ema))
         self._add_counts(counts_K)
         self.embed_ema.mul_(self.decay).add_(sums_KE, alpha=1 - self.decay)
         changed_K = counts_K > 0
@@ -96,9 +92,7 @@ class EMACodebook(CountedCodebook):
         return entries_K
 
     def _smoothed_sizes(self) -> torch.Tensor:
-        total = self.cluster_size_ema.sum()
-        num_codes = len(self.cluster_size_ema)
-        return (self.cluster_size_ema + SMOOTHING) * total / (total + num_codes * SMOOTHING)
+        return smoothed_sizes(self.cluster_size_ema, SMOOTHING)
 
     def _refresh(self, changed_K: torch.Tensor) -> None:
         """weight = embed_ema / smoothed cluster size."""

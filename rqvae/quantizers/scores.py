@@ -22,6 +22,7 @@ from rqvae.quantizers.top_codes import nearest_k
 
 LEAST_SQUARE = 1e-8  # squared distances below it have no gradient
 LEAST_PROB = 1e-5  # of a logarithm in the usage entropy
+PICK_COPIES = 3  # (n, K) tensors alive at once in a search
 LIVE_COPIES = 4  # (n, K) tensors alive at once in the backward pass of a chunk
 
 
@@ -44,7 +45,7 @@ def _pick(
     """Fill `codes` with `pick(ranks (n, K), rows (n, E))` of every chunk. Ranks grow with the scores of a row: x.e, or
     2 x.e - |e|^2."""
     offset_K = weight_KE.new_zeros(len(weight_KE)) if inner else -weight_KE.square().sum(1)
-    step = min(rows_per_chunk(len(weight_KE), x_NE.device), max(1, len(x_NE)))
+    step = max(1, min(rows_per_chunk(len(weight_KE), x_NE.device) // PICK_COPIES, len(x_NE)))
     scratch = x_NE.new_empty((step, len(weight_KE)))
     with full_precision_matmul(x_NE.device):
         for start in range(0, len(x_NE), step):
@@ -151,16 +152,16 @@ def usage_entropy_by_position(
         probs = (scores(x_prE.flatten(0, 1), weight_KE, inner) / temp).softmax(1)
         return torch.where(valid_pr[..., None], probs.view(*valid_pr.shape, -1), 0.0).sum(1)
 
-    def entropies(start: int) -> torch.Tensor:
-        span = slice(start, start + position_step)
-        sums_pK = x_XPRE.new_zeros(())
-        for x_PRE, weight_KE in zip(x_XPRE, weight_XKE, strict=True):
-            for first in range(0, rows, row_step):
-                block = (span, slice(first, first + row_step))
-                sums_pK = sums_pK + _again(part, x_PRE[block], weight_KE, valid_PR[block])
-        mean_pK = sums_pK / (books * valid_PR[span].sum(1)).clamp(min=1)[:, None]
+    def entropies(x_XpRE: torch.Tensor, weight_XKE: torch.Tensor, valid_pR: torch.Tensor) -> torch.Tensor:
+        sums_pK = x_XpRE.new_zeros(())
+        for x_pRE, weight_KE in zip(x_XpRE, weight_XKE, strict=True):
+            blocks = zip(x_pRE.split(row_step, 1), valid_pR.split(row_step, 1), strict=True)
+            for x_prE, valid_pr in blocks:
+                sums_pK = sums_pK + _again(part, x_prE, weight_KE, valid_pr)
+        mean_pK = sums_pK / (books * valid_pR.sum(1)).clamp(min=1)[:, None]
         return entropy(mean_pK).sum()
 
     with full_precision_matmul(x_XPRE.device):
-        total = torch.stack([entropies(start) for start in range(0, positions, position_step)]).sum()
+        groups = zip(x_XPRE.split(position_step, 1), valid_PR.split(position_step), strict=True)
+        total = torch.stack([_again(entropies, x, weight_XKE, valid) for x, valid in groups]).sum()
     return total / valid_PR.any(1).sum().clamp(min=1)

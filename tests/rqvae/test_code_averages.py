@@ -15,7 +15,9 @@ def rows(num=20, codes=5, dim=3):
 
 def test_counts_and_sums_of_valid_rows():
     coded = rows()
-    counts, sums = counts_and_sums(coded, 6)
+    parts = [CodedVectors(*(t[part] for t in coded)) for part in (slice(0, 7), slice(7, 20))]
+    counts, sums = counts_and_sums(parts, 6)
+    torch.testing.assert_close(counts_and_sums([coded], 6), (counts, sums))
     for code in range(6):
         chosen = (coded.codes_N == code) & coded.valid_N
         assert counts[code] == chosen.sum()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks.quantizer_speed import extra_memory
 from rqvae.quantizers import distance
 from rqvae.quantizers.scores import (
     best_codes,
@@ -112,6 +113,28 @@ def test_usage_entropy_by_position(inner, masked, positions, rows):
     expected = entropy(torch.stack(means)).mean()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(found, x, weight), gradients(expected, x, weight), rtol=1e-4, atol=1e-6)
+
+
+def test_neither_pass_holds_all_scores():
+    size, budget = 512, 2**16
+    x, weight = torch.randn(1, size, 4), torch.randn(1, size, 4)
+    codes = torch.arange(size)[None]
+    losses = {
+        "cross entropy": lambda x: score_cross_entropy(x, weight, codes, inner=False),
+        "usage of single rows": lambda x: usage_entropy_by_position(x[:, :, None], weight, 0.5, inner=False),
+        "usage of all rows": lambda x: usage_entropy_by_position(x[:, None], weight, 0.5, inner=True),
+        "expected": lambda x: expected_by_score(x[0], weight[0], 0.5, inner=False).sum(),
+    }
+    for name, loss in losses.items():
+        def run(loss=loss):
+            loss(x.clone().requires_grad_()).backward()
+
+        distance.CPU_CHUNK_BYTES = budget  # put back by the fixture
+        held = extra_memory(run, x.device)
+        assert held < 0.4, (name, held)
+        assert 4e-6 * size * size > 1.0
+    search = extra_memory(lambda: drawn_codes(x[0], weight[0], 1.0, inner=True), x.device)
+    assert search < 0.2, search
 
 
 def test_entropy_of_known_distributions():

@@ -233,7 +233,7 @@ class Codebook(KeepsFloat32, AffineMoments):
         counts) that gives one: a factor on 1 - decay."""
         if self.affine_param:
             rows = [r._replace(x_NE=self.to_codebook_moments(r.x_NE, book)) for book, r in enumerate(rows)]
-        totals = [counts_and_sums(r, self.codebook_size) for r in rows]
+        totals = [counts_and_sums([r], self.codebook_size) for r in rows]
         counts_XK, sums_XKE = (torch.stack(part) for part in zip(*totals, strict=True))
         weight = weight(sums_XKE, counts_XK) if callable(weight) else weight
         for average, new in ((self.cluster_size, counts_XK), (self.embed_avg, sums_XKE)):
