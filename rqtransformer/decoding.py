@@ -68,7 +68,7 @@ class Decoder:
 
     def position_index(self) -> Tensor:
         """The current position as a tensor (1,) on the device; needs `on_device`."""
-        return self._body_cache.index - (self._cond_length - 1)
+        return self._body_cache.index - self._cond_length
 
     def logits(self) -> Tensor:
         """Logits (B, V) of the next code. Call once per code."""

@@ -109,7 +109,8 @@ def _can_block(weight_OI: Tensor) -> bool:
 def _round_to_int8(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(int8 weight, scale per output feature): the largest magnitude of a row becomes 127."""
     scale_O = weight_OI.float().abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return (weight_OI.float() / scale_O.unsqueeze(1)).round().to(torch.int8), scale_O.to(dtype)
+    rounded_OI = (weight_OI.float() / scale_O.unsqueeze(1)).round().to(torch.int8)
+    return rounded_OI.contiguous(), scale_O.to(dtype)
 
 
 class PackedSlot:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from rqtransformer import sample
-from rqtransformer.decoding import sample_batches
+from rqtransformer.decoding import sample_batches, sample_stream
 from rqtransformer.logits import draw, sampling_probs
+from rqtransformer.request import guidance_scales
 
 
 def test_samples_do_not_depend_on_the_batch_size(build):
@@ -150,3 +151,135 @@ def test_batch_size_must_be_positive(build):
     model, tokenizer = build()
     with pytest.raises(ValueError, match="batch_size=0"):
         next(sample_batches(model, tokenizer, [1], 0))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_sample_is_the_same_codes_in_any_batch(seed, build):
+    model, tokenizer = build(block_size=[2, 2, 4], embed_dim=64, vocab_size=512, cond_drop_prob=0.1)
+    labels = torch.arange(64) % 5
+    settings = {"top_k": 200, "top_p": 0.95, "seed": seed, "cfg_scale": "linear:3"}
+    together = sample(model, tokenizer, labels, **settings)
+    for size, count in ((1, 8), (7, 35), (33, 64)):
+        parts = sample_batches(model, tokenizer, labels[:count].tolist(), size, **settings)
+        assert torch.equal(torch.cat([part.codes for part in parts]), together[:count])
+
+
+def by_hand(model, tokenizer, cond, settings, seed, mask=None, given=None, scales=None):
+    """Uncached decoding: the whole model for every code."""
+    height, width, depth = model.config.block_size
+    codes = torch.zeros(len(cond), height, width, depth, dtype=torch.long)
+    null = torch.full_like(cond, model.null_condition)
+    with torch.no_grad():
+        for position in range(height * width):
+            row, column = divmod(position, width)
+            for d in range(depth):
+                logits = model(codes, tokenizer, cond).logits[:, row, column, d]
+                if scales is not None:
+                    plain = model(codes, tokenizer, null).logits[:, row, column, d]
+                    logits = plain + scales[position] * (logits - plain)
+                code = draw(sampling_probs(logits, *settings), seed, torch.arange(len(cond)), position, d)
+                if mask is not None:
+                    code = torch.where(mask[:, row, column, d], given[:, row, column, d], code)
+                codes[:, row, column, d] = code
+    return codes
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("kind", ["random", "a hole", "a prefix", "everything", "nothing"])
+def test_inpainting_equals_uncached_decoding(kind, graphs, build, random_codes):
+    model, tokenizer = build()
+    cond, given = torch.tensor([1, 4, 2]), random_codes(model, 3)
+    mask = torch.zeros(3, 2, 3, 3, dtype=torch.bool)
+    if kind == "random":
+        mask = torch.rand(3, 2, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5
+    elif kind == "a hole":
+        mask[:] = True
+        mask[:, 0, 1:] = False
+    elif kind == "a prefix":
+        mask[:, 0] = True
+        mask[1, 1, 0] = True
+    elif kind == "everything":
+        mask[:] = True
+    codes = sample(model, tokenizer, cond, seed=3, top_k=5, known=(mask, given), graphs=graphs)
+    assert torch.equal(codes[mask], given[mask])
+    assert torch.equal(codes, by_hand(model, tokenizer, cond, (1.0, 5), 3, mask, given))
+
+
+def test_masks_of_positions_count_for_all_depths(build, random_codes):
+    model, tokenizer = build()
+    given = random_codes(model, 2)
+    grid = torch.tensor([[True, False, True], [False, True, False]])
+    expected = sample(model, tokenizer, seed=3, known=(grid.view(1, 2, 3, 1).expand(2, -1, -1, 3), given))
+    assert torch.equal(sample(model, tokenizer, seed=3, known=(grid, given)), expected)
+    assert torch.equal(sample(model, tokenizer, seed=3, known=(grid.expand(2, -1, -1), given)), expected)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_guidance_follows_its_schedule(graphs, build):
+    model, tokenizer = build(cond_drop_prob=0.1)
+    cond = torch.tensor([0, 3])
+    scales = [1.0, 0.5, 2.0, 4.0, 0.0, 3.0]
+    codes = sample(model, tokenizer, cond, seed=2, cfg_scale=scales, graphs=graphs)
+    assert torch.equal(codes, by_hand(model, tokenizer, cond, (1.0,), 2, scales=scales))
+
+
+@pytest.mark.parametrize("changes", [{}, {"block_size_cond": 3}, {"input_emb_vqvae": False, "head_emb_vqvae": False}])
+def test_positions_kept_on_the_device_give_the_same_codes(changes, build, random_codes):
+    model, tokenizer = build(**changes)
+    cond = torch.randint(0, 5, (4, model.config.block_size_cond))
+    prefix = random_codes(model, 4).flatten(1, 2)[:, :2]
+    for settings in ({}, {"prefix": prefix}, {"top_k": (3, 5, 11), "top_p": 0.9}):
+        expected = sample(model, tokenizer, cond, seed=5, **settings)
+        assert torch.equal(sample(model, tokenizer, cond, seed=5, graphs=True, **settings), expected)
+
+
+def test_codes_stream_out_position_by_position(build, random_codes):
+    model, tokenizer = build()
+    final = sample(model, tokenizer, num_samples=2, seed=4)
+    seen = []
+    for partial in sample_stream(model, tokenizer, num_samples=2, seed=4):
+        seen.append(partial.position)
+        done = partial.codes.flatten(1, 2)
+        assert torch.equal(done[:, : partial.position], final.flatten(1, 2)[:, : partial.position])
+        assert not done[:, partial.position :].any()
+    assert seen == list(range(7))
+    model.train()
+    stream = sample_stream(model, tokenizer, num_samples=2, prefix=random_codes(model, 2).flatten(1, 2)[:, :4])
+    assert [next(stream).position, next(stream).position] == [4, 5]
+    stream.close()
+    assert model.training
+
+
+def test_drawn_codes_can_be_trained_on(build):
+    model, tokenizer = build(input_emb_vqvae=False, head_emb_vqvae=False)
+    codes = sample(model, tokenizer, num_samples=2)
+    model(codes, tokenizer).logits.square().mean().backward()
+    assert model.tok_emb.weight.grad is not None
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"cfg_scale": "steep:3"}, "must be a number or one of 'constant:<scale>', 'linear:<scale>', 'cosine:<scale>'"),
+    ({"cfg_scale": "linear"}, "must be a number or one of"),
+    ({"cfg_scale": [1.0, 2.0]}, r"cfg_scale has 2 values; it needs one, or one per position \(6\)"),
+    ({"cfg_scale": float("nan")}, "must be finite"),
+    ({"known": (torch.zeros(2, 3), torch.zeros(2, 2, 3, 3).long())}, "must be of type bool, not torch.float32"),
+    ({"known": (torch.ones(5, dtype=torch.bool), torch.zeros(2, 2, 3, 3).long())}, "the mask of known has shape"),
+    ({"known": (torch.ones(2, 3).bool(), torch.zeros(2, 3, 3).long())}, r"known codes of shape \(2, 3, 3\)"),
+    ({"known": (torch.ones(2, 3).bool(), torch.full((2, 2, 3, 3), 11))}, "must lie below the vocabulary sizes"),
+    ({"known": (torch.ones(2, 3).bool(), torch.zeros(2, 2, 3, 3).long()),
+      "prefix": torch.zeros(2, 1, 3, dtype=torch.long)}, "cannot be combined"),
+    ({"weights": "int4"}, "weights='int4' must be one of dense, int8"),
+])
+def test_wrong_requests_are_named(arguments, message, build):
+    model, tokenizer = build(cond_drop_prob=0.1)
+    with pytest.raises(ValueError, match=message) as error:
+        sample(model, tokenizer, num_samples=2, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_schedules_end_at_their_scale():
+    assert guidance_scales("constant:3", 4) == [3.0] * 4
+    assert guidance_scales("linear:4", 4) == [1.0, 2.0, 3.0, 4.0]
+    cosine = guidance_scales("cosine:5", 5)
+    assert cosine == pytest.approx([1.0, 1.5857864, 3.0, 4.4142136, 5.0])
+    assert guidance_scales(1.0, 4) is guidance_scales(None, 4) is guidance_scales("linear:1", 3) is None

@@ -1,0 +1,133 @@
+"""Packed weights: same values, one result for any batch size, never stale, never saved."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from rqtransformer import sample
+from rqtransformer.packing import PackedLinear, PackedSlot, WeightFormat
+
+
+@pytest.fixture
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(48, 32)
+
+
+def packed(linear: nn.Linear, **form) -> PackedLinear:
+    return PackedLinear(linear.weight.detach(), linear.bias.detach(), WeightFormat(**form))
+
+
+def test_values_are_those_of_the_plain_map(linear):
+    x, residual = torch.randn(5, 3, 48), torch.randn(5, 3, 32)
+    plain = linear(x)
+    for changes, expected in (({}, plain), ({"gelu": True}, nn.functional.gelu(plain)),
+                              ({"residual": residual}, residual + plain),
+                              ({"residual": residual, "gelu": True}, residual + nn.functional.gelu(plain))):
+        torch.testing.assert_close(packed(linear)(x, **changes), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(768, 256), (256, 1024), (32, 48)])
+def test_a_row_is_the_same_bits_in_any_batch(shape):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(64, shape[1])
+    product = PackedLinear(weight, bias, WeightFormat())
+    together = product(x, residual=torch.ones(64, shape[0]))
+    for rows in (1, 2, 7, 16, 33):
+        parts = [product(part, residual=torch.ones(len(part), shape[0])) for part in x.split(rows)]
+        assert torch.equal(torch.cat(parts), together)
+
+
+def test_bfloat16_products_leave_a_wide_residual_wide(linear):
+    x, residual = torch.randn(5, 48), torch.randn(5, 32)
+    product = packed(linear, dtype=torch.bfloat16)
+    assert product(x).dtype == torch.bfloat16
+    out = product(x, residual)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, residual + linear(x), atol=0.03, rtol=0)
+
+
+def test_int8_costs_little_and_is_a_quarter(linear):
+    x = torch.randn(100, 48)
+    exact, rounded = linear(x), packed(linear, kind="int8")(x)
+    error = (exact - rounded).square().mean() / exact.square().mean()
+    assert 0 < error < 1e-3
+    with pytest.raises(ValueError, match="weights='int4' must be one of dense, int8"):
+        WeightFormat(kind="int4").validate()
+
+
+def test_a_slot_is_refilled_only_when_parameters_changed(linear):
+    slot, form = PackedSlot(), WeightFormat()
+    slot.fill_from((linear,), form)
+    first = slot.active
+    slot.unpack(keep=True)
+    assert slot.active is None
+    slot.fill_from((linear,), form)
+    assert slot.active is first
+    x = torch.randn(2, 48)
+    with torch.no_grad():
+        linear.weight.mul_(2)
+    slot.fill_from((linear,), form)
+    torch.testing.assert_close(slot.active(x), linear(x), atol=1e-5, rtol=0)
+    linear.bias = nn.Parameter(torch.ones(32))
+    slot.fill_from((linear,), form)
+    torch.testing.assert_close(slot.active(x), linear(x), atol=1e-5, rtol=0)
+    slot.unpack(keep=False)
+    slot.fill_from((linear,), form)
+    assert slot.active is not first
+
+
+def test_codes_follow_the_weights(build):
+    model, tokenizer = build()
+    before = sample(model, tokenizer, num_samples=8, seed=1)
+    state = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    scaled = sample(model, tokenizer, num_samples=8, seed=1)
+    assert not torch.equal(scaled, before)
+    model.load_state_dict(state)
+    assert torch.equal(sample(model, tokenizer, num_samples=8, seed=1), before)
+
+
+def test_packed_copies_are_in_no_state_dict_and_no_copy(build):
+    model, tokenizer = build()
+    names = list(model.state_dict())
+    codes = sample(model, tokenizer, num_samples=2)
+    assert list(model.state_dict()) == names
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.body_transformer.blocks[0].attn.query.weight.mul_(-3)
+        twin.classifier.linear.weight.mul_(-3)
+    assert not torch.equal(sample(twin, tokenizer, num_samples=2), codes)
+    assert torch.equal(sample(model, tokenizer, num_samples=2), codes)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    assert torch.equal(sample(loaded, tokenizer, num_samples=2), codes)
+
+
+def test_a_model_in_training_keeps_no_packed_copy(build):
+    model, tokenizer = build()
+    slot = model.body_transformer.blocks[0].attn.slots[0]
+    sample(model, tokenizer, num_samples=1)
+    assert slot.active is None
+    assert slot._kept is not None
+    model.train()
+    sample(model, tokenizer, num_samples=1)
+    assert slot._kept is None
+
+
+@pytest.mark.parametrize("settings", [{"weights": "int8"}, {"amp_dtype": torch.bfloat16},
+                                      {"weights": "int8", "amp_dtype": torch.bfloat16}])
+def test_other_formats_give_nearly_the_same_greedy_codes(settings, build):
+    model, tokenizer = build(shared_cls_emb=False)
+    exact = sample(model, tokenizer, num_samples=16, top_k=1)
+    rough = sample(model, tokenizer, num_samples=16, top_k=1, **settings)
+    assert (exact == rough).float().mean() > 0.5
