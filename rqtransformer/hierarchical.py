@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from rqtransformer.attention import NORMS, TransformerStack
 from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.kv_cache import KVCache
-from rqtransformer.logits import invert_cdf, sampling_probs, uniform_noise
-from rqtransformer.packing import WeightFormat
+from rqtransformer.logits import sampling_probs, uniform_noise
+from rqtransformer.packing import PackedSlot, WeightFormat
+from rqtransformer.truncation import draw_truncated
 
 IGNORED = -100  # target of a token that does not count
 
@@ -139,6 +140,7 @@ class HierarchicalTransformer(nn.Module):
         self.norms = nn.ModuleList(NORMS[config.norm](config.dim) for _ in config.depth)
         self.merges = nn.ModuleList(MERGES[config.merge](parts, config.dim) for parts in config.max_seq_len[1:])
         self.to_logits = nn.Linear(config.dim, config.num_tokens)
+        self._packed_logits = PackedSlot()
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -217,7 +219,7 @@ class HierarchicalTransformer(nn.Module):
         if given_BN.shape[1] < total:
             index_B = torch.arange(start_index, start_index + len(given_BN), device=device)
             noise_NB = uniform_noise(seed, index_B, [(position, 0) for position in range(total)])
-            with self.decoding_mode():
+            with torch.inference_mode(), self.decoding_mode():
                 self._draw_into(drawn_BN, given_BN.shape[1], noise_NB, (temperature, top_k, top_p))
         return drawn_BN.view(len(drawn_BN), num_blocks, *self.block_shape)
 
@@ -229,19 +231,20 @@ class HierarchicalTransformer(nn.Module):
         try:
             for stack in self.levels:
                 stack.pack(form or WeightFormat())
+            self._packed_logits.fill_from((self.to_logits,), form or WeightFormat())
             yield
         finally:
-            for stack in self.levels:
-                stack.unpack(keep=not was_training)
+            for part in (*self.levels, self._packed_logits):
+                part.unpack(keep=not was_training)
             self.train(was_training)
 
     def _draw_into(self, drawn_BN: Tensor, num_given: int, noise_NB: Tensor, settings: tuple) -> None:
+        sampling_probs(drawn_BN.new_zeros(1, 2, dtype=self.start.dtype), *settings)  # raises before anything runs
         walk = HierarchicalWalk(self, drawn_BN[:, :num_given], drawn_BN.shape[1])
         walk.start()
         for position in range(walk.first_position, drawn_BN.shape[1]):
             if position >= num_given:
-                probs_BV = sampling_probs(walk.logits(), *settings)
-                drawn_BN[:, position] = invert_cdf(probs_BV, noise_NB[position])
+                drawn_BN[:, position] = draw_truncated(walk.logits(), noise_NB[position], *settings)
             walk.push(drawn_BN[:, position])
 
     def _nested(self, ids: Tensor) -> Tensor:
@@ -295,7 +298,8 @@ class HierarchicalWalk:
 
     def logits(self) -> Tensor:
         """Logits (B, V) of the next token."""
-        return self.model.to_logits(self._next_output)
+        packed = self.model._packed_logits.active
+        return self.model.to_logits(self._next_output) if packed is None else packed(self._next_output)
 
     def push(self, token_B: Tensor) -> None:
         """Takes the next token; after the last one there is nothing."""
