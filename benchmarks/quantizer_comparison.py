@@ -3,7 +3,8 @@
 Each method trains the RQ-VAE of `comparison_methods` (16x16 images, 512 bits each) on the same batches from the same
 encoder and decoder weights, with squared error plus the quantizer's own loss, and is measured on held-out images.
 `python -m benchmarks.quantizer_comparison [--dataset fashion_mnist|digits] [--output-dir DIR]`: a table, with
---output-dir also `quantizer_comparison.{json,md,png}`, then one JSON line.
+--output-dir also `quantizer_comparison.{json,md,png}`, then one JSON line. The committed results:
+`--output benchmarks/results/quantizer_comparison.json --document docs/quantizers.md`.
 
 Legend: N images of a split, B batch.
 """
@@ -124,15 +125,45 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_results(folder: Path, line: str, rows: list[dict[str, Any]], title: str) -> None:
-    """The JSON line, the table and the picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.json").write_text(line + "\n", encoding="utf-8")
-    (folder / f"{NAME}.md").write_text(table(rows) + "\n", encoding="utf-8")
+def write_document(path: Path, result: dict[str, Any]) -> None:
+    """Replace what stands between the two marks of a Markdown file by command, table and picture; draw the picture
+    beside the file."""
+    begin, end = (f"<!-- {NAME}: {mark} -->" for mark in ("begin", "end"))
+    text = path.read_text(encoding="utf-8")
+    if begin not in text or text.find(end) < text.find(begin):
+        raise ValueError(f"{path} has no lines {begin} and {end}")
+    command = (f"python -m benchmarks.{NAME} --dataset {result['dataset']} --steps {result['steps']} "
+               f"--batch-size {result['batch_size']} --lr {result['lr']} --seed {result['seed']}")
+    where = (f"torch {result['torch']}, {result['threads']} thread(s) of an {result['machine']} CPU, "
+             f"{result['held_out_images']} held-out images; error on the [-1, 1] scale, usage as the mean over the depths.")
+    body = f"`{command}`\n\n{where}\n\n{table(result['rows'])}\n\n![The table as bars]({NAME}.png)"
+    path.write_text(f"{text[:text.index(begin)]}{begin}\n{body}\n{text[text.index(end):]}", encoding="utf-8")
+    draw(path.parent / f"{NAME}.png", result)
+
+
+def draw(path: Path, result: dict[str, Any]) -> None:
+    """The table as bars."""
+    rows = result["rows"]
+    title = f"{result['dataset']}, {result['steps']} steps of {result['batch_size']} images, 512 bits per image"
     panels = [("error on held-out images (MSE)", [row["mse"] for row in rows], "{:.4f}"),
               ("codes used", [row["used_fraction"] for row in rows], "{:.0%}"),
               ("milliseconds per training step", [row["step_ms"] for row in rows], "{:.0f}")]
-    draw_bars(folder / f"{NAME}.png", title, [row["method"] for row in rows], panels)
+    draw_bars(path, title, [row["method"] for row in rows], panels)
+
+
+def write_results(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Everything that was asked for."""
+    line = json.dumps(result) + "\n"
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(line, encoding="utf-8")
+    if args.output_dir is not None:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        (args.output_dir / f"{NAME}.json").write_text(line, encoding="utf-8")
+        (args.output_dir / f"{NAME}.md").write_text(table(result["rows"]) + "\n", encoding="utf-8")
+        draw(args.output_dir / f"{NAME}.png", result)
+    if args.document is not None:
+        write_document(args.document, result)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -147,6 +178,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out-images", type=int, help="default: all of the validation split")
     parser.add_argument("--output-dir", type=Path, help="also write the JSON line, the table and the picture there")
+    parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
+    parser.add_argument("--document", type=Path, help="also put the table into this file and the picture beside it")
     args = parser.parse_args(argv)
     for name in ("steps", "batch_size", "held_out_images"):
         if (value := getattr(args, name)) is not None and value < 1:
@@ -167,15 +200,14 @@ def main(argv: list[str] | None = None) -> None:
         rows.append(measure(name, splits, args))
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     print(table(rows))
-    line = json.dumps({
+    result = {
         "benchmark": NAME, "dataset": args.dataset, "resolution": RESOLUTION, "steps": args.steps,
         "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "held_out_images": args.held_out_images,
         "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(), "rows": rows,
-    })
-    if args.output_dir is not None:
-        title = f"{args.dataset}, {args.steps} steps of {args.batch_size} images, 512 bits per image"
-        write_results(args.output_dir, line, rows, title)
-    print(line)
+    }
+    with exit_on_user_error(ValueError, OSError):
+        write_results(args, result)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

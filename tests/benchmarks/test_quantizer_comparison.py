@@ -1,6 +1,7 @@
 """The comparison benchmark on a few steps: its output, and that methods differ in nothing but the bottleneck."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,29 @@ def test_two_methods_give_a_table_files_and_a_json_line(capsys, tmp_path):
     assert len(table) == 4 and table[3].startswith("| vq_kmeans | ")
     assert all(line in lines for line in table)
     assert Image.open(tmp_path / "out" / "quantizer_comparison.png").size[0] > 500
+
+
+def test_the_table_of_a_document_is_replaced(tmp_path):
+    document = tmp_path / "quantizers.md"
+    marks = ["<!-- quantizer_comparison: begin -->", "<!-- quantizer_comparison: end -->"]
+    document.write_text(f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n")
+    row = {"method": "vq", "bits": 512, "mse": 0.125, "used_fraction": 0.5, "perplexity": 90.4, "step_ms": 12.3}
+    settings = dict.fromkeys(KEYS, 7) | {"dataset": "digits", "rows": [row]}
+    for _ in range(2):
+        comparison.write_document(document, settings)
+    text = document.read_text()
+    assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n") and "old" not in text
+    assert text.count("| vq | 0.1250 | 50% | 90 | 12 | 512 |") == 1
+    assert (tmp_path / "quantizer_comparison.png").exists()
+    (tmp_path / "other.md").write_text("no marks")
+    with pytest.raises(ValueError, match="other.md has no lines"):
+        comparison.write_document(tmp_path / "other.md", settings)
+
+
+def test_the_committed_document_has_the_marks():
+    text = (Path(comparison.__file__).parents[1] / "docs" / "quantizers.md").read_text()
+    assert text.index("<!-- quantizer_comparison: begin -->") < text.index("<!-- quantizer_comparison: end -->")
+    assert all(f"`{method.kind}`" in text for method in METHODS.values())
 
 
 def test_a_run_repeats_with_its_seed(capsys):
