@@ -16,7 +16,7 @@ RESTARTS = [None, RestartRule(), RestartRule(0.5, relative=True, grace=1), Resta
 AFFINES = [None, AffineRule("running", batch_decay=0.5)]
 SGD = LearningRule(inplace=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
 SHAPES = [(5,), (2, 7), (2, 3, 4), (1, 2, 3, 2)]
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=40, deadline=None)
 
 
 @st.composite
