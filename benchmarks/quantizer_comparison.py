@@ -135,7 +135,7 @@ def write_document(path: Path, result: dict[str, Any]) -> None:
     command = (f"python -m benchmarks.{NAME} --dataset {result['dataset']} --steps {result['steps']} "
                f"--batch-size {result['batch_size']} --lr {result['lr']} --seed {result['seed']}")
     where = (f"torch {result['torch']}, {result['threads']} thread(s) of an {result['machine']} CPU, "
-             f"{result['held_out_images']} held-out images; error on the [-1, 1] scale, usage as the mean over the depths.")
+             f"{result['held_out_images']} held-out images; error on the [-1, 1] scale, usage averaged over depths.")
     body = f"`{command}`\n\n{where}\n\n{table(result['rows'])}\n\n![The table as bars]({NAME}.png)"
     path.write_text(f"{text[:text.index(begin)]}{begin}\n{body}\n{text[text.index(end):]}", encoding="utf-8")
     draw(path.parent / f"{NAME}.png", result)

@@ -97,3 +97,48 @@ def test_tf32_products_are_off_inside_a_search_and_restored(setting):
             assert matmul.fp32_precision == setting
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(("num_codes", "tile"), [(4096, 4096), (4097, 2176), (8196, 2816), (65536, 4096), (100, 100)])
+def test_codes_are_spread_evenly_over_tiles_within_the_budget(num_codes, tile):
+    rows, codes = distance.tile_shape(num_codes, torch.device("cpu"))
+    assert codes == tile
+    assert rows * codes * 4 <= distance.CPU_CHUNK_BYTES
+
+
+@pytest.mark.parametrize("num_codes", [511, 512, 600, 1000, 2176])
+def test_the_two_step_minimum_is_the_minimum(num_codes):
+    """With many ties: whole numbers, and equal entries on both sides of a block's edge."""
+    score = torch.randint(0, 40, (200, num_codes)).float()
+    score[0] = 7.0
+    score[1] = float("inf")
+    score[2, 127:129] = -1.0
+    value, index = distance._lowest(score)
+    assert torch.equal(value, score.amin(1))
+    assert torch.equal(index, score.argmin(1))
+    assert index[:3].tolist() == [0, 0, 127]
+
+
+def test_equal_codes_in_different_tiles_take_the_lowest_index(monkeypatch):
+    monkeypatch.setattr(distance, "CPU_TILE_CODES", 256)
+    weight = torch.randn(200, 4).repeat(5, 1)
+    assert distance.tile_shape(1000, torch.device("cpu"))[1] == 256
+    assert torch.equal(nearest_codes(weight, weight), torch.arange(200).repeat(5))
+
+
+def test_draws_over_several_tiles_follow_the_soft_probabilities(monkeypatch):
+    monkeypatch.setattr(distance, "CPU_TILE_CODES", 128)
+    x, weight = torch.randn(1, 3), torch.randn(300, 3)
+    draws = sampled_codes(x.expand(40_000, 3), weight, 5.0, torch.Generator().manual_seed(1))
+    frequency = torch.bincount(draws, minlength=300) / 40_000
+    torch.testing.assert_close(frequency, soft_code_probs(x, weight, 5.0)[0], atol=0.005, rtol=0)
+
+
+def test_rows_that_are_not_finite_get_a_valid_code_and_disturb_no_other():
+    x, weight = torch.randn(20, 4), torch.randn(5000, 4)
+    expected = nearest_codes(x, weight)
+    x[3], x[7] = float("nan"), float("inf")
+    codes = nearest_codes(x, weight)
+    assert 0 <= codes.min() and codes.max() < 5000
+    kept = [row for row in range(20) if row not in (3, 7)]
+    assert torch.equal(codes[kept], expected[kept])
