@@ -27,7 +27,8 @@ class WeightFormat:
 
     Attributes:
         dtype: of the products' inputs and outputs; None is that of the parameters.
-        kind: dense, or int8: one scale per output feature, a quarter of fp32's bytes, products in `dtype`.
+        kind: dense, or int8: one scale per output feature, a quarter of fp32's bytes, products in `dtype`. Where the
+            processor has no kernel for it, the weight is expanded at every product: less memory, more time.
     """
 
     dtype: torch.dtype | None = None
@@ -72,13 +73,17 @@ class PackedLinear:
         if self._scale is None:
             out = F.linear(x, self._weight, self.bias)
         else:
-            rows = x.reshape(-1, x.shape[-1])
-            out = torch._weight_int8pack_mm(rows, self._weight, self._scale).unflatten(0, x.shape[:-1])
-            if self.bias is not None:
-                out = out.add_(self.bias)
+            out = self._int8_product(x)
         if gelu:
             out = F.gelu(out)
         return out if residual is None else residual + out
+
+    def _int8_product(self, x: Tensor) -> Tensor:
+        if not _has_int8_kernel(x):
+            return F.linear(x, self._weight.to(x.dtype) * self._scale.unsqueeze(1), self.bias)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        out = torch._weight_int8pack_mm(rows, self._weight, self._scale).unflatten(0, x.shape[:-1])
+        return out if self.bias is None else out.add_(self.bias)
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copied module packs its own parameters."""
@@ -104,6 +109,11 @@ def _can_block(weight_OI: Tensor) -> bool:
     if weight_OI.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight_OI.dtype == torch.float32
+
+
+def _has_int8_kernel(x: Tensor) -> bool:
+    """The processor's kernel reads bfloat16 rows 16 numbers at a time; its fp32 form is slower than expanding."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[-1] % 16 == 0
 
 
 def _round_to_int8(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
