@@ -163,9 +163,19 @@ def test_masked_positions_change_nothing(shared):
     assert torch.isfinite(total)
 
 
+def test_empty_cells_are_not_learned_from():
+    quantizer = _make(decay=0.0)
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, :2, :2] = True
+    quantizer(torch.randn(2, 4, 4, 6), mask)
+    quantizer.update_codebook()
+    assert quantizer.books[0].codebook_at(0).cluster_size_ema.sum() == 1 + 1 + 4
+
+
 def test_masked_cells_are_means_of_what_counts():
     x, mask = torch.randn(2, 3, 4, 6), torch.rand(2, 4, 6) < 0.5
     mask[:, :2, :2] = False
+    x = torch.where(mask[:, None], x, torch.nan)
     means, counted = pool_to(x, (2, 3), mask)
     for b in range(2):
         for i in range(2):

@@ -57,6 +57,14 @@ def test_data_warmup_reaches_beyond_the_first_rows():
     assert layer.codebook.weight.max() > 300
 
 
+def test_warmup_sets_the_codebook_that_is_searched():
+    layer = VectorQuant(4, 8, dim=-1, affine_lr=2.0)
+    layer.affine_transform.bias.data.fill_(7.0)
+    rows = torch.randn(100, 4)
+    codebook_warmup(layer, [rows], "data", 1)
+    assert torch.cdist(layer.get_codebook(), rows, compute_mode=EXACT).amin(1).max() < 1e-6
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("method", ["data", "kmeans"])
 def test_residual_levels_are_warmed_in_order(share, method):
