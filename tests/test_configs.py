@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PUBLISHED = {
     entry["config"].removeprefix("configs/"): entry for entry in published_keys().values() if "config" in entry
 }
-OURS = ("cifar10", "demo", "digits", "fashion-mnist", "synthetic")
+OURS = ("bottlenecks", "cifar10", "demo", "digits", "fashion-mnist", "synthetic")
 
 
 def _paths(stage: str, *folders: str) -> list[str]:
