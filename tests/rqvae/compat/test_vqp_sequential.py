@@ -56,6 +56,7 @@ def test_exactly_one_quantizer(number):
         ("sim_vq", "SimVQ"),
         ("residual_sim_vq", "ResidualSimVQ"),
         ("binary_mapper", "BinaryMapper"),
+        ("hierarchical_vq", "HierarchicalVQ"),
         ("sequential", "Sequential"),
     ],
 )

@@ -10,6 +10,7 @@ from torch import nn
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_perturbation import FSP
 from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
+from rqvae.quantizers.compat.vector_quantize_pytorch.hierarchical_vq import HierarchicalVQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.latent_quantization import LatentQuantize
 from rqvae.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.random_projection_quantizer import RandomProjectionQuantizer
@@ -26,6 +27,7 @@ QUANTIZERS = (
     GroupedResidualFSQ,
     GroupedResidualLFQ,
     GroupedResidualVQ,
+    HierarchicalVQ,
     LFQ,
     LatentQuantize,
     RandomProjectionQuantizer,
