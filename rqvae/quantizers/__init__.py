@@ -1,7 +1,7 @@
 """The quantizer library."""
 
 from rqvae.quantizers.affine import AffineRule
-from rqvae.quantizers.base import NullQuantizer, Quantizer, QuantizerOutput
+from rqvae.quantizers.base import NullQuantizer, Quantizer, QuantizerOutput, TargetQuantizer
 from rqvae.quantizers.binary_mapper import BinaryMapper
 from rqvae.quantizers.build import build_quantizer
 from rqvae.quantizers.code_losses import VectorLosses
@@ -11,7 +11,7 @@ from rqvae.quantizers.grouped_of import GroupedOf
 from rqvae.quantizers.hierarchical import HierarchicalQuantizer
 from rqvae.quantizers.implicit_codebook import ImplicitCodebook, ImplicitResidualQuantizer
 from rqvae.quantizers.latent import LatentQuantizer
-from rqvae.quantizers.layout import InLayout
+from rqvae.quantizers.layout import InLayout, mask_from_lengths
 from rqvae.quantizers.learned_codebook import LearningRule
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer
 from rqvae.quantizers.patches import InPatches
@@ -22,12 +22,14 @@ from rqvae.quantizers.residual_of import ResidualOf, residual_fsq, residual_lfq,
 from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
 from rqvae.quantizers.scalar_perturbation import ScalarPerturbationQuantizer
 from rqvae.quantizers.sim import SimQuantizer
+from rqvae.quantizers.usage import CodeUsage
 from rqvae.quantizers.vector import VectorQuantizer
 from rqvae.quantizers.warmup import codebook_warmup
 
 __all__ = [
     "AffineRule",
     "BinaryMapper",
+    "CodeUsage",
     "EMACodebook",
     "FiniteScalarQuantizer",
     "GroupedOf",
@@ -51,10 +53,12 @@ __all__ = [
     "ScalarPerturbationQuantizer",
     "SimQuantizer",
     "SoftmaxVectorPool2d",
+    "TargetQuantizer",
     "VectorLosses",
     "VectorQuantizer",
     "build_quantizer",
     "codebook_warmup",
+    "mask_from_lengths",
     "residual_fsq",
     "residual_lfq",
     "residual_simvq",
