@@ -252,6 +252,24 @@ def test_settings_that_do_not_go_together_are_refused():
                 made(**settings)
 
 
+def test_code_vectors_of_each_position():
+    quantizer, x = made().eval(), vectors()
+    factor = torch.linspace(0.5, 2, 24).view(2, 12, 1, 1)
+
+    def own(embed):
+        assert embed.shape == (1, 16, 8)
+        return embed[:, None, None] * factor
+
+    books = quantizer.codebook * factor
+    distances = (x[:, :, None] - books).norm(dim=-1)
+    quantized, indices, _ = quantizer(x, codebook_transform_fn=own)
+    assert torch.equal(indices, distances.argmin(-1))
+    assert torch.equal(quantized, books.gather(2, indices[..., None, None].expand(-1, -1, 1, 8))[:, :, 0])
+    several, indices, _ = quantizer(x, codebook_transform_fn=own, topk=3)
+    assert torch.equal(indices, distances.topk(3, largest=False).indices)
+    assert torch.equal(several[:, :, 0], quantized)
+
+
 def test_loss_breakdown():
     names = ("commitment", "codebook_diversity", "orthogonal_reg", "inplace_optimize")
     assert LossBreakdown._fields == names

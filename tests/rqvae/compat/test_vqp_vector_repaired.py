@@ -252,6 +252,17 @@ def test_the_value_of_directional_reparametrisation_is_the_code():
     assert quantizer._codebook.embed.grad.abs().sum() > 0
 
 
+def test_the_noise_of_directional_reparametrisation_is_in_its_gradient():
+    for variance, same in ((0.0, True), (0.1, False)):
+        quantizer = made(directional_reparam=True, directional_reparam_variance=variance, threshold_ema_dead_code=1e-6)
+        grads = []
+        for _ in range(2):
+            x = vectors().requires_grad_()
+            (quantizer(x)[0] - vectors(seed=3)).square().sum().backward()
+            grads.append(x.grad)
+        assert torch.allclose(*grads) == same
+
+
 def test_a_codebook_can_be_warmed_from_data():
     model = nn.Sequential(nn.Linear(5, 8), made(), nn.Identity())
     batches = [(vectors(2, 12, 5, seed=seed),) for seed in range(3)]

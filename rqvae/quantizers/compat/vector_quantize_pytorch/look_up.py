@@ -57,7 +57,7 @@ def own_codes(
     ranks_XRK = scores_XRK.detach()
     if temp is not None:
         ranks_XRK = ranks_XRK / temp - torch.empty_like(ranks_XRK).exponential_().log_()
-    codes_XRT = ranks_XRK.topk(topk or 1, -1).indices if topk else ranks_XRK.argmax(-1, keepdim=True)
+    codes_XRT = ranks_XRK.topk(topk, -1).indices if topk else ranks_XRK.argmax(-1, keepdim=True)
     index_XRTE = codes_XRT[..., None].expand(*codes_XRT.shape, own_XRKE.shape[-1])
     vectors_XRTE = own_XRKE.gather(2, index_XRTE)
     if topk is None:
