@@ -1,8 +1,9 @@
 """Stage 2: the RQ-Transformer, its loss and its decoding. Needs no config file, data set or run directory."""
 
 from rqtransformer.config import RQTransformerConfig
-from rqtransformer.decoding import sample
+from rqtransformer.decoding import sample, sample_stream
 from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
+from rqtransformer.images import decode_in_batches
 from rqtransformer.model import RQTransformer
 from rqtransformer.pretrained import load_rqtransformer
 
@@ -11,6 +12,8 @@ __all__ = [
     "HierarchicalTransformer",
     "RQTransformer",
     "RQTransformerConfig",
+    "decode_in_batches",
     "load_rqtransformer",
     "sample",
+    "sample_stream",
 ]

@@ -44,8 +44,9 @@ def _decode(tokenizer: ImageTokenizer, codes_BHWD: Tensor, memory_budget: int,
             batch_size: int | None) -> Iterator[Tensor]:
     start = 0
     if batch_size is None and len(codes_BHWD):
+        first_1HWD = codes_BHWD[:1]
         with _LargestOperation() as largest:
-            first_1CHW = tokenizer.decode_code(codes_BHWD[:1])
+            first_1CHW = tokenizer.decode_code(first_1HWD)
         yield first_1CHW
         batch_size = max(1, memory_budget // max(1, SAFETY * largest.bytes))
         start = 1

@@ -283,3 +283,13 @@ def test_schedules_end_at_their_scale():
     cosine = guidance_scales("cosine:5", 5)
     assert cosine == pytest.approx([1.0, 1.5857864, 3.0, 4.4142136, 5.0])
     assert guidance_scales(1.0, 4) is guidance_scales(None, 4) is guidance_scales("linear:1", 3) is None
+
+
+def test_shares_of_ranks_are_parts_of_the_whole(build):
+    model, tokenizer = build(block_size=[2, 2, 4], vocab_size=64)
+    settings = {"top_k": 30, "seed": 7}
+    whole = sample(model, tokenizer, torch.arange(21) % 5, **settings)
+    for world_size in (2, 3):
+        for rank in range(world_size):
+            mine = torch.arange(rank, 21, world_size)
+            assert torch.equal(sample(model, tokenizer, mine % 5, indices=mine, **settings), whole[mine])
