@@ -41,6 +41,7 @@ def test_unused_codes_move_and_the_frozen_ones_do_not():
 def test_a_smaller_frozen_codebook():
     quantizer = SimQuantizer(8, 32, codebook_dim=3, num_codebooks=2)
     assert quantizer.frozen.shape == (32, 3) and quantizer.map.weight.shape == (4, 3)
+    assert abs(SimQuantizer(8, 999, codebook_dim=100).frozen.std() - 0.1) < 0.01
     z = torch.randn(6, 5, 8)
     out = quantizer(z)
     book = quantizer.frozen @ quantizer.map.weight.T

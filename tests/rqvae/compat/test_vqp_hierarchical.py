@@ -64,17 +64,22 @@ def test_lengths_and_empty_cells():
     spoiled = torch.where(mask[:, None], x, torch.nan)
     again, same, _ = quantizer(spoiled, mask=mask)
     assert torch.equal(again, output) and all(torch.equal(a, b) for a, b in zip(same, indices))
-    assert torch.isfinite(quantizer.get_output_from_indices(indices)).all()
+    nothing = [torch.full_like(level, -1) for level in indices]
+    expected = 2 * quantizer.phi_shared(torch.zeros(2, 8, 4))
+    torch.testing.assert_close(quantizer.get_output_from_indices(nothing), expected)
 
 
 def test_nested_dropout_returns_the_first_levels():
     quantizer = HierarchicalVQ(
         dim=8, codebook_size=16, scales=(1, 2, 4), nested_dropout=0.8, kmeans_init=False, threshold_ema_dead_code=0
     )
-    x, cutoffs = torch.randn(2, 8, 4), set()
+    x, cutoffs, losses = torch.randn(2, 8, 4), set(), []
+    quantizer.vq.register_forward_hook(lambda module, args, out: losses.append(out[2]))
     for _ in range(30):
-        output, indices, _, cutoff = quantizer(x, return_cutoff=True)
+        losses.clear()
+        _, indices, loss, cutoff = quantizer(x, return_cutoff=True)
         cutoffs.add(cutoff)
+        assert torch.equal(loss, torch.stack(losses[: 3 if cutoff is None else cutoff + 1]).mean())
         assert len(indices) == 3
     assert cutoffs == {None, 0, 1}
     assert quantizer.eval()(x, return_cutoff=True)[3] is None
