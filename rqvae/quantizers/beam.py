@@ -69,14 +69,12 @@ def add_noise(distance: torch.Tensor, temp: float, generator: torch.Generator | 
 
 
 class _Beams(NamedTuple):
-    """The best partial sums of n vectors: what is left, the sums, their scores (lower is better), their codes, and
-    which of the sums before each continues."""
+    """The best partial sums of n vectors: what is left, the sums, their scores (lower is better), their codes."""
 
     residual_nBE: torch.Tensor
     total_nBE: torch.Tensor
     score_nB: torch.Tensor
     codes_nBD: torch.Tensor
-    parent_nB: torch.Tensor
 
 
 @torch.no_grad()
@@ -110,23 +108,19 @@ def beam_search(
                 torch.zeros_like(part_nBE),
                 part_nBE.new_zeros(part_nBE.shape[:2]),
                 codes_ND.new_empty((*part_nBE.shape[:2], 0)),
-                codes_ND.new_zeros(part_nBE.shape[:2]),
             )
             for index, level in enumerate(levels):
                 keep = 1 if index == len(levels) - 1 else width
-                if weights is not None:
-                    beams = _extend(beams, level, keep, cosine, weights[index])
-                elif all(level is other for other in levels[:index]):
-                    orders = min(index + 1, beams.score_nB.shape[1])
-                    beams = _without_reorderings(_extend(beams, level, keep * orders, cosine, None), keep)
-                else:
-                    beams = _extend(beams, level, keep, cosine, None)
+                same = weights is None and all(level is other for other in levels[:index])
+                orders = min(index + 1, beams.score_nB.shape[1]) if same else 1
+                beams = _extend(beams, level, keep, orders, cosine, None if weights is None else weights[index])
             codes_ND[start : start + rows] = beams.codes_nBD[:, 0]
     return codes_ND
 
 
-def _extend(beams: _Beams, level: BeamLevel, keep: int, cosine: bool, weight: float | None) -> _Beams:
-    """The `keep` best continuations of the beams by one level."""
+def _extend(beams: _Beams, level: BeamLevel, keep: int, orders: int, cosine: bool, weight: float | None) -> _Beams:
+    """The `keep` best continuations of the beams by one level. orders: in how many orders of the same codes a sum may
+    be among them; more than 1 only where the order makes no other sum."""
     num_beams, dim = beams.residual_nBE.shape[1:]
     searched_nBE = beams.residual_nBE
     if weight is not None and cosine:
@@ -137,40 +131,38 @@ def _extend(beams: _Beams, level: BeamLevel, keep: int, cosine: bool, weight: fl
     if weight is not None:
         slope = max(weight, LEAST_WEIGHT) / dim
         offset_nB = beams.score_nB + slope * own_nB
-    keep = min(keep, num_beams * level.num_codes)
+    count = min(keep * orders, num_beams * level.num_codes)
     scores, places = [], []
     step = max(1, level.chunk_rows // num_beams)
     for start in range(0, len(own_nB), step):
         rows = slice(start, start + step)
         distance = level.distances(searched_nBE[rows].flatten(0, 1), beams.total_nBE[rows].flatten(0, 1))
-        score, place = _lowest(distance.view(-1, num_beams, level.num_codes), offset_nB[rows], slope, keep)
+        score, place = _lowest(distance.view(-1, num_beams, level.num_codes), offset_nB[rows], slope, count)
         scores.append(score)
         places.append(place)
     score_nc, place_nc = torch.cat(scores), torch.cat(places)
-    beam_nc = place_nc // level.num_codes
-    code_nc = place_nc % level.num_codes
+    beam_nc, code_nc = place_nc // level.num_codes, place_nc % level.num_codes
+    codes_ncD = torch.cat([_take(beams.codes_nBD, beam_nc), code_nc[..., None]], -1)
+    if count > keep:
+        index_nc = _different(score_nc, beam_nc, codes_ncD, keep)
+        score_nc, beam_nc, code_nc = (part.gather(1, index_nc) for part in (score_nc, beam_nc, code_nc))
+        codes_ncD = _take(codes_ncD, index_nc)
     total_ncE = _take(beams.total_nBE, beam_nc)
     vectors_ncE = level.embed(code_nc.flatten(), total_ncE.flatten(0, 1)).view_as(total_ncE)
-    codes = torch.cat([_take(beams.codes_nBD, beam_nc), code_nc[..., None]], -1)
-    return _Beams(_take(beams.residual_nBE, beam_nc) - vectors_ncE, total_ncE + vectors_ncE, score_nc, codes, beam_nc)
+    return _Beams(_take(beams.residual_nBE, beam_nc) - vectors_ncE, total_ncE + vectors_ncE, score_nc, codes_ncD)
 
 
-def _without_reorderings(beams: _Beams, keep: int) -> _Beams:
-    """The `keep` best of the sums, of those with the same codes in another order only the one from the best sum before.
+def _different(score_nB: torch.Tensor, parent_nB: torch.Tensor, codes_nBD: torch.Tensor, keep: int) -> torch.Tensor:
+    """Which are the `keep` best sums (n, keep), of those with the same codes in another order only the one that
+    continues the best sum before.
 
     Levels that share a codebook reach a sum in every order of its codes: the copies would fill the beam, and rounding
     would choose between them.
     """
-    if beams.score_nB.shape[1] <= keep:
-        return beams
-    sorted_nBD = beams.codes_nBD.sort(-1).values
+    sorted_nBD = codes_nBD.sort(-1).values
     same_nBB = (sorted_nBD[:, :, None] == sorted_nBD[:, None]).all(-1)
-    later_nBB = beams.parent_nB[:, :, None] > beams.parent_nB[:, None]
-    score_nB = beams.score_nB.masked_fill((same_nBB & later_nBB).any(-1), torch.inf)
-    score_nc, index_nc = score_nB.topk(keep, largest=False)
-    parts = (_take(part, index_nc) for part in (beams.residual_nBE, beams.total_nBE, beams.codes_nBD))
-    residual, total, codes = parts
-    return _Beams(residual, total, score_nc, codes, beams.parent_nB.gather(1, index_nc))
+    later_nBB = parent_nB[:, :, None] > parent_nB[:, None]
+    return score_nB.masked_fill((same_nBB & later_nBB).any(-1), torch.inf).topk(keep, largest=False).indices
 
 
 def _lowest(
