@@ -49,11 +49,10 @@ def step(layers: Sequence[PackedLayer], x_BC: Tensor, cache: KVCache) -> Tensor:
     """One position (B, C) through all layers; the cache takes its keys and values and moves on."""
     product = torch.ops.mkldnn._linear_pointwise.default
     product_and_sum = torch.ops.mkldnn._linear_pointwise.binary
-    attention = F.scaled_dot_product_attention
     for number, layer in enumerate(layers):
         (norm1, norm2), weights, biases = layer.norms, layer.weights, layer.biases
         joint = product(norm1(x_BC), weights[0], biases[0], "none", _NOTHING, "")
-        out_BC = _attend(layer, joint, cache, number, attention)
+        out_BC = _attend(layer, joint, cache, number)
         x_BC = product_and_sum(out_BC, x_BC, weights[1], biases[1], "add")
         if layer.exact_gelu:
             hidden = product(norm2(x_BC), weights[2], biases[2], "gelu", _NOTHING, "none")
@@ -64,7 +63,7 @@ def step(layers: Sequence[PackedLayer], x_BC: Tensor, cache: KVCache) -> Tensor:
     return x_BC
 
 
-def _attend(layer: PackedLayer, joint: Tensor, cache: KVCache, number: int, attention: Any) -> Tensor:
+def _attend(layer: PackedLayer, joint: Tensor, cache: KVCache, number: int) -> Tensor:
     """Joint query, key and value row of every image -> attention output (B, A*F)."""
     heads, kv_heads, features = layer.heads
     batch, row = joint.shape
@@ -76,7 +75,7 @@ def _attend(layer: PackedLayer, joint: Tensor, cache: KVCache, number: int, atte
     # The queries that share a head of keys see the same past: they stand in a row as if they were positions.
     query = joint.as_strided((batch, kv_heads, heads // kv_heads, features),
                              (row, width // kv_heads, features, 1))
-    return attention(query, key_BALF, value_BALF).reshape(batch, width)
+    return F.scaled_dot_product_attention(query, key_BALF, value_BALF).reshape(batch, width)
 
 
 def _norm_call(norm: nn.Module) -> Any:
