@@ -119,9 +119,9 @@ def table(rows: list[dict[str, Any]]) -> str:
              "|---|---|---|---|---|---|"]
     for row in rows:
         used = "-" if row["used_fraction"] is None else f"{row['used_fraction']:.0%}"
-        perplexity = "-" if row["perplexity"] is None else f"{row['perplexity']:.0f}"
-        lines.append(f"| {row['method']} | {row['mse']:.4f} | {used} | {perplexity} | {row['step_ms']:.0f} "
-                     f"| {row['bits'] or '-'} |")
+        perplexity, step_ms, bits = ("-" if row[name] is None else f"{row[name]:.0f}"
+                                     for name in ("perplexity", "step_ms", "bits"))
+        lines.append(f"| {row['method']} | {row['mse']:.4f} | {used} | {perplexity} | {step_ms} | {bits} |")
     return "\n".join(lines)
 
 
