@@ -1,4 +1,4 @@
-"""The protocol of every score: pixels, sample indices, conditions and metric names.
+"""The protocol of every score: pixels, resizes, sample indices, conditions and metric names.
 
 Axes: B batch, C channels, H W image, N images. A sample is known by its global index 0..N-1; which rank or batch
 it belongs to never changes its condition, its noise or its weight in a score.
@@ -6,7 +6,11 @@ it belongs to never changes its condition, its noise or its weight in a score.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -79,15 +83,86 @@ def balanced_conditions(num_samples: int, num_classes: int) -> Tensor:
     return torch.arange(num_samples) % num_classes
 
 
-def metric_name(kind: str, features: str, resize: str, reference: str | None = None, splits: int | None = None) -> str:
-    """Full name of a number: what it is, with which features, after which resize, against what.
+def metric_name(
+    kind: str,
+    features: str,
+    resize: str | None = None,
+    reference: str | None = None,
+    splits: int | None = None,
+    detail: str | None = None,
+) -> str:
+    """Full name of a number: what it is, with which features, after which resize, with which settings, against what.
 
-    `metric_name("fid", "inception2048", "bilinear299", "train")` is `fid_inception2048_bilinear299_vs_train`.
-    Two numbers that cannot be compared never share a name.
+    `metric_name("fid", "inception2048", "bilinear299", "train")` is `fid_inception2048_bilinear299_vs_train`; `detail`
+    holds settings that change the number, such as `k3` or `subsets100x1000`. Two numbers that cannot be compared never
+    share a name.
     """
-    parts = [kind, features, resize]
+    parts = [kind, features]
+    if resize is not None:
+        parts.append(resize)
     if splits is not None:
         parts.append(f"splits{splits}")
+    if detail is not None:
+        parts.append(detail)
     if reference is not None:
         parts.append(f"vs_{reference}")
     return "_".join(parts)
+
+
+class Resize(NamedTuple):
+    """A way to bring uint8 images to the square that a feature network takes.
+
+    Attributes:
+        tag: its part of a metric's name, followed by the size.
+        network_input: uint8 (B, 3, H, W) and the size -> float32 (B, 3, size, size) in [-1, 1] (a bicubic resize may
+            pass these bounds a little, as its authors' does).
+    """
+
+    tag: str
+    network_input: Callable[[Tensor, int], Tensor]
+
+
+def resize_named(name: str) -> Resize:
+    """The resize of this name in `RESIZES`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in RESIZES:
+        raise ValueError(f"unknown resize {name!r}: choose one of {', '.join(RESIZES)}")
+    return RESIZES[name]
+
+
+def _bilinear(image_BCHW: Tensor, size: int) -> Tensor:
+    """pytorch-fid's: bilinear with half-pixel centres, no antialiasing; [0, 1] to [-1, 1]."""
+    image_BCHW = image_BCHW.float().div_(255)
+    return 2 * F.interpolate(image_BCHW, (size, size), mode="bilinear", align_corners=False) - 1
+
+
+def _inception_tf1(image_BCHW: Tensor, size: int) -> Tensor:
+    """The TensorFlow graph's own: bilinear from the corner, output pixel i at i * H / size; then (x - 128) / 128."""
+    image_BCHW = image_BCHW.float()
+    for axis in (2, 3):
+        length = image_BCHW.shape[axis]
+        position = torch.arange(size, device=image_BCHW.device, dtype=torch.float32) * (length / size)
+        low = position.long().clamp_(max=length - 1)
+        weight = (position - low).unsqueeze(-1) if axis == 2 else position - low
+        high = (low + 1).clamp_(max=length - 1)
+        image_BCHW = torch.lerp(image_BCHW.index_select(axis, low), image_BCHW.index_select(axis, high), weight)
+    return (image_BCHW - 128) / 128
+
+
+def _clean_bicubic(image_BCHW: Tensor, size: int) -> Tensor:
+    """Antialiased bicubic on float values, not rounded (Parmar et al. 2022, arXiv 2104.11222); then (x - 128) / 128."""
+    image_BCHW = image_BCHW.float()
+    if image_BCHW.shape[2:] != (size, size):
+        image_BCHW = F.interpolate(image_BCHW, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return (image_BCHW - 128) / 128
+
+
+RESIZES = {
+    "bilinear": Resize("bilinear", _bilinear),
+    "inception-tf1": Resize("tf1bilinear", _inception_tf1),
+    "clean-bicubic": Resize("cleanbicubic", _clean_bicubic),
+}
+"""`bilinear` is the default and pytorch-fid's; `inception-tf1` that of the published TensorFlow evaluators."""

@@ -1,130 +1,40 @@
-"""From batches of uint8 images to one result line: FID, inception score, recognition accuracy; exactly N images.
+"""From batches of uint8 images to one result line: every score asked for in one pass over exactly N images.
 
-Every score is a small accumulator (`update` with a batch, `all_reduce` over ranks, `metrics` at the end); the images
-go through the feature network once. Axes: B batch, C channels, H W image, F features, Y classes, N images.
+The images go through the feature network once; every score is a small accumulator (`evaluation.accumulators`), or is
+taken at the end on a bank of all features. Axes: B batch, C channels, H W image, F features, N images.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from evaluation.accumulators import (
+    Accumulator,
+    BankFeeder,
+    FrechetScores,
+    InceptionScores,
+    RecognitionAccuracy,
+    SampleLedger,
+    ScoredBatch,
+    SpatialFrechetScores,
+)
+from evaluation.class_scores import ClassFrechetScores, ClassMoments, count_images
+from evaluation.feature_bank import FeatureBank
 from evaluation.features import FeatureExtractor
-from evaluation.frechet import frechet_between
-from evaluation.inception_score import StreamingInceptionScore
-from evaluation.protocol import metric_name, shard_indices
-from evaluation.statistics import Gaussian, Reduce, StreamingStatistics, no_reduce
+from evaluation.kid import KernelScores, KernelSettings
+from evaluation.manifold import ManifoldScores, ManifoldSettings
+from evaluation.protocol import shard_indices
+from evaluation.statistics import Gaussian, Reduce, no_reduce
+
+PUBLISHED_KID, PUBLISHED_MANIFOLD = KernelSettings(), ManifoldSettings()
 
 ImageBatch = Tensor | Mapping[str, Tensor]
 """uint8 images (B, C, H, W), alone or as {"image", "index" (global, optional), "label" (optional)}."""
-
-
-class ScoredBatch(NamedTuple):
-    """One batch after the feature network."""
-
-    features_BF: Tensor
-    logits_BY: Tensor
-    index_B: Tensor
-    label_B: Tensor | None
-
-
-class Accumulator(Protocol):
-    """A score in the making."""
-
-    def update(self, batch: ScoredBatch) -> None:
-        """Takes in a batch of this rank."""
-
-    def all_reduce(self, reduce: Reduce) -> None:
-        """Sums over ranks; called once, on every rank, after the last update."""
-
-    def metrics(self) -> dict[str, float]:
-        """Full metric names and values."""
-
-
-class FrechetScores:
-    """FID (or rFID) against any number of named references."""
-
-    def __init__(self, extractor: FeatureExtractor, references: Mapping[str, Gaussian], kind: str = "fid"):
-        self.statistics = StreamingStatistics(extractor.dim, extractor.device)
-        self.references = {metric_name(kind, extractor.label, extractor.resize, r): g for r, g in references.items()}
-
-    def update(self, batch: ScoredBatch) -> None:
-        self.statistics.update(batch.features_BF)
-
-    def all_reduce(self, reduce: Reduce) -> None:
-        self.statistics = self.statistics.all_reduce(reduce)
-
-    def metrics(self) -> dict[str, float]:
-        gaussian = self.statistics.gaussian()
-        return {name: frechet_between(gaussian, reference) for name, reference in self.references.items()}
-
-
-class InceptionScores:
-    """Inception score and its deviation over splits."""
-
-    def __init__(self, extractor: FeatureExtractor, num_images: int, splits: int):
-        self.names = [metric_name(k, extractor.label, extractor.resize, splits=splits) for k in ("is", "is-std")]
-        self.score = StreamingInceptionScore(num_images, extractor.num_classes, splits, extractor.device)
-
-    def update(self, batch: ScoredBatch) -> None:
-        self.score.update(batch.logits_BY, batch.index_B)
-
-    def all_reduce(self, reduce: Reduce) -> None:
-        self.score.all_reduce(reduce)
-
-    def metrics(self) -> dict[str, float]:
-        return dict(zip(self.names, self.score.result()))
-
-
-class RecognitionAccuracy:
-    """Share of images in which the classifier recognises the class each was asked for.
-
-    Raises:
-        ValueError: the feature network does not know the data set's classes, or a batch has no labels.
-    """
-
-    def __init__(self, extractor: FeatureExtractor):
-        if not extractor.recognises_labels:
-            raise ValueError(f"{extractor.name} does not know the data set's classes: accuracy needs the classifier")
-        self.name = metric_name("accuracy", extractor.label, extractor.resize)
-        self.correct_and_total = torch.zeros(2, dtype=torch.int64, device=extractor.device)
-
-    def update(self, batch: ScoredBatch) -> None:
-        if batch.label_B is None:
-            raise ValueError("recognition accuracy needs the class that each image was asked for (`label`)")
-        correct = (batch.logits_BY.argmax(1) == batch.label_B.to(batch.logits_BY.device)).sum()
-        self.correct_and_total += torch.stack([correct, correct.new_tensor(len(batch.logits_BY))])
-
-    def all_reduce(self, reduce: Reduce) -> None:
-        reduce(self.correct_and_total)
-
-    def metrics(self) -> dict[str, float]:
-        correct, total = self.correct_and_total.tolist()
-        return {self.name: correct / total}
-
-
-class SampleLedger:
-    """Counts how often each global index 0..N-1 was seen; every one must be seen exactly once."""
-
-    def __init__(self, num_images: int, device: torch.device | str = "cpu"):
-        self.seen_N = torch.zeros(num_images, dtype=torch.int32, device=device)
-
-    def update(self, index_B: Tensor) -> None:
-        if len(index_B) and not 0 <= index_B.min() <= index_B.max() < len(self.seen_N):
-            raise ValueError(f"got more images than the {len(self.seen_N)} announced (index {index_B.max().item()})")
-        index_B = index_B.to(self.seen_N.device)
-        self.seen_N.index_add_(0, index_B, torch.ones_like(index_B, dtype=torch.int32))
-
-    def close(self, reduce: Reduce) -> None:
-        """Sums over ranks and raises a ValueError unless every image came exactly once."""
-        reduce(self.seen_N)
-        missing, repeated = (self.seen_N == 0).sum().item(), (self.seen_N > 1).sum().item()
-        if missing or repeated:
-            raise ValueError(f"{len(self.seen_N)} images announced: {missing} missing, {repeated} more than once")
 
 
 def score_images(
@@ -143,6 +53,12 @@ def score_images(
     sampling: Mapping[str, object] | None = None,
     checkpoint: str | None = None,
     keep_moments: Callable[[Gaussian], None] | None = None,
+    kid: Mapping[str, Tensor] | None = None,
+    manifold: Mapping[str, Tensor] | None = None,
+    spatial: Mapping[str, Gaussian] | None = None,
+    per_class: Mapping[str, Mapping[int, ClassMoments]] | None = None,
+    kid_settings: KernelSettings = PUBLISHED_KID,
+    manifold_settings: ManifoldSettings = PUBLISHED_MANIFOLD,
 ) -> dict[str, object]:
     """Scores exactly `num_images` images and returns the result line (JSON-ready, the same on every rank).
 
@@ -153,30 +69,56 @@ def score_images(
         num_images: images over all ranks.
         references: name (`train`, `val`, ...) -> moments; one FID each.
         kind: `fid` or `rfid`, the first part of that metric's name.
-        splits: splits of the inception score (at most one per image); None leaves it out.
+        splits: splits of the inception score (at most one per image); None leaves it out, and so does a feature
+            network without classes.
         accuracy: also the share of images recognised as their `label`.
         reduce: in-place sum of a tensor over ranks.
         seed, sampling, checkpoint: written into the line as given (checkpoint: a hash).
         keep_moments: called with the moments of the images' features, on every rank (needs `references`).
+        kid, manifold: name -> reference features (N, F): KID; precision, recall, density and coverage.
+        spatial: name -> moments of the spatial features: sFID (`inception` only).
+        per_class: name -> class -> moments or features (N, F) of that class: one FID per class, and their mean.
+        kid_settings, manifold_settings: written into the metrics' names, the seed of KID into the line.
+
+    Returns:
+        The line. `warnings` lists what makes a Frechet distance less than it seems: fewer than 2,048 images, singular
+        covariances, classes left out. `per_class` (only when asked for): metric name -> class -> FID.
 
     Raises:
-        ValueError: not exactly `num_images` images, images that are not uint8, missing labels, fewer than 2 images.
+        ValueError: not exactly `num_images` images, images that are not uint8, missing labels, fewer than 2 images,
+            references of other features.
     """
     started = time.perf_counter()
     accumulators: list[Accumulator] = []
     if references:
         accumulators.append(FrechetScores(extractor, references, kind))
-    if splits is not None:
+    if spatial:
+        accumulators.append(SpatialFrechetScores(extractor, spatial, "s" + kind))
+    if splits is not None and extractor.num_classes:
         accumulators.append(InceptionScores(extractor, num_images, min(splits, num_images)))
     if accuracy:
         accumulators.append(RecognitionAccuracy(extractor))
-    accumulate(batches, extractor, accumulators, num_images, reduce=reduce, rank=rank, world_size=world_size)
+    finishers: list[Any] = []
+    if kid or manifold or per_class:
+        bank = FeatureBank(extractor.dim, num_images, extractor.device)
+        accumulators.append(BankFeeder(bank))
+        if kid:
+            finishers.append(KernelScores(extractor, bank, kid, kid_settings))
+        if manifold:
+            finishers.append(ManifoldScores(extractor, bank, manifold, manifold_settings))
+        if per_class:
+            finishers.append(ClassFrechetScores(extractor, bank, per_class, "class-" + kind))
+    accumulate(batches, extractor, accumulators, num_images, reduce=reduce, rank=rank, world_size=world_size,
+               spatial=bool(spatial))
     if keep_moments is not None and references:
-        keep_moments(accumulators[0].statistics.gaussian())
-    return {
-        "metrics": {name: value for accumulator in accumulators for name, value in accumulator.metrics().items()},
+        keep_moments(accumulators[0].statistics.gaussian())  # type: ignore[attr-defined]
+    scores = [*accumulators, *finishers]
+    metrics = {name: value for score in scores for name, value in score.metrics().items()}
+    line: dict[str, object] = {
+        "metrics": metrics,
         "num_images": num_images,
-        "references": {name: {"num_images": reference.num} for name, reference in (references or {}).items()},
+        "references": {name: {"num_images": count} for name, count in
+                       _reference_sizes(references, spatial, kid, manifold, per_class).items()},
         "features": {
             "name": extractor.name,
             "dim": extractor.dim,
@@ -187,8 +129,38 @@ def score_images(
         "seed": seed,
         "sampling": dict(sampling or {}),
         "checkpoint": checkpoint,
-        "seconds": round(time.perf_counter() - started, 3),
+        "warnings": [text for score in scores if hasattr(score, "warnings") for text in score.warnings()],
     }
+    if kid:
+        line["kid_seed"] = kid_settings.seed
+    if per_class:
+        line["per_class"] = finishers[-1].tables()
+    return {**line, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def _reference_sizes(
+    references: Mapping[str, Gaussian] | None,
+    spatial: Mapping[str, Gaussian] | None,
+    kid: Mapping[str, Tensor] | None,
+    manifold: Mapping[str, Tensor] | None,
+    per_class: Mapping[str, Mapping[int, ClassMoments]] | None,
+) -> dict[str, int]:
+    """Images behind every reference by name, 0 where that is not known (published moments may not say it).
+
+    Raises:
+        ValueError: one name stands for sets of different sizes.
+    """
+    sizes: dict[str, int] = {}
+    found = [(name, gaussian.num) for part in (references, spatial) for name, gaussian in (part or {}).items()]
+    found += [(name, len(features_NF)) for part in (kid, manifold) for name, features_NF in (part or {}).items()]
+    for name, size in found:
+        known = sizes.get(name) or size
+        if size and known != size:
+            raise ValueError(f"reference {name!r} stands for {known} images and for {size}: give them two names")
+        sizes[name] = known
+    for name, classes in (per_class or {}).items():
+        sizes.setdefault(name, sum(count_images(moments) for moments in classes.values()))
+    return sizes
 
 
 def reference_statistics(
@@ -215,13 +187,18 @@ def accumulate(
     reduce: Reduce = no_reduce,
     rank: int = 0,
     world_size: int = 1,
+    spatial: bool = False,
 ) -> None:
-    """Runs every batch through the network once, feeds all accumulators, checks N and sums over ranks."""
+    """Runs every batch through the network once, feeds all accumulators, checks N and sums over ranks.
+
+    With `spatial` the batches carry the extractor's spatial features too.
+    """
     accumulators = list(accumulators)
     ledger = SampleLedger(num_images, extractor.device)
     for image_BCHW, index_B, label_B in _numbered(batches, shard_indices(num_images, rank, world_size)):
         ledger.update(index_B)
-        scored = ScoredBatch(*extractor(image_BCHW), index_B, label_B)
+        features_BF, logits_BY, *more = (extractor.with_spatial if spatial else extractor)(image_BCHW)
+        scored = ScoredBatch(features_BF, logits_BY, index_B, label_B, *more)
         for accumulator in accumulators:
             accumulator.update(scored)
     ledger.close(reduce)
