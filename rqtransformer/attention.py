@@ -180,10 +180,10 @@ class Block(nn.Module):
     def packed_layer(self) -> PackedLayer | None:
         """The packed parts for `stepping.step`, or None where it does not apply."""
         maps = [slot.active for slot in (*self.attn.slots, *self.mlp.slots)]
-        if self.attn.slopes is not None or any(packed.blocked is None for packed in maps):
+        if any(packed.blocked is None for packed in maps):
             return None
         heads = (self.attn.num_heads, self.attn.kv_heads, self.attn.head_dim)
-        return PackedLayer((self.ln1, self.ln2), maps, self.mlp.exact_gelu, self.mlp[1], heads)
+        return PackedLayer((self.ln1, self.ln2), maps, self.mlp.exact_gelu, self.mlp[1], heads, self.attn.slopes)
 
 
 class TransformerStack(nn.Module):

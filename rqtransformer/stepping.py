@@ -30,14 +30,26 @@ class PackedLayer:
         exact_gelu: the activation is the exact GELU, which the up map applies itself; else `activation` follows it.
         activation: the block's activation module.
         heads: heads of queries, heads of keys and values, features per head.
+        slopes: one per head of queries (ALiBi), or None.
     """
 
     def __init__(self, norms: tuple[nn.Module, nn.Module], maps: Sequence[PackedLinear], exact_gelu: bool,
-                 activation: nn.Module, heads: tuple[int, int, int]):
+                 activation: nn.Module, heads: tuple[int, int, int], slopes: Sequence[float] | None = None):
         self.norms = [_norm_call(norm) for norm in norms]
         self.weights = [packed.blocked for packed in maps]
         self.biases = [packed.bias for packed in maps]
         self.exact_gelu, self.activation, self.heads = exact_gelu, activation, heads
+        self._slopes = None if slopes is None else torch.tensor(slopes).view(heads[1], -1, 1)
+        self._distances: dict[int, Tensor] = {}
+
+    def mask(self, num_keys: int, dtype: torch.dtype) -> Tensor | None:
+        """What distance takes off the scores of the last of `num_keys` positions; made once per length."""
+        if self._slopes is None:
+            return None
+        if num_keys not in self._distances:
+            distance_L = torch.arange(num_keys - 1, -1, -1)
+            self._distances[num_keys] = (-self._slopes * distance_L).to(dtype)
+        return self._distances[num_keys]
 
 
 def steps_fit(layers: Sequence[PackedLayer | None], cache: KVCache, x_B1C: Tensor) -> bool:
@@ -75,11 +87,14 @@ def _attend(layer: PackedLayer, joint: Tensor, cache: KVCache, number: int) -> T
     # The queries that share a head of keys see the same past: they stand in a row as if they were positions.
     query = joint.as_strided((batch, kv_heads, heads // kv_heads, features),
                              (row, width // kv_heads, features, 1))
-    return F.scaled_dot_product_attention(query, key_BALF, value_BALF).reshape(batch, width)
+    mask = layer.mask(cache.length + 1, query.dtype)
+    return F.scaled_dot_product_attention(query, key_BALF, value_BALF, attn_mask=mask).reshape(batch, width)
 
 
 def _norm_call(norm: nn.Module) -> Any:
-    if not isinstance(norm, nn.LayerNorm):
-        return norm
-    shape, weight, bias, eps = norm.normalized_shape, norm.weight.detach(), norm.bias.detach(), norm.eps
-    return lambda x: torch.layer_norm(x, shape, weight, bias, eps, False)
+    weight, eps = norm.weight.detach(), norm.eps
+    if isinstance(norm, nn.LayerNorm):
+        shape, bias = norm.normalized_shape, norm.bias.detach()
+        return lambda x: torch.layer_norm(x, shape, weight, bias, eps, False)
+    eps = torch.finfo(weight.dtype).eps if eps is None else eps
+    return lambda x: x * x.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_() * weight
