@@ -10,7 +10,9 @@ from rqvae.quantizers.distance import full_precision_matmul, nearest_codes, samp
 from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
 
 LEVELS = {"levels": [4, 4]}
-OPTIONS = dict.fromkeys(("fsq", "fsp", "latent", "residual_fsq"), LEVELS) | {"random_projection": {"codebook_dim": 4}}
+OPTIONS = dict.fromkeys(("fsq", "fsp", "latent", "residual_fsq"), LEVELS)
+OPTIONS |= {"random_projection": {"codebook_dim": 4}, "hierarchical": {"scales": [1, 2]}}
+CODE_SHAPES = {"hierarchical": [1, 1, 5]}  # one stack of codes for a map
 VECTOR_SETTINGS = {
     "cosine": {"distance": "cosine"},
     "heads": {"heads": 2},
@@ -44,11 +46,12 @@ def assert_traces(quantizer, x, mask=None):
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_every_bottleneck_is_one_graph_in_eval(name):
     config = QuantizerHParams(
-        bottleneck_type=name, embed_dim=8, n_embed=16, latent_shape=[2, 2, 8], code_shape=[2, 2, 2],
-        bottleneck=OPTIONS.get(name, {}),
+        bottleneck_type=name, embed_dim=8, n_embed=16, latent_shape=[2, 2, 8],
+        code_shape=CODE_SHAPES.get(name, [2, 2, 2]), bottleneck=OPTIONS.get(name, {}),
     )  # fmt: skip
     with torch.no_grad():
-        assert_traces(build_quantizer(config), torch.randn(3, 2, 2, 8), torch.rand(3, 2, 2) < 0.7)
+        mask = None if name in CODE_SHAPES else torch.rand(3, 2, 2) < 0.7
+        assert_traces(build_quantizer(config), torch.randn(3, 2, 2, 8), mask)
 
 
 @pytest.mark.parametrize("settings", VECTOR_SETTINGS.values(), ids=list(VECTOR_SETTINGS))
