@@ -9,7 +9,7 @@ from evaluation.manifold import ManifoldSettings, neighbour_radii, overlap
 
 @pytest.fixture
 def features():
-    return 1.7 * torch.randn(90, 5) + 0.9, torch.randn(70, 5)
+    return torch.randn(90, 5) + torch.tensor([2.0, 1, 0, 0, 0]), torch.randn(70, 5)
 
 
 def by_definition(samples, reals, settings):
