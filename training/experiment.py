@@ -6,6 +6,8 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
+IN_LOOP_FEATURES = ("auto", "inception", "classifier")
+
 
 @dataclass
 class SampleConfig:
@@ -15,6 +17,24 @@ class SampleConfig:
     top_p: Any = None
     temp: Any = 1.0
     num_images: int = 64
+
+
+@dataclass
+class InLoopScoreConfig:
+    """rFID of reconstructions (stage 1) or FID of samples (stage 2) while training; off without `every_steps`.
+
+    Every `every_steps` steps, and after the last, `num_images` images of the averaged weights (the raw ones where no
+    average is kept) are scored. `features` is auto (Inception where its weights are found, else the data set's own
+    classifier), inception or classifier. Where neither can be had, one warning says so and training goes on without.
+    With `keep_best` the snapshot of the lowest distance is kept in `snapshots/best`.
+    """
+
+    every_steps: Optional[int] = None
+    num_images: int = 2048
+    features: str = "auto"
+    features_weights: Optional[str] = None
+    features_cache: str = "runs/classifiers"
+    keep_best: bool = True
 
 
 @dataclass
@@ -49,6 +69,7 @@ class ExperimentConfig:
     max_skipped_steps: int = 100
     test_images: Optional[int] = None
     grid_images: int = 8
+    score: InLoopScoreConfig = field(default_factory=InLoopScoreConfig)
 
 
 @dataclass(frozen=True)
@@ -132,5 +153,13 @@ def _check_positive(config: ExperimentConfig) -> None:
         )
     if config.non_finite not in ("stop", "skip"):
         raise ValueError(f"experiment.non_finite={config.non_finite!r}: choose from stop, skip")
+    score = config.score
+    if score.every_steps is not None and score.every_steps < 1 or score.num_images < 2:
+        raise ValueError(
+            f"experiment.score.every_steps={score.every_steps} must be positive and experiment.score.num_images="
+            f"{score.num_images} at least 2"
+        )
+    if score.features not in IN_LOOP_FEATURES:
+        raise ValueError(f"experiment.score.features={score.features!r}: choose from {', '.join(IN_LOOP_FEATURES)}")
     if config.num_workers < 0:
         raise ValueError(f"experiment.num_workers={config.num_workers} must not be negative")

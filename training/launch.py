@@ -7,7 +7,7 @@ before the first step and ends in one line and exit code 2.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ from training.checkpoint import (
 )
 from training.data_checks import unreadable_images
 from training.experiment import plan_batches
+from training.in_loop_scores import InLoopScores, discard_best_after
 from training.loop import Loop
+from training.scoring import ScoringData
 from training.snapshot import SNAPSHOTS, complete_snapshots, find_latest_snapshot, read_metadata, save_snapshot
 
 SETUP_ERRORS = (ValueError, OSError)
@@ -152,6 +154,7 @@ class Session:
         """A run resumed from an earlier step writes another history: what lies after that step must not be found."""
         for directory in (run_dir / CHECKPOINTS, run_dir / SNAPSHOTS):
             discard_after(directory, self.step)
+        discard_best_after(run_dir / SNAPSHOTS, self.step)
 
     def train(self) -> None:
         """Trains to the end of the plan."""
@@ -173,8 +176,18 @@ class Session:
             device=self.env.device,
         )
         Loop(stage, loader, plan, log, self.run_dir, self._save_snapshot, seed=self.config.seed, start_step=self.step,
-             images_seen=self.images_seen, keep_checkpoints=self.config.experiment.keep_checkpoints).run()
+             images_seen=self.images_seen, keep_checkpoints=self.config.experiment.keep_checkpoints,
+             scores=self._scores()).run()
         self._report_unreadable()
+
+    def _scores(self) -> InLoopScores | None:
+        experiment = self.config.experiment
+        if experiment.score.every_steps is None:
+            return None
+        data = ScoringData(self.config.dataset, self.args.test_batch_size or experiment.batch_size, self.env,
+                           experiment.num_workers, {"train": self.train_set, "val": self.val_set})
+        return InLoopScores(experiment.score, self.stage, data, self.log, self.run_dir / SNAPSHOTS,
+                            self._write_snapshot)
 
     def evaluate(self) -> None:
         """Metrics of the loaded weights on both splits (and of the EMA weights where there are any)."""
@@ -193,11 +206,16 @@ class Session:
                 self.log.warning(line)
 
     def _save_snapshot(self, progress: dict[str, Any], metrics: dict[str, Any]) -> None:
+        self._write_snapshot(step_name(progress["step"]), progress, metrics,
+                             keep_last=self.config.experiment.keep_snapshots)
+
+    def _write_snapshot(self, name: str, progress: Mapping[str, Any], metrics: Mapping[str, Any],
+                        extra: Mapping[str, Any] | None = None, keep_last: int | None = None) -> None:
         tensors, ema_tensors = self.stage.snapshot()
-        metadata = {**progress, "stage": self.stage.name, "seed": self.config.seed, "metrics": metrics,
-                    **self.stage.provenance()}
-        save_snapshot(self.run_dir / SNAPSHOTS / step_name(progress["step"]), tensors, self.stage.config, metadata,
-                      ema_tensors, keep_last=self.config.experiment.keep_snapshots)
+        metadata = {**progress, "stage": self.stage.name, "seed": self.config.seed, "metrics": dict(metrics),
+                    **self.stage.provenance(), **(extra or {})}
+        save_snapshot(self.run_dir / SNAPSHOTS / name, tensors, self.stage.config, metadata, ema_tensors,
+                      keep_last=keep_last)
 
 
 def _check_flags(args: argparse.Namespace) -> None:

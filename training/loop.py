@@ -19,6 +19,7 @@ from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
 from training.checkpoint import CHECKPOINTS, save_checkpoint
 from training.experiment import BatchPlan
+from training.in_loop_scores import InLoopScores
 
 
 class Stage(Protocol):
@@ -98,17 +99,20 @@ class Loop:
         seed: the run's seed; with rank and step it determines every random draw of a step.
         start_step, images_seen: where the run stands (both 0 for a new one).
         keep_checkpoints: how many checkpoints stay on disk.
+        scores: rFID or FID while training, if any.
     """
 
     def __init__(self, stage: Stage, loader: Iterable[dict[str, Tensor]], plan: BatchPlan, log: RunLog, run_dir: Path,
                  save_snapshot: Callable[[dict[str, Any], dict[str, Any]], None], *, seed: int, start_step: int = 0,
-                 images_seen: int = 0, keep_checkpoints: int = 2):
+                 images_seen: int = 0, keep_checkpoints: int = 2,
+                 scores: InLoopScores | None = None):
         self.stage, self.plan, self.log, self.run_dir = stage, plan, log, run_dir
         self.loader = iter(loader)
         self.save_snapshot = save_snapshot
         self.seed = seed
         self.step, self.images_seen = start_step, images_seen
         self.keep_checkpoints = keep_checkpoints
+        self.scores = scores
         self.metrics = StepMetrics()
         self._window_start = time.perf_counter()
         self._waited = 0.0
@@ -123,12 +127,15 @@ class Loop:
                 last = self.step == plan.total_steps
                 save = last or self.step % plan.save_steps == 0
                 test = last or self.step % plan.test_steps == 0
+                score = self.scores is not None and self.scores.due(self.step, last)
                 # a line before every checkpoint makes the log of a resumed run that of an uninterrupted one
-                if save or test or self.step % plan.log_steps == 0:
+                if save or test or score or self.step % plan.log_steps == 0:
                     self._log_window()
-                validation = self._validate() if test else {}
+                measured = self._validate() if test else {}
+                if score:
+                    measured = self._score(measured)
                 if save:
-                    self._save(validation)
+                    self._save(measured)
 
     def _one_step(self) -> None:
         seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
@@ -163,9 +170,21 @@ class Loop:
         self._restart_clock()
         return metrics
 
+    def _score(self, validation: dict[str, Any]) -> dict[str, Any]:
+        """Logs the scores, keeps the best snapshot, and returns the scores beside the validation metrics."""
+        seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
+        scores = self.scores.measure()
+        self.log.log_metrics(self.step, scores, prefix="score", epoch=self.plan.epoch(self.step))
+        self.scores.keep_best(self._progress(), scores, validation)
+        self._restart_clock()
+        return {**validation, **scores}
+
+    def _progress(self) -> dict[str, Any]:
+        return {"step": self.step, "images_seen": self.images_seen, "epoch": self.plan.epoch(self.step),
+                **self.stage.provenance()}
+
     def _save(self, validation: dict[str, Any]) -> None:
-        progress = {"step": self.step, "images_seen": self.images_seen, "epoch": self.plan.epoch(self.step),
-                    **self.stage.provenance()}
+        progress = self._progress()
 
         def write() -> None:
             save_checkpoint(self.run_dir / CHECKPOINTS, self.step, self.stage.objects(), progress,

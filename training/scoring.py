@@ -23,7 +23,7 @@ from runtime import distributed
 from runtime.atomic import write_text_atomically
 from runtime.config import load_config
 from runtime.distributed import DistEnv
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 from training.data_checks import unreadable_images
 
 Batches = Iterator[dict[str, Tensor]]
@@ -61,11 +61,12 @@ def split_name(name: str) -> str:
 class ScoringData:
     """The two splits of a data set as batches of uint8 images, shared out over the ranks."""
 
-    def __init__(self, config: DatasetConfig, batch_size: int, env: DistEnv, num_workers: int = 0):
+    def __init__(self, config: DatasetConfig, batch_size: int, env: DistEnv, num_workers: int = 0,
+                 splits: Mapping[str, ImageDataset] | None = None):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size} must be at least 1")
         self.config, self.batch_size, self.env, self.num_workers = config, batch_size, env, num_workers
-        self._splits: dict[str, ImageDataset] = {}
+        self._splits = dict(splits or {})
 
     def split(self, name: str) -> ImageDataset:
         """The data set of one split, read once."""
@@ -84,13 +85,42 @@ class ScoringData:
         for batch in self.float_batches(name, shared):
             yield {**_counted(batch), "image": to_uint8(batch["image"])}
 
+    def spread_float_batches(self, name: str, num_images: int, shared: bool = True) -> Iterable[dict[str, Tensor]]:
+        """Batches in [-1, 1] of `num_images` images spread evenly over a split; `index` numbers these alone."""
+        rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)
+        number = rank
+        for batch in eval_loader(self.split(name), self.batch_size, rank, world_size, self.num_workers, num_images,
+                                 device=self.env.device):
+            index_B = torch.arange(len(batch["image"])) * world_size + number
+            number += len(index_B) * world_size
+            yield {**batch, "index": index_B}
+
+    def spread_batches(self, name: str, num_images: int) -> Batches:
+        """The same as uint8."""
+        for batch in self.spread_float_batches(name, num_images):
+            yield {**_counted(batch), "image": to_uint8(batch["image"])}
+
     def features(self, args: argparse.Namespace) -> FeatureExtractor:
-        """The feature network of the flags; a classifier is trained on all training images, alike on every rank."""
+        """The feature network of the flags; a classifier is trained on all training images, alike on every rank.
+
+        Raises:
+            ValueError, OSError: it cannot be had; then on every rank.
+        """
         if args.features == "classifier" and self.env.is_distributed:
             # the main process trains and stores it, the others find it stored
             distributed.run_on_main(lambda: self._build_features(args).fingerprint)
-        extractor = self._build_features(args)
-        if len(set(distributed.gather_objects(extractor.fingerprint))) > 1:
+        extractor, failure = None, None
+        try:
+            extractor = self._build_features(args)
+        except (ValueError, OSError) as error:
+            failure = error
+        known = distributed.gather_objects([failure and one_line(failure), extractor and extractor.fingerprint])
+        if failure is not None:
+            raise failure
+        for rank, (reason, _) in enumerate(known):
+            if reason is not None:
+                raise UserError(f"rank {rank}: {reason}")
+        if len({fingerprint for _, fingerprint in known}) > 1:
             raise UserError("the processes have different feature networks; give all of them the same --features-cache")
         return extractor
 

@@ -36,6 +36,7 @@ from training.experiment import BatchPlan, ExperimentConfig
 from training.optimizer import OptimizerConfig
 from training.parallel import no_sync, wrap
 from training.precision import Precision
+from training.scoring import Batches, ScoringData, reconstructed
 from training.snapshot import snapshot_tensors
 from training.update import accumulate, build_update
 from training.validation import usage_metrics, validate_stage1
@@ -80,6 +81,7 @@ class Stage1:
     """
 
     name = "stage1"
+    score_kind, score_split = "rfid", "val"
 
     def __init__(self, config: Stage1Config, plan: BatchPlan, env: DistEnv,
                  validation_batches: Callable[[], Iterable[dict[str, Tensor]]]):
@@ -189,6 +191,12 @@ class Stage1:
     def evaluate(self, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
         """`validate_stage1` of any batches with the current weights."""
         return validate_stage1(self.model, batches, self.env.device, self.precision, self.perceptual)
+
+    def images_to_score(self, data: ScoringData, num_images: int) -> Batches:
+        """Reconstructions, in full precision, of images spread evenly over the validation split."""
+        self.model.eval()
+        originals = data.spread_float_batches(self.score_split, num_images)
+        return reconstructed(originals, lambda image_BCHW: self.model.decode_code(self.model.get_codes(image_BCHW)))
 
     def pictures(self) -> dict[str, Tensor]:
         """Validation images, coarse to fine and depth by depth, made on the main process."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset
-from evaluation.protocol import balanced_conditions
+from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer, sample
 from rqtransformer.model import count_parameters
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
@@ -26,6 +26,7 @@ from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
 from training.optimizer import OptimizerConfig
 from training.parallel import no_sync, wrap
 from training.precision import Precision
+from training.scoring import Batches, ScoringData
 from training.snapshot import resolve_checkpoint, snapshot_tensors, weights_digest
 from training.update import accumulate, build_update
 from training.validation import CodeCounts, condition_of, validate_stage2
@@ -106,6 +107,7 @@ class Stage2:
     """
 
     name = "stage2"
+    score_kind, score_split = "fid", "train"
 
     def __init__(self, config: Stage2Config, plan: BatchPlan, env: DistEnv,
                  validation_batches: Callable[[], Iterable[dict[str, Tensor]]]):
@@ -211,6 +213,29 @@ class Stage2:
                                 seed=self.config.seed, amp_dtype=self.precision.amp_dtype)
         images = [self.tokenizer.decode_code(part) for part in codes_BHWD.split(16)]
         return {"samples": image_grid(torch.cat(images).float(), columns=max(1, round(settings.num_images**0.5)))}
+
+    def images_to_score(self, data: ScoringData, num_images: int) -> Batches:
+        """Samples 0, 1, ... with the run's `sampling` settings, as `main_sampling_fid.py` draws them.
+
+        Their conditions are the classes in turn, or captions of the validation split.
+        """
+        settings = self.config.sampling
+        conditions = self._conditions_to_score(data, num_images)
+        mine = torch.tensor(shard_indices(num_images, self.env.rank, self.env.world_size), dtype=torch.long)
+        for index_B in mine.split(data.batch_size):
+            codes_BHWD = sample(self.model, self.tokenizer, None if conditions is None else conditions[index_B],
+                                indices=index_B, temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p,
+                                seed=self.config.seed, amp_dtype=self.precision.amp_dtype)
+            yield {"image": to_uint8(self.tokenizer.decode_code(codes_BHWD)), "index": index_B}
+
+    def _conditions_to_score(self, data: ScoringData, num_images: int) -> Tensor | None:
+        if self.config.arch.block_size_cond > 1:
+            batches = data.spread_float_batches("val", num_images, shared=False)
+            captions = torch.cat([batch["cond"] for batch in batches])
+            return captions[torch.arange(num_images) % len(captions)].to(self.env.device)
+        if self.config.arch.vocab_size_cond > 1:
+            return balanced_conditions(num_images, self.config.arch.vocab_size_cond).to(self.env.device)
+        return None
 
     def _preview_conditions(self, num_images: int) -> Tensor | None:
         if self.config.arch.block_size_cond > 1:
