@@ -5,7 +5,8 @@ roofline of sampling is the larger of two times: model FLOPs over the rate of a 
 weights and caches (each read once per step) over the bandwidth of a large copy. The training step (soft targets,
 forward, loss, backward, AdamW) is compared with three times the forward FLOPs at that rate. `--peer` times `generate`
 of the RQ-Transformer package, where it is installed, beside our class of the same signature. The variants of a case
-take turns; times are medians. A table, then one JSON line. `python -m benchmarks.sampling_speed [--peer]`
+take turns; times are medians. Other weight formats are given with what they change. A table, then one JSON line.
+`python -m benchmarks.sampling_speed [--peer]`
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rqtransformer import RQTransformer, RQTransformerConfig, sample
+from rqtransformer.decoding import Decoder
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
 
 BATCH, WIDTH, CODES, GRID = 16, 256, 2048, (8, 8, 4)
@@ -144,6 +146,35 @@ def measure_images(rounds: int) -> list[dict[str, Any]]:
     return [sampling, training]
 
 
+@torch.no_grad()
+def format_costs(positions: int = 4) -> list[dict[str, Any]]:
+    """What other weight formats change: nats per code (KL divergence from fp32), along fixed codes.
+
+    The weights are untrained, so this measures the rounding, not the quality of images.
+    """
+    model, tokenizer = build_model().eval(), Codebook(CODES, WIDTH)
+    codes_BTD = sample(model, tokenizer, num_samples=BATCH, **SAMPLING).flatten(1, 2)
+
+    def log_probs(weights: str, dtype: torch.dtype) -> Tensor:
+        steps = []
+        with model.decoding_mode(dtype, weights):
+            cond_BL = model.condition_ids(None, BATCH, codes_BTD.device)
+            decoder = Decoder(model, tokenizer, cond_BL, codes_BTD[:, :0], dtype)
+            for code_B in codes_BTD[:, :positions].flatten(1).unbind(1):
+                steps.append(decoder.logits().float().log_softmax(dim=-1))
+                decoder.push(code_B)
+        return torch.stack(steps)
+
+    exact = log_probs("dense", torch.float32)
+    rows = []
+    for weights, dtype in (("dense", torch.bfloat16), ("int8", torch.float32), ("int8", torch.bfloat16)):
+        rounded = log_probs(weights, dtype)
+        divergence = (exact.exp() * (exact - rounded)).sum(dim=-1).mean().item()
+        rows.append({"case": f"{weights} weights, {str(dtype).removeprefix('torch.')}", "kl_nats": f"{divergence:.1e}",
+                     "largest_change_nats": round((exact - rounded).abs().max().item(), 4)})
+    return rows
+
+
 def measure_peer(name: str, class_name: str, arguments: dict[str, Any], batch: int, rounds: int,
                  libraries: dict[str, Any]) -> dict[str, Any]:
     """`generate` of the same model in each library."""
@@ -183,7 +214,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    rows = measure_images(args.rounds)
+    rows = measure_images(args.rounds) + format_costs()
     if args.peer:
         libraries = peer_libraries()
         rows += [measure_peer(*case, args.rounds, libraries) for case in PEER_CASES] if libraries else []
