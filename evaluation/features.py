@@ -18,10 +18,10 @@ class FeatureExtractor(Protocol):
     """What scores need of a feature network.
 
     Attributes:
-        name: what the user asked for (`inception`, `classifier`).
+        name: what the user asked for (`inception`, `classifier`, ...).
         label: its part of a metric's name; differs whenever the numbers cannot be compared.
         resize: name of the resize that images go through.
-        dim, num_classes: sizes of the two outputs.
+        dim, num_classes: sizes of the two outputs; 0 classes where the network has no logits.
         fingerprint: hash of the weights (or of everything that decides them).
         recognises_labels: the logits are over the data set's own classes.
         device: where it runs and where its outputs are.
@@ -45,31 +45,45 @@ def build_features(
     *,
     device: torch.device | str = "cpu",
     weights: str | Path | None = None,
+    resize: str = "bilinear",
     train: Callable[[], LabelledBatches] | None = None,
     validation: Callable[[], LabelledBatches] | None = None,
     num_classes: int | None = None,
     cache_dir: str | Path | None = None,
     config: ClassifierConfig | None = None,
 ) -> FeatureExtractor:
-    """The feature network called `name`: `inception` (uses `weights`) or `classifier` (uses all the rest).
+    """The feature network called `name`.
+
+    `inception`, or `inception64`, `inception192`, `inception768` for its earlier layers: the FID network. `classifier`:
+    a small one trained on the data set itself. `clip` or `clip:ARCHITECTURE[/TAG]`, `dinov2` or `timm:MODEL`: networks
+    of the optional packages open_clip and timm.
 
     Args:
         device: where it runs.
-        weights: weight file of `inception`; None looks in the environment and torch hub's cache.
+        weights: weight file; None looks for Inception's in the environment and torch hub's cache, for the others where
+            their packages keep them.
+        resize: of Inception, a name of `protocol.RESIZES`; the other networks have one of their own.
         train, validation: called for the batches of the data set's own splits when the classifier needs them.
         num_classes: classes of the data set.
         cache_dir: where trained classifiers are kept; None keeps none.
         config: settings of the classifier.
 
     Raises:
-        ValueError: unknown name, or the classifier without `train` and `num_classes`.
-        FileNotFoundError: no Inception weights.
+        ValueError: unknown name or resize, a missing package, or the classifier without `train` and `num_classes`.
+        FileNotFoundError: no weights.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"unknown features {name!r}: choose one of {', '.join(_BUILDERS)}")
-    return _BUILDERS[name](
+    kind, _, detail = name.partition(":")
+    if name not in _BUILDERS and not (kind in _WITH_DETAIL and detail):
+        raise ValueError(f"unknown features {name!r}: choose one of {', '.join(FEATURES)}, "
+                         + ", ".join(f"{kind}:NAME" for kind in _WITH_DETAIL))
+    if resize != "bilinear" and not name.startswith("inception"):
+        raise ValueError(f"{name} has a resize of its own: resize {resize!r} is for inception")
+    return (_WITH_DETAIL[kind] if detail else _BUILDERS[name])(
+        name=name,
+        detail=detail,
         device=device,
         weights=weights,
+        resize=resize,
         train=train,
         validation=validation,
         num_classes=num_classes,
@@ -78,10 +92,28 @@ def build_features(
     )
 
 
-def _build_inception(*, device: torch.device | str, weights: str | Path | None, **_: object) -> FeatureExtractor:
+def _build_inception(
+    *, name: str, device: torch.device | str, weights: str | Path | None, resize: str, **_: object
+) -> FeatureExtractor:
     from evaluation.inception import InceptionFeatures  # torchvision's model zoo takes a second to import
 
-    return InceptionFeatures(weights, device)
+    return InceptionFeatures(weights, device, dim=int(name.removeprefix("inception") or 2048), resize=resize)
+
+
+def _build_clip(
+    *, detail: str, device: torch.device | str, weights: str | Path | None, **_: object
+) -> FeatureExtractor:
+    from evaluation.clip_features import DEFAULT_CLIP, ClipFeatures
+
+    return ClipFeatures(detail or DEFAULT_CLIP, weights, device)
+
+
+def _build_timm(
+    *, detail: str, device: torch.device | str, weights: str | Path | None, **_: object
+) -> FeatureExtractor:
+    from evaluation.timm_features import DEFAULT_DINOV2, TimmFeatures
+
+    return TimmFeatures(detail or DEFAULT_DINOV2, weights, device)
 
 
 def _build_classifier(
@@ -106,5 +138,14 @@ def _build_classifier(
     )
 
 
-_BUILDERS: dict[str, Callable[..., FeatureExtractor]] = {"inception": _build_inception, "classifier": _build_classifier}
+_BUILDERS: dict[str, Callable[..., FeatureExtractor]] = {
+    "inception": _build_inception,
+    "classifier": _build_classifier,
+    "inception64": _build_inception,
+    "inception192": _build_inception,
+    "inception768": _build_inception,
+    "clip": _build_clip,
+    "dinov2": _build_timm,
+}
+_WITH_DETAIL: dict[str, Callable[..., FeatureExtractor]] = {"clip": _build_clip, "timm": _build_timm}
 FEATURES = tuple(_BUILDERS)

@@ -154,9 +154,9 @@ def test_one_image_has_no_frechet_distance(image_NCHW, reference):
 
 
 def test_features_by_name():
-    assert set(FEATURES) == {"inception", "classifier"}
-    with pytest.raises(ValueError, match="'clip': choose one of inception, classifier"):
-        build_features("clip")
+    assert set(FEATURES) == {"inception", "inception64", "inception192", "inception768", "classifier", "clip", "dinov2"}
+    with pytest.raises(ValueError, match="'vgg': choose one of inception, classifier, .*timm:NAME"):
+        build_features("vgg")
     with pytest.raises(ValueError, match="training split"):
         build_features("classifier", num_classes=2)
     image_NCHW = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
