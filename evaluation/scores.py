@@ -59,6 +59,7 @@ def score_images(
     per_class: Mapping[str, Mapping[int, ClassMoments]] | None = None,
     kid_settings: KernelSettings = PUBLISHED_KID,
     manifold_settings: ManifoldSettings = PUBLISHED_MANIFOLD,
+    keep_bank: Callable[[FeatureBank], None] | None = None,
 ) -> dict[str, object]:
     """Scores exactly `num_images` images and returns the result line (JSON-ready, the same on every rank).
 
@@ -79,6 +80,7 @@ def score_images(
         spatial: name -> moments of the spatial features: sFID (`inception` only).
         per_class: name -> class -> moments or features (N, F) of that class: one FID per class, and their mean.
         kid_settings, manifold_settings: written into the metrics' names, the seed of KID into the line.
+        keep_bank: called with all images' features, on every rank.
 
     Returns:
         The line. `warnings` lists what makes a Frechet distance less than it seems: fewer than 2,048 images, singular
@@ -99,7 +101,7 @@ def score_images(
     if accuracy:
         accumulators.append(RecognitionAccuracy(extractor))
     finishers: list[Any] = []
-    if kid or manifold or per_class:
+    if kid or manifold or per_class or keep_bank is not None:
         bank = FeatureBank(extractor.dim, num_images, extractor.device)
         accumulators.append(BankFeeder(bank))
         if kid:
@@ -112,6 +114,8 @@ def score_images(
                spatial=bool(spatial))
     if keep_moments is not None and references:
         keep_moments(accumulators[0].statistics.gaussian())  # type: ignore[attr-defined]
+    if keep_bank is not None:
+        keep_bank(bank)
     scores = [*accumulators, *finishers]
     metrics = {name: value for score in scores for name, value in score.metrics().items()}
     line: dict[str, object] = {
