@@ -1,25 +1,54 @@
 """Where the weights of feature networks come from: a given file, an environment variable, torch hub's cache.
 
-Nothing is ever downloaded; a missing file is an error that says where it may be put.
+No score downloads anything; a missing file is an error that says where it may be put. Only the command does, when it is
+told to:
+
+    python -m evaluation.weights fetch     download what is missing into the cache, after checking its SHA-256
+    python -m evaluation.weights verify    compare the SHA-256 of what is there
+    python -m evaluation.weights where     print where each file is, or would be looked for
 """
 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import secrets
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from runtime.atomic import flush_to_disk
+from runtime.cli import ArgumentParser
+from runtime.errors import UserError, exit_on_user_error, one_line
+
 
 class WeightSource(NamedTuple):
-    """A published weight file: its well-known name, the start of its SHA-256, its environment variable and URL."""
+    """A published weight file: its well-known name, the start of its SHA-256, its environment variable and URL, and,
+    where it is known, the whole SHA-256.
+    """
 
     file_name: str
     sha256_prefix: str
     environment: str
     url: str
+    sha256: str = ""
+
+    @property
+    def cached(self) -> Path:
+        """Its place in torch hub's cache (`$TORCH_HOME/hub/checkpoints`)."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.file_name
+
+    def matches(self, sha256: str) -> bool:
+        """Whether a file with this SHA-256 is the published one."""
+        return sha256 == self.sha256 if self.sha256 else sha256.startswith(self.sha256_prefix)
 
 
 FID_INCEPTION = WeightSource(
@@ -27,7 +56,11 @@ FID_INCEPTION = WeightSource(
     sha256_prefix="6726825d",
     environment="FID_INCEPTION_WEIGHTS",
     url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
+WEIGHTS: dict[str, WeightSource] = {"fid-inception": FID_INCEPTION}
+TIMEOUT_SECONDS = 30
+_SCHEMES = ("https", "http", "file")
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -49,14 +82,96 @@ def find_weights(source: WeightSource, path: str | os.PathLike[str] | None = Non
         FileNotFoundError: no such file; the message lists the places.
         ValueError: the well-known file is damaged.
     """
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / source.file_name
-    found = Path(path or os.environ.get(source.environment) or cached).expanduser()
+    found = Path(path or os.environ.get(source.environment) or source.cached).expanduser()
     if not found.is_file():
         raise FileNotFoundError(
-            f"no weights at {found}: download {source.url} and give its path by flag, by the environment variable "
-            f"{source.environment}, or put it at {cached}; `--features classifier` needs none"
+            f"no weights at {found}: run `python -m evaluation.weights fetch`, or download {source.url} and give its "
+            f"path by flag, by the environment variable {source.environment}, or put it at {source.cached}; "
+            "`--features classifier` needs none"
         )
     sha256 = file_sha256(found)
-    if found.name == source.file_name and not sha256.startswith(source.sha256_prefix):
+    if found.name == source.file_name and not source.matches(sha256):
         raise ValueError(f"{found} is damaged: its SHA-256 starts with {sha256[:8]}, not {source.sha256_prefix}")
     return found, sha256
+
+
+def fetch_weights(source: WeightSource, url: str | None = None, path: str | os.PathLike[str] | None = None) -> Path:
+    """Downloads a weight file; what is there already and sound is left as it is.
+
+    It is written under a temporary name, compared with the published SHA-256 and only then renamed.
+
+    Args:
+        url: another place with the same file (`https:`, `http:` or `file:`).
+        path: where it goes; None is torch hub's cache, where it is looked for.
+
+    Raises:
+        UserError: the place cannot be reached, it gives another file, or the disk cannot be written.
+    """
+    url, target = url or source.url, Path(path or source.cached).expanduser()
+    if urllib.parse.urlsplit(url).scheme not in _SCHEMES:
+        raise UserError(f"{url} is no address: it must start with {', '.join(f'{name}:' for name in _SCHEMES)}")
+    if target.is_file() and source.matches(file_sha256(target)):
+        return target
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, partial)
+        sha256 = file_sha256(partial)
+        if not source.matches(sha256):
+            expected = source.sha256 or source.sha256_prefix
+            raise UserError(f"{url} gives another file: its SHA-256 is {sha256}, expected {expected}; nothing was kept")
+        flush_to_disk(partial)
+        os.replace(partial, target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {one_line(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _download(url: str, partial: Path) -> None:
+    with open(partial, "wb") as file:
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+                shutil.copyfileobj(response, file, 1 << 20)
+        except urllib.error.HTTPError as error:
+            raise UserError(f"cannot download {url}: {error.code} {error.reason}") from error
+        except urllib.error.URLError as error:
+            raise UserError(f"cannot download {url}: {error.reason}") from error
+        except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            raise UserError(f"cannot download {url}: {one_line(error)}") from error
+
+
+def parse(words: Sequence[str] | None = None) -> Namespace:
+    parser = ArgumentParser(description="Weights of feature networks.", allow_abbrev=False)
+    parser.add_argument("action", choices=("fetch", "verify", "where"))
+    parser.add_argument("name", nargs="?", choices=tuple(WEIGHTS), help="one file (default: all)")
+    parser.add_argument("--url", help="fetch from here instead (needs a name)")
+    parser.add_argument("--path", help="this file instead of the usual places (needs a name)")
+    args = parser.parse_args(words)
+    if (args.url or args.path) and args.name is None:
+        parser.error(f"--url and --path need a name: {', '.join(WEIGHTS)}")
+    return args
+
+
+def main(args: Namespace) -> None:
+    for name in [args.name] if args.name else WEIGHTS:
+        source = WEIGHTS[name]
+        if args.action == "fetch":
+            print(f"{name}: {fetch_weights(source, args.url, args.path)}")
+            continue
+        path = Path(args.path or os.environ.get(source.environment) or source.cached).expanduser()
+        if args.action == "where":
+            print(f"{name}: {path} ({'there' if path.is_file() else 'missing'}); set by --features-weights, "
+                  f"{source.environment}, or {source.cached}; published at {source.url}")
+            continue
+        found, sha256 = find_weights(source, path)
+        if not source.matches(sha256):
+            raise UserError(f"{found} is not the published file: its SHA-256 is {sha256}, expected "
+                            f"{source.sha256 or source.sha256_prefix}")
+        print(f"{name}: {found} is the published file, SHA-256 {sha256}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError, OSError):
+        main(parse())

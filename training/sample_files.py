@@ -3,8 +3,6 @@
 Legend: B batch, C channels, H W image, N images.
 """
 
-import shutil
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,16 +11,19 @@ from PIL import Image
 from torch import Tensor
 
 from runtime import distributed
+from runtime.npz import Header, write_npz
 
 FORMATS = ("png", "npz")
+ROWS_AT_A_TIME = 64
 
 
 def save_images(batches: Iterable[dict[str, Tensor]], directory: Path, file_format: str, num_images: int,
                 resolution: tuple[int, int]) -> Iterator[dict[str, Tensor]]:
     """Passes batches (`image` uint8, `index`, `label`) through and writes them on the way.
 
-    `png`: `images/<index>_class<label>.png`. `npz`: `samples.npz` with `arr_0` (N, H, W, 3) and `labels` (N,), the
-    layout that other evaluators read, without ever holding N images in memory.
+    `png`: `images/<index>_class<label>.png`. `npz`: `samples.npz` with `arr_0`, uint8 (N, H, W, 3), and the classes
+    `arr_1`, int64 (N,), which is what the ADM evaluator takes, and the classes once more as `labels`; N images are
+    never in memory.
 
     Raises:
         ValueError: unknown format.
@@ -78,11 +79,11 @@ class NpzFile:
             array.flush()
         distributed.barrier()
         if distributed.is_main():
-            partial = self.directory / ".samples.npz"
-            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-                for name, file in self.files.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as target, file.open("rb") as source:
-                        shutil.copyfileobj(source, target, 1 << 22)
-            partial.rename(self.directory / "samples.npz")
+            image_NHWC, label_N = self.arrays["arr_0"], np.asarray(self.arrays["labels"])
+            rows = range(0, len(image_NHWC), ROWS_AT_A_TIME)
+            blocks = (image_NHWC[start : start + ROWS_AT_A_TIME] for start in rows)
+            write_npz(self.directory / "samples.npz", {
+                "arr_0": (Header(image_NHWC.shape, image_NHWC.dtype), blocks), "arr_1": label_N, "labels": label_N,
+            })
             for file in self.files.values():
                 file.unlink()

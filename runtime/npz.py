@@ -1,0 +1,222 @@
+"""`.npz` and `.npy` files read and written row by row: memory does not grow with the number of rows.
+
+Nothing is unpickled: arrays of Python objects are refused. A header may promise no more than the file holds, so a small
+file cannot ask for a large amount of memory. Errors are one line and name the file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from runtime.atomic import flush_to_disk
+from runtime.errors import UserError, one_line
+
+_READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError, NotImplementedError)
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # equal arrays make equal files
+
+
+class Header(NamedTuple):
+    """Shape and type of a stored array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class RowStream:
+    """The rows (first axis) of one `.npy` stream, from the first to the last.
+
+    Raises:
+        ValueError: not an array, or one of Python objects.
+    """
+
+    def __init__(self, stream: IO[bytes]):
+        self.stream = stream
+        self.header, self.column_major = _read_header(stream)
+        self.left = self.header.shape[0] if self.header.shape else 1
+
+    def read(self, count: int) -> np.ndarray:
+        """The next `count` rows, fewer at the end; ValueError when the stream ends before the rows do."""
+        count = min(count, self.left)
+        shape = (count, *self.header.shape[1:])
+        wanted = math.prod(shape) * self.header.dtype.itemsize
+        content = bytearray()
+        while len(content) < wanted:
+            block = self.stream.read(min(wanted - len(content), 1 << 24))
+            if not block:
+                raise ValueError(f"it ends {self.left} rows too early")
+            content += block
+        self.left -= count
+        return np.frombuffer(content, dtype=self.header.dtype).reshape(shape)
+
+    def blocks(self, rows: int) -> Iterator[np.ndarray]:
+        """All rows that are left, `rows` at a time; ValueError when the array is not stored by rows."""
+        if self.column_major:
+            raise ValueError("it is stored column by column; save a C-ordered array")
+        while self.left:
+            yield self.read(rows)
+        self.stream.read(1)  # a zip archive compares its checksum when a member is read to its end
+
+    def whole(self) -> np.ndarray:
+        """The array itself, however it is stored."""
+        flat = self.read(max(self.left, 1)).reshape(-1)
+        self.stream.read(1)
+        return flat.reshape(self.header.shape, order="F" if self.column_major else "C")
+
+
+def _read_header(stream: IO[bytes]) -> tuple[Header, bool]:
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its array format {version[0]}.{version[1]} is not known")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, column_major, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are not read")
+    return Header(shape, dtype), column_major and len(shape) > 1
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns whatever a damaged file causes into one line with its name."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}") from error
+    except _READ_ERRORS as error:
+        raise UserError(f"{path} is not a readable {path.suffix or 'array'} file: {one_line(error)}") from error
+
+
+@contextmanager
+def _member(archive: zipfile.ZipFile, name: str) -> Iterator[RowStream]:
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as file:
+        rows = RowStream(file)
+        if info.file_size != file.tell() + rows.header.nbytes:
+            raise ValueError(f"{name} has {info.file_size} bytes, its header promises {rows.header.nbytes}")
+        yield rows
+
+
+def read_headers(path: str | os.PathLike[str]) -> dict[str, Header]:
+    """Name, shape and type of every array of an `.npz` file.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    path, headers = Path(path), {}
+    with _naming(path), zipfile.ZipFile(path) as archive:
+        for entry in archive.namelist():
+            if entry.endswith(".npy"):
+                name = entry.removesuffix(".npy")
+                with _member(archive, name) as rows:
+                    headers[name] = rows.header
+    return headers
+
+
+def read_arrays(
+    path: str | os.PathLike[str], names: Iterable[str], max_bytes: int = 1 << 34
+) -> dict[str, np.ndarray]:
+    """Whole arrays of an `.npz` file; those of `names` that it does not have are left out.
+
+    Raises:
+        UserError: no such file, a damaged one, or more than `max_bytes` in one array.
+    """
+    path, arrays = Path(path), {}
+    with _naming(path), zipfile.ZipFile(path) as archive:
+        for name in names:
+            if f"{name}.npy" not in archive.namelist():
+                continue
+            with _member(archive, name) as rows:
+                if rows.header.nbytes > max_bytes:
+                    raise ValueError(f"{name} has {rows.header.nbytes} bytes, more than {max_bytes}")
+                arrays[name] = rows.whole()
+    return arrays
+
+
+def stream_array(path: str | os.PathLike[str], name: str, rows: int) -> Iterator[np.ndarray]:
+    """The array `name` of an `.npz` file (a `.npy` file has one), `rows` rows at a time.
+
+    Raises:
+        UserError: no such file or array, or a damaged one.
+    """
+    path = Path(path)
+    with _naming(path):
+        if path.suffix == ".npy":
+            with open(path, "rb") as file:
+                yield from RowStream(file).blocks(rows)
+            return
+        with zipfile.ZipFile(path) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                raise UserError(f"{path} has no array {name!r}")
+            with _member(archive, name) as stream:
+                yield from stream.blocks(rows)
+
+
+def npy_header(path: str | os.PathLike[str]) -> Header:
+    """Shape and type of the array in a `.npy` file; UserError when it is damaged or shorter than it says."""
+    path = Path(path)
+    with _naming(path), open(path, "rb") as file:
+        header = RowStream(file).header
+        if path.stat().st_size != file.tell() + header.nbytes:
+            raise ValueError(f"it has {path.stat().st_size} bytes, its header promises {header.nbytes}")
+    return header
+
+
+def write_npz(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray | tuple[Header, Iterable[np.ndarray]]]
+) -> None:
+    """Writes an uncompressed `.npz` file under a temporary name and renames it when it is complete.
+
+    Args:
+        arrays: whole arrays, or a header and the blocks of rows, which are asked for one after another; the arrays are
+            written in the order given.
+
+    Raises:
+        UserError: the disk is full or read-only, or there is no such folder.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, given in arrays.items():
+                with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True) as target:
+                    write_rows(target, *(given if isinstance(given, tuple) else _as_block(given)))
+        flush_to_disk(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_rows(target: IO[bytes], header: Header, blocks: Iterable[np.ndarray]) -> None:
+    """One array in the `.npy` format to an open stream, block after block."""
+    description = np.lib.format.dtype_to_descr(header.dtype)
+    np.lib.format.write_array_header_1_0(
+        target, {"descr": description, "fortran_order": False, "shape": header.shape}
+    )
+    written = 0
+    for block in blocks:
+        assert block.shape[1:] == header.shape[1:], f"rows of shape {block.shape[1:]}, announced {header.shape[1:]}"
+        target.write(np.ascontiguousarray(block, dtype=header.dtype).tobytes())
+        written += block.nbytes if block.dtype == header.dtype else block.size * header.dtype.itemsize
+    assert written == header.nbytes, f"{written} bytes written, {header.nbytes} announced"
+
+
+def _as_block(array: np.ndarray) -> tuple[Header, Iterable[np.ndarray]]:
+    return Header(array.shape, array.dtype), [array]
