@@ -72,10 +72,10 @@ def build_features(
         ValueError: unknown name or resize, a missing package, or the classifier without `train` and `num_classes`.
         FileNotFoundError: no weights.
     """
-    kind, _, detail = name.partition(":")
-    if name not in _BUILDERS and not (kind in _WITH_DETAIL and detail):
+    if name not in FEATURES:
         raise ValueError(f"unknown features {name!r}: choose one of {', '.join(FEATURES)}, "
                          + ", ".join(f"{kind}:NAME" for kind in _WITH_DETAIL))
+    kind, _, detail = name.partition(":")
     if resize != "bilinear" and not name.startswith("inception"):
         raise ValueError(f"{name} has a resize of its own: resize {resize!r} is for inception")
     return (_WITH_DETAIL[kind] if detail else _BUILDERS[name])(
@@ -148,4 +148,14 @@ _BUILDERS: dict[str, Callable[..., FeatureExtractor]] = {
     "dinov2": _build_timm,
 }
 _WITH_DETAIL: dict[str, Callable[..., FeatureExtractor]] = {"clip": _build_clip, "timm": _build_timm}
-FEATURES = tuple(_BUILDERS)
+
+
+class FeatureNames(tuple):
+    """The names of feature networks; `in` also takes those that name a model, such as `clip:ViT-L-14`."""
+
+    def __contains__(self, name: object) -> bool:
+        kind, _, detail = str(name).partition(":")
+        return super().__contains__(name) or bool(kind in _WITH_DETAIL and detail)
+
+
+FEATURES = FeatureNames(_BUILDERS)

@@ -11,26 +11,10 @@ from evaluation.frechet import frechet_between
 from evaluation.inception_score import inception_score
 from evaluation.scores import metric_value, reference_statistics, score_images
 from evaluation.statistics import statistics_of
+from tests.evaluation.pixel_features import PixelFeatures
 
 NUM = 61
 QUICK = ClassifierConfig(dim=16, min_presentations=0, epochs=1)
-
-
-class PixelFeatures:
-    """A feature network of two lines: pooled pixels, and the brightest of four quarters as class."""
-
-    name = "pixels"
-    label = "pixels12"
-    resize = "none"
-    dim = 12
-    num_classes = 4
-    fingerprint = "0" * 64
-    recognises_labels = True
-    device = torch.device("cpu")
-
-    def __call__(self, image_BCHW):
-        pooled_BCHW = torch.nn.functional.adaptive_avg_pool2d(image_BCHW.float() / 255, 2)
-        return pooled_BCHW.flatten(1), 20 * pooled_BCHW.mean(1).flatten(1)
 
 
 @pytest.fixture
