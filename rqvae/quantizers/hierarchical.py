@@ -18,12 +18,15 @@ from torch.nn import functional as F
 
 from rqvae.quantizers import sync
 from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer, full_precision
-from rqvae.quantizers.code_losses import mean_square
+from rqvae.quantizers.code_losses import VectorLosses, mean_square
 from rqvae.quantizers.distance import full_precision_matmul
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.implicit import without_masked_nonfinite
 from rqvae.quantizers.scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqvae.quantizers.vector import VectorQuantizer
+
+# Settings of `VectorQuantizer` that a scale has no use for: only its codes and code vectors are taken.
+NOT_OF_SCALES = ("codebook_dim", "estimator", "heads", "keep_length", "losses", "separate_codebooks")
 
 
 class HierarchicalQuantizer(TargetQuantizer):
@@ -37,9 +40,10 @@ class HierarchicalQuantizer(TargetQuantizer):
     scales: grids, coarse to fine, numbers or tuples. codebook_size: K, or one per scale where they are not `shared`.
     blend: share of the convolution after interpolation; num_convs: how many the scales share evenly. scale_dropout:
     probability in train mode that a random number of fine scales, not the first `kept_scales`, is dropped. kmeans_init
-    and further keywords: as of `VectorQuantizer`. Terms, means over the scales of the mean squared distance between the
-    input and the sum of the scales so far: commitment, times commitment_weight, pulls the input; codebook, times
-    codebook_weight, pulls the convolutions and learned code vectors.
+    and further keywords: as of `VectorQuantizer`, those of NOT_OF_SCALES apart; `seed` grows by one per scale. Terms,
+    means over the scales of the mean squared distance between the input and the sum of the scales so far: commitment,
+    times commitment_weight, pulls the input; codebook, times codebook_weight, pulls the convolutions and learned code
+    vectors.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class HierarchicalQuantizer(TargetQuantizer):
         **options: object,
     ):
         super().__init__()
+        _check_options(options)
         self.dim, self.shapes, self.shared = dim, scale_shapes(scales, grid_dims), shared
         num_scales = len(self.shapes)
         sizes = [codebook_size] * num_scales if isinstance(codebook_size, int) else list(codebook_size)
@@ -74,7 +79,9 @@ class HierarchicalQuantizer(TargetQuantizer):
         self.num_codes = tuple(size for size, length in zip(sizes, self.lengths) for _ in range(length))
         self.scale_dropout, self.kept_scales = scale_dropout, kept_scales
         self.commitment_weight, self.codebook_weight = commitment_weight, codebook_weight
-        self.books = nn.ModuleList(VectorQuantizer(dim, size, **options) for size in sizes[: 1 if shared else None])
+        options |= {"losses": VectorLosses(commitment=0.0, codebook=0.0)}  # the terms below take their place
+        seed, own = options.pop("seed", 0), sizes[: 1 if shared else None]
+        self.books = nn.ModuleList(VectorQuantizer(dim, k, seed=seed + i, **options) for i, k in enumerate(own))
         self.convs = nn.ModuleList(BlendedConv(dim, grid_dims, blend) for _ in range(num_convs))
         self.register_buffer("initialized", torch.tensor(not kmeans_init))
         self._known_initialized = not kmeans_init
@@ -283,6 +290,14 @@ class HierarchicalQuantizer(TargetQuantizer):
         self.initialized.fill_(True)
 
     def _start_book(self, index: int, maps: list, method: str, seed: int) -> None:
-        rows = torch.cat([means.reshape(-1, self.dim) for means, _ in maps])
-        counted = None if maps[0][1] is None else torch.cat([valid.flatten() for _, valid in maps])
+        # the scales of a map side by side: the same order for every split of the maps over processes
+        rows = torch.cat([means.flatten(1, -2) for means, _ in maps], 1)
+        counted = None if maps[0][1] is None else torch.cat([valid.flatten(1) for _, valid in maps], 1)
         self.books[index].initialize_codebook(rows, counted, method=method, seed=seed)
+
+
+def _check_options(options: dict[str, object]) -> None:
+    if taken := [name for name in NOT_OF_SCALES if name in options]:
+        raise ValueError(f"scales have no setting {', '.join(taken)}")
+    if getattr(options.get("learning"), "sync_nu", 0) > 0:
+        raise ValueError("sync_nu needs a gradient that reaches single scales; here it goes to the map as it is")

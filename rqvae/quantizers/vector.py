@@ -213,6 +213,13 @@ class VectorQuantizer(HeadedQuantizer):
         """Entries restarted since construction, int64 (H,)."""
         return torch.stack([self.codebook_at(head).num_restarts for head in range(self.heads)])
 
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Not where the code vectors are parameters to which neither a loss term nor the estimator gives a gradient."""
+        reached = self.losses.codebook > 0 or self.losses.orthogonal > 0 or self.learning.sync_nu > 0
+        reached = reached or self.estimator in ("directional", "gumbel")
+        return reached or not any(parameter.requires_grad for parameter in self._codebook_parameters())
+
     def _weight(self, book: int) -> torch.Tensor:
         weight_KE = self.codebooks[book].weight
         if not self.affines:

@@ -12,6 +12,7 @@ from rqvae.quantizers import (
     BinaryMapper,
     FiniteScalarQuantizer,
     GroupedOf,
+    HierarchicalQuantizer,
     LatentQuantizer,
     LookupFreeQuantizer,
     Quantizer,
@@ -93,6 +94,10 @@ METHODS = {
     "vq, learned in turns": vq(codebook="learned", learning=SGD, heads=2, separate_codebooks=True),
     "vq, learned, synchronised": vq(codebook="learned", learning=LearningRule(sync_nu=0.5)),
     "vq, averaged and learned": vq(codebook="both"),
+    "vq, a parameter that averages alone move": vq(codebook="both", losses=VectorLosses(codebook=0.0)),
+    "vq, learned by the estimator": vq(
+        codebook="learned", estimator="directional", losses=VectorLosses(codebook=0.0, commitment=0.5)
+    ),
     "vq, learned affine": vq(codebook="learned", affine=AffineRule("learned", groups=2)),
     "vq, running affine": vq(affine=AffineRule("running")),
     "vq, rotation": vq(estimator="rotation"),
@@ -155,10 +160,26 @@ METHODS = {
 }
 
 
+def multiscale(**settings) -> Method:
+    drops = settings.get("scale_dropout", 0) > 0
+    return Method(lambda: HierarchicalQuantizer(DIM, 16, (1, 2, 5), grid_dims=1, **settings), drops=drops)
+
+
+# Those of whole maps (B, N, DIM) with one stack of codes (B, 1, D) per map; see also `test_hierarchical.py`.
+OF_MAPS = {
+    "multi-scale": multiscale(),
+    "multi-scale, k-means start, restart": multiscale(kmeans_init=True, restart=RestartRule(0.5, relative=True)),
+    "multi-scale, apart, k-means start": multiscale(shared=False, kmeans_init=True, codebook="learned"),
+    "multi-scale, apart, restart": multiscale(shared=False, codebook="both", restart=RestartRule()),
+    "multi-scale, learned in turns": multiscale(codebook="learned", learning=SGD),
+    "multi-scale, dropout": multiscale(scale_dropout=0.5, num_convs=2),
+}
+
+
 def make(name: str, seed: int = 0) -> Quantizer:
     """A new quantizer, in train mode, whose random weights and codes follow from the seed."""
     torch.manual_seed(seed)
-    return METHODS[name].make()
+    return (METHODS | OF_MAPS)[name].make()
 
 
 def forward(quantizer: torch.nn.Module, *args, seed: int = 1, **kwargs):

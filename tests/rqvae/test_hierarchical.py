@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rqvae.quantizers import RestartRule
+from rqvae.quantizers import LearningRule, RestartRule
 from rqvae.quantizers.hierarchical import HierarchicalQuantizer
 from rqvae.quantizers.scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqvae.quantizers.warmup import codebook_warmup
@@ -255,6 +255,8 @@ def test_parts():
         ({"codebook_size": (16, 32), "shared": False}, "do not fit 3 scales$"),
         ({"scale_dropout": 1.5}, "got 1.5, 1 and 1"),
         ({"kept_scales": 4}, r"in 1 .. 3, got 0.0, 4 and 1"),
+        ({"heads": 2, "estimator": "rotation"}, "scales have no setting estimator, heads"),
+        ({"codebook": "learned", "learning": LearningRule(sync_nu=1.0)}, "sync_nu needs a gradient"),
     ],
 )
 def test_wrong_options(options, message):

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.rqvae.quantizer_methods import DIM, METHODS, make
+from tests.rqvae.quantizer_methods import DIM, METHODS, OF_MAPS, make
 
+ALL = METHODS | OF_MAPS
 STEPS, MICRO, ROWS, POSITIONS = 3, 2, 8, 5
 START, END = "after the first forward", "after all updates"
 
@@ -48,7 +49,7 @@ def worker(rank, world, folder):
     torch.set_num_threads(1)
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world, timeout=timedelta(seconds=100))
-    torch.save({name: train(name, rank, world) for name in METHODS}, f"{folder}/rank{rank}.pt")
+    torch.save({name: train(name, rank, world) for name in ALL}, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -63,7 +64,7 @@ def close(actual, expected, name):
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4, msg=lambda text: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL)
 def test_both_ranks_hold_the_same_state(two_ranks, name):
     (ours, *_, restarts), (theirs, *_, other_restarts) = (results[name] for results in two_ranks)
     for moment, state in ours.items():
@@ -73,7 +74,7 @@ def test_both_ranks_hold_the_same_state(two_ranks, name):
     assert bool(restarts.any()) == ("restart" in name), "otherwise the equality would say little"
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.random])
+@pytest.mark.parametrize("name", [name for name, method in ALL.items() if not method.random])
 def test_two_ranks_equal_one_process_on_the_joint_batch(two_ranks, name):
     states, codes, losses, inputs, gradients, restarts = train(name, 0, 1)
     first, second = (results[name] for results in two_ranks)
@@ -82,7 +83,7 @@ def test_two_ranks_equal_one_process_on_the_joint_batch(two_ranks, name):
             close(first[0][moment][key], value, f"{key} {moment}")
     assert torch.equal(torch.cat([first[1], second[1]], 1), codes)
     close((first[2] + second[2]) / 2, losses, "losses")
-    if not METHODS[name].noisy:
+    if not ALL[name].noisy:
         close(torch.cat([first[3], second[3]], 1), inputs, "input gradients")
     assert first[4].keys() == second[4].keys() == gradients.keys()
     for key, value in gradients.items():

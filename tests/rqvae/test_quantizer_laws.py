@@ -225,6 +225,17 @@ def test_a_half_precision_model_keeps_its_codes(name):
 
 
 @every_method
+def test_parameters_without_a_gradient_are_announced(name):
+    """Data-parallel training waits for the gradient of every parameter unless it is told."""
+    quantizer, z = make(name), torch.randn(7, DIM, requires_grad=True)
+    out = forward(quantizer, z)
+    (out.quantized.square().sum() + out.loss).backward()
+    without = [key for key, p in quantizer.named_parameters() if p.requires_grad and p.grad is None]
+    assert not (without and quantizer.uses_all_parameters), without
+    assert quantizer.uses_all_parameters or without or METHODS[name].drops
+
+
+@every_method
 def test_wrong_shapes_are_errors(name):
     quantizer = make(name)
     with pytest.raises(ValueError, match=rf"vectors have {DIM + 1} channels"):
