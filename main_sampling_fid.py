@@ -18,7 +18,8 @@ from evaluation.class_judge import OWN_CLASSIFIER, build_judge
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
 from evaluation.scores import SampleLedger, score_images
 from evaluation.statistics import Gaussian
-from rqtransformer import RQTransformer, load_rqtransformer, sample
+from rqtransformer import RQTransformer, decode_in_batches, load_rqtransformer, sample
+from rqtransformer.packing import WEIGHT_FORMATS
 from rqtransformer.pretrained import sampling_settings
 from rqvae import RQVAE, load_rqvae
 from runtime import distributed
@@ -47,7 +48,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-t", "--temp", type=float, nargs="+", help="temperature, one or one per depth")
     parser.add_argument("--top-k", type=int, nargs="+", help="one or one per depth; default: as the checkpoint says")
     parser.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
-    parser.add_argument("--cfg-scale", type=float, help="classifier-free guidance; 1 is the plain model")
+    parser.add_argument("--cfg-scale", type=guidance, metavar="SCALE",
+                        help="classifier-free guidance: a number (1 is the plain model), or linear:SCALE, cosine:SCALE "
+                             "(from 1 at the first position to SCALE at the last)")
+    parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="dense",
+                        help="of stage 2 while sampling; int8: rounded, one scale per output feature")
     parser.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")
     parser.add_argument("--reject-keep", type=float, metavar="SHARE",
                         help="draw n / SHARE candidates per class and keep the best (the paper's 5 %%: 0.05)")
@@ -66,6 +71,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def guidance(text: str) -> float | str:
+    """A number as a number; a schedule's name and scale as they are, for `sample` to judge."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 class Sampler:
     """The two models and the settings; gives batches of finished images.
 
@@ -78,7 +91,8 @@ class Sampler:
         self.stage1, self.stage2, self.env = stage1, stage2, env
         self.num_samples, self.batch_size, self.seed = args.n_samples, args.batch_size, args.seed
         self.settings = sampling_settings(
-            stage2, temperature=args.temp, top_k=args.top_k, top_p=args.top_p, cfg_scale=args.cfg_scale
+            stage2, temperature=args.temp, top_k=args.top_k, top_p=args.top_p, cfg_scale=args.cfg_scale,
+            weights=args.weights,
         )
         self.amp_dtype = Precision(args.precision, env.device).amp_dtype
         # settings that cannot work are refused here, before anything is written
@@ -97,6 +111,10 @@ class Sampler:
             indices=index_B, seed=self.seed, amp_dtype=self.amp_dtype, **self.settings,
         )
 
+    def decode(self, codes_BHWD: Tensor) -> Tensor:
+        """Images in [-1, 1], decoded in as many parts as memory asks for."""
+        return torch.cat(list(decode_in_batches(self.stage1, codes_BHWD)))
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Batches of this rank: `image` uint8 (B, 3, H, W), `label` and `index` (B,)."""
         if self.reject is not None:
@@ -106,7 +124,7 @@ class Sampler:
         mine = torch.tensor(shard_indices(self.num_samples, self.env.rank, self.env.world_size), dtype=torch.long)
         for index_B in mine.split(self.batch_size):
             label_B = label_N[index_B]
-            image_BCHW = to_uint8(self.stage1.decode_code(self.draw(index_B, label_B)))
+            image_BCHW = to_uint8(self.decode(self.draw(index_B, label_B)))
             yield {"image": image_BCHW, "label": label_B, "index": index_B}
 
 
@@ -118,7 +136,7 @@ def add_rejection(args: argparse.Namespace, sampler: Sampler, data: ScoringData)
     own = partial(data.features, argparse.Namespace(**{**vars(args), "features": OWN_CLASSIFIER}))
     judge = build_judge(args.reject_model, num_classes=sampler.num_classes, own_classifier=own,
                         device=sampler.env.device)
-    sampler.reject = RejectionSampler(plan, sampler.draw, sampler.stage1.decode_code, judge, args.batch_size)
+    sampler.reject = RejectionSampler(plan, sampler.draw, sampler.decode, judge, args.batch_size)
     return {"reject_keep": args.reject_keep, "reject_model": judge.label, "candidates": len(plan.candidates())}
 
 

@@ -17,7 +17,8 @@ import torch
 from measure_throughput import presets
 from measure_throughput.cost import decoding_cost
 from measure_throughput.roofline import Roofline, seconds
-from rqtransformer import RQTransformer, sample
+from rqtransformer import RQTransformer, decode_in_batches, sample
+from rqtransformer.packing import WEIGHT_FORMATS
 from rqvae import RQVAE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,8 +34,8 @@ class Experiment:
     f, d, c: downsampling factor, code depth and codebook size of the tokenizer; model: transformer preset.
     n_loop: timed loops, of which the first `warmup` do not count. samples: per loop; 0 means one batch on a CPU and
     at least 1,000 samples, as published, on a GPU. device: "auto" is a GPU where there is one. dtype: "auto" is
-    bfloat16 on a GPU and float32 on a CPU. compile: the decoder to pixels runs through `torch.compile`. decode_batch:
-    images decoded together. peer: another package whose `generate` draws codes of the same shape, width and layers.
+    bfloat16 on a GPU and float32 on a CPU. weights: of the transformer, dense or int8. compile: the decoder to pixels
+    runs through `torch.compile`. decode_batch: images decoded together; 0 fits them to a memory budget. peer: another package whose `generate` draws codes of the same shape, width and layers.
     """
 
     f: int = 32
@@ -47,8 +48,9 @@ class Experiment:
     samples: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    weights: str = "dense"
     compile: bool = False
-    decode_batch: int = 32
+    decode_batch: int = 0
     peer: str | None = None
 
     def check(self) -> None:
@@ -56,9 +58,11 @@ class Experiment:
         presets.check(self.f, self.d, self.c, self.model)
         if not 0 <= self.warmup < self.n_loop:
             raise ValueError(f"warmup={self.warmup} must be at least 0 and below n_loop={self.n_loop}")
-        if min(self.batch_size, self.decode_batch) < 1 or self.samples < 0:
-            raise ValueError(f"batch_size={self.batch_size} and decode_batch={self.decode_batch} must be at least 1, "
-                             f"samples={self.samples} at least 0")
+        if self.batch_size < 1 or min(self.samples, self.decode_batch) < 0:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1, samples={self.samples} and "
+                             f"decode_batch={self.decode_batch} at least 0")
+        if self.weights not in WEIGHT_FORMATS:
+            raise ValueError(f"weights={self.weights!r} is not one of {', '.join(WEIGHT_FORMATS)}")
         if self.dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype={self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
         if self.peer is not None and self.peer not in PEERS:
@@ -154,12 +158,12 @@ def _time_loops(experiment: Experiment, stage1: RQVAE, stage2: RQTransformer) ->
     codes: list[torch.Tensor] = [torch.empty(0)]
 
     def draw() -> None:
-        codes[0] = sample(stage2, stage1, cond_B, seed=SEED, amp_dtype=amp_dtype)
+        codes[0] = sample(stage2, stage1, cond_B, seed=SEED, amp_dtype=amp_dtype, weights=experiment.weights)
 
     def decode() -> None:
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            for part_BHWD in codes[0].split(experiment.decode_batch):
-                (0.5 * stage1.decode_code(part_BHWD) + 0.5).clamp_(0, 1)
+            for image_BCHW in decode_in_batches(stage1, codes[0], batch_size=experiment.decode_batch or None):
+                (0.5 * image_BCHW + 0.5).clamp_(0, 1)
 
     times = []
     for loop in range(experiment.n_loop):

@@ -63,7 +63,7 @@ def test_result_line_says_what_was_measured(sampled):
     assert line["num_images"] == 13
     assert line["dataset"] == "synthetic"
     # the checkpoint's own sampling settings
-    assert line["sampling"] == {"temperature": 1.0, "top_k": 8, "top_p": 0.9, "ema": False}
+    assert line["sampling"] == {"temperature": 1.0, "top_k": 8, "top_p": 0.9, "weights": "dense", "ema": False}
     assert [name.split("_")[0] for name in line["metrics"]] == ["fid", "is", "is-std"]
     assert all(name.endswith(("vs_train", "splits10")) for name in line["metrics"])
     stats = np.load(sampled / "stats.npz")

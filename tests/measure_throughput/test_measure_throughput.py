@@ -145,6 +145,8 @@ def test_roofline_is_measured():
         (["batch_size=x"], "batch_size"),
         (["batch=3"], "the keys are f, model, d, c, batch_size"),
         (["dtype=int8"], "dtype='int8' is not one of auto, float32"),
+        (["weights=int4"], "weights='int4' is not one of dense, int8"),
+        (["decode_batch=-1"], "decode_batch=-1 at least 0"),
         (["warmup=6"], "warmup=6 must be at least 0 and below n_loop=6"),
         (["device=tpu9"], "device='tpu9'"),
         (["peer=x"], "peer='x' is not one of rq_transformer"),
