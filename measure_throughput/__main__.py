@@ -67,7 +67,8 @@ def result_line(base: Experiment, rows: list[dict[str, Any]], roofline: Roofline
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return json.dumps({
         "benchmark": "measure_throughput", "device": device.type, "device_name": name,
-        "dtype": str(base.torch_dtype).removeprefix("torch."), "weights": base.weights, "compile": base.compile, "torch": torch.__version__,
+        "dtype": str(base.torch_dtype).removeprefix("torch."), "weights": base.weights, "compile": base.compile,
+        "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None, "python": platform.python_version(),
         "threads": torch.get_num_threads(), "n_loop": base.n_loop, "warmup": base.warmup,
         "roofline_gflops": roofline.flops / 1e9, "roofline_gbytes": roofline.bytes / 1e9, "rows": rows,

@@ -35,7 +35,8 @@ class Experiment:
     n_loop: timed loops, of which the first `warmup` do not count. samples: per loop; 0 means one batch on a CPU and
     at least 1,000 samples, as published, on a GPU. device: "auto" is a GPU where there is one. dtype: "auto" is
     bfloat16 on a GPU and float32 on a CPU. weights: of the transformer, dense or int8. compile: the decoder to pixels
-    runs through `torch.compile`. decode_batch: images decoded together; 0 fits them to a memory budget. peer: another package whose `generate` draws codes of the same shape, width and layers.
+    runs through `torch.compile`. decode_batch: images decoded together; 0 fits them to a memory budget. peer: another
+    package whose `generate` draws codes of the same shape, width and layers.
     """
 
     f: int = 32

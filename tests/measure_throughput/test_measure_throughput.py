@@ -19,7 +19,7 @@ from measure_throughput.cost import decoding_cost
 from measure_throughput.figure import draw_figure
 from measure_throughput.measure import Experiment, measure
 from measure_throughput.roofline import Roofline, measure_roofline
-from rqtransformer import RQTransformer, sample
+from rqtransformer import RQTransformer, packing, sample
 from rqvae import RQVAE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,12 +51,13 @@ def test_sizes_of_the_published_models(model, millions):
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_cost_counts_the_operations_that_sampling_runs(tiny, depth):
+def test_cost_counts_the_operations_that_sampling_runs(tiny, depth, monkeypatch):
+    monkeypatch.setattr(packing, "_can_block", lambda weight: False)  # the counter does not know oneDNN's products
     stage1, stage2 = measuring.build_models(dataclasses.replace(tiny, d=depth))
     with FlopCounterMode(display=False) as counter:
         sample(stage2, stage1, torch.zeros(3, dtype=torch.long))
     expected = decoding_cost(stage2, 3, 4).flops
-    # the counter sees no attention products when attention runs fused on a CPU; they are the smaller part
+    # the counter sees attention or not, depending on how it runs; it is the smaller part
     products = expected - 2 * 3 * 2 * _attention_values(stage2)
     assert products <= counter.get_total_flops() <= expected
 
