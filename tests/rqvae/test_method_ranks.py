@@ -9,8 +9,8 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.processes import start_processes
 from tests.rqvae.quantizer_methods import DIM, METHODS, OF_MAPS, make
 
 ALL = METHODS | OF_MAPS
@@ -56,7 +56,7 @@ def worker(rank, world, folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
+    start_processes(worker, 2, str(folder))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -87,5 +87,6 @@ def test_two_ranks_equal_one_process_on_the_joint_batch(two_ranks, name):
         close(torch.cat([first[3], second[3]], 1), inputs, "input gradients")
     assert first[4].keys() == second[4].keys() == gradients.keys()
     for key, value in gradients.items():
-        close((first[4][key] + second[4][key]) / 2, value, f"gradient of {key}")
+        if not ALL[name].noisy:
+            close((first[4][key] + second[4][key]) / 2, value, f"gradient of {key}")
     assert torch.equal(first[5], restarts)

@@ -4,9 +4,9 @@ restarts and dropout."""
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rqvae.quantizers import ResidualVectorQuantizer, RestartRule
+from tests.processes import start_processes
 
 RESTART = RestartRule(0.5, relative=True)
 SETTINGS = [
@@ -48,7 +48,7 @@ def worker(rank, world, folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
+    start_processes(worker, 2, str(folder))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rqvae.quantizers import LookupFreeQuantizer
 from rqvae.quantizers.latent import LatentQuantizer
 from rqvae.quantizers.scalar_perturbation import ScalarPerturbationQuantizer
+from tests.processes import start_processes
 
 ROWS = 10
 SHARES = {1: [10], 2: [4, 6]}  # rows per rank
@@ -59,7 +59,7 @@ def worker(rank, folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(str(folder),), nprocs=2)
+    start_processes(worker, str(folder))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rqvae.quantizers import ResidualQuantizer, sync
+from tests.processes import start_processes
 
 SETTINGS = [
     {"num_codes": (16, 16), "shared": True, "restart_unused_codes": True, "codebook_update": "deferred"},
@@ -61,7 +61,7 @@ def worker(rank, world, folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
+    start_processes(worker, 2, str(folder))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

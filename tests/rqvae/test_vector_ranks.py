@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from rqvae.quantizers import ResidualQuantizer, RestartRule, VectorQuantizer, codebook_warmup
 from rqvae.quantizers.affine import AffineRule
 from rqvae.quantizers.learned_codebook import LearningRule
+from tests.processes import start_processes
 
 ADAM = LearningRule(inplace=lambda parameters: torch.optim.Adam(parameters, lr=0.05))
 SETTINGS = [
@@ -68,7 +68,7 @@ def worker(rank, world, folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(2, str(folder)), nprocs=2)
+    start_processes(worker, 2, str(folder))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

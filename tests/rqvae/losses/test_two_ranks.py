@@ -13,6 +13,7 @@ from rqvae.losses.adversarial import adaptive_weight
 from rqvae.losses.average import TermAverage
 from rqvae.losses.normalization import ActNorm, SyncBatchNorm
 from rqvae.quantizers.usage import CodeUsage
+from tests.processes import start_processes
 
 SPLIT = 3  # ranks get 3 and 5 of 8 images: counts differ, means are not means of means
 
@@ -73,7 +74,7 @@ def toy_losses(layer: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("two_ranks")
-    torch.multiprocessing.spawn(rank_main, (str(folder),), nprocs=2)
+    start_processes(rank_main, str(folder))
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
