@@ -24,16 +24,24 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
     """The grid of L fixed values per scalar: bounding, rounding, values. Scalars come first, (C, M), any float dtype.
 
     Values are k / (L // 2) for k from -(L // 2) to (L - 1) // 2; symmetric: L values evenly from -1 to 1. bound: see
-    `FiniteScalarQuantizer`; 'hard_tanh' is 'tanh' with the function clamped to [-1, 1] in the place of tanh.
+    `FiniteScalarQuantizer`; 'hard_tanh' is 'tanh' with the function clamped to [-1, 1] in the place of tanh. margin: by
+    what share of the half range the bounded scalar may pass the outermost values, where the grid is not symmetric.
     """
 
-    def __init__(self, levels: Sequence[int], symmetric: bool = False, bound: str = "tanh", counted: bool = True):
+    def __init__(
+        self,
+        levels: Sequence[int],
+        symmetric: bool = False,
+        bound: str = "tanh",
+        counted: bool = True,
+        margin: float = MARGIN,
+    ):
         super().__init__(levels, counted)
         if bound not in BOUNDS:
             raise ValueError(f"bound {bound!r} is not one of {', '.join(BOUNDS)}")
         self.symmetric, self.bound_kind = symmetric, bound
         level_C1 = self.levels[:, None]
-        half = (level_C1 - 1) * ((1 + MARGIN) / 2)
+        half = (level_C1 - 1) * ((1 + margin) / 2)
         offset = 0.5 * (1 - level_C1 % 2)
         ratio = offset / half
         self._constant("top", level_C1 - 1.0)

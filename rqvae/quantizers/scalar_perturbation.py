@@ -21,6 +21,22 @@ UNIFORM_SPREAD = 1 / math.sqrt(12)  # standard deviation of a uniform number in 
 EDGE = 1e-6  # bin centres stay this far from 0 and 1 when they are mapped back
 
 
+def _tanh(x: torch.Tensor) -> torch.Tensor:
+    return (x.tanh() + 1) / 2
+
+
+def _inverse_tanh(p: torch.Tensor) -> torch.Tensor:
+    return (2 * p - 1).atanh()
+
+
+def _normal(x: torch.Tensor) -> torch.Tensor:
+    return (1 + torch.erf(x / math.sqrt(2))) / 2
+
+
+def _inverse_normal(p: torch.Tensor) -> torch.Tensor:
+    return torch.erfinv(2 * p - 1) * math.sqrt(2)
+
+
 def _laplace(x: torch.Tensor) -> torch.Tensor:
     return 0.5 - 0.5 * x.sign() * torch.expm1(-x.abs())
 
@@ -30,13 +46,21 @@ def _inverse_laplace(p: torch.Tensor) -> torch.Tensor:
     return -centred.sign() * torch.log1p(-2 * centred.abs())
 
 
-# name -> (distribution function of a density, its inverse)
+def _cauchy(x: torch.Tensor) -> torch.Tensor:
+    return x.atan() / math.pi + 0.5
+
+
+def _inverse_cauchy(p: torch.Tensor) -> torch.Tensor:
+    return ((p - 0.5) * math.pi).tan()
+
+
+# name -> (distribution function of a density, its inverse); named, so that a module that keeps one can be saved
 ACTIVATIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
-    "tanh": (lambda x: (x.tanh() + 1) / 2, lambda p: (2 * p - 1).atanh()),
+    "tanh": (_tanh, _inverse_tanh),
     "sigmoid": (torch.sigmoid, torch.logit),
-    "normal": (lambda x: (1 + torch.erf(x / math.sqrt(2))) / 2, lambda p: torch.erfinv(2 * p - 1) * math.sqrt(2)),
+    "normal": (_normal, _inverse_normal),
     "laplace": (_laplace, _inverse_laplace),
-    "cauchy": (lambda x: x.atan() / math.pi + 0.5, lambda p: ((p - 0.5) * math.pi).tan()),
+    "cauchy": (_cauchy, _inverse_cauchy),
 }
 # variance of that density: an input that has it fills the bins evenly
 VARIANCES = {"tanh": math.pi**2 / 12, "sigmoid": math.pi**2 / 3, "normal": 1.0, "laplace": 2.0, "cauchy": None}

@@ -265,6 +265,34 @@ def test_types(name, dtype):
         torch.testing.assert_close(got[0], expected[0].to(dtype), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_bounds_and_level_tables(hard):
+    theirs, mine = pair("FSQ", {"levels": [8, 5, 4, 3]}, training=True)
+    gradients = []
+    for module in (theirs, mine):
+        z = inputs(SEQUENCE).requires_grad_()
+        outs = [module.bound(z, hard_clamp=hard), module.bound(z, 0.05), module.symmetry_preserving_bound(z, hard)]
+        gradients.append((outs, *torch.autograd.grad(sum((out * (i + 1)).sum() for i, out in enumerate(outs)), z)))
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-5)
+    noisy = {"levels": [8, 5, 4, 3], "preserve_symmetry": True, "noise_dropout": 0.5}
+    fsq, fsp = pair("FSQ", noisy, training=True), pair("FSP", {"levels": [8, 5, 4, 3]}, training=True)
+    outs = []
+    for module in fsq:
+        torch.manual_seed(3)
+        outs.append(module.maybe_apply_noise(inputs(SEQUENCE)))
+    assert torch.equal(*outs)
+    indices = torch.arange(480, dtype=torch.int32).view(4, 120)
+    for theirs, mine in (fsq, fsp, pair("LatentQuantize", {"levels": [8, 5], "dim": 2}, training=True)):
+        for name in ("_levels", "_basis"):
+            assert torch.equal(getattr(mine, name), getattr(theirs, name))
+        if hasattr(theirs, "indices_to_level_indices"):
+            found, expected = (module.indices_to_level_indices(indices) for module in (mine, theirs))
+            assert found.dtype == expected.dtype
+            assert torch.equal(found, expected)
+    found, expected = (module.quantize_act_value(inputs(SEQUENCE).sigmoid(), 1e-6) for module in fsp)
+    torch.testing.assert_close(found, expected)
+
+
 def test_code_tables_and_activations():
     for name, settings in [("FSQ", {"levels": [8, 5, 4]}), ("LatentQuantize", {"levels": [8, 5], "dim": 2})]:
         theirs, mine = pair(name, settings, training=False)

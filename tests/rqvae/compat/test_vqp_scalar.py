@@ -13,7 +13,6 @@ from rqvae.quantizers.compat.vector_quantize_pytorch import (
     LatentQuantize,
     ResidualFSQ,
     ResidualLFQ,
-    build_cdf_act,
 )
 
 
@@ -236,92 +235,6 @@ def test_decoders_give_the_output_back():
     ):
         out = quantizer(torch.randn(2, 9, quantizer.dim))
         torch.testing.assert_close(quantizer.indices_to_codes(out[1]), out[0], atol=1e-6, rtol=1e-6)
-
-
-def test_fsq_helpers():
-    quantizer = FSQ([8, 5, 4])
-    indices = torch.arange(160, dtype=torch.int32)
-    book = quantizer.implicit_codebook
-    assert torch.equal(quantizer.codes_to_indices(book), indices)
-    digits = quantizer.indices_to_level_indices(indices)
-    assert torch.equal(digits, torch.stack([indices % 8, indices // 8 % 5, indices // 40], -1).long())
-    x = torch.randn(2, 7, 3, requires_grad=True)
-    assert torch.equal(quantizer.quantize(x), quantizer(x)[0])
-    with pytest.raises(ValueError, match="channels, the quantizer takes 3"):
-        quantizer(torch.randn(2, 7, 4))
-    with pytest.raises(AssertionError, match="preserve_symmetry"):
-        FSQ([2, 5])
-
-
-def test_lfq_loss_and_breakdown():
-    quantizer = LFQ(dim=4, commitment_loss_weight=0.5, diversity_gamma=2.0)
-    x = torch.randn(2, 30, 4, requires_grad=True)
-    result, parts = quantizer(x, return_loss_breakdown=True)
-    total = 0.1 * (parts.per_sample_entropy - 2 * parts.batch_entropy) + 0.5 * parts.commitment
-    torch.testing.assert_close(result.entropy_aux_loss, total)
-    mask = torch.arange(30).expand(2, 30) < 20
-    torch.testing.assert_close(quantizer(x, mask=mask)[2], quantizer(x[:, :20])[2])
-    result, parts = quantizer.eval()(x, return_loss_breakdown=True)
-    assert result.entropy_aux_loss == 0
-    assert not result.quantized.requires_grad
-    assert list(parts) == [0, 0, 0]
-    assert quantizer(torch.zeros(1, 1, 4))[1].item() == 0
-    with pytest.raises(ValueError, match="must be a power of 2, got 1000; try 1024"):
-        LFQ(codebook_size=1000)
-
-
-def test_fsp_results():
-    quantizer = FSP([8, 5, 5, 5], quantize_rate=0.5)
-    x = torch.randn(2, 30, 4, requires_grad=True)
-    quantized, indices, loss, info = quantizer(x)
-    assert quantized.shape == x.shape
-    assert indices.dtype == torch.int32
-    assert info["level_indices"].is_floating_point()
-    assert torch.equal(quantizer.level_indices_to_indices(info["level_indices"]), indices)
-    assert torch.equal(quantizer.indices_to_level_indices(indices), info["level_indices"].long())
-    assert 0.5 < info["p_accept_prob"] <= 1
-    assert list(info["norm_info"]) == ["mean", "variance", "skewness", "kurtosis"]
-    assert loss.requires_grad
-    quantizer.eval()
-    assert torch.equal(quantizer.indices_to_codes(indices), quantizer(x)[0])
-    quantizer.quantize_rate = 1.0
-    assert "p_accept_prob" not in quantizer.train()(x)[3]
-    forward, inverse = build_cdf_act("laplace")
-    torch.testing.assert_close(inverse(forward(x)), x)
-    with pytest.raises(ValueError, match="act_name 'relu' is not one of tanh, sigmoid"):
-        FSP([8, 5], act_name="relu")
-
-
-def test_binary_mapper_results():
-    mapper = BinaryMapper(bits=8)
-    logits = torch.randn(3, 4, 8, requires_grad=True)
-    one_hot, indices, loss = mapper(logits, return_indices=True, reduce_aux_kl_loss=False)
-    assert one_hot.shape == (3, 4, 256)
-    assert indices.shape == loss.shape == (3, 4)
-    assert torch.equal(one_hot.argmax(-1), indices)
-    joint = mapper.log_prob(logits, indices=indices)
-    torch.testing.assert_close(joint, mapper.log_prob(logits, one_hot=one_hot))
-    torch.testing.assert_close(joint, mapper.log_prob(logits, indices=indices, sum_bits=False).sum(-1))
-    (gradient,) = torch.autograd.grad(one_hot[..., 3].sum(), logits)
-    three = torch.full((3, 4), 3)
-    (expected,) = torch.autograd.grad(mapper.log_prob(logits, indices=three).exp().sum(), logits)
-    torch.testing.assert_close(gradient, expected)
-    mapper.eval()
-    first, second = (mapper(logits, deterministic=True)[0] for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(mapper.codes[first.argmax(-1)], logits > 0)
-    assert mapper(logits)[1] == 0
-
-
-def test_submodules_have_the_names_of_the_original():
-    from rqvae.quantizers.compat.vector_quantize_pytorch.binary_mapper import BinaryMapper as a
-    from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_perturbation import FSP as b
-    from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_perturbation import build_cdf_act as c
-    from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ as d
-    from rqvae.quantizers.compat.vector_quantize_pytorch.latent_quantization import LatentQuantize as e
-    from rqvae.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ as f
-
-    assert (a, b, c, d, e, f) == (BinaryMapper, FSP, build_cdf_act, FSQ, LatentQuantize, LFQ)
 
 
 @pytest.mark.parametrize("make", [

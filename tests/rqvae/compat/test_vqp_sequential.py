@@ -47,6 +47,7 @@ def test_exactly_one_quantizer(number):
         ("random_projection_quantizer", "RandomProjectionQuantizer"),
         ("finite_scalar_quantization", "FSQ"),
         ("finite_scalar_perturbation", "FSP"),
+        ("finite_scalar_perturbation", "build_cdf_act"),
         ("lookup_free_quantization", "LFQ"),
         ("residual_lfq", "ResidualLFQ"),
         ("residual_lfq", "GroupedResidualLFQ"),

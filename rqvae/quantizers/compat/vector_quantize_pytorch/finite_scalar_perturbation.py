@@ -14,6 +14,7 @@ from torch import nn
 from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqvae.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
@@ -38,7 +39,7 @@ def build_cdf_act(act_name: str) -> tuple[Callable, Callable]:
     return ACTIVATIONS[act_name]
 
 
-class FSP(nn.Module):
+class FSP(LevelNumbers):
     """Maps every scalar to (0, 1) and takes the centre of its bin there, or in training a number near by.
 
     `forward` returns (quantized like the input, int32 indices, loss of the moments, information). Input is (..., dim),
@@ -79,14 +80,21 @@ class FSP(nn.Module):
             f"need_inv_act={self.need_inv_act}, quantize_rate={self.quantize_rate}"
         )
 
+    def quantize_act_value(self, act_z: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers in [0, 1] (..., C) -> the centres of their bins, with the gradient of the identity, and the bins as
+        floats. eps: what is nearer to 1 counts as 1 - eps."""
+        digits_CN = self.bins.round(scalars_first(act_z.detach().clamp(max=1 - eps)))
+        centres = scalars_last(self.bins.centres(digits_CN), act_z.shape[:-1])
+        return straight_through(act_z, centres), scalars_last(digits_CN, act_z.shape[:-1])
+
     def level_indices_to_indices(self, level_indices: torch.Tensor) -> torch.Tensor:
         """Bins (..., C) -> int32 indices (...)."""
         indices = self.bins.codes(scalars_first(level_indices)).to(index_type(self.codebook_size))
         return indices.view(level_indices.shape[:-1])
 
     def indices_to_level_indices(self, indices: torch.Tensor) -> torch.Tensor:
-        """Indices (...) -> bins (..., C)."""
-        return scalars_last(self.bins.digits(indices.reshape(-1).long()), indices.shape)
+        """Indices (...) -> bins (..., C), of the same type."""
+        return scalars_last(self.bins.digits(indices.reshape(-1).long()), indices.shape).to(indices.dtype)
 
     def indices_to_act_value(self, indices: torch.Tensor) -> torch.Tensor:
         """Indices (...) -> bin centres in (0, 1) (..., C)."""

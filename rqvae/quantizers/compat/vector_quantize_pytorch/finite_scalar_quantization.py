@@ -18,14 +18,15 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import (
     index_type,
 )
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqvae.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
-from rqvae.quantizers.finite_scalar import ScalarGrid
+from rqvae.quantizers.finite_scalar import MARGIN, ScalarGrid
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.implicit import KeepsFloat32
 from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
 
 
-class FSQ(KeepsFloat32, nn.Module):
+class FSQ(KeepsFloat32, LevelNumbers):
     """Rounds every scalar to one of a few values; `forward` returns (quantized like the input, int32 indices).
 
     Sequences are (B, n, dim), or (B, dim, n) with `channel_first`; images and video (B, dim, ...). Indices have the
@@ -97,17 +98,39 @@ class FSQ(KeepsFloat32, nn.Module):
         """Scalars first, not projected -> code vectors (C, M), rotated, and indices (M,), None without."""
         if self.orthogonal_rotation:
             x_CM = self.orthogonal_rot.to(x_CM.dtype).T @ x_CM
-        bounded_CM, digits_CM = self._search(x_CM)
+        bounded_CM, digits_CM = _search(x_CM, self.grid)
         indices_M = self._indices(digits_CM) if self.return_indices else None
-        vectors_CM = self._with_noise(straight_through(bounded_CM, self.grid.values(digits_CM)))
+        vectors_CM = straight_through(bounded_CM, self.grid.values(digits_CM))
+        vectors_CM = self.maybe_apply_noise(vectors_CM.T).T
         if self.orthogonal_rotation:
             vectors_CM = self.orthogonal_rot.to(x_CM.dtype) @ vectors_CM
         return vectors_CM, indices_M
 
     def quantize(self, z: torch.Tensor) -> torch.Tensor:
         """Scalars (..., C), not projected -> their values, with the gradient of the bound."""
-        bounded_CM, digits_CM = self._search(scalars_first(z))
-        return scalars_last(straight_through(bounded_CM, self.grid.values(digits_CM)), z.shape[:-1])
+        return _rounded(z, self.grid)
+
+    def bound(self, z: torch.Tensor, eps: float = MARGIN, hard_clamp: bool = False) -> torch.Tensor:
+        """`quantize` on the grid that is not symmetric. eps: the margin of the bound; hard_clamp: straight lines in the
+        place of tanh."""
+        return _rounded(z, self._other_grid(False, hard_clamp, eps))
+
+    def symmetry_preserving_bound(self, z: torch.Tensor, hard_clamp: bool = False) -> torch.Tensor:
+        """`quantize` on the symmetric grid."""
+        return _rounded(z, self._other_grid(True, hard_clamp))
+
+    def _other_grid(self, symmetric: bool, hard_clamp: bool, margin: float = MARGIN) -> ScalarGrid:
+        bound = "hard_tanh" if hard_clamp else "tanh"
+        return ScalarGrid(self._levels.tolist(), symmetric, bound, False, margin).to(self._levels.device)
+
+    def maybe_apply_noise(self, bounded_z: torch.Tensor) -> torch.Tensor:
+        """In train mode a share of `noise_dropout` of the values (..., C) is moved by up to 1/2, within [-1, 1]."""
+        if not self.training or self.noise_dropout == 0:
+            return bounded_z
+        values = bounded_z.contiguous()
+        moved = torch.full_like(values, self.noise_dropout).bernoulli_().bool()
+        offset = torch.rand_like(values) - 0.5
+        return torch.where(moved, values + offset, values).clamp(-1, 1)
 
     def codes_to_indices(self, zhat: torch.Tensor) -> torch.Tensor:
         """Values (..., C) -> int32 indices (...)."""
@@ -116,8 +139,8 @@ class FSQ(KeepsFloat32, nn.Module):
         return self._indices(digits_CM).view(zhat.shape[:-1])
 
     def indices_to_level_indices(self, indices: torch.Tensor) -> torch.Tensor:
-        """Indices (...) -> the number of the value of every scalar (..., C)."""
-        return scalars_last(self.grid.digits(indices.reshape(-1).long()), indices.shape)
+        """Indices (...) -> the number of the value of every scalar (..., C), of the same type."""
+        return scalars_last(self.grid.digits(indices.reshape(-1).long()), indices.shape).to(indices.dtype)
 
     def indices_to_codes(self, indices: torch.Tensor) -> torch.Tensor:
         """Indices -> what `forward` returned with them, in the same layout."""
@@ -133,22 +156,21 @@ class FSQ(KeepsFloat32, nn.Module):
         values_CM = self.orthogonal_rot @ values_CM if self.orthogonal_rotation else values_CM
         return scalars_last(values_CM, indices.shape)
 
-    def _search(self, x_CM: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        units_CM = self.grid.units(x_CM)
-        return self.grid.bounded(units_CM), self.grid.round(units_CM.detach())
-
-    def _with_noise(self, values_CM: torch.Tensor) -> torch.Tensor:
-        """In train mode a share of `noise_dropout` of the values is moved by up to 1/2, within [-1, 1]."""
-        if not self.training or self.noise_dropout == 0:
-            return values_CM
-        values_MC = values_CM.T.contiguous()
-        moved_MC = torch.full_like(values_MC, self.noise_dropout).bernoulli_().bool()
-        offset_MC = torch.rand_like(values_MC) - 0.5
-        return torch.where(moved_MC, values_MC + offset_MC, values_MC).clamp(-1, 1).T
-
     def _vectors(self, indices: torch.Tensor) -> torch.Tensor:
         digits_CM = self.grid.digits(indices.reshape(-1).long())
         return scalars_last(self.grid.values(digits_CM), indices.shape)
 
     def _indices(self, digits_CM: torch.Tensor) -> torch.Tensor:
         return self.grid.codes(digits_CM).to(index_type(self.codebook_size))
+
+
+def _search(x_CM: torch.Tensor, grid: ScalarGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bounded scalars and their digits."""
+    units_CM = grid.units(x_CM)
+    return grid.bounded(units_CM), grid.round(units_CM.detach())
+
+
+def _rounded(z: torch.Tensor, grid: ScalarGrid) -> torch.Tensor:
+    """Scalars (..., C) -> the values of the grid, with the gradient of the bound."""
+    bounded_CM, digits_CM = _search(scalars_first(z), grid)
+    return scalars_last(straight_through(bounded_CM, grid.values(digits_CM)), z.shape[:-1])

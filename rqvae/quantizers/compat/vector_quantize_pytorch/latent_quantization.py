@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqvae.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.latent import distance_gradients, initial_values, look_up, nearest_digits, step_in_place
 from rqvae.quantizers.mixed_radix import MixedRadix, scalars_first, scalars_last
 
 
-class LatentQuantize(nn.Module):
+class LatentQuantize(LevelNumbers):
     """Every scalar takes the nearest of its values; `forward` returns (quantized like the input, int32 indices, loss).
 
     Input is (B, dim, ...); where the second dim is not `dim` and the last one is, (B, ..., dim). The loss is that of
@@ -106,7 +107,7 @@ class LatentQuantize(nn.Module):
                 step_in_place(self.in_place_codebook_optimizer, self._values(), gradients)
             digits_CM = nearest_digits(scalars_first(x.detach()), self._values())
             vectors = straight_through(x, scalars_last(look_up(digits_CM, self._values()), x.shape[:2]))
-            out = project(self.project_out, vectors.flatten(1).view(*rows.shape[:-1], -1))
+            out = project(self.project_out, vectors.reshape(*rows.shape[:-1], self.effective_codebook_dim))
             loss = self._loss(rows if rows.dtype == out.dtype else rows.to(out.dtype), out)
         indices = self.radix.codes(digits_CM).to(index_type(self.codebook_size))
         indices = indices.view(*rows.shape[:-1], self.num_codebooks)

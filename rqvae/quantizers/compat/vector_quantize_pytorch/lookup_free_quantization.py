@@ -169,7 +169,8 @@ class LFQ(KeepsFloat32, nn.Module):
             losses = self._losses(space, vectors, inv_temperature, mask_N)
             out = straight_through(self.activation(space), vectors) if self.training else vectors
             out = out @ self.orthogonal_rot.T if self.orthogonal_rotation else out
-            out = project(self.project_out, out.flatten(1).view(*rows.shape[:-1], -1)).to(x.dtype)
+            out = out.reshape(*rows.shape[:-1], self.num_codebooks * self.codebook_dim)
+            out = project(self.project_out, out).to(x.dtype)
         indices = codes_of_bits(bits, self.shifts).view(*rows.shape[:-1], self.num_codebooks)
         indices = indices if self.keep_num_codebooks_dim else indices[..., 0]
         result = Return(channels_back(out, first), indices, self._total(losses))

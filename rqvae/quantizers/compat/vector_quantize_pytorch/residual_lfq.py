@@ -77,7 +77,7 @@ class ResidualLFQ(nn.Module):
         last = self._last_level(x, rand_quantize_dropout_fixed_seed)
         with full_precision(x.device):
             residual = project(self.project_in, x)
-            residual = residual.float().reshape(len(x), -1, residual.shape[-1])
+            residual = residual.float().flatten(1, -2) if x.ndim > 2 else residual.float()[:, None]
             total, indices, losses = 0.0, [], []
             for layer in self.layers[: last + 1]:
                 quantized, level_indices, loss = layer(residual, mask=mask)

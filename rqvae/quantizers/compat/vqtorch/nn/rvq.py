@@ -36,9 +36,9 @@ class ResidualVectorQuant(VectorQuant):
         codes = [found.searched.codes_N + self.get_codebook_by_group(i)[1] for i, found in enumerate(levels)]
         return {
             "z_q": total_NE.view_as(x),
-            "d": torch.stack([found.distance_N for found in levels], -1).view(*grid, -1),
-            "q": torch.stack(codes, -1).view(*grid, -1),
-            "z_res": torch.stack(seen, 1).detach().view(*grid, len(seen), -1),
+            "d": torch.stack([found.distance_N for found in levels], -1).view(*grid, self.groups),
+            "q": torch.stack(codes, -1).view(*grid, self.groups),
+            "z_res": torch.stack(seen, 1).detach().view(*grid, len(seen), x.shape[-1]),
             "found": [levels] if self.share else [[found] for found in levels],
         }
 
