@@ -14,9 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evaluation.accumulators import SampleLedger
 from evaluation.class_judge import OWN_CLASSIFIER, build_judge
+from evaluation.image_source import open_source
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
-from evaluation.scores import SampleLedger, score_images
+from evaluation.reference_files import Reference
+from evaluation.reference_making import load_reference
+from evaluation.report import ImageSet, write_report
+from evaluation.scores import score_images
 from evaluation.statistics import Gaussian
 from rqtransformer import RQTransformer, decode_in_batches, load_rqtransformer, sample
 from rqtransformer.packing import WEIGHT_FORMATS
@@ -28,14 +33,23 @@ from runtime.distributed import DistEnv
 from runtime.errors import UserError, exit_on_user_error
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
+from training.metric_set import DEFAULT_METRICS, METRICS, MetricSet
 from training.precision import PRECISIONS, Precision
 from training.rejection import RejectionPlan, RejectionSampler
 from training.sample_files import FORMATS, save_images
-from training.scoring import ScoringData, add_scoring_flags, config_beside, split_name, write_result
+from training.scoring import (
+    ScoringData,
+    add_scoring_flags,
+    config_beside,
+    reference_facts,
+    split_name,
+    write_result,
+)
 from training.snapshot import METADATA_FILE, SNAPSHOTS, read_metadata, resolve_checkpoint, weights_digest
 from training.stage2 import Stage2Config, check_stages_fit
 from training.visuals import save_image_file, uint8_grid
 
+SAMPLE_METRICS = tuple(name for name in METRICS if name != "cas")
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
 
@@ -63,7 +77,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save-dir", help="where the samples go (default: beside the stage-2 checkpoint)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the saved images (default: png)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of stage 2 (default: bf16 on a GPU)")
-    parser.add_argument("--reference", default="train", help="split that FID compares with (default: train)")
+    parser.add_argument("--reference", default="train",
+                        help="split that scores compare with, or an .npz file of moments (default: train)")
+    parser.add_argument("--metrics", default=DEFAULT_METRICS,
+                        help=f"out of {', '.join(SAMPLE_METRICS)} (default: {DEFAULT_METRICS})")
+    parser.add_argument("--report", action="store_true", help="also write metrics.html beside the images")
     parser.add_argument("--no-tensorboard", action="store_false", dest="tensorboard", help="no TensorBoard events")
     parser.add_argument("--no-stats-saving", action="store_false", dest="score",
                         help="save the images only: no features, no statistics, no scores")
@@ -195,15 +213,18 @@ def directory_beside(checkpoint: Path) -> Path:
 def main(args: argparse.Namespace) -> None:
     if args.n_samples < 1 or args.batch_size < 1:
         raise UserError(f"-n {args.n_samples} and -bs {args.batch_size} must be at least 1")
+    check_scores(args)
     checkpoint = resolve_checkpoint(args.model_ar_path)
     config = config_beside(checkpoint, Stage2Config, args.overrides)
     env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
                                  world_size=args.world_size, node_rank=args.node_rank)
     stage1, stage2 = load_models(args, config, env)
     sampler = Sampler(args, stage1, stage2, env)
-    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers)
+    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=args.features_cache)
     rejection = add_rejection(args, sampler, data)
     extractor = data.features(args) if args.score else None
+    if extractor is not None:
+        MetricSet.parse(args.metrics).check(extractor)
     base = Path(args.save_dir) if args.save_dir else directory_beside(checkpoint)
     directory = new_run_dir(base, "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
@@ -225,18 +246,48 @@ def main(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]], data: ScoringData, extractor: Any,
           sampler: Sampler, directory: Path, config: Stage2Config, rejection: dict[str, Any]) -> None:
-    """FID against the reference split, IS, and with the classifier the recognised share; one result line."""
-    reference = split_name(args.reference)
-    recognise = extractor.recognises_labels and sampler.num_classes == data.split("train").num_classes
+    """The metrics asked for against the reference, and with the classifier the recognised share; one result line."""
+    metrics = MetricSet.parse(args.metrics)
+    reference = find_reference(args, data, extractor, metrics)
+    wanted = metrics.arguments(reference)
+    wanted["accuracy"] |= extractor.recognises_labels and sampler.num_classes == data.split("train").num_classes
+    banks: list[Any] = []
     line = score_images(
-        batches, extractor, num_images=args.n_samples, references={reference: data.moments(reference, extractor)},
-        accuracy=recognise, reduce=distributed.all_reduce_sum_, rank=sampler.env.rank,
-        world_size=sampler.env.world_size, seed=args.seed, sampling={**sampler.settings, "ema": args.ema, **rejection},
-        checkpoint=weights_digest(sampler.stage2), keep_moments=partial(save_moments, directory),
+        batches, extractor, num_images=args.n_samples, reduce=distributed.all_reduce_sum_, rank=sampler.env.rank,
+        world_size=sampler.env.world_size, seed=args.seed,
+        sampling={**sampler.settings, "ema": args.ema, **rejection}, checkpoint=weights_digest(sampler.stage2),
+        keep_moments=partial(save_moments, directory), keep_bank=banks.append if args.report else None, **wanted,
     )
     if distributed.is_main():
-        line = {**line, "dataset": config.dataset.name, "tokenizer": weights_digest(sampler.stage1)}
+        line |= {"dataset": config.dataset.name, "tokenizer": weights_digest(sampler.stage1),
+                 "reference": reference_facts(reference)}
+        if args.report:
+            samples, originals = open_source(str(directory)), partial(data.uint8_batches, reference.name, shared=False)
+            line["neighbours"] = write_report(
+                directory / "metrics.html", line,
+                ImageSet(str(directory), banks[0].features_NF, partial(samples.batches, args.batch_size)),
+                ImageSet(reference.source, reference.features_NF, originals), sampler.env.device,
+            )
         write_result(directory / "result.json", line)
+
+
+def find_reference(args: argparse.Namespace, data: ScoringData, extractor: Any, metrics: MetricSet) -> Reference:
+    """A split of the data set, or a file of moments."""
+    if args.reference.endswith(".npz"):
+        return load_reference(args.reference, extractor)
+    return data.reference(split_name(args.reference), extractor, metrics.needs_features or args.report,
+                          metrics.needs_spatial)
+
+
+def check_scores(args: argparse.Namespace) -> None:
+    """UserError for metrics and references that cannot work, before any model is read."""
+    metrics = MetricSet.parse(args.metrics)
+    if "cas" in metrics:
+        raise UserError("metrics=cas is for saved samples: compute_metrics.py fake_path=DIR metrics=cas")
+    if not args.reference.endswith(".npz"):
+        split_name(args.reference)
+    elif args.report:
+        raise UserError("--report shows reference images: --reference must be a split of the data set")
 
 
 if __name__ == "__main__":

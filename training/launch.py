@@ -185,7 +185,8 @@ class Session:
         if experiment.score.every_steps is None:
             return None
         data = ScoringData(self.config.dataset, self.args.test_batch_size or experiment.batch_size, self.env,
-                           experiment.num_workers, {"train": self.train_set, "val": self.val_set})
+                           experiment.num_workers, {"train": self.train_set, "val": self.val_set},
+                           experiment.score.features_cache)
         return InLoopScores(experiment.score, self.stage, data, self.log, self.run_dir / SNAPSHOTS,
                             self._write_snapshot)
 

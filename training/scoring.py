@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
+from evaluation.feature_cache import cached_reference
 from evaluation.features import FEATURES, FeatureExtractor, build_features
 from evaluation.protocol import to_uint8
-from evaluation.scores import reference_statistics
+from evaluation.reference_files import Reference
 from evaluation.statistics import Gaussian
 from runtime import distributed
 from runtime.atomic import write_text_atomically
@@ -29,6 +30,7 @@ from training.data_checks import unreadable_images
 Batches = Iterator[dict[str, Tensor]]
 SPLIT_NAMES = {"train": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val"}
 CLASSIFIER_CACHE = Path("runs") / "classifiers"
+REFERENCES = "references"
 
 
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,8 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features-weights", default=None,
                         help="Inception weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)")
     parser.add_argument("--features-cache", default=str(CLASSIFIER_CACHE),
-                        help=f"where trained classifiers are kept (default: {CLASSIFIER_CACHE})")
+                        help="where trained classifiers and measured references are kept "
+                             f"(default: {CLASSIFIER_CACHE})")
 
 
 def config_beside(checkpoint: Path, schema: type, overrides: list[str]) -> Any:
@@ -62,11 +65,12 @@ class ScoringData:
     """The two splits of a data set as batches of uint8 images, shared out over the ranks."""
 
     def __init__(self, config: DatasetConfig, batch_size: int, env: DistEnv, num_workers: int = 0,
-                 splits: Mapping[str, ImageDataset] | None = None):
+                 splits: Mapping[str, ImageDataset] | None = None, cache: str | Path | None = None):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size} must be at least 1")
         self.config, self.batch_size, self.env, self.num_workers = config, batch_size, env, num_workers
         self._splits = dict(splits or {})
+        self.cache = None if cache is None else Path(cache) / REFERENCES
 
     def split(self, name: str) -> ImageDataset:
         """The data set of one split, read once."""
@@ -138,12 +142,18 @@ class ScoringData:
             if line := unreadable_images(dataset):
                 print(f"warning: {line}", file=sys.stderr)
 
+    def reference(self, name: str, extractor: FeatureExtractor, keep_features: bool = False,
+                  spatial: bool = False) -> Reference:
+        """What scores against a whole split need, from the cache where the same images were measured before."""
+        return cached_reference(
+            self.cache, name, partial(self.uint8_batches, name), extractor, num_images=len(self.split(name)),
+            source=f"{self.config.name}:{name}", keep_features=keep_features, spatial=spatial,
+            reduce=distributed.all_reduce_sum_, rank=self.env.rank, world_size=self.env.world_size,
+        )
+
     def moments(self, name: str, extractor: FeatureExtractor) -> Gaussian:
         """Mean and covariance of the features of a whole split."""
-        return reference_statistics(
-            self.uint8_batches(name), extractor, num_images=len(self.split(name)), reduce=distributed.all_reduce_sum_,
-            rank=self.env.rank, world_size=self.env.world_size,
-        )
+        return self.reference(name, extractor).moments
 
 
 def _counted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,12 +167,19 @@ def reconstructed(batches: Iterable[dict[str, Tensor]], reconstruct: Callable[[T
             yield {**_counted(batch), "image": to_uint8(reconstruct(batch["image"]))}
 
 
+def reference_facts(reference: Reference) -> dict[str, Any]:
+    """What a result line says about the reference beside its name: source, number of images, hash."""
+    return {"source": reference.source, "num_images": reference.moments.num or None, "digest": reference.digest}
+
+
 def write_result(path: Path, line: Mapping[str, Any]) -> None:
-    """Writes the result line as JSON, and prints it and a readable table."""
+    """Writes the result line as JSON, and prints its warnings, a readable table and the line itself, last."""
     text = json.dumps(line)
     write_text_atomically(path, text + "\n")
-    width = max(len(name) for name in line["metrics"])
-    print(f"{line['num_images']} images, features {line['features']['name']}")
+    for warning in line.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    width = max((len(name) for name in line["metrics"]), default=0)
+    print(f"{line['num_images']} images, features {line['features']['name']}, {line['seconds']:.1f} s")
     for name, value in line["metrics"].items():
         print(f"  {name:<{width}}  {value:.4f}")
     print(text, flush=True)

@@ -1,0 +1,99 @@
+"""The page: complete in itself, escaped, with the planted copy and the worst class on top."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation.neighbours import nearest_neighbours
+from evaluation.report import ImageSet, chosen_rows, class_tables, overlap_plot, picture, write_report
+
+SIZE, DIM = 4, 5
+
+
+def image_set(name: str, count: int, seed: int) -> ImageSet:
+    """Random images whose features are a projection of their pixels."""
+    image_NCHW = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8,
+                               generator=torch.Generator().manual_seed(seed))
+    projection = torch.randn(3 * SIZE * SIZE, DIM, generator=torch.Generator().manual_seed(9))
+
+    def batches():
+        for index_B in torch.arange(count).split(7):
+            yield {"image": image_NCHW[index_B], "index": index_B}
+
+    return ImageSet(name, image_NCHW.flatten(1).float() @ projection, batches)
+
+
+def pictures(page: str) -> list[np.ndarray]:
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
+
+
+@pytest.fixture
+def written(tmp_path):
+    training, samples = image_set("training <images>", 30, 0), image_set("<script>samples", 20, 1)
+    copied = samples.features_NF.clone()
+    copied[13] = training.features_NF[22]
+    samples = ImageSet(samples.name, copied, samples.batches)
+    line = {"metrics": {"fid_x": 1.25}, "num_images": 20, "warnings": ["few & small"],
+            "per_class": {"class-fid_x": {"0": 1.0, "1": 9.0}}}
+    found = write_report(tmp_path / "metrics.html", line, samples, training)
+    return (tmp_path / "metrics.html").read_text(), found, samples, training
+
+
+def test_the_page_is_complete_in_itself_and_escaped(written):
+    page, found, *_ = written
+    assert not re.search(r"(?:src|href)=(?!\"data:)", page)
+    assert "http" not in page
+    assert "<script" not in page
+    assert "&lt;script&gt;samples" in page
+    assert "training &lt;images&gt;" in page
+    assert "few &amp; small" in page
+    assert "1.25" in page
+    assert page.count("<svg") == 1
+    assert set(found) == {"close_share", "median_distance", "training_median_distance"}
+
+
+def test_the_copy_is_the_first_neighbour_shown(written):
+    page, found, samples, training = written
+    grid, shown = pictures(page)[:20], pictures(page)[20:]
+    for index, image_HWC in enumerate(grid):
+        np.testing.assert_array_equal(image_HWC, next_image(samples, index))
+    np.testing.assert_array_equal(shown[0], next_image(samples, 13))
+    np.testing.assert_array_equal(shown[1], next_image(training, 22))
+    assert "sample 13" in page
+    assert found["close_share"] >= 1 / 20
+
+
+def next_image(images: ImageSet, index: int) -> np.ndarray:
+    stacked_NCHW = torch.cat([batch["image"] for batch in images.batches()])
+    return stacked_NCHW[index].permute(1, 2, 0).numpy()
+
+
+def test_classes_come_worst_first():
+    table = class_tables({"per_class": {"class-fid_x": {"0": 1.0, "7": 9.0, "<b>": 4.0}}})
+    assert table.index("<td>7<") < table.index("&lt;b&gt;") < table.index("<td>0<")
+    assert class_tables({}) == ""
+
+
+def test_shown_rows_are_the_nearest_then_the_first():
+    training_NF = torch.arange(10.0)[:, None].expand(-1, 2)
+    samples_MF = training_NF + torch.linspace(0.4, 0.01, 10)[:, None]
+    rows = chosen_rows(nearest_neighbours(samples_MF, training_NF, 1))
+    assert rows == [9, 8, 7, 6, 5, 4, 0, 1, 2, 3]
+
+
+def test_the_plot_places_points_by_recall_and_precision():
+    svg = overlap_plot([(1, 0.0, 1.0), (5, 1.0, 0.0)])
+    assert 'points="40.0,40.0 300.0,300.0"' in svg
+    assert "k 5: recall 1.000, precision 0.000" in svg
+
+
+def test_grey_images_are_shown():
+    assert picture(torch.zeros(1, 2, 2, dtype=torch.uint8)).startswith('<img src="data:image/png')
