@@ -56,7 +56,8 @@ def frechet_warnings(gaussian: Gaussian, name: str) -> list[str]:
     if 0 < gaussian.num < FEW_IMAGES:
         found.append(f"only {gaussian.num} images behind {name}, under {FEW_IMAGES}: compare with equally many only")
     if is_singular(gaussian):
-        found.append(f"the covariance of {name} is singular ({gaussian.num} images, {len(gaussian.mean_F)} features)")
+        count = gaussian.num or "unknown number of"
+        found.append(f"the covariance of {name} is singular ({count} images, {len(gaussian.mean_F)} features)")
     return found
 
 
@@ -105,15 +106,24 @@ def _moments(mu: Array, sigma: Array) -> tuple[Tensor, Tensor]:
 
 
 def _trace_of_root(covariance1_FF: Tensor, covariance2_FF: Tensor) -> Tensor:
-    """tr((sigma1 sigma2)^(1/2)): Cholesky and eigenvalues when both have full rank, else on the two ranges."""
+    """tr((sigma1 sigma2)^(1/2)) from eigenvalues where a covariance has full rank, else on the two ranges."""
     factor_FF, singular1 = torch.linalg.cholesky_ex(covariance1_FF)
     _, singular2 = torch.linalg.cholesky_ex(covariance2_FF)
-    if not (singular1 or singular2):
-        eigenvalues_F = torch.linalg.eigvalsh(factor_FF.T @ covariance2_FF @ factor_FF)
-        return eigenvalues_F.clamp(min=0).sqrt().sum()
-    # Singular: rounding noise of relative size eps would enter as its square root. The nuclear norm of the product of
-    # the two roots, each cut to its range, has no such noise.
-    return torch.linalg.svdvals(_root_on_range(covariance1_FF).T @ _root_on_range(covariance2_FF)).sum()
+    if singular1 and singular2:
+        # Rounding noise of relative size eps would enter as its square root. The nuclear norm of the product of the two
+        # roots, each cut to its range, has no such noise.
+        return torch.linalg.svdvals(_root_on_range(covariance1_FF).T @ _root_on_range(covariance2_FF)).sum()
+    if singular1 or singular2:
+        # On the range of the singular one the product has full rank: no eigenvalue is noise.
+        pair = (covariance1_FF, covariance2_FF)
+        singular_FF, regular_FF = pair if singular1 else pair[::-1]
+        root_FR = _root_on_range(singular_FF)
+        return _sum_of_roots(root_FR.T @ regular_FF @ root_FR)
+    return _sum_of_roots(factor_FF.T @ covariance2_FF @ factor_FF)
+
+
+def _sum_of_roots(product_RR: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(product_RR).clamp(min=0).sqrt().sum()
 
 
 def _root_on_range(covariance_FF: Tensor) -> Tensor:

@@ -7,24 +7,15 @@ import pytorch_fid.inception
 import torch
 
 from evaluation.features import build_features
-from evaluation.inception import InceptionFeatures, fid_inception_network
+from evaluation.inception import INCEPTION_DIMS, SPATIAL_DIM, InceptionFeatures
+from evaluation.protocol import RESIZES
 from evaluation.weights import FID_INCEPTION, file_sha256
+from tests.evaluation.random_inception import write_random_weights
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Random weights in the format of the published file; batch norms with statistics that are not the defaults."""
-    path = tmp_path_factory.mktemp("inception") / "random.pth"
-    torch.manual_seed(0)
-    network = fid_inception_network()
-    for name, buffer in network.named_buffers():
-        if name.endswith("running_var"):
-            # Random convolutions shrink their input; this keeps the features of different images apart.
-            buffer.uniform_(0.05, 0.2)
-        elif name.endswith("running_mean"):
-            buffer.normal_(0, 0.1)
-    torch.save(network.state_dict(), path)
-    return path
+    return write_random_weights(tmp_path_factory.mktemp("inception") / "random.pth")
 
 
 @pytest.fixture
@@ -37,16 +28,68 @@ def features(weights):
     return InceptionFeatures(weights)
 
 
-def test_features_equal_those_of_pytorch_fid(features, weights, image_BCHW, monkeypatch):
+@pytest.fixture(scope="module")
+def peer(weights):
+    """pytorch-fid's network with the same weights, and its state."""
     state = torch.load(weights, weights_only=True)
-    monkeypatch.setattr(pytorch_fid.inception, "load_state_dict_from_url", lambda *args, **kwargs: state)
-    peer = pytorch_fid.inception.InceptionV3([3]).eval()
-    expected_BF = peer(image_BCHW.float() / 255)[0].flatten(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pytorch_fid.inception, "load_state_dict_from_url", lambda *args, **kwargs: state)
+        return pytorch_fid.inception.InceptionV3([0, 1, 2, 3]).eval(), state
+
+
+@pytest.mark.parametrize("dim", INCEPTION_DIMS)
+def test_features_equal_those_of_pytorch_fid(weights, peer, image_BCHW, dim):
+    network, state = peer
+    expected_BF = network(image_BCHW.float() / 255)[INCEPTION_DIMS.index(dim)].mean((2, 3))
+    features = InceptionFeatures(weights, dim=dim)
     features_BF, logits_BY = features(image_BCHW)
+    assert features_BF.shape == (3, dim) and features.dim == dim
     assert expected_BF.std(0).mean() > 1e-3
     torch.testing.assert_close(features_BF, expected_BF, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(logits_BY, expected_BF @ state["fc.weight"].T, rtol=1e-4, atol=1e-5)
-    assert logits_BY.shape == (3, 1008)
+    if dim == 2048:
+        torch.testing.assert_close(logits_BY, expected_BF @ state["fc.weight"].T, rtol=1e-4, atol=1e-5)
+    assert logits_BY.shape == (3, features.num_classes) == (3, 1008 if dim == 2048 else 0)
+
+
+def test_dims_have_names_of_their_own(weights, features):
+    by_dim = [build_features(name, weights=weights) for name in ("inception64", "inception192", "inception768")]
+    assert [f.name for f in by_dim] == ["inception64", "inception192", "inception768"]
+    assert [f.label.partition("-")[0] for f in by_dim] == ["inception64", "inception192", "inception768"]
+    assert features.name == "inception"
+    with pytest.raises(ValueError, match="no features of 128 numbers: choose 64, 192, 768, 2048"):
+        InceptionFeatures(weights, dim=128)
+
+
+def test_spatial_features_are_the_first_channels_of_the_7th_mixed_block(features, weights, image_BCHW):
+    # Mixed_5b is TensorFlow's `mixed`, so `mixed_6` is Mixed_6d; its `conv` is the 1 x 1 branch after the ReLU.
+    seen = []
+    hook = features.network.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, output: seen.append(output))
+    features_BF, logits_BY, spatial_BF = features.with_spatial(image_BCHW)
+    hook.remove()
+    assert seen[-1].shape == (3, 192, 17, 17)
+    assert torch.equal(spatial_BF, seen[-1][:, :7].flatten(1))
+    assert spatial_BF.shape == (3, SPATIAL_DIM) == (3, 2023) == (3, features.spatial_dim)
+    assert spatial_BF.min() == 0 and spatial_BF.std() > 0
+    plain_BF, plain_BY = features(image_BCHW)
+    assert torch.equal(features_BF, plain_BF) and torch.equal(logits_BY, plain_BY)
+    assert features.spatial_label.startswith("inception-mixed6conv7-")
+    middle = InceptionFeatures(weights, dim=768)
+    torch.testing.assert_close(middle.with_spatial(image_BCHW)[2], spatial_BF)
+    with pytest.raises(ValueError, match="inception64 ends before the spatial features"):
+        InceptionFeatures(weights, dim=64).with_spatial(image_BCHW)
+
+
+def test_other_resizes_are_other_metrics(features, weights, image_BCHW):
+    tags = set()
+    for resize in RESIZES:
+        other = build_features("inception", weights=weights, resize=resize)
+        tags.add(other.resize)
+        assert torch.equal(other(image_BCHW)[0], features(image_BCHW)[0]) == (resize == "bilinear")
+    assert tags == {"bilinear299", "tf1bilinear299", "cleanbicubic299"}
+    with pytest.raises(ValueError, match="'nearest': choose one of bilinear, inception-tf1, clean-bicubic"):
+        build_features("inception", weights=weights, resize="nearest")
+    with pytest.raises(ValueError, match="resize of its own"):
+        build_features("dinov2", resize="clean-bicubic")
 
 
 def test_grey_images_and_autocast(features, image_BCHW):
