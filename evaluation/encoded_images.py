@@ -125,18 +125,18 @@ def decode_all(
     threads = threads or min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
     indices = iter(indices)
     waiting: deque[tuple[int, Future]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            while True:
-                for index in islice(indices, 4 * threads - len(waiting)):
-                    waiting.append((index, pool.submit(_decoded, files, index)))
-                if not waiting:
-                    return
-                index, future = waiting.popleft()
-                yield index, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        while True:
+            for index in islice(indices, 4 * threads - len(waiting)):
+                waiting.append((index, pool.submit(_decoded, files, index)))
+            if not waiting:
+                return
+            index, future = waiting.popleft()
+            yield index, future.result()
+    finally:
+        # Not waited for: an abandoned generator may be collected in one of these very threads.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _decoded(files: Encoded, index: int) -> np.ndarray | UserError:

@@ -20,6 +20,7 @@ import urllib.parse
 import urllib.request
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,7 +126,8 @@ def fetch_weights(source: WeightSource, url: str | None = None, path: str | os.P
     except OSError as error:
         raise UserError(f"cannot write {target}: {one_line(error)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     return target
 
 

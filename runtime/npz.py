@@ -12,7 +12,7 @@ import secrets
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -201,7 +201,8 @@ def write_npz(
     except OSError as error:
         raise UserError(f"cannot write {path}: {one_line(error)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def write_rows(target: IO[bytes], header: Header, blocks: Iterable[np.ndarray]) -> None:
