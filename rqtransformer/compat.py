@@ -3,20 +3,79 @@
 The models are `HierarchicalTransformer`s. Weights of that package cannot be loaded: its two-level model reads outputs
 that have not seen the latest codes, and its N-level model never learns the first token; these train every token on the
 output that knows all tokens before it and nothing else.
+
+Legend: B batch, N tokens, V vocabulary, S_0 ... S_last parts per block of every level.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
 
 
-class HierarchicalCausalTransformer(HierarchicalTransformer):
+class NextTokenModel(HierarchicalTransformer):
+    """Logits for the token after every token, as that package returns them, instead of for the token itself.
+
+    Args:
+        config: `max_seq_len` as the user gave it. Level 0 gets a place more, for the logits after a full sequence:
+            they exist there too, and nothing trains them.
+    """
+
+    def __init__(self, config: HierarchicalConfig):
+        config.validate()
+        self.max_seq_len = tuple(config.max_seq_len)
+        longer = (self.max_seq_len[0] + 1, *self.max_seq_len[1:])
+        super().__init__(dataclasses.replace(config, max_seq_len=longer))
+
+    def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor:
+        """Ids, nested or flat -> logits of the next token in their shape with V behind, or the mean cross entropy.
+
+        `model(ids)[:, i]` of flat ids is the prediction of token i + 1: its last row draws the next token. No ids,
+        (B, 0), give one row, (B, 1, V): the prediction of the first token. The loss predicts every token, the first
+        one included, from the tokens before it.
+        """
+        full = math.prod(self.max_seq_len)
+        if math.prod(ids.shape[1:]) > full:
+            raise ValueError(f"ids of shape {tuple(ids.shape)} hold more than {full} tokens, max_seq_len="
+                             f"{self.max_seq_len}")
+        if return_loss:
+            return self.loss(ids)
+        if ids.ndim > 2:
+            self._nested(ids)  # raises
+        logits_BNV = self.token_logits(F.pad(ids.flatten(1), (0, 1)))
+        if logits_BNV.shape[1] > 1:
+            logits_BNV = logits_BNV[:, 1:]
+        return logits_BNV if ids.ndim == 2 else logits_BNV.unflatten(1, ids.shape[1:])
+
+    def generate(self, prime: Tensor | None = None, filter_thres: float = 0.9, temperature: float = 1.0,
+                 default_batch_size: int = 1, seed: int | None = None) -> Tensor:
+        """Draws full sequences (B, S_0, ..., S_last), which begin with `prime`. Dropout is off while it runs.
+
+        Args:
+            prime: ids to continue, nested or flat.
+            filter_thres: the share of the vocabulary, its least likely ids, that is never drawn; at 1 the most likely
+                id is left.
+            temperature: of the draw.
+            default_batch_size: sequences drawn without a prime.
+            seed: ours; None draws other sequences at every call, from torch's global random state.
+        """
+        if not 0.0 <= filter_thres <= 1.0:
+            raise ValueError(f"filter_thres={filter_thres} must be at least 0 and at most 1")
+        kept = max(1, math.floor(round((1 - filter_thres) * self.config.num_tokens, 9)))
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
+        return super().generate(prime, batch_size=default_batch_size, num_blocks=self.max_seq_len[0],
+                                temperature=temperature, top_k=kept, seed=seed)
+
+
+class HierarchicalCausalTransformer(NextTokenModel):
     """A causal transformer of any number of levels, coarse to fine.
 
     Args:
@@ -35,30 +94,8 @@ class HierarchicalCausalTransformer(HierarchicalTransformer):
             norm="rms", alibi=rel_pos_bias, pad_id=pad_id,
         ))
 
-    def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor:
-        """Ids, nested or flat -> logits with the vocabulary behind, or the mean cross entropy."""
-        return self.loss(ids) if return_loss else super().forward(ids)
 
-    def generate(self, prime: Tensor | None = None, filter_thres: float = 0.9, temperature: float = 1.0,
-                 default_batch_size: int = 1, seed: int | None = None) -> Tensor:
-        """Draws full sequences (B, S_0, ..., S_last), which begin with `prime`.
-
-        Args:
-            prime: ids to continue, nested or flat.
-            filter_thres: the share of the vocabulary, its least likely ids, that is never drawn.
-            temperature: of the draw.
-            default_batch_size: sequences drawn without a prime.
-            seed: ours; None draws other sequences at every call, from torch's global random state.
-        """
-        if not 0.0 <= filter_thres < 1.0:
-            raise ValueError(f"filter_thres={filter_thres} must be at least 0 and below 1")
-        kept = max(1, math.ceil(round((1 - filter_thres) * self.config.num_tokens, 9)))
-        if seed is None:
-            seed = int(torch.randint(2**62, ()))
-        return super().generate(prime, batch_size=default_batch_size, temperature=temperature, top_k=kept, seed=seed)
-
-
-class RQTransformer(HierarchicalCausalTransformer):
+class RQTransformer(NextTokenModel):
     """Two levels: positions, and the codes of one position. Logits are flat, (B, positions x codes, V).
 
     Args:
@@ -70,13 +107,13 @@ class RQTransformer(HierarchicalCausalTransformer):
     def __init__(self, *, num_tokens: int, dim: int, max_spatial_seq_len: int, depth_seq_len: int,
                  spatial_layers: int, depth_layers: int, dim_head: int = 64, heads: int = 8,
                  attn_dropout: float = 0.0, ff_mult: int = 4, ff_dropout: float = 0.0, pad_id: int | None = None):
-        super().__init__(
+        super().__init__(HierarchicalConfig(
             num_tokens=num_tokens, dim=dim, depth=(spatial_layers, depth_layers),
-            max_seq_len=(max_spatial_seq_len, depth_seq_len), dim_head=dim_head, heads=heads,
-            attn_dropout=attn_dropout, ff_mult=ff_mult, ff_dropout=ff_dropout, pad_id=pad_id, rel_pos_bias=False,
-        )
+            max_seq_len=(max_spatial_seq_len, depth_seq_len), heads=heads, dim_head=dim_head, ff_mult=ff_mult,
+            attn_dropout=attn_dropout, ff_dropout=ff_dropout, pad_id=pad_id,
+        ))
 
     def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor:
-        """See `HierarchicalCausalTransformer.forward`."""
+        """See `NextTokenModel.forward`."""
         out = super().forward(ids, return_loss)
         return out if return_loss or ids.ndim == 2 else out.flatten(1, -2)

@@ -147,7 +147,21 @@ class HierarchicalTransformer(nn.Module):
         """Parts per block of all levels but the first."""
         return tuple(self.config.max_seq_len[1:])
 
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether blocks are recomputed in the backward pass (less memory, one more forward)."""
+        return self.levels[0].gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        for stack in self.levels:
+            stack.gradient_checkpointing = enabled
+
     def forward(self, ids: Tensor) -> Tensor:
+        """See `token_logits`."""
+        return self.token_logits(ids)
+
+    def token_logits(self, ids: Tensor) -> Tensor:
         """Logits of every token given all tokens before it, in the shape of `ids` with V behind.
 
         A flat sequence may end anywhere; a nested one has full blocks. The first level may be shorter than its maximum.
@@ -184,7 +198,7 @@ class HierarchicalTransformer(nn.Module):
         target_N = ids.flatten()
         if self.config.pad_id is not None:
             target_N = target_N.masked_fill(target_N == self.config.pad_id, IGNORED)
-        total = F.cross_entropy(self(ids).flatten(0, -2), target_N, ignore_index=IGNORED, reduction="sum")
+        total = F.cross_entropy(self.token_logits(ids).flatten(0, -2), target_N, ignore_index=IGNORED, reduction="sum")
         return total / (target_N != IGNORED).sum().clamp(min=1)
 
     @torch.no_grad()

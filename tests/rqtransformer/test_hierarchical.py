@@ -156,6 +156,27 @@ def test_overfits_a_repeating_sequence(shape):
     torch.testing.assert_close(model.generate(top_k=1), ids)
 
 
+def test_gradient_checkpointing_changes_memory_only():
+    ids, gradients = ids_of((2, 3, 2)), []
+    for enabled in (False, True):
+        model = model_of((2, 3, 2)).train()
+        model.gradient_checkpointing = enabled
+        assert [stack.gradient_checkpointing for stack in model.levels] == [enabled] * 3
+        model.loss(ids).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_bfloat16_stays_close():
+    model, ids = model_of((2, 3, 2)), ids_of((2, 3, 2))
+    expected = model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(ids).float(), expected, rtol=0.1, atol=0.1)
+    model = model.bfloat16()
+    torch.testing.assert_close(model(ids).float(), expected, rtol=0.1, atol=0.2)
+    assert model.generate(batch_size=2).shape == (2, 2, 3, 2)
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"depth": (1, 1, 1)}, "must have one entry per level"),
     ({"max_seq_len": (3, 0)}, "at least 1"),
