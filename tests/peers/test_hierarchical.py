@@ -23,6 +23,8 @@ SETTINGS = {
     "convolution each": ({"scales": (1, 2, 4), "share_quant_resi": 0, "quant_resi": -0.3}, (3, 8, 9)),
     "two convolutions": ({"scales": (1, 2, 4, 5, 6), "share_quant_resi": 2}, (3, 8, 9)),
     "orthogonal": ({"scales": (1, 4), "orthogonal_reg_weight": 2.0, "shared_codebook": False}, (3, 8, 9)),
+    # the original differentiates every scale's term with the codebook as the last scale leaves it; decay 1: it stays
+    "orthogonal, shared": ({"scales": (1, 4), "orthogonal_reg_weight": 2.0, "decay": 1.0}, (3, 8, 9)),
 }
 
 
@@ -77,6 +79,17 @@ def test_lengths_and_another_grid():
     torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)
     mine, other = (one.get_output_from_indices(found[1], full_shape=12) for one in (ours, theirs))
     torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-5)
+
+
+def test_the_orthogonal_term_of_a_shared_codebook_that_moves():
+    """Values and moving averages agree; gradients of the term are those of the codebook it was taken of."""
+    ours, theirs = _pair({"scales": (1, 2, 4), "orthogonal_reg_weight": 2.0})
+    for _ in range(3):
+        x = torch.randn(3, 8, 9)
+        found, expected = ours(x), theirs(x)
+        assert all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
+        torch.testing.assert_close(found[2], expected[2], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), atol=1e-5, rtol=1e-5)
 
 
 def test_nested_dropout_keeps_the_same_levels():
