@@ -16,7 +16,8 @@ ADAM = dict(
     learnable_codebook=True, ema_update=False,
     in_place_codebook_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.1),
 )
-LEVELS = dict(num_quantizers=3)
+# few codes: clusters of one vector leave nothing over, and which code is nearest to nothing is up to rounding
+LEVELS = dict(num_quantizers=3, codebook_size=6)
 EXPIRY = dict(kmeans_init=True, kmeans_iters=3, threshold_ema_dead_code=2.0)
 SETTINGS = [
     (VectorQuantize, dict()),
@@ -27,8 +28,7 @@ SETTINGS = [
     (VectorQuantize, ADAM),
     (ResidualVQ, dict(**LEVELS, **EXPIRY)),
     (ResidualVQ, dict(shared_codebook=True, codebook_dim=4, **LEVELS, **EXPIRY)),
-    # few codes: clusters of one vector leave nothing over, and which code is nearest to nothing is up to rounding
-    (ResidualVQ, dict(beam_size=3, codebook_size=6, **LEVELS, **EXPIRY)),
+    (ResidualVQ, dict(beam_size=3, **LEVELS, **EXPIRY)),
     (ResidualVQ, dict(use_cosine_sim=True, **LEVELS, **EXPIRY)),
     (ResidualVQ, dict(shared_codebook=True, **LEVELS, **ADAM)),
     (GroupedResidualVQ, dict(groups=2, **LEVELS, **EXPIRY)),
