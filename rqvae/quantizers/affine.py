@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from rqvae.quantizers import sync
-from rqvae.quantizers.implicit import KeepsFloat32
+from rqvae.quantizers.precision import KeepsFloat32
 
 AFFINE_KINDS = ("learned", "running")
 MIN_VARIANCE = 1e-5

@@ -6,13 +6,13 @@ Legend: B batch, H W latent grid, h w code grid, D code depth, E code-vector siz
 from __future__ import annotations
 
 import abc
-import contextlib
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from rqvae.quantizers.distance import soft_code_probs
+from rqvae.quantizers.precision import full_precision
 
 
 class QuantizerOutput(NamedTuple):
@@ -164,10 +164,3 @@ class NullQuantizer(Quantizer):
     def codebook(self, depth: int) -> torch.Tensor:
         """There is no codebook."""
         raise ValueError("bottleneck_type 'none' has no codebook; choose 'rq'")
-
-
-def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
-    """Autocast off: the arithmetic of a quantizer is fp32 whatever surrounds it."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()

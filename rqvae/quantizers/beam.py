@@ -18,7 +18,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch.nn import functional as F
 
-from rqvae.quantizers.distance import check_temperature, full_precision_matmul, rows_per_chunk
+from rqvae.quantizers.distance import check_temperature, rows_per_chunk
+from rqvae.quantizers.precision import full_precision_matmul
 
 FOLD = 32  # codes per block
 BEAM_COPIES = 4  # (n, B, E) tensors alive at once

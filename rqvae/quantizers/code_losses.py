@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rqvae.quantizers import sync
-from rqvae.quantizers.distance import check_temperature, full_precision_matmul, rows_per_chunk
+from rqvae.quantizers.distance import check_temperature, rows_per_chunk
+from rqvae.quantizers.precision import full_precision_matmul
 
 LIVE_COPIES = 4  # (n, K) tensors alive at once in the backward pass of a chunk
 

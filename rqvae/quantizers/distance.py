@@ -9,12 +9,13 @@ x is left out: it is the same for every code and changes neither the minimum nor
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
+
+from rqvae.quantizers.precision import full_precision_matmul
 
 CPU_CHUNK_BYTES = 8 * 2**20  # larger temporaries pay page faults at every call
 DEVICE_CHUNK_BYTES = 256 * 2**20
@@ -24,27 +25,6 @@ MAX_TILE_ROWS = 65536
 MIN_CHUNK_ROWS = 16
 BLOCK = 128  # codes whose minimum is taken before an index is asked for
 FUSED_SWITCH = "RQVAE_FUSED_SEARCH"  # environment variable; '1' searches with the Triton kernel where it can run
-
-
-@contextlib.contextmanager
-def full_precision_matmul(device: torch.device) -> Iterator[None]:
-    """Switch TF32 matrix products off inside: their 10-bit mantissa changes which code is nearest.
-
-    Compiled code cannot switch it: there the searches do so themselves, other products follow the user's setting.
-    """
-    if torch.compiler.is_compiling() or device.type != "cuda":
-        yield
-        return
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    if before in ("ieee", "none"):
-        yield
-        return
-    matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def rows_per_chunk(num_codes: int, device: torch.device) -> int:

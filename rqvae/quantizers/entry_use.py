@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from rqvae.quantizers.implicit import KeepsFloat32
+from rqvae.quantizers.precision import KeepsFloat32
 from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_int64, repeat_noise
 
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from rqvae.quantizers.implicit import ImplicitQuantizer, KeepsFloat32
+from rqvae.quantizers.implicit import ImplicitQuantizer
 from rqvae.quantizers.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
+from rqvae.quantizers.precision import KeepsFloat32
 
 BOUNDS = ("tanh", "clamp", "hard_tanh")
 MARGIN = 1e-3  # the bounded scalar reaches a little beyond the outermost values, so that these can be chosen

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer, full_precision
+from rqvae.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer
+from rqvae.quantizers.precision import full_precision
 
 
 class GroupedOf(TargetQuantizer):

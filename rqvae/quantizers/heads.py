@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import TargetQuantizer, full_precision
+from rqvae.quantizers.base import TargetQuantizer
 from rqvae.quantizers.distance import nearest_codes, sampled_codes
-from rqvae.quantizers.implicit import linear
+from rqvae.quantizers.precision import full_precision, linear
 
 
 class HeadedQuantizer(TargetQuantizer):

@@ -17,11 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from rqvae.quantizers import sync
-from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer, full_precision
+from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer
 from rqvae.quantizers.code_losses import VectorLosses, mean_square
-from rqvae.quantizers.distance import full_precision_matmul
 from rqvae.quantizers.gradient import straight_through
-from rqvae.quantizers.implicit import without_masked_nonfinite
+from rqvae.quantizers.precision import full_precision, without_masked_nonfinite
 from rqvae.quantizers.scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqvae.quantizers.vector import VectorQuantizer
 
@@ -92,7 +91,7 @@ class HierarchicalQuantizer(TargetQuantizer):
         self._check_map(z)
         if mask is not None:
             z = without_masked_nonfinite(z, mask)
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             target = z.movedim(-1, 1).float()
             if self.training and not self._is_initialized():
                 self._start(target, mask, "kmeans", 0)
@@ -106,7 +105,7 @@ class HierarchicalQuantizer(TargetQuantizer):
     def decode(self, codes: torch.Tensor, grid: Sequence[int] | None = None) -> torch.Tensor:
         """Codes (B, ..., S), or the first of them -> maps (B, *grid, E); by default on the grid of the finest scale."""
         grid = self.shapes[-1] if grid is None else tuple(grid)
-        with full_precision(codes.device), full_precision_matmul(codes.device):
+        with full_precision(codes.device):
             parts = [self._part(codes_of, scale, grid) for scale, codes_of in enumerate(self.split(codes))]
             total = sum(parts, torch.zeros_like(parts[0]))
         return total.movedim(1, -1)
@@ -132,7 +131,7 @@ class HierarchicalQuantizer(TargetQuantizer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The vectors searched with (B, 1, ..., S, E) fp32 and their codes (B, 1, ..., S), nearest or drawn."""
         self._check_map(z)
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             target = z.movedim(-1, 1).float()
             total, searched, codes = torch.zeros_like(target), [], []
             for scale in range(len(self.shapes)):
@@ -180,7 +179,7 @@ class HierarchicalQuantizer(TargetQuantizer):
         of all scales. method: 'kmeans' or 'data'.
         """
         z = z.unflatten(1, self._warm_grid) if z.ndim == 2 else z
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             self._start(z.movedim(-1, 1).float(), None, method, seed)
 
     def update_codebook(self) -> None:

@@ -7,15 +7,15 @@ K codebook size.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer, full_precision
-from rqvae.quantizers.distance import full_precision_matmul, sampled_codes
+from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer
+from rqvae.quantizers.distance import sampled_codes
 from rqvae.quantizers.gradient import straight_through
+from rqvae.quantizers.precision import full_precision, linear, without_masked_nonfinite
 
 
 class ImplicitQuantizer(TargetQuantizer):
@@ -73,7 +73,7 @@ class ImplicitQuantizer(TargetQuantizer):
         """Quantize z (..., E) in any float dtype; positions where `mask` (...) is False count in no loss."""
         if mask is not None:
             z = without_masked_nonfinite(z, mask)
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             x_NDC, mask_N = self._to_space(z), None if mask is None else mask.reshape(-1)
             space_NDC, vectors_NDC, codes_ND = self._quantize(x_NDC)
             terms = self._terms(space_NDC, vectors_NDC, mask_N) | self._input_terms(x_NDC, mask_N)
@@ -84,7 +84,7 @@ class ImplicitQuantizer(TargetQuantizer):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> vectors (..., E), equal to `forward(...).quantized`; missing last depths count as zero."""
         self._check_codes(codes)
-        with full_precision(codes.device), full_precision_matmul(codes.device):
+        with full_precision(codes.device):
             vectors_NE = self._from_space(self._padded_vectors(codes))
         return vectors_NE.view(*codes.shape[:-1], self.dim)
 
@@ -93,7 +93,7 @@ class ImplicitQuantizer(TargetQuantizer):
         self._check_codes(codes)
         depth = codes.shape[-1]
         vectors_NDC = self._padded_vectors(codes)
-        with full_precision(codes.device), full_precision_matmul(codes.device):
+        with full_precision(codes.device):
             weight_ECs = self._out_matrix()
             parts = [vectors_NDC[:, d] @ weight_ECs[:, d * self.code_dim :][:, : self.code_dim].T for d in range(depth)]
             if isinstance(self.project_out, nn.Linear):
@@ -115,7 +115,7 @@ class ImplicitQuantizer(TargetQuantizer):
         generator: torch.Generator | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The searched vectors (..., D, C) fp32 and their codes (..., D), nearest or drawn."""
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             space_NDC, codes_ND = self._search(self._to_space(z))
             if stochastic:
                 drawn = (
@@ -146,35 +146,3 @@ class ImplicitQuantizer(TargetQuantizer):
             return self.project_out.weight.float()
         device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)
         return torch.eye(self.dim, device=device)
-
-
-class KeepsFloat32:
-    """For modules whose buffers move with the model but stay fp32 when it is cast. Put it before the module class."""
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            if buffer is not None and self._buffers[name].dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
-        return self
-
-
-def without_masked_nonfinite(z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Zeros for what is not finite at masked positions: a gradient of zero times infinity would be no number."""
-    return torch.where(mask[..., None] | z.isfinite(), z, 0.0)
-
-
-def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """A linear layer (or the identity) in fp32, whatever type its weights were cast to."""
-    if isinstance(layer, nn.Identity):
-        return x
-    return F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
-
-
-def mean_square(error: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
-    """Mean of squared entries over the rows (dim 0) that count."""
-    if mask_N is None:
-        return error.square().mean()
-    rows = error.flatten(1)
-    return torch.where(mask_N[:, None], rows, 0.0).square().sum() / (mask_N.sum() * rows.shape[1]).clamp(min=1)

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.beam import BeamLevel, TableLevel, add_noise, beam_search
 from rqvae.quantizers.code_losses import VectorLosses, mean_square
-from rqvae.quantizers.distance import check_temperature, full_precision_matmul, rows_per_chunk
+from rqvae.quantizers.distance import check_temperature, rows_per_chunk
 from rqvae.quantizers.gradient import ESTIMATORS
-from rqvae.quantizers.implicit import linear
+from rqvae.quantizers.precision import full_precision, linear
 from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
 
 LIVE_COPIES = 4  # (m, k, E) tensors alive at once in a search
@@ -142,7 +141,7 @@ class ImplicitResidualQuantizer(ResidualVectorQuantizer):
         self, z: torch.Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual that enters every level (..., D, C) fp32 and its code (..., D), best or drawn."""
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             x = self._to_space(z)
             x_NE = x.reshape(-1, x.shape[-1])
             levels = self._beam_levels(temp if stochastic else None, generator)
@@ -160,7 +159,7 @@ class ImplicitResidualQuantizer(ResidualVectorQuantizer):
         check_temperature(temp)
         searched, codes = self.targets(z, temp, stochastic, generator)
         probs = searched.new_zeros((*codes.shape, max(self.num_codes)))
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             residual_NDE = searched.flatten(0, -3)
             for depth, level in enumerate(self._beam_levels(None)):
                 total_NE = residual_NDE[:, 0] - residual_NDE[:, depth]

@@ -13,11 +13,10 @@ import math
 import torch
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.bit_entropy import mean_entropy, mean_usage_entropy
 from rqvae.quantizers.code_losses import mean_square
-from rqvae.quantizers.distance import full_precision_matmul
 from rqvae.quantizers.implicit import ImplicitQuantizer
+from rqvae.quantizers.precision import full_precision
 
 EXACT_BITS = 24  # sums of as many powers of two are exact in fp32, so a matrix product may add them up
 
@@ -111,7 +110,7 @@ def log_odds(space: torch.Tensor, inv_temperature: float, scale: float) -> torch
 def codes_of_bits(bits: torch.Tensor, shifts_C: torch.Tensor) -> torch.Tensor:
     """Bits (..., C) of any type -> int64 codes (...); `shifts_C` says which power of two each one stands for."""
     if len(shifts_C) <= EXACT_BITS:
-        with full_precision(bits.device), full_precision_matmul(bits.device):
+        with full_precision(bits.device):
             return (bits.float() @ (1 << shifts_C).float()).long()
     return (bits.long() << shifts_C).sum(-1)
 

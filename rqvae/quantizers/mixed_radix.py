@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import full_precision
-from rqvae.quantizers.distance import full_precision_matmul
+from rqvae.quantizers.precision import full_precision
 
 EXACT_FLOAT32 = 2**24  # whole numbers below are exact in fp32, so a matrix product may add them up
 
@@ -36,7 +35,7 @@ class MixedRadix(nn.Module):
     def codes(self, digits_CM: torch.Tensor) -> torch.Tensor:
         """Digits of any dtype, whole numbers in range -> int64 codes."""
         if self.num_codes <= EXACT_FLOAT32:
-            with full_precision(digits_CM.device), full_precision_matmul(digits_CM.device):
+            with full_precision(digits_CM.device):
                 return (self.strides.float() @ digits_CM.float()).long()
         return (digits_CM.long() * self.strides[:, None]).sum(0)
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.distance import full_precision_matmul, nearest_codes
-from rqvae.quantizers.implicit import ImplicitQuantizer, KeepsFloat32
+from rqvae.quantizers.distance import nearest_codes
+from rqvae.quantizers.implicit import ImplicitQuantizer
+from rqvae.quantizers.precision import KeepsFloat32, full_precision
 
 
 class RandomProjectionQuantizer(KeepsFloat32, ImplicitQuantizer):
@@ -69,5 +70,5 @@ class RandomProjectionQuantizer(KeepsFloat32, ImplicitQuantizer):
     @torch.no_grad()
     def indices(self, z: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) alone, the targets of the method, without code vectors."""
-        with torch.autocast(z.device.type, enabled=False), full_precision_matmul(z.device):
+        with full_precision(z.device):
             return self._search(self._to_space(z))[1].view(*z.shape[:-1], -1)

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer, full_precision
+from rqvae.quantizers.base import QuantizerOutput, TargetQuantizer
 from rqvae.quantizers.codebook import EMACodebook
 from rqvae.quantizers.distance import sampled_codes
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.patches import join_patches, split_patches
+from rqvae.quantizers.precision import full_precision
 from rqvae.quantizers.restart import CodedVectors
 
 CODEBOOK_UPDATES = ("per_depth", "deferred")

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 from rqvae.quantizers import sync
-from rqvae.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer, full_precision
-from rqvae.quantizers.distance import full_precision_matmul
+from rqvae.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.gradient import straight_through
-from rqvae.quantizers.implicit import KeepsFloat32, linear, without_masked_nonfinite
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer, bits_of
+from rqvae.quantizers.precision import KeepsFloat32, full_precision, linear, without_masked_nonfinite
 from rqvae.quantizers.sim import SimQuantizer
 
 
@@ -74,7 +73,7 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
         """Quantize z (..., E); positions where `mask` (...) is False count in no loss and no codebook."""
         if mask is not None:
             z = without_masked_nonfinite(z, mask)
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             x = self._to_space(z)
             residual, total, outs = x, torch.zeros_like(x), []
             for level in range(self._levels_kept(z.device)):
@@ -93,14 +92,14 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> vectors (..., E). Negative codes and missing last levels count as zero."""
         self._check_codes(codes)
-        with full_precision(codes.device), full_precision_matmul(codes.device):
+        with full_precision(codes.device):
             total = sum(self._level_vectors(codes))
             return linear(self.project_out, total)
 
     def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> the part of every depth (..., D, E); they add up to `decode`. Depth 0 has the bias."""
         self._check_codes(codes)
-        with full_precision(codes.device), full_precision_matmul(codes.device):
+        with full_precision(codes.device):
             parts = torch.cat(list(self._level_parts(codes)), -2)
             if isinstance(self.project_out, nn.Linear):
                 parts = parts @ self.project_out.weight.float().T
@@ -127,7 +126,7 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The vector every depth searches with (..., D, C) fp32 and its code (..., D); residuals follow the codes."""
         found, codes = [], []
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             residual = self._to_space(z)
             for level in range(len(self.order)):
                 quantizer = self.level_at(level)

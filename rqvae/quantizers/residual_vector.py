@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import QuantizerOutput, full_precision
+from rqvae.quantizers.base import QuantizerOutput
 from rqvae.quantizers.beam import BeamLevel, TableLevel, beam_search
-from rqvae.quantizers.distance import full_precision_matmul
 from rqvae.quantizers.gradient import ESTIMATORS, straight_through
-from rqvae.quantizers.implicit import linear, without_masked_nonfinite
+from rqvae.quantizers.precision import full_precision, linear, without_masked_nonfinite
 from rqvae.quantizers.residual_of import ResidualOf
 from rqvae.quantizers.vector import VectorQuantizer
 
@@ -78,7 +77,7 @@ class ResidualVectorQuantizer(ResidualOf):
         codebook."""
         if mask is not None:
             z = without_masked_nonfinite(z, mask)
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             x = self._to_space(z)
             if self.training and not self.frozen and not all(level._is_initialized() for level in self.levels):
                 self._fit(x.detach(), mask, "kmeans", 0)
@@ -104,7 +103,7 @@ class ResidualVectorQuantizer(ResidualOf):
         """Set the codebooks from z (..., dim), level by level on the residuals each will see; `method` is 'kmeans' or
         'data' (vectors drawn from them). A shared codebook is fitted to the residuals of all levels. All processes
         together."""
-        with torch.no_grad(), full_precision(z.device), full_precision_matmul(z.device):
+        with torch.no_grad(), full_precision(z.device):
             self._fit(self._to_space(z), mask, method, seed)
 
     @torch.no_grad()
@@ -117,7 +116,7 @@ class ResidualVectorQuantizer(ResidualOf):
         """
         if stochastic or self._width() == 1:
             return super().targets(z, temp, stochastic, generator)
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             residual, found = self._to_space(z), []
             codes = self._beam_codes(residual, len(self.order))
             for depth in range(len(self.order)):

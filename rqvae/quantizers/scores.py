@@ -17,7 +17,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from rqvae.quantizers.distance import check_temperature, full_precision_matmul, nearest_codes, rows_per_chunk
+from rqvae.quantizers.distance import check_temperature, nearest_codes, rows_per_chunk
+from rqvae.quantizers.precision import full_precision_matmul
 from rqvae.quantizers.top_codes import nearest_k
 
 LEAST_SQUARE = 1e-8  # squared distances below it have no gradient

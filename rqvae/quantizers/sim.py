@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rqvae.quantizers.code_losses import mean_square
 from rqvae.quantizers.distance import nearest_codes
 from rqvae.quantizers.gradient import ESTIMATORS
-from rqvae.quantizers.implicit import ImplicitQuantizer, KeepsFloat32, mean_square
+from rqvae.quantizers.implicit import ImplicitQuantizer
+from rqvae.quantizers.precision import KeepsFloat32
 
 
 class SimQuantizer(KeepsFloat32, ImplicitQuantizer):
@@ -78,9 +80,10 @@ class SimQuantizer(KeepsFloat32, ImplicitQuantizer):
     def _terms(
         self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor, mask_N: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
+        space_NE, vectors_NE = space_NDC.flatten(1), vectors_NDC.flatten(1)
         return {
-            "codebook": self.codebook_weight * mean_square(vectors_NDC - space_NDC.detach(), mask_N),
-            "commitment": self.commitment_weight * mean_square(space_NDC - vectors_NDC.detach(), mask_N),
+            "codebook": self.codebook_weight * mean_square(vectors_NE, space_NE.detach(), mask_N),
+            "commitment": self.commitment_weight * mean_square(space_NE, vectors_NE.detach(), mask_N),
         }
 
 

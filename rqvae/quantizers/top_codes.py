@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from rqvae.quantizers.distance import full_precision_matmul, rows_per_chunk
+from rqvae.quantizers.distance import rows_per_chunk
+from rqvae.quantizers.precision import full_precision_matmul
 
 
 class TopCodes(NamedTuple):

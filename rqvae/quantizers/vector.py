@@ -16,16 +16,16 @@ from torch.nn import functional as F
 
 from rqvae.quantizers.affine import AffineRule, LearnedAffine, RunningAffine
 from rqvae.quantizers.alternating import alternating_step
-from rqvae.quantizers.base import QuantizerOutput, full_precision
+from rqvae.quantizers.base import QuantizerOutput
 from rqvae.quantizers.code_losses import VectorLosses, expected_vectors, orthogonal_term, vector_terms
 from rqvae.quantizers.codebook import EMACodebook, TrainedEMACodebook
 from rqvae.quantizers.distance import check_temperature, nearest_codes, sampled_codes
 from rqvae.quantizers.entry_use import RestartRule
 from rqvae.quantizers.gradient import ESTIMATORS, straight_through, synchronised
 from rqvae.quantizers.heads import HeadedQuantizer
-from rqvae.quantizers.implicit import without_masked_nonfinite
 from rqvae.quantizers.kmeans import kmeans
 from rqvae.quantizers.learned_codebook import LearnedCodebook, LearningRule
+from rqvae.quantizers.precision import full_precision, without_masked_nonfinite
 from rqvae.quantizers.restart import CodedVectors
 from rqvae.quantizers.top_codes import TopCodes, nearest_k
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import Quantizer, full_precision
+from rqvae.quantizers.base import Quantizer
 from rqvae.quantizers.codebook import EMACodebook
 from rqvae.quantizers.kmeans import kmeans
+from rqvae.quantizers.precision import full_precision
 from rqvae.quantizers.residual import ResidualQuantizer
 from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
 from rqvae.quantizers.vector import INIT_METHODS, VectorQuantizer

@@ -6,7 +6,8 @@ import torch
 from rqvae.config import QuantizerHParams
 from rqvae.quantizers import VectorLosses, VectorQuantizer, build_quantizer, distance
 from rqvae.quantizers.build import QUANTIZERS
-from rqvae.quantizers.distance import full_precision_matmul, nearest_codes, sampled_codes, soft_code_probs
+from rqvae.quantizers.distance import nearest_codes, sampled_codes, soft_code_probs
+from rqvae.quantizers.precision import full_precision_matmul
 from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
 
 LEVELS = {"levels": [4, 4]}

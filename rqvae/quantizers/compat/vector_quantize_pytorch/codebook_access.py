@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, layout_of, mask_of
+from rqvae.quantizers.precision import full_precision
 
 
 class CodebookAccess(nn.Module):

@@ -16,13 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from rqvae.quantizers import sync
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.code_averages import counts_and_sums, replace_unused, smoothed_sizes, state_seed
 from rqvae.quantizers.compat.vector_quantize_pytorch.affine_moments import AffineMoments
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.look_up import Found, own_codes, side_by_side, table_codes
-from rqvae.quantizers.implicit import KeepsFloat32
 from rqvae.quantizers.kmeans import kmeans
+from rqvae.quantizers.precision import KeepsFloat32, full_precision
 from rqvae.quantizers.restart import CodedVectors
 from rqvae.quantizers.scores import expected_by_score, scores
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
@@ -19,6 +18,7 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
 from rqvae.quantizers.moments import MomentTargets, moment_loss, moments
+from rqvae.quantizers.precision import full_precision
 from rqvae.quantizers.scalar_perturbation import ACTIVATIONS, ScalarBins
 
 FREE = (0.0, 0.0)

@@ -10,7 +10,6 @@ import math
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import (
     MAP_DIMS,
     channels_back,
@@ -22,8 +21,8 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelN
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.finite_scalar import MARGIN, ScalarGrid
 from rqvae.quantizers.gradient import straight_through
-from rqvae.quantizers.implicit import KeepsFloat32
 from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
+from rqvae.quantizers.precision import KeepsFloat32, full_precision
 
 
 class FSQ(KeepsFloat32, LevelNumbers):

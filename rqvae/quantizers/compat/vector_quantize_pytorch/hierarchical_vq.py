@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed
 from rqvae.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 from rqvae.quantizers.layout import mask_from_lengths
+from rqvae.quantizers.precision import full_precision
 from rqvae.quantizers.scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
@@ -19,6 +18,7 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.latent import distance_gradients, initial_values, look_up, nearest_digits, step_in_place
 from rqvae.quantizers.mixed_radix import MixedRadix, scalars_first, scalars_last
+from rqvae.quantizers.precision import full_precision
 
 
 class LatentQuantize(LevelNumbers):

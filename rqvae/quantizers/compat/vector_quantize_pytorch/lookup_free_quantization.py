@@ -12,15 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.bit_entropy import mean_entropy, mean_usage_entropy
 from rqvae.quantizers.code_losses import mean_square
 from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import MAP_DIMS, channels_back, channels_last
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.gradient import straight_through
-from rqvae.quantizers.implicit import KeepsFloat32
 from rqvae.quantizers.lookup_free import codes_of_bits, log_odds
+from rqvae.quantizers.precision import KeepsFloat32, full_precision
 
 ENTROPY_FLOOR = 1e-5  # smallest probability inside the logarithm of the batch entropy
 JOINT_BITS = 20  # up to as many the batch entropy is exact; beyond, an upper bound

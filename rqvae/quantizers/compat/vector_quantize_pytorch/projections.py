@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rqvae.quantizers.implicit import linear
+from rqvae.quantizers.precision import linear
 
 
 def input_projection(dim: int, inner: int, layernorm: bool) -> nn.Module:

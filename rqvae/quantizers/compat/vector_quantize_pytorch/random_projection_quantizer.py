@@ -9,10 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
-from rqvae.quantizers.distance import full_precision_matmul
+from rqvae.quantizers.precision import full_precision
 
 
 class RandomProjectionQuantizer(nn.Module):
@@ -50,7 +49,7 @@ class RandomProjectionQuantizer(nn.Module):
         indices: return their mean cross entropy under the cosines instead, a scalar.
         """
         require(x.shape[-1] == self.dim, f"input has {x.shape[-1]} channels; the quantizer takes dim {self.dim}")
-        with full_precision(x.device), full_precision_matmul(x.device):
+        with full_precision(x.device):
             x_BNC = x.float()
             if isinstance(self.norm, nn.LayerNorm):
                 x_BNC = F.layer_norm(x_BNC, (self.dim,), eps=self.norm.eps)

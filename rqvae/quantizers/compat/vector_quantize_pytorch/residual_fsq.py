@@ -8,15 +8,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed, last_level_kept
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, all_level_vectors
-from rqvae.quantizers.implicit import KeepsFloat32
 from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
+from rqvae.quantizers.precision import KeepsFloat32, full_precision
 
 
 class ResidualFSQ(KeepsFloat32, nn.Module):

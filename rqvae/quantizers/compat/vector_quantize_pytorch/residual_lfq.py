@@ -10,12 +10,12 @@ import math
 import torch
 from torch import nn
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed, last_level_kept
 from rqvae.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, all_level_vectors
+from rqvae.quantizers.precision import full_precision
 
 
 class ResidualLFQ(nn.Module):

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed, last_level_kept
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import input_projection, output_projection, project
@@ -26,8 +25,8 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.vector_level import (
     share_of_gradient,
 )
 from rqvae.quantizers.gradient import directional
-from rqvae.quantizers.implicit import without_masked_nonfinite
 from rqvae.quantizers.implicit_codebook import ImplicitCodebook
+from rqvae.quantizers.precision import full_precision, without_masked_nonfinite
 
 __all__ = ["GroupedResidualVQ", "ResidualVQ"]
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.code_losses import mean_square
-from rqvae.quantizers.distance import full_precision_matmul, nearest_codes
+from rqvae.quantizers.distance import nearest_codes
 from rqvae.quantizers.gradient import rotation_trick, straight_through
+from rqvae.quantizers.precision import full_precision
 from rqvae.quantizers.sim import mapped_codebook
 
 
@@ -75,7 +75,7 @@ class SimVQ(nn.Module):
         rows = x.movedim(1, -1) if self.channel_first else x
         if rows.shape[-1] != self.dim:
             raise ValueError(f"input has {rows.shape[-1]} channels; the quantizer takes dim {self.dim}")
-        with full_precision(x.device), full_precision_matmul(x.device):
+        with full_precision(x.device):
             weight_KE = self.codebook
             x_NE = rows.reshape(-1, self.dim)
             x_NE = x_NE.to(torch.promote_types(x.dtype, torch.float32))

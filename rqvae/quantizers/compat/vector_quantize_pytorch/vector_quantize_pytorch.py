@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from rqvae.quantizers import gradient, sync
 from rqvae.quantizers.alternating import codebook_gradients
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.compat.vector_quantize_pytorch import vector_losses
 from rqvae.quantizers.compat.vector_quantize_pytorch.codebook_access import CodebookAccess
 from rqvae.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook, Found
@@ -27,7 +26,7 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.projections import input_pr
 from rqvae.quantizers.compat.vector_quantize_pytorch.settings import check_vector_settings
 from rqvae.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, mask_of
 from rqvae.quantizers.compat.vector_quantize_pytorch.vector_losses import LossBreakdown
-from rqvae.quantizers.implicit import without_masked_nonfinite
+from rqvae.quantizers.precision import full_precision, without_masked_nonfinite
 
 __all__ = ["Codebook", "LossBreakdown", "VectorQuantize"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from rqvae.quantizers.base import full_precision
+from rqvae.quantizers.precision import full_precision
 from rqvae.quantizers.top_codes import nearest_k
 
 EUCLIDEAN, COSINE = ("euc", "euclidean"), ("cos", "cosine")

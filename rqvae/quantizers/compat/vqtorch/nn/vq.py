@@ -17,15 +17,15 @@ from torch.nn import functional as F
 from rqvae.quantizers import sync
 from rqvae.quantizers.affine import LearnedAffine
 from rqvae.quantizers.alternating import alternating_step
-from rqvae.quantizers.base import full_precision
 from rqvae.quantizers.code_losses import mean_square
 from rqvae.quantizers.compat.vqtorch.dists import COSINE, EUCLIDEAN
 from rqvae.quantizers.compat.vqtorch.nn.replace import replace_unused
 from rqvae.quantizers.compat.vqtorch.nn.vq_base import VQBaseLayer
 from rqvae.quantizers.compat.vqtorch.norms import normalize_codebook
-from rqvae.quantizers.distance import full_precision_matmul, nearest_codes
+from rqvae.quantizers.distance import nearest_codes
 from rqvae.quantizers.gradient import straight_through, synchronised
 from rqvae.quantizers.kmeans import kmeans
+from rqvae.quantizers.precision import full_precision
 from rqvae.quantizers.restart import CodedVectors
 from rqvae.quantizers.usage import entropy
 
@@ -100,7 +100,7 @@ class VectorQuant(VQBaseLayer):
         `loss` (scalar) and `perplexity` (scalar, of the codes of this call).
         """
         normalize_codebook(self.codebook.weight.data, self.codebook_norm)
-        with full_precision(z.device), full_precision_matmul(z.device):
+        with full_precision(z.device):
             x = self.prepare_inputs(z, self.input_groups)
             if not self.enabled:
                 return self.to_original_format(x).to(z.dtype), {}

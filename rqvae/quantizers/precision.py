@@ -1,0 +1,74 @@
+"""fp32 arithmetic, whatever precision surrounds a quantizer and whatever type its module was cast to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_AS_IT_IS = contextlib.nullcontext()
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast and TF32 off: the arithmetic of a quantizer is fp32. Costs nothing where neither is on."""
+    matmul = full_precision_matmul(device)
+    if not (torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)):
+        return matmul
+    autocast = torch.autocast(device.type, enabled=False)
+    return autocast if matmul is _AS_IT_IS else _both(autocast, matmul)
+
+
+def full_precision_matmul(device: torch.device) -> contextlib.AbstractContextManager:
+    """Switch TF32 matrix products off inside: their 10-bit mantissa changes which code is nearest.
+
+    Compiled code cannot switch it: there the searches do so themselves, other products follow the user's setting.
+    """
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        return _AS_IT_IS
+    if torch.backends.cuda.matmul.fp32_precision in ("ieee", "none"):
+        return _AS_IT_IS
+    return _without_tf32()
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@contextlib.contextmanager
+def _both(first: contextlib.AbstractContextManager, second: contextlib.AbstractContextManager) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+class KeepsFloat32:
+    """For modules whose buffers move with the model but stay fp32 when it is cast. Put it before the module class."""
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if buffer is not None and self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
+
+def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A linear layer (or the identity) in fp32, whatever type its weights were cast to."""
+    if isinstance(layer, nn.Identity):
+        return x
+    return F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
+
+
+def without_masked_nonfinite(z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Zeros for what is not finite at masked positions: a gradient of zero times infinity would be no number."""
+    return torch.where(mask[..., None] | z.isfinite(), z, 0.0)
