@@ -5,6 +5,7 @@ Legend: N vectors, E code-vector size, D code depth.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -81,11 +82,13 @@ class _Batches:
         """(N, E) vectors on the code grid of one quantizer, without masked and non-finite ones."""
         generator, kept = torch.Generator().manual_seed(self.seed), []
 
-        def keep(z: torch.Tensor, mask: torch.Tensor | None) -> None:
+        def keep(z: torch.Tensor, **which: torch.Tensor) -> None:
+            mask = which.get("mask")
             if isinstance(quantizer, ResidualQuantizer):
                 z = quantizer.targets(z)[0][..., 0, :]
             elif _brings_rows(quantizer):
-                z, mask = quantizer.warmup_rows(z), None
+                taken = inspect.signature(quantizer.warmup_rows).parameters
+                z, mask = quantizer.warmup_rows(z, **{n: v for n, v in which.items() if n in taken}), None
             rows = z.detach().float().reshape(-1, z.shape[-1])
             valid = rows.sum(-1).isfinite()
             rows = rows[valid if mask is None else valid & mask.reshape(-1)]
@@ -97,12 +100,15 @@ class _Batches:
 
 
 class _listening:
-    """Calls `keep(z, mask)` before every forward of a quantizer."""
+    """Calls `keep(z, mask=, lens=)` before every forward of a quantizer, with those of the two that it was given."""
 
-    def __init__(self, quantizer: Quantizer, keep: Callable[[torch.Tensor, torch.Tensor | None], None]):
+    def __init__(self, quantizer: Quantizer, keep: Callable[..., None]):
+        signature = inspect.signature(quantizer.forward)
+
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            z = args[0] if args else kwargs.get("z", kwargs.get("x"))
-            keep(z, args[1] if len(args) > 1 else kwargs.get("mask"))
+            given = signature.bind(*args, **kwargs).arguments
+            which = {name: given[name] for name in ("mask", "lens") if given.get(name) is not None}
+            keep(next(iter(given.values())), **which)
 
         self.handle = quantizer.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -121,7 +127,7 @@ def _call_order(model: nn.Module, batches: _Batches) -> list[tuple[str, Quantize
     if not names:
         raise ValueError("codebook_warmup: the model has no quantizer with a codebook to warm")
     called: dict[Quantizer, None] = {}
-    handles = [_listening(module, lambda z, mask, module=module: called.setdefault(module)) for module in names]
+    handles = [_listening(module, lambda z, module=module, **which: called.setdefault(module)) for module in names]
     try:
         batches.run(model, 1)
     finally:
@@ -137,8 +143,8 @@ def _can_warm(module: nn.Module) -> bool:
 
 
 def _brings_rows(module: nn.Module) -> bool:
-    """Whether a module of another layout says itself which vectors (N, E) of an input it quantizes
-    (`warmup_rows(z)`) and how its codebook starts from such vectors (`initialize_codebook(x_NE, method, seed)`)."""
+    """Whether a module of another layout says itself which vectors (N, E) of an input it quantizes (`warmup_rows(z)`,
+    perhaps with `mask` or `lens`) and how its codebook starts from them (`initialize_codebook(x_NE, method, seed)`)."""
     return hasattr(module, "warmup_rows") and hasattr(module, "initialize_codebook")
 
 

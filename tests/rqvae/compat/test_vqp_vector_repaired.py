@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from rqvae.quantizers import codebook_warmup
-from rqvae.quantizers.compat.vector_quantize_pytorch import VectorQuantize
+from rqvae.quantizers.compat.vector_quantize_pytorch import (
+    GroupedResidualVQ,
+    HierarchicalVQ,
+    ResidualVQ,
+    VectorQuantize,
+)
 
 HEADS = {
     "plain": dict(),
@@ -278,3 +283,42 @@ def test_a_codebook_can_be_warmed_from_data():
     assert torch.equal(frozen.codebook, before)
     with pytest.raises(ValueError, match="kmeans, data"):
         made().initialize_codebook(vectors(30, 8), "median")
+
+
+class Calls(nn.Module):
+    """A model that gives its quantizer further arguments."""
+
+    def __init__(self, quantizer, *args, **kwargs):
+        super().__init__()
+        self.quantizer, self.args, self.kwargs = quantizer, args, kwargs
+
+    def forward(self, x):
+        return self.quantizer(x, *self.args, **self.kwargs)
+
+
+@pytest.mark.parametrize("method", ["data", "kmeans"])
+@pytest.mark.parametrize("given", ["mask", "lens", "position"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: made(heads=2, codebook_dim=4),
+        lambda: ResidualVQ(dim=8, num_quantizers=2, codebook_size=16),
+        lambda: GroupedResidualVQ(dim=8, groups=2, num_quantizers=2, codebook_size=16),
+        lambda: HierarchicalVQ(dim=8, codebook_size=16, scales=(1, 12), channel_first=False, kmeans_init=False),
+    ],
+)
+def test_padding_does_not_reach_a_codebook_that_is_warmed(make, given, method):
+    quantizer, lens = make(), torch.tensor([5, 9])
+    mask = torch.arange(12) < lens[:, None]
+    x = vectors().masked_fill(~mask[..., None], 1e3)
+    takes_lens = isinstance(quantizer, (VectorQuantize, HierarchicalVQ))
+    if given == "lens" and takes_lens:
+        model = Calls(quantizer, lens=lens)
+    elif given == "position" and not isinstance(quantizer, GroupedResidualVQ):
+        model = Calls(quantizer, *[mask] if isinstance(quantizer, ResidualVQ) else [None, mask])
+    else:
+        model = Calls(quantizer, mask=mask)
+    codebook_warmup(model, [x], method, 1)
+    for name, value in quantizer.state_dict().items():
+        if name.endswith(".embed"):
+            assert value.abs().max() < 20, name

@@ -106,10 +106,15 @@ class CodebookAccess(nn.Module):
 
     update_ema_indices = update_indices
 
-    def warmup_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """The vectors (N, H * E) of an input that are searched, for `codebook_warmup`."""
+    def warmup_rows(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, lens: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The vectors (N, H * E) of an input that are searched and not masked, for `codebook_warmup`."""
+        layout = self._layout(x)
+        mask_BN = mask_of(layout, mask, lens, self._is_map)
         with full_precision(x.device):
-            return project(self.project_in, self._layout(x).to_tokens(x)).flatten(0, 1)
+            rows_BNC = project(self.project_in, layout.to_tokens(x))
+        return rows_BNC.flatten(0, 1) if mask_BN is None else rows_BNC[mask_BN]
 
     @torch.no_grad()
     def initialize_codebook(self, x_NE: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:

@@ -200,11 +200,13 @@ class ResidualVQ(nn.Module):
         result = (quantized, layout.grid_back(codes), losses)
         return (*result, self.get_codes_from_indices(result[1])) if return_all_codes else result
 
-    def warmup_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """The vectors (N, E) of an input that are searched, for `codebook_warmup`."""
+    def warmup_rows(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The vectors (N, E) of an input that are searched and not masked, for `codebook_warmup`."""
         layout = layout_of(x, self.accept_image_fmap, 2 if self.accept_image_fmap else None)
+        mask_BN = mask_of(layout, mask, None, self.accept_image_fmap)
         with full_precision(x.device):
-            return project(self.project_in, layout.to_tokens(x)).flatten(0, 1)
+            rows_BNE = project(self.project_in, layout.to_tokens(x))
+        return rows_BNE.flatten(0, 1) if mask_BN is None else rows_BNE[mask_BN]
 
     def initialize_codebook(self, x_NE: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:
         """Set the codebooks from vectors (N, E) of all processes, level by level: 'kmeans', or 'data' (drawn)."""
