@@ -6,9 +6,10 @@ Legend: B batch, H W grid, D code depth; C H W in BCHW: image channels, height, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,6 +23,8 @@ SAFETY = 2
 def decode_in_batches(tokenizer: ImageTokenizer, codes_BHWD: Tensor, *, memory_budget: int = DEFAULT_BUDGET,
                       batch_size: int | None = None) -> Iterator[Tensor]:
     """Codes -> images in [-1, 1], some at a time, in order.
+
+    What one image takes is measured at the first call for a tokenizer and a shape, by decoding one image alone.
 
     Args:
         tokenizer: gives `decode_code`.
@@ -42,17 +45,31 @@ def decode_in_batches(tokenizer: ImageTokenizer, codes_BHWD: Tensor, *, memory_b
 @torch.no_grad()
 def _decode(tokenizer: ImageTokenizer, codes_BHWD: Tensor, memory_budget: int,
             batch_size: int | None) -> Iterator[Tensor]:
-    start = 0
-    if batch_size is None and len(codes_BHWD):
+    if not len(codes_BHWD):
+        return
+    if batch_size is None:
+        batch_size = max(1, memory_budget // max(1, SAFETY * _bytes_per_image(tokenizer, codes_BHWD)))
+    for part_BHWD in codes_BHWD.split(batch_size):
+        yield tokenizer.decode_code(part_BHWD)
+
+
+# tokenizer -> {what the bytes depend on: bytes}; goes with the tokenizer
+_MEASURED: WeakKeyDictionary[ImageTokenizer, dict[tuple, int]] = WeakKeyDictionary()
+
+
+def _bytes_per_image(tokenizer: ImageTokenizer, codes_BHWD: Tensor) -> int:
+    """Bytes of the largest operation of one image, measured once by decoding it alone."""
+    device = codes_BHWD.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    weights = {parameter.dtype for parameter in tokenizer.parameters()} if isinstance(tokenizer, nn.Module) else set()
+    key = (tuple(codes_BHWD.shape[1:]), codes_BHWD.device, autocast, frozenset(weights))
+    known = _MEASURED.setdefault(tokenizer, {})
+    if key not in known:
         first_1HWD = codes_BHWD[:1]
         with _LargestOperation() as largest:
-            first_1CHW = tokenizer.decode_code(first_1HWD)
-        yield first_1CHW
-        batch_size = max(1, memory_budget // max(1, SAFETY * largest.bytes))
-        start = 1
-    for part in codes_BHWD[start:].split(batch_size or 1):
-        if len(part):
-            yield tokenizer.decode_code(part)
+            tokenizer.decode_code(first_1HWD)
+        known[key] = largest.bytes
+    return known[key]
 
 
 class _LargestOperation(TorchDispatchMode):

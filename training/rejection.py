@@ -56,15 +56,18 @@ class RejectionPlan:
         Among equal scores the lower number wins, so that the result depends on nothing else; the best of class c
         becomes sample c, the second best sample c + `num_classes`.
         """
+        # stable sorts, the least important key first; a score that is no number is the worst
         order = candidate_M.argsort()
-        candidate_M, score_M = candidate_M[order], score_M[order]
-        chosen, become = [], []
-        for label, kept in enumerate(self.kept_per_class):
-            mine = (candidate_M % self.num_classes == label).nonzero().squeeze(1)
-            best = mine[score_M[mine].argsort(descending=True, stable=True)[:kept]]
-            chosen.append(candidate_M[best])
-            become.append(torch.arange(kept) * self.num_classes + label)
-        return torch.cat(chosen), torch.cat(become)
+        order = order[score_M[order].nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+                      .argsort(descending=True, stable=True)]
+        order = order[(candidate_M[order] % self.num_classes).argsort(stable=True)]
+        candidate_M = candidate_M[order]
+        label_M = candidate_M % self.num_classes
+        first_Y = torch.bincount(label_M, minlength=self.num_classes).cumsum(0).roll(1)
+        first_Y[0] = 0
+        place_M = torch.arange(len(candidate_M)) - first_Y[label_M]
+        kept_M = place_M < torch.tensor(self.kept_per_class)[label_M]
+        return candidate_M[kept_M], (place_M * self.num_classes + label_M)[kept_M]
 
 
 class RejectionSampler:
@@ -101,13 +104,16 @@ class RejectionSampler:
             yield {"image": image_BCHW, "label": chosen_N[part] % self.plan.num_classes, "index": index_N[part]}
 
     def _judged(self, number_M: Tensor) -> tuple[Tensor, Tensor]:
-        codes, scores = [torch.empty(0, dtype=torch.int32)], [torch.empty(0)]
+        codes_M, scores = torch.empty(0, dtype=torch.int32), [torch.empty(0)]
+        done = 0
         for number_B in number_M.split(self.batch_size):
             if not len(number_B):
                 continue
             label_B = number_B % self.plan.num_classes
             codes_BHWD = self.draw(number_B, label_B)
-            scores.append(self.judge(to_uint8(self.decode(codes_BHWD)), label_B).cpu())
-            codes.append(codes_BHWD.to("cpu", torch.int32))
-        kept = codes[1:] or codes
-        return torch.cat(kept), torch.cat(scores)
+            scores.append(self.judge(to_uint8(self.decode(codes_BHWD)), label_B).float().cpu())
+            if not done:  # once, and filled in place: joining parts would need the memory twice
+                codes_M = torch.empty(len(number_M), *codes_BHWD.shape[1:], dtype=torch.int32)
+            codes_M[done : done + len(number_B)] = codes_BHWD
+            done += len(number_B)
+        return codes_M, torch.cat(scores)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,12 +29,28 @@ LARGEST = 12 * 8 + 12 * 4
 
 
 @pytest.mark.parametrize(("budget", "sizes"), [
-    (1, [1] * 10), (SAFETY * LARGEST * 4, [1, 4, 4, 1]), (SAFETY * LARGEST * 5 - 1, [1, 4, 4, 1]), (2**30, [1, 9])])
+    (1, [1] * 10), (SAFETY * LARGEST * 4, [4, 4, 2]), (SAFETY * LARGEST * 5 - 1, [4, 4, 2]), (2**30, [10])])
 def test_batches_fit_the_budget(budget, sizes):
     decoder = Decoder()
     parts = list(decode_in_batches(decoder, CODES, memory_budget=budget))
-    assert decoder.sizes == sizes
+    assert decoder.sizes == [1, *sizes]
     assert torch.equal(torch.cat(parts), Decoder().decode_code(CODES))
+
+
+def test_an_image_is_measured_once_per_shape_and_type():
+    decoder = Decoder()
+    for _ in range(2):
+        list(decode_in_batches(decoder, CODES))
+    assert decoder.sizes == [1, 10, 10]
+    list(decode_in_batches(decoder, CODES[:3, :1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        list(decode_in_batches(decoder, CODES[:3]))
+    assert decoder.sizes[3:] == [1, 3, 1, 3]
+    list(decode_in_batches(Decoder(), CODES))
+    gone = weakref.ref(decoder)
+    del decoder
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_batch_size_wins_over_the_budget():

@@ -1,5 +1,7 @@
 """Rejection sampling: which candidates there are, which are kept, and that batches and ranks do not matter."""
 
+import time
+
 import pytest
 import torch
 
@@ -94,6 +96,33 @@ def test_equal_scores_keep_the_lower_numbers():
     candidates = plan.candidates()
     chosen, index = plan.select(candidates.flip(0), torch.zeros(len(candidates)))
     assert chosen[index.argsort()].tolist() == [0, 1, 2, 3]
+
+
+def test_scores_that_are_no_numbers_come_last():
+    plan = RejectionPlan(4, 2, 0.5)
+    candidates = plan.candidates()
+    scores = torch.zeros(len(candidates))
+    scores[:2] = torch.nan
+    scores[2:4] = -torch.inf
+    chosen, index = plan.select(candidates, scores)
+    assert chosen[index.argsort()].tolist() == [4, 5, 6, 7]
+
+
+def test_a_million_candidates_of_a_thousand_classes():
+    plan = RejectionPlan(50_003, 1000, 0.05)
+    candidates = plan.candidates()
+    scores = torch.rand(len(candidates), generator=torch.Generator().manual_seed(0))
+    shuffled = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(1))
+    start = time.process_time()
+    chosen, index = plan.select(candidates[shuffled], scores[shuffled])
+    assert time.process_time() - start < 5  # a search of all candidates for every class takes longer
+    assert torch.equal(index.sort().values, torch.arange(50_003))
+    assert torch.equal(chosen % 1000, index % 1000)
+    for label in (0, 2, 3, 999):
+        mine = candidates % 1000 == label
+        kept = 51 if label < 3 else 50
+        best = candidates[mine][scores[mine].argsort(descending=True)[:kept]]
+        assert torch.equal(chosen[index % 1000 == label], best)
 
 
 @pytest.mark.parametrize(("keep", "num_classes", "message"), [
