@@ -254,6 +254,50 @@ def test_a_search_over_all_levels_starts_from_the_same_residuals(settings, num_s
         assert torch.cdist(residual, codebook).min(1).values.square().mean() < 0.75 * residual.square().sum(1).mean()
 
 
+def test_levels_of_several_sizes():
+    quantizer = small(codebook_size=(16, 4, 8), num_quantizers=None).eval()
+    assert [tuple(book.shape) for book in quantizer.codebooks] == [(16, 8), (4, 8), (8, 8)]
+    assert isinstance(quantizer.codebooks, tuple)
+    assert (quantizer.codebook_size, quantizer.codebook_sizes) == (16, (16, 4, 8))
+    quantized, indices, _ = quantizer(torch.randn(2, 50, 8))
+    assert [int(indices[..., level].max()) < size for level, size in enumerate((16, 4, 8))] == [True] * 3
+    assert torch.equal(quantizer.get_output_from_indices(indices), quantized)
+    grouped = GroupedResidualVQ(dim=8, groups=2, codebook_size=(16, 4))
+    assert isinstance(grouped.codebooks, tuple)
+
+
+def test_a_shared_codebook_takes_one_step_from_what_all_levels_saw():
+    """Every level searches the codebook of before; the averages take the levels in one after another."""
+    quantizer = small(shared_codebook=True)
+    book = quantizer.layers[0]._codebook
+    before, size, sums = (t[0].clone() for t in (book.embed, book.cluster_size, book.embed_avg))
+    x = torch.randn(2, 50, 8)
+    _, indices, _ = quantizer(x)
+    residual = x.flatten(0, 1)
+    for level in range(3):
+        codes = torch.cdist(residual, before).argmin(1)
+        assert torch.equal(codes, indices[..., level].flatten())
+        size = 0.8 * size + 0.2 * codes.bincount(minlength=16)
+        sums = 0.8 * sums + 0.2 * torch.zeros_like(before).index_add(0, codes, residual)
+        residual = residual - before[codes]
+    torch.testing.assert_close(book.cluster_size[0], size)
+    torch.testing.assert_close(book.embed_avg[0], sums)
+    torch.testing.assert_close(book.embed[0], sums / size[:, None], rtol=1e-4, atol=1e-5)
+
+
+def test_diveq():
+    """The codebook learns through the output; the value is the sum of the codes, the noise is in the gradient alone."""
+    quantizer = small(diveq=True)
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    x = torch.randn(2, 6, 8, requires_grad=True)
+    quantized, indices, losses = quantizer(x)
+    torch.testing.assert_close(quantized, quantizer.get_output_from_indices(indices))
+    assert (losses == 0).all()
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+    grads = torch.autograd.grad(quantized.square().sum(), [x, *quantizer.parameters()])
+    assert all(grad.abs().sum() > 0 for grad in grads)
+
+
 def test_alternating_optimizer_of_a_shared_codebook():
     quantizer = small(
         shared_codebook=True,

@@ -132,3 +132,33 @@ def test_a_codebook_set_by_hand():
     assert torch.equal(quantizer.codebook, codes)
     assert quantizer._codebook.embed.shape == (1, 16, 8)
     assert torch.equal(quantizer.eval()(codes[None])[1], torch.arange(16)[None])
+
+
+@pytest.mark.parametrize("form", ["number", "tensor", "function"])
+def test_the_step_of_the_moving_averages_can_be_weighted(form):
+    """A weight w of a code makes its step (1 - decay) w; with 0 the code stays."""
+    quantizer, x = made(), vectors()
+    book = quantizer._codebook
+    before, sums_before = book.cluster_size.clone(), book.embed_avg.clone()
+    weight_K = torch.linspace(0, 1, 16) if form != "number" else torch.full((16,), 0.25)
+    given = {"number": 0.25, "tensor": weight_K, "function": lambda sums, counts: weight_K.expand_as(counts)}[form]
+    indices = quantizer(x, ema_update_weight=given)[1].flatten()
+    step_K = 0.2 * weight_K
+    counts_K = torch.bincount(indices, minlength=16).float()
+    sums_KE = torch.zeros(16, 8).index_add(0, indices, x.flatten(0, 1))
+    torch.testing.assert_close(book.cluster_size, before + step_K * (counts_K - before))
+    torch.testing.assert_close(book.embed_avg, sums_before + step_K[:, None] * (sums_KE - sums_before))
+
+
+def test_moving_averages_can_be_turned_off_for_a_call_and_in_the_constructor():
+    x = vectors()
+    off, free = made(ema_update=False), made()
+    before = {name: value.clone() for name, value in free.state_dict().items()}
+    off(x)
+    free(x, ema_update=False)
+    for quantizer in (off, free):
+        assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+    off(x, ema_update=True)
+    free(x)
+    assert torch.equal(off.codebook, free.codebook)
+    assert not torch.equal(free.codebook, before["_codebook.embed"][0])
