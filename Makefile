@@ -10,6 +10,8 @@ STAMP := $(VENV)/.requirements-$(shell cksum < requirements.txt | cut -d ' ' -f 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 PEERS := vector-quantize-pytorch==1.32.0
+# Without their dependencies, all of which are here: they must not move torch.
+PEERS_ALONE := torch-fidelity==0.4.0 prdc==0.2
 
 .PHONY: demo test test-slow test-peers lint setup clean
 
@@ -24,6 +26,7 @@ test-slow: $(STAMP)
 
 test-peers: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PEERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS_ALONE)
 	$(PYTEST) -m peer tests/peers
 
 lint: $(STAMP)
