@@ -25,7 +25,7 @@ from runtime.config import load_config
 from runtime.errors import UserError, exit_on_user_error
 from training.comparison import Comparison, ComparisonConfig
 from training.metric_set import DEFAULT_METRICS, METRICS, MetricSet
-from training.scoring import add_scoring_flags, reference_facts, write_result
+from training.scoring import add_scoring_flags, file_part, reference_facts, write_result
 
 PLAIN_WORDS = ("fake_path", "ref_dataset", "metrics", "ref_split")
 RUN_FACTS = ("seed", "sampling", "checkpoint", "tokenizer", "dataset")
@@ -95,7 +95,7 @@ def result_file(args: argparse.Namespace, path: Path) -> Path:
     """Beside the images: inside a folder, next to a file."""
     if args.out:
         return Path(args.out)
-    name = f"metrics_{args.features.replace(':', '-').replace('/', '-')}.json"
+    name = f"metrics_{file_part(args.features)}.json"
     return path / name if path.is_dir() else path.parent / f"{path.name.split('.')[0]}_{name}"
 
 
@@ -109,6 +109,7 @@ def main(args: argparse.Namespace) -> None:
     comparison = Comparison(config, args, env, first["image"].shape[-1])
     if args.report and comparison.images is None:
         raise UserError(f"--report shows reference images, and {config.ref_dataset} holds none")
+    metrics.check_name(args.features)
     for name in ("accuracy", "cas", "class-fid"):
         if name in metrics and "label" not in first:
             raise UserError(f"metrics={name} needs the classes of the samples: files such as 000012_class7.png, or an "

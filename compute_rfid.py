@@ -1,21 +1,24 @@
 """rFID: how far reconstructions are from the originals, `python compute_rfid.py --split val --vqvae CHECKPOINT`.
 
-The reference is the same split, unreconstructed; the split is part of the metric's name. The result goes beside the
-checkpoint (`rfid_<split>_<features>.json`) and to the console.
+The reference is the same split, unreconstructed; the split is part of the metric's name. PSNR and SSIM are measured on
+the way, LPIPS where VGG16's weights are at hand; `--per-depth` does all for the first 1, 2, ..., D codes. The result
+goes beside the checkpoint (`rfid_<split>_<features>.json`) and to the console.
 """
 
 import argparse
+from typing import Any
 
-from evaluation.scores import score_images
 from rqvae import load_rqvae
 from runtime import distributed
 from runtime.cli import build_parser
-from runtime.errors import exit_on_user_error
+from runtime.errors import UserError, exit_on_user_error
+from training.reconstruction_scores import find_perceptual, score_reconstructions
 from training.scoring import (
     ScoringData,
     add_scoring_flags,
     config_beside,
-    reconstructed,
+    file_part,
+    reference_facts,
     split_name,
     write_result,
 )
@@ -30,33 +33,53 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")
     parser.add_argument("--ema", action="store_true", help="use the averaged weights")
     parser.add_argument("--depth", type=int, default=None, help="reconstruct from the first DEPTH codes only")
+    parser.add_argument("--per-depth", action="store_true", help="also from the first 1, 2, ..., D codes")
     add_scoring_flags(parser)
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     path, split = resolve_checkpoint(args.vqvae), split_name(args.split)
+    if args.per_depth and args.depth is not None:
+        raise UserError("--depth and --per-depth exclude each other")
     config = config_beside(path, Stage1Config, args.overrides)
     env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
                                  world_size=args.world_size, node_rank=args.node_rank)
     model = load_rqvae(path, ema=args.ema, device=env.device)
-    depth = len(model.quantizer.num_codes) if args.depth is None else args.depth
-    if not 1 <= depth <= len(model.quantizer.num_codes):
-        raise ValueError(f"--depth {args.depth} is not in 1..{len(model.quantizer.num_codes)}")
-    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers)
+    deepest = len(model.quantizer.num_codes)
+    depth = deepest if args.depth is None else args.depth
+    if not 1 <= depth <= deepest:
+        raise UserError(f"--depth {args.depth} is not in 1..{deepest}")
+    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=args.features_cache)
     extractor = data.features(args)
-    images = reconstructed(
-        data.float_batches(split), lambda image_BCHW: model.decode_code(model.get_codes(image_BCHW)[..., :depth])
-    )
-    line = score_images(
-        images, extractor, num_images=len(data.split(split)), references={split: data.moments(split, extractor)},
-        kind="rfid", splits=None, reduce=distributed.all_reduce_sum_, rank=env.rank, world_size=env.world_size,
-        seed=args.seed, sampling={"codes": depth, "ema": args.ema}, checkpoint=weights_digest(model),
-    )
+    reference = data.reference(split, extractor)
+    perceptual, missing = find_perceptual(data.split(split).resolution, env.device)
+    digest = weights_digest(model)
+    lines = {
+        codes: score_reconstructions(
+            model, data, split, extractor, reference, codes, perceptual, seed=args.seed,
+            sampling={"codes": codes, "ema": args.ema}, checkpoint=digest,
+        )
+        for codes in (range(1, deepest + 1) if args.per_depth else [depth])
+    }
     data.report_unreadable()
     if env.is_main:
+        line = lines[depth] | {"dataset": config.dataset.name, "reference": reference_facts(reference)}
+        if missing is not None:
+            line["warnings"] = [*line["warnings"], missing]
+        if args.per_depth:
+            print_curve(lines)
+            line["per_depth"] = [{"codes": codes, "metrics": found["metrics"]} for codes, found in lines.items()]
         directory = path if path.is_dir() else path.parent
-        write_result(directory / f"rfid_{split}_{args.features}.json", {**line, "dataset": config.dataset.name})
+        write_result(directory / f"rfid_{split}_{file_part(args.features)}.json", line)
+
+
+def print_curve(lines: dict[int, dict[str, Any]]) -> None:
+    """One row for each number of codes."""
+    kinds = [name.split("_")[0] for name in next(iter(lines.values()))["metrics"]]
+    print("codes" + "".join(f"{kind:>12}" for kind in kinds))
+    for codes, line in lines.items():
+        print(f"{codes:>5}" + "".join(f"{value:>12.4f}" for value in line["metrics"].values()))
 
 
 if __name__ == "__main__":

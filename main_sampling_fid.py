@@ -284,6 +284,9 @@ def check_scores(args: argparse.Namespace) -> None:
     metrics = MetricSet.parse(args.metrics)
     if "cas" in metrics:
         raise UserError("metrics=cas is for saved samples: compute_metrics.py fake_path=DIR metrics=cas")
+    metrics.check_name(args.features)
+    if args.report and not args.score:
+        raise UserError("--report shows scores, and --no-stats-saving asks for none")
     if not args.reference.endswith(".npz"):
         split_name(args.reference)
     elif args.report:

@@ -133,9 +133,73 @@ def test_rfid_is_written_beside_the_checkpoint(split, monkeypatch, checkpoints, 
     flags = ["--features", "classifier", "--features-cache", cache, f"--split={split}", "--batch-size", 7, *DATA]
     run(monkeypatch, "compute_rfid.py", "--vqvae", checkpoints / "rqvae-shared" / "model.pt", *flags)
     line = json.loads((checkpoints / "rqvae-shared" / f"rfid_{split}_classifier.json").read_text())
-    (name,) = line["metrics"]
+    name, *others = line["metrics"]
     assert name.startswith("rfid_classifier")
     assert name.endswith(f"vs_{split}")
+    assert others == [f"psnr_rgb_vs_{split}", f"ssim_gauss11_vs_{split}"]
+    assert line["reference"]["source"] == f"synthetic:{split}"
+    assert any(text.startswith("no LPIPS") for text in line["warnings"])
     assert line["num_images"] == {"val": 6, "train": 64}[split]
     assert line["metrics"][name] > 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
+
+
+def test_curves_over_depths_end_at_all_codes(monkeypatch, checkpoints, cache, capsys):
+    flags = ["--features", "classifier", "--features-cache", cache, "--batch-size", 4, *DATA]
+    model = checkpoints / "rqvae-shared" / "model.pt"
+    lines = []
+    for more in (["--per-depth"], ["--depth", 2]):
+        run(monkeypatch, "compute_rfid.py", "--vqvae", model, *flags, *more)
+        lines.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    curve, second = lines
+    assert [point["codes"] for point in curve["per_depth"]] == [1, 2, 3, 4]
+    assert curve["per_depth"][-1]["metrics"] == curve["metrics"]
+    assert curve["per_depth"][1]["metrics"] == pytest.approx(second["metrics"], rel=1e-9)
+    assert all("_depth2_" in name for name in second["metrics"])
+    names = [name for point in curve["per_depth"] for name in point["metrics"]]
+    assert len(set(names)) == len(names), "numbers of different depths never share a name"
+    monkeypatch.setattr(sys, "argv", ["compute_rfid.py", "--vqvae", str(model), "--per-depth", "--depth", "2"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "compute_rfid.py"), run_name="__main__")
+    assert "--depth and --per-depth exclude each other" in capsys.readouterr().err
+
+
+def test_more_metrics_a_page_and_the_same_from_the_saved_images(sampled, monkeypatch, checkpoints, cache, tmp_path):
+    """Scored in memory and from the files: the same line, with the run's own settings."""
+    flags = ["-n", 13, "-bs", 5, "--metrics", "fid,is,kid,prdc", "--report", "--format", "npz"]
+    run(monkeypatch, "main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "other"), *flags)
+    directory = only_run(tmp_path / "other")
+    line = json.loads((directory / "result.json").read_text())
+    first = json.loads((sampled / "result.json").read_text())
+    assert {name: line["metrics"][name] for name in first["metrics"]} == pytest.approx(first["metrics"], rel=1e-9)
+    assert {name.split("_")[0] for name in line["metrics"]} >= {"kid", "precision", "recall", "density", "coverage"}
+    assert {"seed", "sampling", "checkpoint", "tokenizer", "reference", "features", "seconds", "neighbours"} <= {*line}
+    page = (directory / "metrics.html").read_text()
+    assert page.count("<svg") == 1 and line["checkpoint"] in page
+    words = [f"fake_path={directory}", "ref_dataset=synthetic", "dataset.num_samples=64", "metrics=fid,is,kid,prdc"]
+    for source in (directory, sampled):
+        run(monkeypatch, "compute_metrics.py", f"fake_path={source}", *words[1:], "batch_size=5", "--features",
+            "classifier", "--features-cache", cache)
+        saved = json.loads((source / "metrics_classifier.json").read_text())
+        assert saved["metrics"] == pytest.approx(line["metrics"], rel=1e-9)
+        assert {name: saved[name] for name in ("seed", "checkpoint", "sampling")} == {
+            name: first[name] for name in ("seed", "checkpoint", "sampling")}
+
+
+def test_moments_in_a_file_stand_for_the_split(sampled, monkeypatch, checkpoints, cache, tmp_path):
+    (file,) = [path for path in (cache / "references").glob("*.npz") if _is_split(path, "synthetic:train")]
+    np.savez(tmp_path / "published.npz", **{name: np.load(file)[name] for name in ("mu", "sigma")})
+    flags = ["-n", 13, "-bs", 13, "--reference", tmp_path / "published.npz", "--metrics", "fid"]
+    run(monkeypatch, "main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "other"), *flags)
+    line = json.loads((only_run(tmp_path / "other") / "result.json").read_text())
+    first = json.loads((sampled / "result.json").read_text())["metrics"]
+    ((name, value),) = line["metrics"].items()
+    assert name.endswith("_vs_published")
+    assert value == pytest.approx(first[name.replace("published", "train")], rel=1e-9)
+    assert line["references"] == {"published": {"num_images": 0}}
+
+
+def _is_split(path: Path, source: str) -> bool:
+    """Whether a cached reference holds the moments, and only these, of a split."""
+    with np.load(path) as arrays:
+        return source in str(arrays["meta"]) and "features" not in arrays

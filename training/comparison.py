@@ -112,6 +112,7 @@ class Comparison:
             raise UserError("--features classifier needs ref_dataset to be a data set or images with classes")
         return build_features(
             self.args.features, device=self.env.device, weights=self.args.features_weights,
+            resize=self.args.features_resize,
             train=partial(self.images, shared=False) if self.images else None, num_classes=self.num_classes,
             cache_dir=self.args.features_cache,
         )

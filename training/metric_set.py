@@ -56,14 +56,17 @@ class MetricSet:
     def needs_spatial(self) -> bool:
         return "sfid" in self
 
+    def check_name(self, features: str) -> None:
+        """UserError when a feature network of this name cannot give one of them; asked before it is built."""
+        if "sfid" in self and not features.startswith("inception"):
+            raise UserError(f"metrics=sfid: {features} has no spatial features; it needs --features inception")
+        if "accuracy" in self and features != "classifier":
+            raise UserError("metrics=accuracy needs --features classifier, which knows the data set's classes")
+
     def check(self, extractor: FeatureExtractor) -> None:
-        """UserError when the feature network cannot give one of them."""
+        """UserError when the feature network has no classes and the inception score is asked for."""
         if "is" in self and not extractor.num_classes:
             raise UserError(f"metrics=is: {extractor.label} has no classes, which the inception score needs")
-        if "sfid" in self and not hasattr(extractor, "with_spatial"):
-            raise UserError(f"metrics=sfid: {extractor.label} has no spatial features; it needs --features inception")
-        if "accuracy" in self and not extractor.recognises_labels:
-            raise UserError("metrics=accuracy needs --features classifier, which knows the data set's classes")
 
     def arguments(self, reference: Reference) -> dict[str, Any]:
         """Keyword arguments of `evaluation.scores.score_images`.

@@ -5,6 +5,7 @@ Legend: B batch, C channels, H W image, N images.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -17,7 +18,7 @@ from torch import Tensor
 from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
 from evaluation.feature_cache import cached_reference
 from evaluation.features import FEATURES, FeatureExtractor, build_features
-from evaluation.protocol import to_uint8
+from evaluation.protocol import RESIZES, to_uint8
 from evaluation.reference_files import Reference
 from evaluation.statistics import Gaussian
 from runtime import distributed
@@ -36,12 +37,20 @@ REFERENCES = "references"
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that choose the feature network."""
     parser.add_argument("--features", choices=FEATURES, default="inception",
-                        help="inception: the FID network; classifier: a small network trained on the data set itself")
+                        help="inception: the FID network (inception768, ... its earlier layers); classifier: a small "
+                             f"network trained on the data set itself; or {', '.join(FEATURES)}, clip:NAME, timm:NAME")
     parser.add_argument("--features-weights", default=None,
-                        help="Inception weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)")
+                        help="its weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)")
+    parser.add_argument("--features-resize", choices=tuple(RESIZES), default="bilinear",
+                        help="how images reach Inception's 299 pixels; part of every metric's name (default: bilinear)")
     parser.add_argument("--features-cache", default=str(CLASSIFIER_CACHE),
                         help="where trained classifiers and measured references are kept "
                              f"(default: {CLASSIFIER_CACHE})")
+
+
+def file_part(features: str) -> str:
+    """The name of a feature network as a part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", features)
 
 
 def config_beside(checkpoint: Path, schema: type, overrides: list[str]) -> Any:
@@ -131,6 +140,7 @@ class ScoringData:
     def _build_features(self, args: argparse.Namespace) -> FeatureExtractor:
         return build_features(
             args.features, device=self.env.device, weights=args.features_weights,
+            resize=getattr(args, "features_resize", "bilinear"),
             train=partial(self.uint8_batches, "train", shared=False),
             validation=partial(self.uint8_batches, "val", shared=False),
             num_classes=self.split("train").num_classes, cache_dir=args.features_cache,

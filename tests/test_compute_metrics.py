@@ -1,0 +1,220 @@
+"""`compute_metrics.py`: the same numbers for the same images wherever they lie, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import DatasetConfig, build_dataset
+from evaluation.reference_files import Reference
+from evaluation.statistics import Gaussian
+from tests.training.tiny_runs import REPOSITORY, script_environment
+from training.metric_set import MetricSet
+
+COUNT, SIZE = 33, 16
+DATA = ["dataset.num_samples=64"]
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("FID_INCEPTION_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Samples as files that say their class: training images with noise, except for one that is a copy."""
+    directory = tmp_path_factory.mktemp("samples")
+    config = DatasetConfig(type="synthetic", resolution=SIZE, num_samples=64)
+    batch = build_dataset(config, "train").fetch(np.arange(COUNT), None)
+    noise = torch.randint(-40, 40, batch["image"].shape, generator=torch.Generator().manual_seed(0))
+    noise[7] = 0
+    image_NCHW = (batch["image"].int() + noise).clamp(0, 255).to(torch.uint8)
+    for index, (image_CHW, label) in enumerate(zip(image_NCHW, batch["label"].tolist())):
+        Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(directory / f"{index:06d}_class{label}.png")
+    return directory
+
+
+def run(monkeypatch, cache: Path, *words: object) -> None:
+    features = [] if "--features" in words else ["--features", "classifier"]
+    flags = [*features, "--features-cache", cache]
+    monkeypatch.setattr(sys, "argv", ["compute_metrics.py", *map(str, [*words, *flags])])
+    runpy.run_path(str(REPOSITORY / "compute_metrics.py"), run_name="__main__")
+
+
+def scored(monkeypatch, cache: Path, tmp_path: Path, *words: object) -> dict:
+    """The result line."""
+    run(monkeypatch, cache, *words, "--out", tmp_path / "result.json")
+    return json.loads((tmp_path / "result.json").read_text())
+
+
+def kinds(line: dict) -> list[str]:
+    return [name.split("_")[0] for name in line["metrics"]]
+
+
+def archive(folder: Path, path: Path, **more: np.ndarray) -> Path:
+    files = sorted(folder.glob("*.png"))
+    labels = np.array([int(file.stem.split("class")[1]) for file in files])
+    np.savez(path, arr_0=np.stack([np.asarray(Image.open(file)) for file in files]), labels=labels, **more)
+    return path
+
+
+def test_every_metric_has_a_line_and_the_page_is_written(folder, cache, monkeypatch, capsys, tmp_path):
+    names = "fid,is,kid,prdc,class-fid,accuracy,cas"
+    line = scored(monkeypatch, cache, tmp_path, f"fake_path={folder}", "ref_dataset=synthetic", f"metrics={names}",
+                  *DATA, "--report")
+    assert kinds(line) == ["fid", "is", "is-std", "accuracy", "kid", "kid-std", "precision", "recall", "density",
+                           "coverage", "class-fid", "cas"]
+    assert line["num_images"] == COUNT
+    assert (line["fake_path"], line["ref_dataset"]) == (str(folder), "synthetic")
+    assert line["reference"]["source"] == "synthetic:train"
+    assert line["reference"]["num_images"] == 64
+    assert len(line["reference"]["digest"]) == 64
+    assert len(line["features"]["fingerprint"]) == 64
+    assert any("2048" in text for text in line["warnings"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out.splitlines()[-1]) == line
+    assert all(name in printed.out for name in line["metrics"])
+    page = (tmp_path / "metrics.html").read_text()
+    assert "sample 7" in page
+    assert "7: 0<" in page, "the copied image is its own nearest training image, at distance 0"
+
+
+def test_folder_archive_and_shuffled_batches_score_alike(folder, cache, monkeypatch, tmp_path):
+    words = ["ref_dataset=synthetic", "metrics=[fid, kid, prdc, accuracy]", *DATA]
+    first = scored(monkeypatch, cache, tmp_path, f"fake_path={folder}", *words)
+    second = scored(monkeypatch, cache, tmp_path, f"fake_path={archive(folder, tmp_path / 'x.npz')}", *words,
+                    "batch_size=7")
+    assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-6)
+    assert first["reference"] == second["reference"]
+
+
+def test_results_go_beside_the_images(folder, cache, monkeypatch, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    file = archive(folder, tmp_path / "samples.npz")
+    for path in (copy, file):
+        run(monkeypatch, cache, f"fake_path={path}", "ref_dataset=synthetic", "metrics=fid", *DATA)
+    inside = json.loads((copy / "metrics_classifier.json").read_text())
+    beside = json.loads((tmp_path / "samples_metrics_classifier.json").read_text())
+    assert inside["metrics"] == pytest.approx(beside["metrics"], rel=1e-6)
+
+
+def test_images_as_the_reference(folder, cache, monkeypatch, tmp_path):
+    """A set has no distance to itself, and covers itself."""
+    line = scored(monkeypatch, cache, tmp_path, f"fake_path={folder}", f"ref_dataset={folder}",
+                  "metrics=fid,prdc,class-fid", "batch_size=5")
+    values = {name.split("_")[0]: value for name, value in line["metrics"].items()}
+    assert values["fid"] == pytest.approx(0.0, abs=1e-4)
+    assert [values[name] for name in ("precision", "recall", "coverage")] == [1.0, 1.0, 1.0]
+    assert all(name.endswith(f"_vs_{folder.name}") for name in line["metrics"])
+
+
+def test_samples_of_a_run_bring_their_settings(folder, cache, monkeypatch, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(folder, directory / "images")
+    Image.new("RGB", (4, 4)).save(directory / "samples.png")
+    facts = {"seed": 5, "sampling": {"top_k": 3}, "checkpoint": "abc", "tokenizer": "def", "seconds": 1.0}
+    (directory / "result.json").write_text(json.dumps(facts))
+    line = scored(monkeypatch, cache, tmp_path, f"fake_path={directory}", "ref_dataset=synthetic", "metrics=fid", *DATA)
+    assert {name: line[name] for name in ("seed", "sampling", "checkpoint", "tokenizer")} == {
+        name: facts[name] for name in ("seed", "sampling", "checkpoint", "tokenizer")}
+    assert line["num_images"] == COUNT
+
+
+def test_damaged_images_are_counted_when_asked_for(folder, cache, monkeypatch, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    victim = sorted(copy.glob("*.png"))[4]
+    victim.write_bytes(victim.read_bytes()[:60])
+    words = [f"fake_path={copy}", "ref_dataset=synthetic", "metrics=fid", *DATA]
+    line = scored(monkeypatch, cache, tmp_path, *words, "skip_unreadable=true")
+    assert (line["num_images"], line["unreadable"]) == (COUNT - 1, 1)
+
+
+def test_two_processes_score_like_one(folder, cache, monkeypatch, tmp_path):
+    words = [f"fake_path={folder}", "ref_dataset=synthetic", "metrics=fid,is,kid,prdc,class-fid,accuracy", *DATA]
+    alone = scored(monkeypatch, cache, tmp_path, *words)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               "compute_metrics.py", *words, "--features", "classifier", "--features-cache", str(cache), "--report",
+               "--out", str(tmp_path / "both.json")]
+    done = subprocess.run(command, cwd=REPOSITORY, env=script_environment(), capture_output=True, text=True,
+                          timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert both["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
+    assert both["per_class"].keys() == alone["per_class"].keys()
+    assert (tmp_path / "metrics.html").is_file()
+
+
+FAKE, REF = "fake_path=FOLDER", "ref_dataset=synthetic"
+ERRORS: dict[str, tuple[list[str], str]] = {
+    "no samples": ([REF], "fake_path= is missing"),
+    "no reference": ([FAKE], "ref_dataset= is missing"),
+    "unknown metric": ([FAKE, REF, "metrics=fid,fd"], "metrics='fid,fd': choose from fid"),
+    "unknown word": ([FAKE, REF, "batchsize=3"], "did you mean 'batch_size'?"),
+    "unknown split": ([FAKE, REF, "ref_split=test"], "split 'test' is unknown"),
+    "unknown data set": ([FAKE, "ref_dataset=imagenette"], "neither a path nor one of digits"),
+    "missing folder": (["fake_path=/no/such", REF], "/no/such"),
+    "batch size": ([FAKE, REF, "batch_size=0"], "batch_size=0 must be at least 1"),
+    "no Inception": ([FAKE, REF, "--features", "inception"], "FID_INCEPTION_WEIGHTS"),
+    "sfid": ([FAKE, REF, "metrics=sfid"], "no spatial features"),
+    "pickles": (["fake_path=PICKLES", REF], "samples_0.pkl is a pickle, which is not read"),
+    "empty": (["fake_path=EMPTY", REF], "no images in"),
+    "mixed sizes": (["fake_path=MIXED", REF], "must have one size"),
+    "one image": (["fake_path=ONE", REF, "metrics=fid"], "at least 2 images, got 1"),
+    "no classes": (["fake_path=MIXED", REF, "metrics=accuracy"], "needs the classes of the samples"),
+    "classifier of moments": ([FAKE, "ref_dataset=STATS"], "needs ref_dataset to be a data set or images with classes"),
+    "page of moments": ([FAKE, "ref_dataset=STATS", "--report"], "STATS holds none"),
+}
+
+
+@pytest.fixture
+def places(folder, tmp_path) -> dict[str, str]:
+    """Wrong inputs by the word that stands for them above."""
+    names = {name: tmp_path / name.lower() for name in ("PICKLES", "EMPTY", "MIXED", "ONE")}
+    for path in names.values():
+        path.mkdir()
+    (names["PICKLES"] / "samples_0.pkl").write_bytes(b"\x80\x04.")
+    for index, size in enumerate((SIZE, SIZE, SIZE + 1)):
+        Image.new("RGB", (size, size)).save(names["MIXED"] / f"{index}.png")
+    Image.new("RGB", (SIZE, SIZE)).save(names["ONE"] / "000000_class0.png")
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(4), sigma=np.eye(4))
+    return {name: str(path) for name, path in names.items()} | {"FOLDER": str(folder),
+                                                                "STATS": str(tmp_path / "stats.npz")}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_is_wrong_is_one_line(case, places, cache, monkeypatch, capsys, tmp_path):
+    words, says = ERRORS[case]
+    for name, path in places.items():
+        words, says = [word.replace(name, path) for word in words], says.replace(name, path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, cache, *words, *DATA)
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2
+    assert lines[-1].startswith("error: ") and says in lines[-1]
+    assert [line for line in lines if line.startswith("error: ")] == [lines[-1]]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_moments_cannot_give_what_needs_features():
+    moments = Reference("train", Gaussian(torch.zeros(4), torch.eye(4), 10))
+    assert MetricSet.parse("fid").arguments(moments)["references"] == {"train": moments.moments}
+    for name in ("kid", "prdc", "sfid", "class-fid"):
+        with pytest.raises(ValueError, match=f"metrics={name} needs .* which reference train does not hold"):
+            MetricSet.parse(f"fid,{name}").arguments(moments)
