@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 
-from evaluation.classifier_cache import default_cache_dir
 from evaluation.exported_dataset import DATASET_PREFIX
 from evaluation.features import FEATURES, FeatureExtractor, build_features
 from evaluation.frechet import frechet_between, frechet_warnings
 from evaluation.image_digest import ImageDigest
 from evaluation.image_source import SOURCES, ImageSource, open_source
+from evaluation.protocol import RESIZES
 from evaluation.reference_files import Reference, read_reference, save_reference
 from evaluation.reference_making import digested, load_reference, measure_reference
 from runtime.cli import ArgumentParser
@@ -35,6 +35,7 @@ from runtime.errors import UserError, exit_on_user_error
 __all__ = ["Reference", "load_reference", "measure_reference", "save_reference"]
 
 ACTIONS = {"make": ("source",), "show": ("file",), "check": ("file", "source")}
+CLASSIFIER_CACHE = str(Path("runs") / "classifiers")  # where the scoring scripts keep theirs
 SAME_MOMENTS = 1e-3
 """`check` of published moments: the largest Frechet distance to the source, as a share of the covariance's trace."""
 
@@ -45,11 +46,14 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("action", choices=tuple(ACTIONS))
     parser.add_argument("places", nargs="+", metavar="FILE|SOURCE",
                         help=f"make SOURCE | show FILE | check FILE SOURCE; SOURCE is {SOURCES}")
-    parser.add_argument("--output", help="make: where the reference goes (default: <name>_<features>.npz)")
+    parser.add_argument("--output", help="make: where the reference goes (default: <name>_<features>_<resize>.npz)")
     parser.add_argument("--name", help="make: its part of metric names (default: from the source)")
     parser.add_argument("--features", choices=FEATURES, default="inception", help="network (default: inception)")
     parser.add_argument("--features-weights", help="weight file of the feature network")
-    parser.add_argument("--features-cache", default=str(default_cache_dir()), help="where trained classifiers are kept")
+    parser.add_argument("--features-resize", choices=tuple(RESIZES), default="bilinear",
+                        help="how images reach Inception's 299 pixels (default: bilinear)")
+    parser.add_argument("--features-cache", default=CLASSIFIER_CACHE,
+                        help=f"where trained classifiers are kept (default: {CLASSIFIER_CACHE})")
     parser.add_argument("--classifier-data", metavar="SOURCE",
                         help="labelled images that the classifier features are trained on "
                              "(default: the train split of dataset:NAME:SPLIT)")
@@ -84,7 +88,8 @@ def open_images(args: Namespace, spec: str) -> ImageSource:
 def build_extractor(args: Namespace) -> FeatureExtractor:
     """The feature network of the flags."""
     if args.features != "classifier":
-        return build_features(args.features, device=args.device, weights=args.features_weights)
+        return build_features(args.features, device=args.device, weights=args.features_weights,
+                              resize=args.features_resize)
     spec = args.classifier_data
     if spec is None and args.source.startswith(DATASET_PREFIX):
         spec = ":".join([*args.source.split(":")[:2], "train"])
@@ -115,7 +120,7 @@ def make(args: Namespace) -> None:
         name, source.batches(args.batch_size), extractor, num_images=len(source), source=args.source,
         keep_features=args.keep_features, spatial=args.spatial,
     )
-    output = Path(args.output or f"{name}_{extractor.label}.npz")
+    output = Path(args.output or f"{name}_{_file_name(extractor.label)}_{_file_name(extractor.resize)}.npz")
     save_reference(reference, output)
     for line in frechet_warnings(reference.moments, name):
         print(f"warning: {line}", file=sys.stderr)
@@ -176,7 +181,11 @@ def default_name(source: str) -> str:
     if source.startswith(DATASET_PREFIX):
         return "-".join(source.split(":")[1:])
     stem = Path(source).expanduser().resolve().name.removesuffix(".npz")
-    return re.sub(r"[^\w.+-]+", "-", stem).strip("-") or "images"
+    return _file_name(stem).strip("-") or "images"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text)
 
 
 def main(args: Namespace) -> None:
