@@ -69,8 +69,9 @@ class ResidualQuantizer(TargetQuantizer):
                 decay=one_decay,
                 restart_unused_codes=restart_unused_codes,
                 keep_unused=codebook_update == "deferred",
+                seed=depth,  # the rows with which one depth restarts are those that leave no residual to the next
             )
-            for size, one_decay in zip(self.num_codes[:distinct], decays, strict=False)
+            for depth, (size, one_decay) in enumerate(zip(self.num_codes[:distinct], decays, strict=False))
         )
         self._pending: list[list[CodedVectors]] = [[] for _ in self.num_codes]
 

@@ -30,7 +30,8 @@ class ResidualVectorQuantizer(ResidualOf):
 
     num_codes: K of every level, or one number and `num_quantizers` = D. codebook_dim: C, projected to and back where it
     is not dim. shared: one codebook for all levels. level_options: further settings of `VectorQuantizer`, the same at
-    every level (distance, codebook, decay, restart, kmeans_init, sample_temp, losses, ...).
+    every level (distance, codebook, decay, restart, kmeans_init, sample_temp, losses, ...); `seed` grows by one per
+    level, as the rows with which one level restarts are those that leave no residual to the next.
     loss_weights: of every level; the loss is the weighted sum over the levels divided by their number, and each level
     pulls the residual it saw. estimator: as in `VectorQuantizer`, between the input and the sum of all levels; with
     'directional' learned code vectors get a gradient from it, 'gumbel' adds up the gradients of the levels.
@@ -62,7 +63,8 @@ class ResidualVectorQuantizer(ResidualOf):
             raise ValueError(f"estimator {estimator!r} is not one of {', '.join((*ESTIMATORS, 'gumbel'))}")
         if estimator == "gumbel":
             options["estimator"] = estimator
-        levels = [VectorQuantizer(code_dim, size, **options) for size in (sizes[:1] if shared else sizes)]
+        seed, own = options.pop("seed", 0), sizes[:1] if shared else sizes
+        levels = [VectorQuantizer(code_dim, size, seed=seed + index, **options) for index, size in enumerate(own)]
         super().__init__(dim, levels * len(sizes) if shared else levels, code_dim=code_dim, **dropout)
         self.loss_weights = [1.0] * len(sizes) if loss_weights is None else [float(w) for w in loss_weights]
         if len(self.loss_weights) != len(sizes):

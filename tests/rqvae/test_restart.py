@@ -1,7 +1,9 @@
 """The draw of restart candidates: without replacement, uniform, and independent of how the vectors are split."""
 
+import pytest
 import torch
 
+from rqvae.quantizers import ResidualQuantizer, ResidualVectorQuantizer, RestartRule
 from rqvae.quantizers.restart import CodedVectors, draw_candidates, hash_int64, hash_uniform, sums_by_code
 
 
@@ -39,6 +41,29 @@ def test_too_few_vectors_leave_zero_rows():
     assert count == 5
     assert (candidates[5:] == 0).all()
     assert set(map(tuple, candidates[:5].tolist())) == set(map(tuple, x.tolist()))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ResidualVectorQuantizer(4, 8, 3, level_options={"restart": RestartRule(1e6)}),
+        lambda: ResidualQuantizer(4, (8, 8, 8), restart_unused_codes=True, codebook_update="deferred"),
+    ],
+)
+def test_residual_levels_restart_with_different_vectors(make):
+    """A row that becomes a code vector of one level leaves nothing to the next: that should learn from others."""
+    quantizer = make()
+    plain = isinstance(quantizer, ResidualQuantizer)
+    books = [quantizer.codebook_at(d) if plain else quantizer.level_at(d).codebook_at(0) for d in range(3)]
+    for book in books:
+        book.weight.mul_(1e-3)  # the residuals of all levels are close to the rows
+        book.cluster_size_ema.zero_()
+    z = torch.randn(1000, 4)
+    quantizer(z)
+    quantizer.update_codebook()
+    chosen = [set(torch.cdist(book.weight, z).argmin(1).tolist()) for book in books]
+    assert all(len(rows) > 4 for rows in chosen)
+    assert not (chosen[0] & chosen[1] or chosen[1] & chosen[2] or chosen[0] & chosen[2])
 
 
 def test_draws_are_uniform():
