@@ -42,6 +42,13 @@ class Quantizer(nn.Module, abc.ABC):
     def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
         """Quantize `z` (..., E). Positions where `mask` is False count neither in the loss nor in the codebook."""
 
+    def as_level(
+        self, x: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """What a stack of quantizers needs of `forward` for fp32 x: code vectors without a gradient, codes, terms."""
+        out = self(x, mask)
+        return out.quantized.detach(), out.codes, out.terms
+
     @abc.abstractmethod
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> the vectors that `forward` would return for them, fp32."""

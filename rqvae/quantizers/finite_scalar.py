@@ -9,10 +9,11 @@ Symmetric variant: Parker et al., Scaling Transformers for Low-Bitrate High-Qual
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.implicit import ImplicitQuantizer
 from rqvae.quantizers.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqvae.quantizers.precision import KeepsFloat32
@@ -61,8 +62,8 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
         if self.symmetric:
             return (squash(x_CM) + 1) * (self.top / 2)
         if self.bound_kind == "clamp":
-            return (x_CM * self.centre).clamp(-self.centre, self.top - self.centre)
-        return squash(x_CM + self.shift) * self.reach - self.offset
+            return (x_CM * self.centre).clamp_min(-self.centre).clamp_max(self.top - self.centre)
+        return (squash(x_CM + self.shift) * self.reach).sub_(self.offset)
 
     def bounded(self, units_CM: torch.Tensor) -> torch.Tensor:
         """Units -> the range of the values, without rounding."""
@@ -70,12 +71,26 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
 
     def round(self, units_CM: torch.Tensor) -> torch.Tensor:
         """Units -> digits 0 .. L - 1, in the dtype of the units; what is no number becomes the lowest."""
-        digits = (units_CM + 0.5).floor_() if self.symmetric else units_CM.round() + self.centre
-        return digits.nan_to_num_(0.0).clamp_min_(0).minimum(self.top)
+        digits = (units_CM + 0.5).floor_() if self.symmetric else units_CM.round().add_(self.centre)
+        return digits.nan_to_num_(0.0).clamp_min_(0).clamp_max_(self.top)
 
     def values(self, digits_CM: torch.Tensor) -> torch.Tensor:
         """Digits -> values: floats for digits of an integer type, fp32."""
-        return digits_CM * self.step - 1.0 if self.symmetric else (digits_CM - self.centre) / self.centre
+        if self.symmetric:
+            return (digits_CM * self.step).sub_(1.0)
+        return (digits_CM - self.centre).div_(self.centre)
+
+    def nearest(
+        self, x_CM: torch.Tensor, moved: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scalars -> their values, with the gradient of the bound, and digits. moved: applied before the rounding."""
+        units_CM = self.units(x_CM)
+        with torch.no_grad():
+            digits_CM = self.round(units_CM if moved is None else moved(units_CM))
+            values_CM = self.values(digits_CM)
+        if units_CM.requires_grad:
+            values_CM = straight_through(self.bounded(units_CM), values_CM)
+        return values_CM, digits_CM
 
     def digits_of_values(self, values_CM: torch.Tensor) -> torch.Tensor:
         """Values, or scalars near them -> digits 0 .. L - 1, in the dtype given."""
@@ -118,16 +133,18 @@ class FiniteScalarQuantizer(ImplicitQuantizer):
         return scalars_last(bounded_CM, x.shape[:-1])
 
     def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        units_CM = self.grid.units(scalars_first(x_NDC))
-        with torch.no_grad():
-            digits_CM = self.grid.round(self._dithered(units_CM))
-            vectors = scalars_last(self.grid.values(digits_CM), x_NDC.shape[:2])
-            codes_ND = self.grid.codes(digits_CM).view(x_NDC.shape[:2])
-        return scalars_last(self.grid.bounded(units_CM), x_NDC.shape[:2]), vectors, codes_ND
+        """The code vectors, with the gradient of the bound, stand in for the searched vectors: no term needs these."""
+        values_CM, digits_CM = self.grid.nearest(scalars_first(x_NDC), self._dithered)
+        vectors_NDC = scalars_last(values_CM, x_NDC.shape[:2])
+        return vectors_NDC, vectors_NDC, self.grid.codes(digits_CM).view(x_NDC.shape[:2])
+
+    def _estimate(self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor) -> torch.Tensor:
+        return vectors_NDC
 
     def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        space_NDC, _, codes_ND = self._quantize(x_NDC)
-        return space_NDC, codes_ND
+        units_CM = self.grid.units(scalars_first(x_NDC))
+        codes_M = self.grid.codes(self.grid.round(self._dithered(units_CM.detach())))
+        return scalars_last(self.grid.bounded(units_CM), x_NDC.shape[:2]), codes_M.view(x_NDC.shape[:2])
 
     def _dithered(self, units: torch.Tensor) -> torch.Tensor:
         if not (self.training and self.noise_dropout > 0):

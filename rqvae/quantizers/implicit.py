@@ -81,6 +81,16 @@ class ImplicitQuantizer(TargetQuantizer):
             quantized = self._from_space(self._estimate(space_NDC, vectors_NDC)).view(z.shape)
         return QuantizerOutput(quantized.to(z.dtype), codes_ND.view(*z.shape[:-1], -1), loss, terms)
 
+    def as_level(
+        self, x: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """See `Quantizer.as_level`; without the estimator, and where there are no terms without a gradient."""
+        x_NDC, mask_N = self._to_space(x), None if mask is None else mask.reshape(-1)
+        space_NDC, vectors_NDC, codes_ND = self._quantize(x_NDC)
+        terms = self._terms(space_NDC, vectors_NDC, mask_N) | self._input_terms(x_NDC, mask_N)
+        vectors = self._from_space(vectors_NDC.detach()).detach().view(x.shape)
+        return vectors, codes_ND.view(*x.shape[:-1], -1), terms
+
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> vectors (..., E), equal to `forward(...).quantized`; missing last depths count as zero."""
         self._check_codes(codes)

@@ -18,6 +18,7 @@ from rqvae.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer
 from rqvae.quantizers.finite_scalar import FiniteScalarQuantizer
 from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.lookup_free import LookupFreeQuantizer, bits_of
+from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
 from rqvae.quantizers.precision import KeepsFloat32, full_precision, linear, without_masked_nonfinite
 from rqvae.quantizers.sim import SimQuantizer
 
@@ -75,26 +76,18 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
             z = without_masked_nonfinite(z, mask)
         with full_precision(z.device):
             x = self._to_space(z)
-            residual, total, outs = x, torch.zeros_like(x), []
-            for level in range(self._levels_kept(z.device)):
-                out = self.level_at(level)(residual / self.scale[level], mask)
-                vectors = out.quantized.detach() * self.scale[level]
-                residual, total = residual - vectors, total + vectors
-                outs.append(out)
-            quantized = linear(self.project_out, straight_through(x, total))
-            terms = _mean_terms(outs, z.device)
+            total, codes, terms = self._quantize(x, mask, self._levels_kept(z.device))
+            quantized = self._from_space(straight_through(x, total))
             loss = sum(terms.values(), torch.zeros((), device=z.device))
-        codes = torch.cat([out.codes for out in outs], -1)
         dropped = len(self.num_codes) - codes.shape[-1]
-        codes = nn.functional.pad(codes, (0, dropped), value=-1)
+        codes = nn.functional.pad(codes, (0, dropped), value=-1) if dropped else codes
         return QuantizerOutput(quantized.to(z.dtype), codes, loss, terms)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> vectors (..., E). Negative codes and missing last levels count as zero."""
         self._check_codes(codes)
         with full_precision(codes.device):
-            total = sum(self._level_vectors(codes))
-            return linear(self.project_out, total)
+            return self._from_space(sum(self._level_vectors(codes)))
 
     def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> the part of every depth (..., D, E); they add up to `decode`. Depth 0 has the bias."""
@@ -168,6 +161,24 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
         x = linear(self.project_in, z.float())
         return x if self.bound is None else self.bound(x)
 
+    def _from_space(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Contiguous rows, so that the product has the same last bits whatever order the vectors were made in."""
+        rows = linear(self.project_out, vectors.reshape(-1, vectors.shape[-1]).contiguous())
+        return rows.view(*vectors.shape[:-1], self.dim)
+
+    def _quantize(
+        self, x: torch.Tensor, mask: torch.Tensor | None, kept: int
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """The sum of the code vectors of the first levels, without a gradient, their codes and the terms."""
+        residual, total, codes, terms = x, None, [], []
+        for level, scale in enumerate(self.scale[:kept]):
+            vectors, level_codes, level_terms = self.level_at(level).as_level(residual / scale, mask)
+            vectors = vectors * scale
+            residual, total = residual - vectors, vectors if total is None else total + vectors
+            codes.append(level_codes)
+            terms.append(level_terms)
+        return total, torch.cat(codes, -1), _mean_terms(terms, x.device)
+
     def _levels_kept(self, device: torch.device | None = None) -> int:
         """All, or with dropout in train mode a random number; drawn on the CPU, without waiting for the device.
 
@@ -210,10 +221,28 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
             yield torch.where(part[..., None] >= 0, parts, 0.0)
 
 
-def _mean_terms(outs: list[QuantizerOutput], device: torch.device) -> dict[str, torch.Tensor]:
-    names = dict.fromkeys(name for out in outs for name in out.terms)
+class _ResidualGrid(ResidualOf):
+    """Levels of one finite scalar quantizer without noise: scalars come first all the way, and no level has terms."""
+
+    @torch.no_grad()
+    def _quantize(
+        self, x: torch.Tensor, mask: torch.Tensor | None, kept: int
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        grid = self.levels[0].grid
+        residual_CM, total_CM, codes = scalars_first(x), None, []
+        for scale_C1 in self.scale[:kept, :, None]:
+            vectors_CM, digits_CM = grid.nearest(residual_CM / scale_C1)
+            vectors_CM = vectors_CM * scale_C1
+            residual_CM = residual_CM - vectors_CM
+            total_CM = vectors_CM if total_CM is None else total_CM + vectors_CM
+            codes.append(grid.codes(digits_CM))
+        return scalars_last(total_CM, x.shape[:-1]), torch.stack(codes, -1).view(*x.shape[:-1], kept), {}
+
+
+def _mean_terms(terms: list[dict[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
+    names = dict.fromkeys(name for level in terms for name in level)
     zero = torch.zeros((), device=device)
-    return {name: torch.stack([out.terms.get(name, zero) for out in outs]).mean() for name in names}
+    return {name: torch.stack([level.get(name, zero) for level in terms]).mean() for name in names}
 
 
 def residual_fsq(
@@ -223,7 +252,9 @@ def residual_fsq(
     first = FiniteScalarQuantizer(len(levels), levels, preserve_symmetry=preserve_symmetry)
     grid = FiniteScalarQuantizer(len(levels), levels, preserve_symmetry=preserve_symmetry, bound="clamp")
     scales = [[float(level - 1) ** -depth for level in levels] for depth in range(num_quantizers)]
-    return ResidualOf(dim, [grid] * num_quantizers, code_dim=len(levels), scales=scales, bound=_Bound(first), **options)
+    return _ResidualGrid(
+        dim, [grid] * num_quantizers, code_dim=len(levels), scales=scales, bound=_Bound(first), **options
+    )
 
 
 def residual_lfq(

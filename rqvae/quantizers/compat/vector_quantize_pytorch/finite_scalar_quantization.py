@@ -20,7 +20,6 @@ from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.finite_scalar import MARGIN, ScalarGrid
-from rqvae.quantizers.gradient import straight_through
 from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
 from rqvae.quantizers.precision import KeepsFloat32, full_precision
 
@@ -97,9 +96,8 @@ class FSQ(KeepsFloat32, LevelNumbers):
         """Scalars first, not projected -> code vectors (C, M), rotated, and indices (M,), None without."""
         if self.orthogonal_rotation:
             x_CM = self.orthogonal_rot.to(x_CM.dtype).T @ x_CM
-        bounded_CM, digits_CM = _search(x_CM, self.grid)
+        vectors_CM, digits_CM = self.grid.nearest(x_CM)
         indices_M = self._indices(digits_CM) if self.return_indices else None
-        vectors_CM = straight_through(bounded_CM, self.grid.values(digits_CM))
         vectors_CM = self.maybe_apply_noise(vectors_CM.T).T
         if self.orthogonal_rotation:
             vectors_CM = self.orthogonal_rot.to(x_CM.dtype) @ vectors_CM
@@ -163,13 +161,6 @@ class FSQ(KeepsFloat32, LevelNumbers):
         return self.grid.codes(digits_CM).to(index_type(self.codebook_size))
 
 
-def _search(x_CM: torch.Tensor, grid: ScalarGrid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bounded scalars and their digits."""
-    units_CM = grid.units(x_CM)
-    return grid.bounded(units_CM), grid.round(units_CM.detach())
-
-
 def _rounded(z: torch.Tensor, grid: ScalarGrid) -> torch.Tensor:
     """Scalars (..., C) -> the values of the grid, with the gradient of the bound."""
-    bounded_CM, digits_CM = _search(scalars_first(z), grid)
-    return scalars_last(straight_through(bounded_CM, grid.values(digits_CM)), z.shape[:-1])
+    return scalars_last(grid.nearest(scalars_first(z))[0], z.shape[:-1])
