@@ -329,7 +329,7 @@ def test_precision(dtype):
         ({"codebook_size": (4, 5)}, "there are 2 sizes"),
         ({"eval_beam_size": 2}, "eval_beam_size needs beam_size"),
         ({"beam_score_quantizer_weights": [1.0, -1.0, 1.0]}, "none negative"),
-        ({"quantize_dropout_cutoff_index": 3}, "must be in 0 .. 2"),
+        ({"quantize_dropout": True, "quantize_dropout_cutoff_index": 3}, "must be in 0 .. 2"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):

@@ -11,20 +11,22 @@ from torch import nn
 from rqvae.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
-from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed, last_level_kept
+from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import DropsLevels
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, all_level_vectors
 from rqvae.quantizers.mixed_radix import scalars_first, scalars_last
 from rqvae.quantizers.precision import KeepsFloat32, full_precision
 
 
-class ResidualFSQ(KeepsFloat32, nn.Module):
+class ResidualFSQ(KeepsFloat32, DropsLevels):
     """FSQ levels on ever finer grids, each on what those before it left; `forward` returns (quantized, indices).
 
     Input (B, ..., dim), indices (B, ..., q) int32, or int64 with -1 where quantize dropout left a level out. With
     `is_channel_first` both have their last dim second, and the decoding methods read indices in that order too.
     Further keywords go to every `FSQ`.
     """
+
+    drops_without_gradients = False
 
     def __init__(
         self,
@@ -44,7 +46,6 @@ class ResidualFSQ(KeepsFloat32, nn.Module):
         code_dim = len(levels)
         dim = code_dim if dim is None else dim
         require(not bound_hard_clamp or soft_clamp_input_value is None, "bound_hard_clamp sets the soft clamp itself")
-        require(quantize_dropout_cutoff_index >= 0, "quantize_dropout_cutoff_index must not be negative")
         self.dim, self.levels, self.num_quantizers = dim, levels, num_quantizers
         self.has_projections, self.is_channel_first = dim != code_dim, is_channel_first
         self.project_in = nn.Linear(dim, code_dim) if self.has_projections else nn.Identity()
@@ -52,9 +53,7 @@ class ResidualFSQ(KeepsFloat32, nn.Module):
         options = {"preserve_symmetry": True, "bound_hard_clamp": bound_hard_clamp, **kwargs}
         self.layers = nn.ModuleList(FSQ(levels=levels, dim=code_dim, **options) for _ in range(num_quantizers))
         self.codebook_size = self.layers[0].codebook_size
-        self.quantize_dropout = quantize_dropout and num_quantizers > 1
-        self.quantize_dropout_cutoff_index = quantize_dropout_cutoff_index
-        self.quantize_dropout_multiple_of = quantize_dropout_multiple_of
+        self._set_dropout(quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of)
         levels_C = torch.tensor(levels).float()
         self.register_buffer(
             "scales", torch.stack([levels_C**-level for level in range(num_quantizers)]), persistent=False
@@ -71,7 +70,7 @@ class ResidualFSQ(KeepsFloat32, nn.Module):
     def get_codes_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
         """Indices -> the code vector of every level (q, B, ..., C); those of index -1 are zero."""
         last = indices.movedim(1, -1) if self.is_channel_first else indices
-        vectors = all_level_vectors(last, self.layers, self.quantize_dropout)
+        vectors = all_level_vectors(self._all_levels(last), self.layers)
         return torch.stack([v * scale for v, scale in zip(vectors, self.scales, strict=True)])
 
     def get_output_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
@@ -82,17 +81,19 @@ class ResidualFSQ(KeepsFloat32, nn.Module):
 
     def forward(self, x: torch.Tensor, return_all_codes=False, rand_quantize_dropout_fixed_seed=None) -> tuple:
         """(quantized like x, indices), and the code vectors of `get_codes_from_indices` if asked for."""
-        last = self._last_level(x, rand_quantize_dropout_fixed_seed)
+        last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
         rows = channels_last(x, self.is_channel_first, self.dim)
         with full_precision(x.device):
             residual_CM = scalars_first(self._clamped(project(self.project_in, rows)))
-            total_CM, indices = 0.0, []
+            total_CM, indices = None, []
             for layer, scale_C1 in zip(self.layers[: last + 1], self.scales[..., None]):
                 quantized_CM, level_indices = layer.quantize_scalars(residual_CM / scale_C1)
                 quantized_CM = quantized_CM * scale_C1
-                residual_CM, total_CM = residual_CM - quantized_CM.detach(), total_CM + quantized_CM
+                residual_CM = residual_CM - quantized_CM.detach()
+                total_CM = quantized_CM if total_CM is None else total_CM + quantized_CM
                 indices.append(level_indices)
-            out = project(self.project_out, scalars_last(total_CM, rows.shape[:-1])).to(x.dtype)
+            out = project(self.project_out, scalars_last(total_CM, total_CM.shape[1:]))
+            out = out.view(*rows.shape[:-1], self.dim).to(x.dtype)
         dropped = self.num_quantizers - len(indices)
         indices += [torch.full_like(indices[0], -1, dtype=torch.int64)] * dropped
         indices = torch.stack(indices, -1).view(*rows.shape[:-1], self.num_quantizers)
@@ -102,14 +103,6 @@ class ResidualFSQ(KeepsFloat32, nn.Module):
     def _clamped(self, x: torch.Tensor) -> torch.Tensor:
         clamp = self.soft_clamp_input_value
         return x if clamp is None else (x / clamp).tanh() * clamp
-
-    def _last_level(self, x: torch.Tensor, seed: int | None) -> int:
-        if not (self.training and self.quantize_dropout and torch.is_grad_enabled()):
-            return self.num_quantizers - 1
-        seed = draw_seed(x.device) if seed is None else seed
-        return last_level_kept(
-            self.num_quantizers, self.quantize_dropout_cutoff_index, self.quantize_dropout_multiple_of, seed
-        )
 
 
 class GroupedResidualFSQ(GroupedLevels):

@@ -9,23 +9,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed
 
 
-def all_level_vectors(indices: torch.Tensor, layers: Sequence[nn.Module], dropout: bool) -> list[torch.Tensor]:
-    """Indices (B, ..., q) -> the vectors (B, ..., C) of every level, by its `indices_to_vectors`; zero for -1.
-
-    Missing last levels count as -1; they need a module with quantize dropout.
-    """
-    missing = len(layers) - indices.shape[-1]
-    require(
-        missing == 0 or (missing > 0 and dropout),
-        f"indices have {indices.shape[-1]} levels of {len(layers)}; fewer need quantize_dropout=True",
-    )
-    parts = F.pad(indices, (0, missing), value=-1).unbind(-1)
+def all_level_vectors(indices: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """Indices (B, ..., q) -> the vectors (B, ..., C) of every level, by its `indices_to_vectors`; zero for -1."""
+    parts = indices.unbind(-1)
     found = [layer.indices_to_vectors(part.clamp(min=0)) for layer, part in zip(layers, parts, strict=True)]
     return [torch.where(part[..., None] >= 0, vectors, 0.0) for part, vectors in zip(parts, found, strict=True)]
 

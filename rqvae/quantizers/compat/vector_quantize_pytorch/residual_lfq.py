@@ -11,19 +11,21 @@ import torch
 from torch import nn
 
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
-from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed, last_level_kept
+from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import DropsLevels
 from rqvae.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqvae.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, all_level_vectors
 from rqvae.quantizers.precision import full_precision
 
 
-class ResidualLFQ(nn.Module):
+class ResidualLFQ(DropsLevels):
     """LFQ levels whose scale halves, each on what those before it left; `forward` returns (quantized, indices, losses).
 
     Input (B, ..., dim), int64 indices (B, ..., q) with -1 where quantize dropout left a level out, losses (q,).
     Further keywords go to every `LFQ`.
     """
+
+    drops_without_gradients = False
 
     def __init__(
         self,
@@ -39,7 +41,6 @@ class ResidualLFQ(nn.Module):
     ):
         super().__init__()
         bits = int(math.log2(codebook_size))
-        require(quantize_dropout_cutoff_index >= 0, "quantize_dropout_cutoff_index must not be negative")
         self.dim, self.num_quantizers, self.has_projections = dim, num_quantizers, bits != dim
         self.project_in = nn.Linear(dim, bits) if self.has_projections else nn.Identity()
         self.project_out = nn.Linear(bits, dim) if self.has_projections else nn.Identity()
@@ -53,9 +54,7 @@ class ResidualLFQ(nn.Module):
             )
             for level in range(num_quantizers)
         )
-        self.quantize_dropout = quantize_dropout and num_quantizers > 1
-        self.quantize_dropout_cutoff_index = quantize_dropout_cutoff_index
-        self.quantize_dropout_multiple_of = quantize_dropout_multiple_of
+        self._set_dropout(quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of)
 
     @property
     def codebooks(self) -> torch.Tensor:
@@ -64,7 +63,7 @@ class ResidualLFQ(nn.Module):
 
     def get_codes_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
         """Indices (B, ..., q) -> the code vector of every level (q, B, ..., C); those of index -1 are zero."""
-        return torch.stack(all_level_vectors(indices, self.layers, self.quantize_dropout))
+        return torch.stack(all_level_vectors(self._all_levels(indices), self.layers))
 
     def get_output_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
         """Indices (B, ..., q) -> what `forward` returned with them (B, ..., dim)."""
@@ -74,7 +73,7 @@ class ResidualLFQ(nn.Module):
     def forward(self, x: torch.Tensor, mask=None, return_all_codes=False, rand_quantize_dropout_fixed_seed=None):
         """(quantized like x, indices, losses), and the code vectors of `get_codes_from_indices` if asked for."""
         require(x.shape[-1] == self.dim, f"vectors have {x.shape[-1]} channels, the quantizer takes {self.dim}")
-        last = self._last_level(x, rand_quantize_dropout_fixed_seed)
+        last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
         with full_precision(x.device):
             residual = project(self.project_in, x)
             residual = residual.float().flatten(1, -2) if x.ndim > 2 else residual.float()[:, None]
@@ -91,14 +90,6 @@ class ResidualLFQ(nn.Module):
         indices = torch.stack(indices, -1).view(*x.shape[:-1], self.num_quantizers)
         results = (out, indices, torch.stack(losses, -1))
         return (*results, self.get_codes_from_indices(indices)) if return_all_codes else results
-
-    def _last_level(self, x: torch.Tensor, seed: int | None) -> int:
-        if not (self.training and self.quantize_dropout and torch.is_grad_enabled()):
-            return self.num_quantizers - 1
-        seed = draw_seed(x.device) if seed is None else seed
-        return last_level_kept(
-            self.num_quantizers, self.quantize_dropout_cutoff_index, self.quantize_dropout_multiple_of, seed
-        )
 
 
 class GroupedResidualLFQ(GroupedLevels):

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed, last_level_kept
+from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import DropsLevels
 from rqvae.quantizers.compat.vector_quantize_pytorch.sim_vq import SimVQ
 
 
-class ResidualSimVQ(nn.Module):
+class ResidualSimVQ(DropsLevels):
     """`num_quantizers` SimVQ levels, each on what the levels before it left over.
 
     Further keywords go to every `SimVQ`. Zeghidour et al., SoundStream, arXiv 2107.03312, Algorithm 1.
@@ -31,19 +32,13 @@ class ResidualSimVQ(nn.Module):
         **sim_vq_kwargs,
     ):
         super().__init__()
-        if heads != 1:
-            raise ValueError(f"heads must be 1 in a residual quantizer, got {heads}")
-        cutoff = quantize_dropout_cutoff_index
-        if not 0 <= cutoff < num_quantizers:
-            raise ValueError(f"quantize_dropout_cutoff_index must be in 0 .. {num_quantizers - 1}, got {cutoff}")
+        require(heads == 1, f"heads must be 1 in a residual quantizer, got {heads}")
         self.channel_first, self.num_quantizers = channel_first, num_quantizers
         options = {"channel_first": channel_first, "rotation_trick": rotation_trick, **sim_vq_kwargs}
         self.layers = nn.ModuleList(
             SimVQ(dim=dim, codebook_size=codebook_size, **options) for _ in range(num_quantizers)
         )
-        self.quantize_dropout = quantize_dropout and num_quantizers > 1
-        self.quantize_dropout_cutoff_index = cutoff
-        self.quantize_dropout_multiple_of = quantize_dropout_multiple_of
+        self._set_dropout(quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of)
 
     @property
     def codebook_size(self) -> int:
@@ -65,12 +60,7 @@ class ResidualSimVQ(nn.Module):
 
         -1 stands for a dropped level and decodes to zero; fewer levels than there are need `quantize_dropout`.
         """
-        missing = self.num_quantizers - indices.shape[-1]
-        if missing < 0 or (missing and not self.quantize_dropout):
-            raise ValueError(
-                f"indices have {indices.shape[-1]} levels of {self.num_quantizers}; fewer need quantize_dropout=True"
-            )
-        indices = F.pad(indices, (0, missing), value=-1)
+        indices = self._all_levels(indices)
         kept = (indices >= 0).movedim(-1, 0)
         codes = [
             F.embedding(level.clamp(min=0), layer.codebook)
@@ -85,7 +75,7 @@ class ResidualSimVQ(nn.Module):
 
     def forward(self, x: torch.Tensor, return_all_codes=False, rand_quantize_dropout_fixed_seed=None) -> tuple:
         """(quantized like x, indices (B, ..., q), losses (q,)), and all codes (q, B, ...) if asked for."""
-        last = self._last_level(x, rand_quantize_dropout_fixed_seed)
+        last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
         residual, total = x.to(torch.promote_types(x.dtype, torch.float32)), 0.0
         indices, losses = [], []
         for layer in self.layers[: last + 1]:
@@ -98,11 +88,3 @@ class ResidualSimVQ(nn.Module):
         losses += [torch.zeros_like(losses[0])] * dropped
         results = (total.to(x.dtype), torch.stack(indices, -1), torch.stack(losses, -1))
         return (*results, self.get_codes_from_indices(results[1])) if return_all_codes else results
-
-    def _last_level(self, x: torch.Tensor, seed: int | None) -> int:
-        if not (self.training and self.quantize_dropout):
-            return self.num_quantizers - 1
-        seed = draw_seed(x.device) if seed is None else seed
-        return last_level_kept(
-            self.num_quantizers, self.quantize_dropout_cutoff_index, self.quantize_dropout_multiple_of, seed
-        )

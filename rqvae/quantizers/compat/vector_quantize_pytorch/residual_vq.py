@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from rqvae.quantizers.compat.vector_quantize_pytorch.errors import require
-from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed, last_level_kept
+from rqvae.quantizers.compat.vector_quantize_pytorch.level_dropout import DropsLevels, draw_seed
 from rqvae.quantizers.compat.vector_quantize_pytorch.projections import input_projection, output_projection, project
 from rqvae.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, layout_of, mask_of
 from rqvae.quantizers.compat.vector_quantize_pytorch.vector_level import (
@@ -33,7 +32,7 @@ __all__ = ["GroupedResidualVQ", "ResidualVQ"]
 DIVEQ_NOISE = 5e-3**0.5
 
 
-class ResidualVQ(nn.Module):
+class ResidualVQ(DropsLevels):
     """`num_quantizers` VectorQuantize levels, each on what the levels before it left over.
 
     Further keywords go to every `VectorQuantize`. Zeghidour et al., SoundStream, arXiv 2107.03312, Algorithm 1;
@@ -104,14 +103,6 @@ class ResidualVQ(nn.Module):
                 ImplicitCodebook(self.codebook_dim, skip=False, **network) for _ in range(len(sizes) - 1)
             )
 
-    def _set_dropout(self, dropout: bool, cutoff: int, multiple_of: int) -> None:
-        require(
-            0 <= cutoff < max(self.num_quantizers, 2),
-            f"quantize_dropout_cutoff_index must be in 0 .. {self.num_quantizers - 1}, got {cutoff}",
-        )
-        self.quantize_dropout = dropout and self.num_quantizers > 1
-        self.quantize_dropout_cutoff_index, self.quantize_dropout_multiple_of = cutoff, multiple_of
-
     def _set_beam(self, width: int | None, eval_width: int | None, weights: list[float] | None) -> None:
         require(eval_width is None or width is not None, "eval_beam_size needs beam_size")
         weights = [1.0] * self.num_quantizers if weights is None else list(weights)
@@ -140,12 +131,7 @@ class ResidualVQ(nn.Module):
 
         -1 stands for a dropped level and decodes to zero; fewer levels than there are need `quantize_dropout`.
         """
-        missing = self.num_quantizers - indices.shape[-1]
-        require(
-            missing == 0 or (missing > 0 and self.quantize_dropout),
-            f"indices have {indices.shape[-1]} levels of {self.num_quantizers}; fewer need quantize_dropout=True",
-        )
-        indices = F.pad(indices, (0, missing), value=-1)
+        indices = self._all_levels(indices)
         with full_precision(indices.device):
             vectors = level_vectors(self.layers, self._transforms, indices.flatten(0, -2))
         return torch.stack(vectors).view(self.num_quantizers, *indices.shape[:-1], -1)
@@ -178,7 +164,9 @@ class ResidualVQ(nn.Module):
         tokens_BNC = layout.to_tokens(x)
         clean_BNC = tokens_BNC if mask_BN is None else without_masked_nonfinite(tokens_BNC, mask_BN)
         given = None if indices is None else self._checked_indices(indices, layout, mask_BN)
-        last = self.num_quantizers - 1 if given is not None else self._last_level(x, rand_quantize_dropout_fixed_seed)
+        last = self.num_quantizers - 1
+        if given is None:
+            last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
         options = {"mask": mask_BN, "sample_codebook_temp": sample_codebook_temp}
         options["freeze_codebook"] = True if freeze_codebook else None
         with full_precision(x.device):
@@ -219,13 +207,6 @@ class ResidualVQ(nn.Module):
     def _width(self, beam_size: int | None) -> int:
         default = self.beam_size if self.training else self.eval_beam_size
         return (default if beam_size is None else beam_size) or 1
-
-    def _last_level(self, x: torch.Tensor, seed: int | None) -> int:
-        if not (self.training and self.quantize_dropout):
-            return self.num_quantizers - 1
-        seed = draw_seed(x.device) if seed is None else seed
-        cutoff, multiple_of = self.quantize_dropout_cutoff_index, self.quantize_dropout_multiple_of
-        return min(self.num_quantizers - 1, last_level_kept(self.num_quantizers, cutoff, multiple_of, seed))
 
     def _checked_indices(
         self, indices: torch.Tensor | list[torch.Tensor], layout: TokenLayout, mask_BN: torch.Tensor | None
