@@ -27,8 +27,8 @@ class LatentQuantizer(ImplicitQuantizer):
     quantization_weight x mean squared distance, pulls the values; commitment = commitment_weight x the same, pulls the
     input. The first level varies fastest in a code. ValueError for levels below 2 and negative weights.
     in_place_optimizer: makes an optimizer from the values, which then belong to no other: they leave the loss,
-    train-mode forwards gather the gradient of their mean squared distance, and `update_codebook()` averages it over
-    processes and takes one step.
+    train-mode forwards gather the gradient of their mean squared distance, and `update_codebook()` takes one step on
+    that over all of them, of all processes.
     """
 
     def __init__(
@@ -50,17 +50,19 @@ class LatentQuantizer(ImplicitQuantizer):
         self.commitment_weight, self.quantization_weight = commitment_weight, quantization_weight
         self.values = nn.ParameterList([initial_values(level) for level in levels])
         self.in_place_optimizer = None
-        self._gathered: list[list[torch.Tensor]] = []
+        self._gathered: list[tuple[torch.Tensor, list[torch.Tensor]]] = []  # rows, gradients of the mean over them
         if in_place_optimizer is not None:
             self.in_place_optimizer = in_place_optimizer(list(self.values))
             self.values.requires_grad_(False)
 
     def update_codebook(self) -> None:
-        """With an optimizer of its own: one step on the mean of the gradients gathered since the last call."""
+        """With an optimizer of its own: one step on the mean over all vectors seen since the last call."""
         if not self._gathered:
             return
-        gradients = [torch.stack(parts).mean(0) for parts in zip(*self._gathered, strict=True)]
-        step_in_place(self.in_place_optimizer, self.values, gradients)
+        rows = torch.stack([number for number, _ in self._gathered])
+        parts = zip(*(gradients for _, gradients in self._gathered), strict=True)
+        gradients = [(rows / rows.sum().clamp(min=1)) @ torch.stack(part) for part in parts]
+        step_in_place(self.in_place_optimizer, self.values, gradients, rows.sum())
         self.discard_codebook_update()
 
     def discard_codebook_update(self) -> None:
@@ -88,7 +90,8 @@ class LatentQuantizer(ImplicitQuantizer):
             if self.training:
                 finite_N = space_NE.detach().sum(1).isfinite()  # one bad vector must not poison the values
                 valid_N = finite_N if mask_N is None else finite_N & mask_N
-                self._gathered.append(distance_gradients(space_NDC.detach(), self.values, valid_N))
+                gradients = distance_gradients(space_NDC.detach(), self.values, valid_N)
+                self._gathered.append((valid_N.sum().float(), gradients))
             return {"commitment": self.commitment_weight * commitment}
         quantization = mean_square(vectors_NE, space_NE.detach(), mask_N)
         return {
@@ -131,12 +134,22 @@ def distance_gradients(
 
 
 def step_in_place(
-    optimizer: torch.optim.Optimizer, values: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
+    optimizer: torch.optim.Optimizer,
+    values: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    rows: torch.Tensor | None = None,
 ) -> None:
-    """One step of an optimizer of the values alone, on these gradients averaged over all processes."""
+    """One step of an optimizer of the values alone, on these gradients averaged over all processes.
+
+    rows: 0-dim, how many the gradients of this process are the mean over; None, as many as on every other.
+    """
+    rows = torch.ones((), device=gradients[0].device) if rows is None else rows
+    total = rows.clone()
+    sync.all_reduce_sum(total)
     for values_L, gradient_L in zip(values, gradients, strict=True):
+        gradient_L = gradient_L * (rows / total.clamp(min=1))
         sync.all_reduce_sum(gradient_L)
-        values_L.grad = (gradient_L / sync.world_size()).to(values_L.dtype)
+        values_L.grad = gradient_L.to(values_L.dtype)
     optimizer.step()
     optimizer.zero_grad()
 

@@ -38,9 +38,11 @@ def joint_term(name, rank, world):
 
 
 def latent_values(rank, world):
-    """The values after one in-place step; every process has 5 rows, so that its mean counts the same."""
+    """The values after one in-place step on two micro-batches of unequal, masked shares."""
     quantizer = LatentQuantizer(6, [3] * 6, in_place_optimizer=lambda values: torch.optim.SGD(values, lr=1.0))
-    quantizer(share_of(0, 1)[0].chunk(world)[rank])
+    z, mask = share_of(rank, world)
+    quantizer(z, mask)
+    quantizer(2 * z, ~mask)
     quantizer.update_codebook()
     return torch.stack([values.data for values in quantizer.values])
 
