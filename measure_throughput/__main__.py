@@ -70,7 +70,7 @@ def result_line(base: Experiment, rows: list[dict[str, Any]], roofline: Roofline
         "dtype": str(base.torch_dtype).removeprefix("torch."), "weights": base.weights, "compile": base.compile,
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None, "python": platform.python_version(),
-        "threads": torch.get_num_threads(), "n_loop": base.n_loop, "warmup": base.warmup,
+        "threads": torch.get_num_threads(), "settings": dataclasses.asdict(base),
         "roofline_gflops": roofline.flops / 1e9, "roofline_gbytes": roofline.bytes / 1e9, "rows": rows,
     })
 
@@ -78,17 +78,21 @@ def result_line(base: Experiment, rows: list[dict[str, Any]], roofline: Roofline
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--sweep", action="store_true", help="the published figure: both code shapes, all batch sizes")
-    parser.add_argument("--batches", type=int, nargs="+", default=list(SWEEP_BATCHES), help="batch sizes of the sweep")
+    parser.add_argument("--batches", type=int, nargs="+",
+                        help=f"batch sizes of the sweep (default: {' '.join(map(str, SWEEP_BATCHES))})")
     parser.add_argument("--output-dir", type=Path, help="where JSON and, of a sweep, the PNG go (sweep: default '.')")
     args = parser.parse_args()
     base = parse_experiment(args.overrides)
     base.check()
-    cases = sweep(base, args.batches) if args.sweep else [base]
-    rows, roofline = run(cases)
-    line = result_line(base, rows, roofline)
+    if args.batches and not args.sweep:
+        raise UserError(f"--batches {' '.join(map(str, args.batches))} is for --sweep; one case takes batch_size=")
+    cases = sweep(base, args.batches or list(SWEEP_BATCHES)) if args.sweep else [base]
     directory = args.output_dir or (Path(".") if args.sweep else None)
     if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)  # before the hours of measuring, not after
+    rows, roofline = run(cases)
+    line = result_line(base, rows, roofline)
+    if directory is not None:
         write_text_atomically(directory / "throughput.json", line + "\n")
     if args.sweep:
         draw_figure(rows, directory / "throughput.png", f"Milliseconds per sample, {base.model}, {base.torch_dtype}")
@@ -100,5 +104,5 @@ def _short(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error(ValueError):
+    with exit_on_user_error(ValueError, OSError):
         main()

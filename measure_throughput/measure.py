@@ -6,25 +6,27 @@ Legend: B batch, H W code grid, D code depth.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from measure_throughput import presets
+from measure_throughput import memory, presets
 from measure_throughput.cost import decoding_cost
 from measure_throughput.roofline import Roofline, seconds
 from rqtransformer import RQTransformer, decode_in_batches, sample
 from rqtransformer.packing import WEIGHT_FORMATS
 from rqvae import RQVAE
+from runtime.errors import one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PEERS = {"rq_transformer": "RQ-transformer"}  # module: package
 PUBLISHED_SAMPLES = 1000  # drawn per loop
 SEED = 0
+OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass
@@ -68,8 +70,10 @@ class Experiment:
             raise ValueError(f"dtype={self.dtype!r} is not one of auto, {', '.join(DTYPES)}")
         if self.peer is not None and self.peer not in PEERS:
             raise ValueError(f"peer={self.peer!r} is not one of {', '.join(PEERS)}")
-        if self.torch_device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device={self.device!r}: there is no GPU here")
+        if self.peer is not None and importlib.util.find_spec(self.peer) is None:
+            raise ValueError(f"peer={self.peer}: install {PEERS[self.peer]} first")
+        if self.torch_device.type == "cuda" and (self.torch_device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device={self.device!r}: there are {torch.cuda.device_count()} GPUs here")
 
     @property
     def torch_device(self) -> torch.device:
@@ -108,13 +112,16 @@ def measure(experiment: Experiment, roofline: Roofline) -> dict[str, Any]:
     device, dtype = experiment.torch_device, experiment.torch_dtype
     try:
         stage1, stage2 = build_models(experiment)
-        cost = decoding_cost(stage2, experiment.batch_size, dtype.itemsize)
-        _reset_peak(device)
+        weight_bytes = 1 if experiment.weights == "int8" else dtype.itemsize
+        cost = decoding_cost(stage2, experiment.batch_size, dtype.itemsize, weight_bytes)
+        memory.reset_peak(device)
         drawn, decoded = _time_loops(experiment, stage1, stage2)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        return row | {"error": "out of memory"}
+        if memory.ran_out(error):
+            return row | {"error": OUT_OF_MEMORY}
+        if experiment.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise ValueError(f"compile=true does not work here: {one_line(error)[:300]}") from error
+        raise
     per_sample = 1e3 / experiment.batch_size
     codes = stage2.num_positions * stage2.depth
     bounds = cost.seconds(*roofline)
@@ -129,12 +136,13 @@ def measure(experiment: Experiment, roofline: Roofline) -> dict[str, Any]:
         "flops_bound_share": bounds[0] / drawn,
         "bytes_bound_share": bounds[1] / drawn,
         "roofline_share": max(bounds) / drawn,
-        "peak_memory_mb": _peak_mb(device),
+        "peak_memory_mb": memory.peak_mb(device),
         "parameters_stage1": sum(parameter.numel() for parameter in stage1.parameters()),
         "parameters_stage2": sum(parameter.numel() for parameter in stage2.parameters()),
     }
     if experiment.peer is not None:
-        row["peer_ms_per_sample_ar"] = measure_peer(experiment) * per_sample
+        del stage1, stage2
+        row |= _peer_row(experiment, per_sample)
     return row
 
 
@@ -175,13 +183,19 @@ def _time_loops(experiment: Experiment, stage1: RQVAE, stage2: RQTransformer) ->
     return drawn, decoded
 
 
+def _peer_row(experiment: Experiment, per_sample: float) -> dict[str, Any]:
+    try:
+        return {"peer_ms_per_sample_ar": measure_peer(experiment) * per_sample}
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        return {"peer_error": OUT_OF_MEMORY}
+
+
 @torch.no_grad()
 def measure_peer(experiment: Experiment) -> float:
     """Seconds per batch of the peer's `generate`, median over the timed loops of one batch each."""
-    try:
-        package = importlib.import_module(experiment.peer)
-    except ImportError as error:
-        raise ValueError(f"peer={experiment.peer}: install {PEERS[experiment.peer]} first ({error})") from error
+    package = importlib.import_module(experiment.peer)
     sizes = presets.TRANSFORMERS[experiment.model]
     alone = experiment.d == 1
     torch.manual_seed(SEED)
@@ -195,28 +209,11 @@ def measure_peer(experiment: Experiment) -> float:
         dim_head=sizes.width // sizes.num_heads,
         heads=sizes.num_heads,
     ).to(experiment.torch_device).eval()
-    draw: Callable[[], Any] = lambda: model.generate(default_batch_size=experiment.batch_size)  # noqa: E731
-    times = [seconds(draw, experiment.torch_device) for _ in range(experiment.n_loop)]
+    device, dtype = experiment.torch_device, experiment.torch_dtype
+
+    def draw() -> None:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            model.generate(default_batch_size=experiment.batch_size)
+
+    times = [seconds(draw, device) for _ in range(experiment.n_loop)]
     return statistics.median(times[experiment.warmup :])
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return "can't allocate memory" in str(error) or "out of memory" in str(error)
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_mb(device: torch.device) -> float | None:
-    """Most memory (10^6 bytes) allocated on a GPU; of the whole process on a CPU, where the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        resource = importlib.import_module("resource")
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -1,11 +1,13 @@
 """`python -m measure_throughput`: published sizes, costs against counted operations, rows, files and errors."""
 
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from measure_throughput import __main__ as program
 from measure_throughput import measure as measuring
-from measure_throughput import presets
+from measure_throughput import memory, presets
 from measure_throughput.cost import decoding_cost
 from measure_throughput.figure import draw_figure
 from measure_throughput.measure import Experiment, measure
 from measure_throughput.roofline import Roofline, measure_roofline
 from rqtransformer import RQTransformer, packing, sample
+from rqtransformer.decoding import Decoder
 from rqvae import RQVAE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +97,91 @@ def test_out_of_memory_is_a_row(tiny, monkeypatch):
     assert measure(tiny, LINE) == {"case": "small 4x4x2 c=8", "batch_size": 3, "error": "out of memory"}
 
 
+@pytest.mark.parametrize("where", ["sample", "build_models", "decode_in_batches"])
+def test_what_the_allocator_of_the_cpu_says_is_a_row_too(tiny, monkeypatch, where):
+    monkeypatch.setattr(measuring, where, lambda *args, **kwargs: torch.empty(2**58))  # more than there is anywhere
+    assert measure(tiny, LINE)["error"] == "out of memory"
+
+
+def test_peak_memory_is_that_of_the_row():
+    device = torch.device("cpu")
+    memory.reset_peak(device)
+    before = memory.peak_mb(device)
+    torch.ones(2**27, dtype=torch.uint8)  # 134 MB, written to, and let go
+    assert memory.peak_mb(device) - before > 120
+    if (memory.PROCESS / "clear_refs").exists():
+        memory.reset_peak(device)
+        assert memory.peak_mb(device) - before < 60
+
+
+def test_peak_memory_where_the_system_does_not_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "PROCESS", tmp_path / "none")
+    memory.reset_peak(torch.device("cpu"))
+    assert memory.peak_mb(torch.device("cpu")) > 10
+
+
+@pytest.fixture
+def peer(monkeypatch, tmp_path) -> str:
+    """Stands in for the package: notes nothing, draws nothing; `FAIL` runs out of memory."""
+    (tmp_path / "rq_transformer.py").write_text(
+        "import torch\nFAIL = False\n"
+        "class RQTransformer(torch.nn.Module):\n"
+        "    def __init__(self, **sizes):\n        super().__init__()\n        RQTransformer.sizes = sizes\n"
+        "    def generate(self, default_batch_size):\n        return torch.empty(2**58 if FAIL else 1)\n"
+    )
+    monkeypatch.delitem(sys.modules, "rq_transformer", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "rq_transformer"
+
+
+def test_peer_is_measured_at_the_same_sizes(tiny, peer):
+    row = measure(dataclasses.replace(tiny, peer=peer), LINE)
+    assert row["peer_ms_per_sample_ar"] > 0
+    module = sys.modules.pop(peer)
+    assert module.RQTransformer.sizes == {
+        "num_tokens": 8, "dim": 32, "max_spatial_seq_len": 16, "depth_seq_len": 2, "spatial_layers": 2,
+        "depth_layers": 1, "dim_head": 16, "heads": 2,
+    }
+
+
+def test_peer_out_of_memory_leaves_our_numbers(tiny, peer):
+    importlib.import_module(peer).FAIL = True
+    row = measure(dataclasses.replace(tiny, peer=peer), LINE)
+    sys.modules.pop(peer)
+    assert row["peer_error"] == "out of memory"
+    assert row["ms_per_sample"] > 0
+
+
+def test_a_peer_that_is_not_installed_is_named_before_anything_runs(tiny, monkeypatch):
+    monkeypatch.setattr(measuring.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="peer=rq_transformer: install RQ-transformer first"):
+        dataclasses.replace(tiny, peer="rq_transformer").check()
+
+
+def test_int8_weights_are_read_once_as_bytes(tiny):
+    _, stage2 = measuring.build_models(tiny)
+    dense, int8 = decoding_cost(stage2, 3, 4), decoding_cost(stage2, 3, 4, 1)
+    caches = decoding_cost(stage2, 4, 4).bytes - dense.bytes
+    assert int8.flops == dense.flops
+    assert int8.bytes - 3 * caches == pytest.approx((dense.bytes - 3 * caches) / 4)
+
+
+def test_cache_bytes_are_those_of_the_caches(tiny):
+    """Written: every place of both caches once, those of the head once per position."""
+    _, stage2 = measuring.build_models(tiny)
+    with torch.no_grad(), stage2.decoding_mode():
+        nothing = torch.empty(3, 0, stage2.depth, dtype=torch.long)
+        books = torch.zeros(8, presets.CODE_DIM)
+        decoder = Decoder(stage2, SimpleNamespace(codebook=lambda depth: books), stage2.condition_ids(
+            torch.zeros(3, dtype=torch.long), 3, torch.device("cpu")), nothing, torch.float32)
+    body, head = decoder._body_cache.nbytes, decoder._head_cache.nbytes
+    places, depth = decoder._body_cache.max_length, stage2.depth
+    # a place is written once and read by every step from then on
+    read = body * (places + 1) / 2 + head * stage2.num_positions * (depth + 1) / 2
+    per_sample = decoding_cost(stage2, 4, 4).bytes - decoding_cost(stage2, 3, 4).bytes
+    assert 3 * per_sample == read + body + head * stage2.num_positions
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("a defect")
@@ -110,6 +198,8 @@ def test_sweep_writes_json_and_picture(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["measure_throughput", *words, "--output-dir", str(tmp_path)])
     program.main()
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["settings"] == {**dataclasses.asdict(Experiment()), "f": 16, "d": 1, "c": 8, "model": "small",
+                                   "n_loop": 1, "warmup": 0, "device": "cpu", "dtype": "float32"}
     assert printed == json.loads((tmp_path / "throughput.json").read_text(encoding="utf-8"))
     assert [(row["case"], row["batch_size"]) for row in printed["rows"]] == [
         ("small 4x4x1 c=8", 1), ("small 4x4x1 c=8", 2), ("small 4x4x2 c=8", 1), ("small 4x4x2 c=8", 2)
@@ -152,6 +242,8 @@ def test_roofline_is_measured():
         (["device=tpu9"], "device='tpu9'"),
         (["peer=x"], "peer='x' is not one of rq_transformer"),
         (["batch_size=0"], "batch_size=0"),
+        (["device=cuda:99"], "device='cuda:99': there are"),
+        (["--batches", "3"], "--batches 3 is for --sweep"),
     ],
 )
 def test_wrong_words_are_refused_before_anything_runs(words, message, monkeypatch):
