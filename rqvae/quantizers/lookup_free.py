@@ -111,7 +111,7 @@ def codes_of_bits(bits: torch.Tensor, shifts_C: torch.Tensor) -> torch.Tensor:
     """Bits (..., C) of any type -> int64 codes (...); `shifts_C` says which power of two each one stands for."""
     if len(shifts_C) <= EXACT_BITS:
         with full_precision(bits.device):
-            return (bits.float() @ (1 << shifts_C).float()).long()
+            return (bits.float() @ torch.bitwise_left_shift(1, shifts_C).float()).long()
     return (bits.long() << shifts_C).sum(-1)
 
 
