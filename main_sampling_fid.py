@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")
     parser.add_argument("--reject-keep", type=float, metavar="SHARE",
                         help="draw n / SHARE candidates per class and keep the best (the paper's 5 %%: 0.05)")
-    parser.add_argument("--reject-model", metavar="MODEL", default=OWN_CLASSIFIER,
+    parser.add_argument("--reject-model", metavar="MODEL",
                         help="who judges candidates: a torchvision classifier as NAME or NAME:FILE, or "
                              f"{OWN_CLASSIFIER!r}, trained on the data set itself (default)")
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
@@ -152,7 +152,7 @@ def add_rejection(args: argparse.Namespace, sampler: Sampler, data: ScoringData)
         return {}
     plan = RejectionPlan(args.n_samples, sampler.num_classes, args.reject_keep)
     own = partial(data.features, argparse.Namespace(**{**vars(args), "features": OWN_CLASSIFIER}))
-    judge = build_judge(args.reject_model, num_classes=sampler.num_classes, own_classifier=own,
+    judge = build_judge(args.reject_model or OWN_CLASSIFIER, num_classes=sampler.num_classes, own_classifier=own,
                         device=sampler.env.device)
     sampler.reject = RejectionSampler(plan, sampler.draw, sampler.decode, judge, args.batch_size)
     return {"reject_keep": args.reject_keep, "reject_model": judge.label, "candidates": len(plan.candidates())}
@@ -214,6 +214,7 @@ def main(args: argparse.Namespace) -> None:
     if args.n_samples < 1 or args.batch_size < 1:
         raise UserError(f"-n {args.n_samples} and -bs {args.batch_size} must be at least 1")
     check_scores(args)
+    check_rejection(args)
     checkpoint = resolve_checkpoint(args.model_ar_path)
     config = config_beside(checkpoint, Stage2Config, args.overrides)
     env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
@@ -291,6 +292,14 @@ def check_scores(args: argparse.Namespace) -> None:
         split_name(args.reference)
     elif args.report:
         raise UserError("--report shows reference images: --reference must be a split of the data set")
+
+
+def check_rejection(args: argparse.Namespace) -> None:
+    """UserError for rejection settings that cannot work, before any model is read."""
+    if args.reject_keep is not None:
+        RejectionPlan.check_keep(args.reject_keep)
+    elif args.reject_model is not None:
+        raise UserError(f"--reject-model {args.reject_model} needs --reject-keep SHARE")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,15 @@ class RejectionPlan:
     keep: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"--reject-keep {self.keep} must be above 0 and at most 1")
+        self.check_keep(self.keep)
         if self.num_classes < 2:
             raise ValueError("rejection sampling needs a class-conditional model: this one has no classes")
+
+    @staticmethod
+    def check_keep(keep: float) -> None:
+        """ValueError for a share that cannot be kept."""
+        if not 0 < keep <= 1:
+            raise ValueError(f"--reject-keep {keep} must be above 0 and at most 1")
 
     @property
     def kept_per_class(self) -> list[int]:
