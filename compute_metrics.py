@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
-
 from evaluation.class_scores import classification_accuracy_score
 from evaluation.image_source import ImageSource, open_source
 from evaluation.report import ImageSet, write_report
@@ -143,6 +141,5 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     with exit_on_user_error(ValueError, OSError):
-        torch.set_grad_enabled(False)
         main(parse())
         distributed.shutdown()
