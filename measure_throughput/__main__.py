@@ -95,7 +95,9 @@ def main() -> None:
     if directory is not None:
         write_text_atomically(directory / "throughput.json", line + "\n")
     if args.sweep:
-        draw_figure(rows, directory / "throughput.png", f"Milliseconds per sample, {base.model}, {base.torch_dtype}")
+        dtype = str(base.torch_dtype).removeprefix("torch.")
+        title = f"Milliseconds per sample, {base.model}, {dtype}, {json.loads(line)['device_name']}"
+        draw_figure(rows, directory / "throughput.png", title)
     print(line)
 
 
