@@ -44,8 +44,10 @@ class VectorLosses:
 
 def mean_square(one_NE: torch.Tensor, other_NE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
     """Mean squared difference over the rows that count; 0 when none does."""
-    if mask_N is None:
+    if mask_N is None and len(one_NE):
         return F.mse_loss(one_NE, other_NE)
+    if mask_N is None:  # a sum of nothing, with a gradient
+        return (one_NE - other_NE).sum()
     kept = torch.where(mask_N[:, None], one_NE - other_NE, 0.0).square().sum()
     return kept / (mask_N.sum() * one_NE.shape[1]).clamp(min=1)
 
@@ -67,7 +69,7 @@ def _by_chunks(
 
     step = max(1, rows_per_chunk(len(weight_KE), x_NE.device) // LIVE_COPIES)
     with full_precision_matmul(x_NE.device):
-        for start in range(0, len(x_NE), step):
+        for start in range(0, max(1, len(x_NE)), step):
             rows = slice(start, start + step)
             yield checkpoint(one, x_NE[rows], weight_KE, norm_K, rows, use_reentrant=False, preserve_rng_state=False)
 
@@ -90,7 +92,7 @@ def code_cross_entropy(
         losses_n = F.cross_entropy(logits_nK, codes_N[rows], reduction="none")
         return (losses_n if mask_N is None else torch.where(mask_N[rows], losses_n, 0.0)).sum()
 
-    counted = len(x_NE) if mask_N is None else mask_N.sum().clamp(min=1)
+    counted = max(1, len(x_NE)) if mask_N is None else mask_N.sum().clamp(min=1)
     return torch.stack(list(_by_chunks(part, x_NE, weight_KE, temp))).sum() / counted
 
 

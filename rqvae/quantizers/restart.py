@@ -67,9 +67,11 @@ def draw_candidates(
     padded_keys[:own_rows] = own_keys
     best_keys, best = sync.all_gather_rows(padded_keys).view(-1).topk(num_candidates, largest=False)
     mine_C = (best // num_candidates == sync.rank()) & (best_keys != NO_KEY)
-    row_C = own_index[(best % num_candidates).clamp(max=own_rows - 1)]
     x_NE = torch.cat([batch.x_NE for batch in batches])
-    candidates_CE = torch.where(mine_C[:, None], x_NE[row_C], 0.0)
+    candidates_CE = x_NE.new_zeros((num_candidates, x_NE.shape[1]))
+    if own_rows:  # a process without vectors takes part all the same
+        row_C = own_index[(best % num_candidates).clamp(max=own_rows - 1)]
+        candidates_CE = torch.where(mine_C[:, None], x_NE[row_C], 0.0)
     sync.all_reduce_sum(candidates_CE)
     return candidates_CE, num_valid.clamp(max=num_candidates)
 

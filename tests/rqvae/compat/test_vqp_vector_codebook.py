@@ -162,3 +162,17 @@ def test_moving_averages_can_be_turned_off_for_a_call_and_in_the_constructor():
     free(x)
     assert torch.equal(off.codebook, free.codebook)
     assert not torch.equal(free.codebook, before["_codebook.embed"][0])
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(threshold_ema_dead_code=2.0), dict(affine_param=True)])
+def test_a_batch_without_vectors_only_ages_the_averages(settings):
+    quantizer, x = made(**settings), vectors()
+    quantizer(x)
+    book = quantizer._codebook
+    before, sizes = quantizer.codebook.clone(), book.cluster_size.clone()
+    quantized, indices, loss = quantizer(x[:0])
+    assert (quantized.shape, indices.shape) == ((0, 12, 8), (0, 12))
+    assert loss == 0
+    torch.testing.assert_close(book.cluster_size, 0.8 * sizes)
+    torch.testing.assert_close(quantizer.codebook, before, rtol=1e-3, atol=1e-4)
+    assert quantizer(x)[2].isfinite()

@@ -42,7 +42,7 @@ class BinaryMapper(nn.Module):
     def calc_aux_loss(self, logits: torch.Tensor, reduce_aux_kl_loss=True) -> torch.Tensor:
         """What the divergence from uniform codes exceeds the threshold by: its mean, or one number per code."""
         excess = F.relu(self.bits * LN2 - self.binary_entropy(logits) - self.kl_loss_threshold)
-        return excess.mean() if reduce_aux_kl_loss else excess
+        return excess.sum() / max(1, excess.numel()) if reduce_aux_kl_loss else excess
 
     def log_prob(self, logits: torch.Tensor, *, indices=None, one_hot=None, sum_bits=True) -> torch.Tensor:
         """Log probability of the codes (...), or of each of their bits; give `indices` or `one_hot`."""

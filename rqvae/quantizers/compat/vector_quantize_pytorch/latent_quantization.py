@@ -115,7 +115,7 @@ class LatentQuantize(LevelNumbers):
 
     def _loss(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         total = torch.zeros((), device=x.device)
-        if not self.training:
+        if not (self.training and len(x)):
             return total
         commitment = self.commitment_loss_weight * self.commitment_loss(x, out)
         return commitment + self.quantization_loss_weight * self.quantization_loss(x, out)
