@@ -58,14 +58,13 @@ class ExportedDataset:
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:
         """See `evaluation.image_source.ImageSource`; every rank exports the split, and keeps its own images."""
         export, self._started = self._started or Export(self.name, self.words), None
-        start = 0
+        start = 0  # a multiple of world_size for every block
         try:
             for record_B in export.blocks(batch_size * world_size):
-                index_B = np.arange(start, start + len(record_B))
-                mine = slice((rank - start) % world_size, None, world_size)
+                index_B = np.arange(start, start + len(record_B))[rank::world_size]
                 start += len(record_B)
-                if len(index_B[mine]):
-                    yield _batch(record_B[mine], index_B[mine])
+                if len(index_B):
+                    yield _batch(record_B[rank::world_size], index_B)
         finally:
             export.stop()
 

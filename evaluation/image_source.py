@@ -150,13 +150,13 @@ class ArrayImages:
 
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """See `ImageSource`. Every rank reads the file, and keeps its own rows."""
-        start = 0
+        start = 0  # a multiple of world_size for every block
         for image_BHWC in stream_array(self.path, self.key, batch_size * world_size):
-            mine = slice((rank - start) % world_size, None, world_size)
-            index_B = np.arange(start, start + len(image_BHWC))[mine]
+            mine_BHWC = image_BHWC[rank::world_size]
+            index_B = np.arange(start, start + len(image_BHWC))[rank::world_size]
             start += len(image_BHWC)
             if len(index_B):
-                yield _batch(image_BHWC[mine], index_B, self.labels_N)
+                yield _batch(mine_BHWC, index_B, self.labels_N)
 
 
 def _checked(path: Path, key: str, header: Header) -> Header:

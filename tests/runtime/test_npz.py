@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 
 import numpy as np
@@ -113,6 +114,17 @@ def test_a_flipped_bit_is_noticed(tmp_path):
         list(stream_array(path, "rows", 3))
     with pytest.raises(UserError, match="CRC"):
         read_arrays(path, ["rows"])
+
+
+@pytest.mark.parametrize("rows", [3, 10])
+def test_the_checksum_of_a_compressed_member_is_compared(tmp_path, rows):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, rows=ROWS)
+    with zipfile.ZipFile(path) as archive:
+        checksum = struct.pack("<I", archive.infolist()[0].CRC)
+    path.write_bytes(path.read_bytes().replace(checksum, b"\x01\x02\x03\x04"))
+    with pytest.raises(UserError, match="CRC"):
+        list(stream_array(path, "rows", rows))
 
 
 def test_a_header_cannot_promise_more_than_there_is(tmp_path):
