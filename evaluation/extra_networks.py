@@ -47,7 +47,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> str:
         raise FileNotFoundError(f"no weights at {file}")
     expected = network.state_dict()
     try:
-        state = _read(file)
+        state = read_state_dict(file)
         for wrapper in ("state_dict", "model"):
             state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -59,7 +59,8 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> str:
     return file_sha256(file)
 
 
-def _read(file: Path) -> dict:
+def read_state_dict(file: Path) -> dict:
+    """The tensors of a `.safetensors` file, or of a torch file read as weights only."""
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -13,6 +13,7 @@ from pytorch_fid.inception import FIDInceptionA, FIDInceptionC, FIDInceptionE_1,
 from torch import Tensor, nn
 from torchvision.models import Inception3
 
+from evaluation.extra_networks import read_state_dict
 from evaluation.protocol import check_uint8_images, resize_named
 from evaluation.weights import FID_INCEPTION, find_weights
 
@@ -65,7 +66,8 @@ class InceptionFeatures:
     ours. Networks cut off before the last layer (`dim` below 2048) have no logits: `num_classes` 0, logits (B, 0).
 
     Args:
-        weights: weight file in pytorch-fid's format; None looks in the environment and in torch hub's cache.
+        weights: weight file in pytorch-fid's format, or the same tensors as `.safetensors`; None looks in the
+            environment and in torch hub's cache.
         dim: 64 and 192 (the two max poolings), 768 (before the auxiliary classifier) or 2048 (the last pooling).
         resize: a name of `protocol.RESIZES`; part of the metrics' names. `bilinear` is pytorch-fid's.
 
@@ -96,13 +98,13 @@ class InceptionFeatures:
         self.dim, self.resize = dim, f"{tag}{INPUT_SIZE}"
         self.num_classes = NUM_CLASSES if dim == 2048 else 0
         self.name = "inception" if dim == 2048 else f"inception{dim}"
-        official = self.fingerprint.startswith(FID_INCEPTION.sha256_prefix)
+        official = FID_INCEPTION.matches(self.fingerprint)
         # Numbers from another network must not carry the published name.
         suffix = "" if official else f"-{self.fingerprint[:8]}"
         self.label, self.spatial_label = f"inception{dim}{suffix}", f"inception-mixed6conv{SPATIAL_CHANNELS}{suffix}"
         network = fid_inception_network()
         try:
-            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            network.load_state_dict(read_state_dict(path))
         except Exception as error:
             raise ValueError(f"{path} does not hold the FID Inception weights: {str(error).splitlines()[0]}") from error
         self.class_weight_YF = network.fc.weight.detach()[: self.num_classes].to(self.device)
