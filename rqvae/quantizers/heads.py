@@ -80,7 +80,7 @@ class HeadedQuantizer(TargetQuantizer):
             x_NHE = self._to_heads(z)
             books = [(x_NHE[:, h], self.codebook(h)) for h in range(self.heads)]
             found = [sampled_codes(*pair, temp, generator) if stochastic else nearest_codes(*pair) for pair in books]
-        return x_NHE.view(*z.shape[:-1], *x_NHE.shape[1:]), torch.stack(found, -1).view(*z.shape[:-1], -1)
+        return x_NHE.view(*z.shape[:-1], *x_NHE.shape[1:]), torch.stack(found, -1).view(*z.shape[:-1], self.heads)
 
     def _split(self, z: torch.Tensor) -> torch.Tensor:
         """z (..., dim) in any float dtype -> its parts (N, H, E), fp32, with their lengths."""

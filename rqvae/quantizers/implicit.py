@@ -79,7 +79,7 @@ class ImplicitQuantizer(TargetQuantizer):
             terms = self._terms(space_NDC, vectors_NDC, mask_N) | self._input_terms(x_NDC, mask_N)
             loss = sum(terms.values(), torch.zeros((), device=z.device))
             quantized = self._from_space(self._estimate(space_NDC, vectors_NDC)).view(z.shape)
-        return QuantizerOutput(quantized.to(z.dtype), codes_ND.view(*z.shape[:-1], -1), loss, terms)
+        return QuantizerOutput(quantized.to(z.dtype), codes_ND.view(*z.shape[:-1], len(self.num_codes)), loss, terms)
 
     def as_level(
         self, x: torch.Tensor, mask: torch.Tensor | None
@@ -89,7 +89,7 @@ class ImplicitQuantizer(TargetQuantizer):
         space_NDC, vectors_NDC, codes_ND = self._quantize(x_NDC)
         terms = self._terms(space_NDC, vectors_NDC, mask_N) | self._input_terms(x_NDC, mask_N)
         vectors = self._from_space(vectors_NDC.detach()).detach().view(x.shape)
-        return vectors, codes_ND.view(*x.shape[:-1], -1), terms
+        return vectors, codes_ND.view(*x.shape[:-1], len(self.num_codes)), terms
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) -> vectors (..., E), equal to `forward(...).quantized`; missing last depths count as zero."""
@@ -134,13 +134,13 @@ class ImplicitQuantizer(TargetQuantizer):
                 )
                 codes_ND = torch.stack(list(drawn), 1)
         grid = z.shape[:-1]
-        return space_NDC.view(*grid, *space_NDC.shape[1:]), codes_ND.view(*grid, -1)
+        return space_NDC.view(*grid, *space_NDC.shape[1:]), codes_ND.view(*grid, len(self.num_codes))
 
     def _to_space(self, z: torch.Tensor) -> torch.Tensor:
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
         x = linear(self.project_in, z.float().reshape(-1, self.dim))
-        return x.view(len(x), -1, self.code_dim)
+        return x.view(len(x), len(self.num_codes), self.code_dim)
 
     def _from_space(self, vectors_NDC: torch.Tensor) -> torch.Tensor:
         return linear(self.project_out, vectors_NDC.flatten(1))

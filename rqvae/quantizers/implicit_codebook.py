@@ -148,7 +148,7 @@ class ImplicitResidualQuantizer(ResidualVectorQuantizer):
             codes_ND = beam_search(x_NE, levels, 1 if stochastic else self._width())
             before = [torch.zeros_like(x_NE), *self._partial_sums(codes_ND)[:-1]]
         found = torch.stack([x_NE - total for total in before], -2)
-        return found.view(*x.shape[:-1], len(before), -1), codes_ND.view(*x.shape[:-1], -1)
+        return found.view(*x.shape[:-1], *found.shape[1:]), codes_ND.view(*x.shape[:-1], len(before))
 
     @torch.no_grad()
     def soft_codes(
@@ -165,7 +165,7 @@ class ImplicitResidualQuantizer(ResidualVectorQuantizer):
                 total_NE = residual_NDE[:, 0] - residual_NDE[:, depth]
                 distance_NK = level.distances(residual_NDE[:, depth], total_NE)
                 probs[..., depth, : level.num_codes] = (
-                    distance_NK.mul_(-1 / temp).softmax(1).view(*codes.shape[:-1], -1)
+                    distance_NK.mul_(-1 / temp).softmax(1).view(*codes.shape[:-1], level.num_codes)
                 )
         return probs, codes
 

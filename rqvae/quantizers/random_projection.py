@@ -51,7 +51,7 @@ class RandomProjectionQuantizer(KeepsFloat32, ImplicitQuantizer):
         x_NE = z.float().reshape(-1, self.dim)
         if self.normalize:
             x_NE = F.layer_norm(x_NE, (self.dim,))
-        return F.normalize((x_NE @ self.projection).view(len(x_NE), -1, self.code_dim), dim=-1)
+        return F.normalize((x_NE @ self.projection).view(len(x_NE), len(self.num_codes), self.code_dim), dim=-1)
 
     def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found = [nearest_codes(x_NC, book_KC) for x_NC, book_KC in zip(x_NDC.detach().unbind(1), self.codebooks)]
@@ -71,4 +71,4 @@ class RandomProjectionQuantizer(KeepsFloat32, ImplicitQuantizer):
     def indices(self, z: torch.Tensor) -> torch.Tensor:
         """Codes (..., D) alone, the targets of the method, without code vectors."""
         with full_precision(z.device):
-            return self._search(self._to_space(z))[1].view(*z.shape[:-1], -1)
+            return self._search(self._to_space(z))[1].view(*z.shape[:-1], len(self.num_codes))

@@ -112,7 +112,7 @@ class ResidualQuantizer(TargetQuantizer):
                 errors.append(_mean_square(x_NE - total_NE, mask_N))
             loss = torch.stack(errors).mean()
             quantized = split_patches(total_NE.view_as(x_hwE), self.patch)
-            codes_hwD = torch.stack(codes, -1).view(*x_hwE.shape[:-1], -1)
+            codes_hwD = torch.stack(codes, -1).view(*x_hwE.shape[:-1], len(codes))
         return QuantizerOutput(straight_through(z, quantized), codes_hwD, loss, {"commitment": loss})
 
     def embed_with_depth(self, codes_hwD: torch.Tensor) -> torch.Tensor:
@@ -160,7 +160,8 @@ class ResidualQuantizer(TargetQuantizer):
                 codes.append(codes_N)
                 residual_NE = residual_NE - book.embed(codes_N)
         grid = x_hwE.shape[:-1]
-        return torch.stack(residuals, -2).view(*grid, len(codes), -1), torch.stack(codes, -1).view(*grid, -1)
+        residuals_NDE, codes_ND = torch.stack(residuals, 1), torch.stack(codes, 1)
+        return residuals_NDE.view(*grid, *residuals_NDE.shape[1:]), codes_ND.view(*grid, len(codes))
 
     def update_codebook(self) -> None:
         """Deferred updates: one update per codebook over all vectors gathered since the last call; none, no update.
@@ -203,6 +204,6 @@ class ResidualQuantizer(TargetQuantizer):
 def _mean_square(error_NE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
     """Mean of squared entries over the rows that count."""
     if mask_N is None:
-        return error_NE.square().mean()
+        return error_NE.square().mean() if len(error_NE) else error_NE.sum()
     kept = torch.where(mask_N[:, None], error_NE, 0.0).square().sum()
     return kept / (mask_N.sum() * error_NE.shape[1]).clamp(min=1)

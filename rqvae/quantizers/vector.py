@@ -151,7 +151,8 @@ class VectorQuantizer(HeadedQuantizer):
             if self.losses.orthogonal > 0:
                 mean["orthogonal"] = orthogonal_term(self.losses, weights, codes, mask_N)
             loss = sum(mean.values(), torch.zeros((), device=z.device))
-        return QuantizerOutput(quantized.to(z.dtype), torch.stack(codes, -1).view(*z.shape[:-1], -1), loss, mean)
+        codes = torch.stack(codes, -1).view(*z.shape[:-1], self.heads)
+        return QuantizerOutput(quantized.to(z.dtype), codes, loss, mean)
 
     def top_codes(self, z: torch.Tensor, k: int) -> TopCodes:
         """The k nearest code vectors of every head of z (..., dim): codes and squared distances (..., H, k), vectors

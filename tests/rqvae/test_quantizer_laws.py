@@ -236,6 +236,27 @@ def test_parameters_without_a_gradient_are_announced(name):
 
 
 @every_method
+@pytest.mark.parametrize("training", [False, True])
+def test_no_vectors_are_no_codes_and_change_nothing(name, training):
+    quantizer = make(name).train(training)
+    forward(quantizer, torch.randn(30, DIM))
+    quantizer.discard_codebook_update()
+    z = torch.zeros(0, 2, DIM, requires_grad=True)
+    out = quantizer(z)
+    assert out.quantized.shape == z.shape
+    assert out.codes.shape == (0, 2, len(quantizer.num_codes))
+    assert quantizer.decode(out.codes).shape == z.shape
+    assert quantizer.targets(z)[1].shape == out.codes.shape
+    assert out.loss.isfinite()
+    if out.loss.requires_grad:
+        out.loss.backward()
+    weights = [quantizer.codebook(depth).clone() for depth in range(len(quantizer.num_codes))]
+    quantizer.update_codebook()
+    for depth, weight in enumerate(weights):
+        torch.testing.assert_close(quantizer.codebook(depth), weight)
+
+
+@every_method
 def test_wrong_shapes_are_errors(name):
     quantizer = make(name)
     with pytest.raises(ValueError, match=rf"vectors have {DIM + 1} channels"):
