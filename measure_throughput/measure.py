@@ -120,7 +120,8 @@ def measure(experiment: Experiment, roofline: Roofline) -> dict[str, Any]:
         if memory.ran_out(error):
             return row | {"error": OUT_OF_MEMORY}
         if experiment.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise ValueError(f"compile=true does not work here: {one_line(error)[:300]}") from error
+            reason = one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0]
+            raise ValueError(f"compile=true does not work here: {reason[:300]}") from error
         raise
     per_sample = 1e3 / experiment.batch_size
     codes = stage2.num_positions * stage2.depth

@@ -97,7 +97,20 @@ def test_out_of_memory_is_a_row(tiny, monkeypatch):
     assert measure(tiny, LINE) == {"case": "small 4x4x2 c=8", "batch_size": 3, "error": "out of memory"}
 
 
-@pytest.mark.parametrize("where", ["sample", "build_models", "decode_in_batches"])
+def test_a_compiler_that_fails_is_one_line(tiny, monkeypatch):
+    failure = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+
+    def fail(*args, **kwargs):
+        raise failure("InvalidCxxCompiler: no compiler\n\nSet TORCHDYNAMO_VERBOSE=1 for more\n")
+
+    monkeypatch.setattr(measuring, "decode_in_batches", fail)
+    with pytest.raises(ValueError, match="^compile=true does not work here: InvalidCxxCompiler: no compiler$"):
+        measure(dataclasses.replace(tiny, compile=True), LINE)
+    with pytest.raises(failure):
+        measure(tiny, LINE)
+
+
+@pytest.mark.parametrize("where", ["sample", "build_models"])
 def test_what_the_allocator_of_the_cpu_says_is_a_row_too(tiny, monkeypatch, where):
     monkeypatch.setattr(measuring, where, lambda *args, **kwargs: torch.empty(2**58))  # more than there is anywhere
     assert measure(tiny, LINE)["error"] == "out of memory"
