@@ -6,7 +6,7 @@ weights and caches (each read once per step) over the bandwidth of a large copy.
 forward, loss, backward, AdamW) is compared with three times the forward FLOPs at that rate. `--peer` times `generate`
 of the RQ-Transformer package, where it is installed, beside our class of the same signature. The variants of a case
 take turns; times are medians. Other weight formats are given with what they change. A table, then one JSON line.
-`python -m benchmarks.sampling_speed [--peer]`
+`python -m benchmarks.sampling_speed [--peer] [--cpu-time]`
 """
 
 import argparse
@@ -80,15 +80,16 @@ def model_cost(model: RQTransformer, batch: int) -> tuple[float, float]:
     return flops, 4 * (weights + 2 * batch * WIDTH * seen)
 
 
-def medians(variants: dict[str, Callable[[], Any]], rounds: int, warm_up: bool = True) -> dict[str, float]:
+def medians(variants: dict[str, Callable[[], Any]], rounds: int, warm_up: bool = True,
+            clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Seconds per call: the variants take turns, so that all of them see the same machine."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + warm_up):
         for name, run in variants.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn >= warm_up:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -117,7 +118,7 @@ def training_step(model: RQTransformer, tokenizer: Codebook) -> Callable[[], Non
     return step
 
 
-def measure_images(rounds: int) -> list[dict[str, Any]]:
+def measure_images(rounds: int, clock: Callable[[], float] = time.perf_counter) -> list[dict[str, Any]]:
     """Sampling as a share of the roofline, training as a share of the product's rate."""
     model, tokenizer = build_model().eval(), Codebook(CODES, WIDTH)
     trained = build_model()
@@ -127,7 +128,7 @@ def measure_images(rounds: int) -> list[dict[str, Any]]:
         "sampling": lambda: sample(model, tokenizer, cond_B, **SAMPLING),
         "sampling_one": lambda: sample(model, tokenizer, cond_B[:1], **SAMPLING),
         "training": training_step(trained, tokenizer),
-    }, rounds)
+    }, rounds, clock=clock)
     rate, bandwidth = 2 * GEMM_SIZE**3 / times["gemm"], 2 * COPY_MB * 2**20 / times["copy"]
     terms = {"flops_s": flops / rate, "bytes_s": moved / bandwidth}
     machine = {"gemm_gflops": round(rate / 1e9, 1), "copy_gb_s": round(bandwidth / 1e9, 2)}
@@ -210,11 +211,18 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help=f"also measure {PEER}, where it is installed")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
+    parser.add_argument("--cpu-time", action="store_true",
+                        help="shares of the roofline from processor time, with one thread: for a busy machine")
     parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
     args = parser.parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    rows = measure_images(args.rounds) + format_costs()
+    if args.cpu_time:
+        if args.threads not in (None, 1):
+            parser.error(f"--cpu-time is the time of one thread, not of --threads {args.threads}")
+        torch.set_num_threads(1)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    rows = measure_images(args.rounds, clock) + format_costs()
     if args.peer:
         libraries = peer_libraries()
         rows += [measure_peer(*case, args.rounds, libraries) for case in PEER_CASES] if libraries else []
@@ -222,6 +230,7 @@ def main() -> None:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     line = json.dumps({"benchmark": "sampling_speed", "device": "cpu", "torch": torch.__version__,
                        "machine": platform.machine(), "threads": torch.get_num_threads(), "rounds": args.rounds,
+                       "clock": "cpu" if args.cpu_time else "wall",
                        "rows": rows})
     if args.output is not None:
         args.output.write_text(line + "\n", encoding="utf-8")
