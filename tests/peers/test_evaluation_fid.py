@@ -1,7 +1,6 @@
 """FID and IS beside pytorch-fid's own command and torch-fidelity, on a folder of PNGs, with the same random weights.
 
-On one CPU thread the Inception passes take the better part of an hour. `RQ_PEER_IMAGES=200` makes a quick try of it
-(at 2048 dims pytorch-fid itself needs more images than that: its root of a singular product can fail).
+On one CPU thread the Inception passes take the better part of an hour. `RQ_PEER_IMAGES=200` makes a quick try of it.
 """
 
 from __future__ import annotations
