@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -38,11 +37,9 @@ def batches(image_NCHW, label_N, size=16):
     return list(zip(image_NCHW.split(size), label_N.split(size)))
 
 
-def test_it_learns_digits_fast_and_comes_back_from_the_cache(tmp_path):
+def test_it_learns_digits_and_comes_back_from_the_cache(tmp_path):
     train, validation = digits()
-    started = time.perf_counter()
     first = train_classifier(batches(*train), 10, validation=batches(*validation), cache_dir=tmp_path)
-    assert time.perf_counter() - started < 60  # about 7 s on one idle core
     assert first.accuracy >= 0.98
     assert (first.dim, first.num_classes, first.name) == (128, 10, "classifier")
     # Another batching of the same split is the same data; the global random state has no part in it.
