@@ -23,7 +23,7 @@ from evaluation.weights import FID_INCEPTION
 from tests.evaluation.random_inception import write_random_weights
 
 pytest.importorskip("pytorch_fid")
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(10_000)]
+pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(10_000)]
 
 NUM = int(os.environ.get("RQ_PEER_IMAGES", "2500"))
 BATCH = 50
