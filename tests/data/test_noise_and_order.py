@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.noise import hash_keys, permutation, uniforms
-from data.order import TrainOrder, global_index
+from data.order import Groups, TrainOrder, global_index, noise_key
 
 
 def _positions(order: TrainOrder, batches: int) -> list[tuple[int, int]]:
@@ -64,12 +64,52 @@ def test_global_batch_is_the_same_however_it_is_cut(ranks, accumulation, batch):
     parts = [list(itertools.islice(iter(order), steps * accumulation)) for order in cut]
     joined = [pair for micro in range(steps * accumulation) for rank in range(ranks) for pair in parts[rank][micro]]
     assert joined == expected
-    assert [position for _, position in joined] == list(range(240))
+    index_N = global_index(np.arange(240), 100, 1)
+    assert joined == list(zip(index_N.tolist(), (np.arange(240) // 100 * 100 + index_N).tolist()))
 
 
-def test_resuming_continues_the_order():
-    whole = _positions(TrainOrder(30, 2, 8), 10)
-    assert _positions(TrainOrder(30, 2, 8, start_image=48), 4) == whole[48:]
+GROUPS = Groups((5, 1, 9, 4, 4, 7), window=2)
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+@pytest.mark.parametrize(("ranks", "accumulation", "batch"), [(2, 2, 3), (4, 3, 1), (3, 4, 1)])
+def test_a_run_may_go_on_with_another_number_of_ranks(groups, ranks, accumulation, batch):
+    before = [TrainOrder(30, 1, 6, rank, 2, groups=groups) for rank in range(2)]
+    steps = 4  # to the middle of the second epoch
+    after = [TrainOrder(30, 1, batch, rank, ranks, accumulation, steps * 12, groups) for rank in range(ranks)]
+    batches = [order.micro_batch(step) for step in range(steps) for order in before]
+    batches += [order.micro_batch(number) for number in range(steps * accumulation) for order in after]
+    seen = [(int(index), int(key)) for index_B, key_B in batches for index, key in zip(index_B, key_B)]
+    assert seen == _positions(TrainOrder(30, 1, 12, groups=groups), 8)
+
+
+def test_noise_belongs_to_epoch_and_sample_wherever_it_comes():
+    keys = [dict(pair for pair in _positions(TrainOrder(30, seed, 10, groups=groups), 6)[30:]) for seed, groups in
+            ((1, None), (2, None), (1, GROUPS))]
+    assert keys[0] == keys[1] == keys[2] == {index: 30 + index for index in range(30)}
+    assert noise_key(np.array([29, 30]), np.array([4, 4]), 30).tolist() == [4, 34]
+
+
+def test_shards_are_shuffled_and_few_are_open_at_a_time():
+    groups = Groups((50,) * 40, window=4)
+    shard_of = np.repeat(np.arange(40), 50)
+    epochs = [global_index(np.arange(2000) + 2000 * epoch, 2000, 7, groups) for epoch in range(2)]
+    for order_N in epochs:
+        np.testing.assert_array_equal(np.sort(order_N), np.arange(2000))
+        shards_N = shard_of[order_N]
+        first = np.array([np.flatnonzero(shards_N == shard)[0] for shard in range(40)])
+        last = np.array([np.flatnonzero(shards_N == shard)[-1] for shard in range(40)])
+        opened = (first[:, None] <= np.arange(2000)) & (np.arange(2000) <= last[:, None])
+        assert opened.sum(0).max() <= 4 + 1
+        assert len(set(shards_N[1000:1050])) > 2  # mixed, not one after the other
+    assert not np.array_equal(*epochs)
+    assert not np.array_equal(epochs[0], global_index(np.arange(2000), 2000, 8, groups))
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_resuming_continues_the_order(groups):
+    whole = _positions(TrainOrder(30, 2, 8, groups=groups), 10)
+    assert _positions(TrainOrder(30, 2, 8, start_image=48, groups=groups), 4) == whole[48:]
 
 
 def test_order_leaves_the_global_generators_alone():
