@@ -11,6 +11,7 @@ from data.digits import build_digits
 from data.folders import build_ffhq, build_folder, build_imagenet
 from data.lsun import build_lsun
 from data.synthetic import build_synthetic
+from data.synthetic_pairs import build_synthetic_pairs
 
 _BUILDERS: dict[str, Callable[[DatasetConfig, str, int], ImageDataset]] = {
     "digits": build_digits,
@@ -23,6 +24,7 @@ _BUILDERS: dict[str, Callable[[DatasetConfig, str, int], ImageDataset]] = {
     "lsun-cat": build_lsun,
     "folder": build_folder,
     "synthetic": build_synthetic,
+    "synthetic-pairs": build_synthetic_pairs,
 }
 
 

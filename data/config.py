@@ -19,10 +19,11 @@ DATASET_TYPES = (
     "lsun-cat",
     "folder",
     "synthetic",
+    "synthetic-pairs",
 )
 TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-church|bedroom|cat", "none")
 SPLITS = ("train", "val")
-_DEFAULT_RESOLUTION = {"digits": 32, "fashion-mnist": 32, "cifar10": 32, "synthetic": 32}
+_DEFAULT_RESOLUTION = {"digits": 32, "fashion-mnist": 32, "cifar10": 32, "synthetic": 32, "synthetic-pairs": 32}
 _DEFAULT_STYLE = {"imagenet": "imagenet", "folder": "imagenet", "ffhq": "ffhq"}
 
 

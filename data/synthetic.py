@@ -8,6 +8,8 @@ Axes: B batch, C channels, H W image, L caption tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -72,21 +74,34 @@ def draw_shapes(words: list[np.ndarray], draws_B5: Tensor, resolution: int) -> T
     shape_B, colour_B, size_B, background_B = (torch.from_numpy(word_B) for word_B in words)
     radius_B = torch.tensor(list(SIZES.values()))[size_B]
     centre_B2 = (2 * draws_B5[:, :2] - 1) * (1 - radius_B)[:, None]
-    axis = (torch.arange(resolution) + 0.5) * (2 / resolution) - 1
-    x_BHW = ((axis - centre_B2[:, :1]) / radius_B[:, None])[:, None, :].expand(-1, resolution, -1)
-    y_BHW = ((axis - centre_B2[:, 1:]) / radius_B[:, None])[:, :, None].expand(-1, -1, resolution)
-    coverage_BHW = torch.empty(len(shape_B), resolution, resolution)
-    for number, name in enumerate(SHAPES):
-        chosen = (shape_B == number).nonzero().squeeze(1)
-        if len(chosen):
-            pixels_B = radius_B[chosen] * (resolution / 2)  # pixels per unit of distance: edges are one pixel wide
-            distance = _distance(name, x_BHW[chosen], y_BHW[chosen])
-            coverage_BHW[chosen] = (0.5 - distance * pixels_B[:, None, None]).clamp_(0, 1)
+    coverage_BHW = shape_coverage(SHAPES, shape_B, centre_B2, radius_B, resolution)
     jitter_B3 = (2 * draws_B5[:, 2:] - 1) * _JITTER
     front_B3 = torch.tensor(list(COLOURS.values()), dtype=torch.float32)[colour_B] + jitter_B3
     back_B3 = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)[background_B] + jitter_B3
     mix_BCHW = torch.lerp(back_B3[:, :, None, None], front_B3[:, :, None, None], coverage_BHW[:, None])
     return mix_BCHW.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def shape_coverage(names: Sequence[str], shape_B: Tensor, centre_B2: Tensor, radius_B: Tensor,
+                   resolution: int) -> Tensor:
+    """Share of every pixel that a shape covers, (B, H, W) in [0, 1]; edges are one pixel wide.
+
+    Args:
+        names: shapes of `data.captions.SHAPES`, of which `shape_B` are the numbers.
+        centre_B2: (x, y) with y pointing down; the image is [-1, 1] x [-1, 1].
+        radius_B: in the same unit.
+    """
+    axis = (torch.arange(resolution) + 0.5) * (2 / resolution) - 1
+    x_BHW = ((axis - centre_B2[:, :1]) / radius_B[:, None])[:, None, :].expand(-1, resolution, -1)
+    y_BHW = ((axis - centre_B2[:, 1:]) / radius_B[:, None])[:, :, None].expand(-1, -1, resolution)
+    coverage_BHW = torch.empty(len(shape_B), resolution, resolution)
+    for number, name in enumerate(names):
+        chosen = (shape_B == number).nonzero().squeeze(1)
+        if len(chosen):
+            pixels_B = radius_B[chosen] * (resolution / 2)  # pixels per unit of distance
+            distance = _distance(name, x_BHW[chosen], y_BHW[chosen])
+            coverage_BHW[chosen] = (0.5 - distance * pixels_B[:, None, None]).clamp_(0, 1)
+    return coverage_BHW
 
 
 def _distance(shape: str, x: Tensor, y: Tensor) -> Tensor:

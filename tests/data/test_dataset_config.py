@@ -65,7 +65,7 @@ def test_every_type_can_be_built_or_says_which_files_it_wants(tmp_path, monkeypa
     monkeypatch.delenv("RQ_DATA_ROOT", raising=False)
     for name in DATASET_TYPES:
         config = DatasetConfig(type=name, resolution=16, num_samples=4)
-        if name in ("digits", "synthetic"):
+        if name in ("digits", "synthetic", "synthetic-pairs"):
             assert build_dataset(config, "val").resolution == 16
         else:
             with pytest.raises(FileNotFoundError, match=f"{name}: no images found in data/{name}; expected "):
