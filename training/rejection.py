@@ -1,4 +1,6 @@
-"""Rejection sampling: of many candidates per class, keep those in which a classifier sees the class most clearly.
+"""Rejection sampling: of many candidates per condition, keep those that show it best.
+
+The judge is a classifier (how clearly it sees the class) or CLIP (how well the image fits its caption).
 
 Legend: B batch, C channels, H W image (code grid in codes), D code depth, N kept samples, M candidates.
 
@@ -22,7 +24,7 @@ from runtime import distributed
 
 @dataclass(frozen=True)
 class RejectionPlan:
-    """How many candidates there are, and of which classes.
+    """How many candidates there are, and of which classes; captions count as classes, one each.
 
     The kept samples have the classes of `balanced_conditions`; a class with n of them gets ceil(n / keep) candidates.
     Candidate j has class j mod `num_classes`; its noise belongs to the number j, like that of any sample.
@@ -34,8 +36,6 @@ class RejectionPlan:
 
     def __post_init__(self) -> None:
         self.check_keep(self.keep)
-        if self.num_classes < 2:
-            raise ValueError("rejection sampling needs a class-conditional model: this one has no classes")
 
     @staticmethod
     def check_keep(keep: float) -> None:

@@ -19,11 +19,11 @@ ROWS_AT_A_TIME = 64
 
 def save_images(batches: Iterable[dict[str, Tensor]], directory: Path, file_format: str, num_images: int,
                 resolution: tuple[int, int]) -> Iterator[dict[str, Tensor]]:
-    """Passes batches (`image` uint8, `index`, `label`) through and writes them on the way.
+    """Passes batches (`image` uint8, `index`, `label` where there are classes) through and writes them on the way.
 
-    `png`: `images/<index>_class<label>.png`. `npz`: `samples.npz` with `arr_0`, uint8 (N, H, W, 3), and the classes
-    `arr_1`, int64 (N,), which is what the ADM evaluator takes, and the classes once more as `labels`; N images are
-    never in memory.
+    `png`: `images/<index>_class<label>.png`, without classes `images/<index>.png`. `npz`: `samples.npz` with `arr_0`,
+    uint8 (N, H, W, 3), and the classes `arr_1`, int64 (N,), which is what the ADM evaluator takes, and the classes once
+    more as `labels`; without classes `arr_0` alone. N images are never in memory.
 
     Raises:
         ValueError: unknown format.
@@ -33,7 +33,8 @@ def save_images(batches: Iterable[dict[str, Tensor]], directory: Path, file_form
     writer = PngFiles(directory) if file_format == "png" else NpzFile(directory, num_images, resolution)
     for batch in batches:
         image_BHWC = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
-        writer.write(image_BHWC, batch["index"].cpu().numpy(), batch["label"].cpu().numpy())
+        label_B = batch["label"].cpu().numpy() if "label" in batch else None
+        writer.write(image_BHWC, batch["index"].cpu().numpy(), label_B)
         yield batch
     writer.close()
 
@@ -45,10 +46,11 @@ class PngFiles:
         self.directory = directory / "images"
         self.directory.mkdir(parents=True, exist_ok=True)
 
-    def write(self, image_BHWC: np.ndarray, index_B: np.ndarray, label_B: np.ndarray) -> None:
+    def write(self, image_BHWC: np.ndarray, index_B: np.ndarray, label_B: np.ndarray | None) -> None:
         """Writes one batch."""
-        for image_HWC, index, label in zip(image_BHWC, index_B, label_B, strict=True):
-            Image.fromarray(image_HWC).save(self.directory / f"{index:06d}_class{label}.png")
+        classes = [""] * len(index_B) if label_B is None else [f"_class{label}" for label in label_B]
+        for image_HWC, index, suffix in zip(image_BHWC, index_B, classes, strict=True):
+            Image.fromarray(image_HWC).save(self.directory / f"{index:06d}{suffix}.png")
 
     def close(self) -> None:
         """Waits until every rank has written its files."""
@@ -57,6 +59,8 @@ class PngFiles:
 
 class NpzFile:
     """Two memory-mapped arrays on a shared disk, packed into one archive at the end."""
+
+    labelled = False
 
     def __init__(self, directory: Path, num_images: int, resolution: tuple[int, int]):
         self.directory = directory
@@ -68,22 +72,24 @@ class NpzFile:
         distributed.barrier()
         self.arrays = {name: np.lib.format.open_memmap(file, mode="r+") for name, file in self.files.items()}
 
-    def write(self, image_BHWC: np.ndarray, index_B: np.ndarray, label_B: np.ndarray) -> None:
+    def write(self, image_BHWC: np.ndarray, index_B: np.ndarray, label_B: np.ndarray | None) -> None:
         """Puts one batch into its rows."""
         self.arrays["arr_0"][index_B] = image_BHWC
-        self.arrays["labels"][index_B] = label_B
+        if label_B is not None:
+            self.arrays["labels"][index_B] = label_B
+            self.labelled = True
 
     def close(self) -> None:
         """Packs the archive on the main process, streaming."""
         for array in self.arrays.values():
             array.flush()
-        distributed.barrier()
+        labelled = any(distributed.gather_objects(self.labelled))  # waits for all ranks
         if distributed.is_main():
             image_NHWC, label_N = self.arrays["arr_0"], np.asarray(self.arrays["labels"])
             rows = range(0, len(image_NHWC), ROWS_AT_A_TIME)
             blocks = (image_NHWC[start : start + ROWS_AT_A_TIME] for start in rows)
-            write_npz(self.directory / "samples.npz", {
-                "arr_0": (Header(image_NHWC.shape, image_NHWC.dtype), blocks), "arr_1": label_N, "labels": label_N,
-            })
+            labels = {"arr_1": label_N, "labels": label_N} if labelled else {}
+            write_npz(self.directory / "samples.npz",
+                      {"arr_0": (Header(image_NHWC.shape, image_NHWC.dtype), blocks), **labels})
             for file in self.files.values():
                 file.unlink()

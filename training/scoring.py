@@ -143,7 +143,8 @@ class ScoringData:
             resize=getattr(args, "features_resize", "bilinear"),
             train=partial(self.uint8_batches, "train", shared=False),
             validation=partial(self.uint8_batches, "val", shared=False),
-            num_classes=self.split("train").num_classes, cache_dir=args.features_cache,
+            num_classes=self.split("train").num_classes if args.features == "classifier" else None,
+            cache_dir=args.features_cache,
         )
 
     def report_unreadable(self) -> None:
