@@ -5,6 +5,8 @@ a <size> <colour> <shape> on a <background> background
 
 from __future__ import annotations
 
+from data.caption_tokenizer import WordTokenizer
+
 SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross", "bar", "dome")
 SIZES = {"small": 0.40, "medium": 0.58, "large": 0.76}  # radius as a share of half the image's side
 COLOURS = {
@@ -22,7 +24,6 @@ PAD = "<pad>"
 CAPTION_LENGTH = 8
 
 _VOCABULARY = (PAD, "a", "on", "background", *SIZES, *COLOURS, *SHAPES, *BACKGROUNDS)
-_TOKEN = {word: token for token, word in enumerate(_VOCABULARY)}
 
 
 def caption_vocabulary() -> list[str]:
@@ -35,12 +36,13 @@ def caption_text(size: str, colour: str, shape: str, background: str) -> str:
     return f"a {size} {colour} {shape} on a {background} background"
 
 
+def caption_tokenizer(context_length: int = CAPTION_LENGTH) -> WordTokenizer:
+    """The grammar's words as tokens; ValueError when captions would not fit."""
+    if context_length < CAPTION_LENGTH:
+        raise ValueError(f"dataset.context_length {context_length} is too short: captions have {CAPTION_LENGTH} words")
+    return WordTokenizer(caption_vocabulary(), context_length)
+
+
 def tokenize_caption(text: str, context_length: int = CAPTION_LENGTH) -> list[int]:
     """Token ids of a caption, padded to context_length; ValueError names an unknown word or a text too long."""
-    words = text.lower().split()
-    if len(words) > context_length:
-        raise ValueError(f"caption {text!r} has {len(words)} words, more than context_length {context_length}")
-    unknown = [word for word in words if word not in _TOKEN]
-    if unknown:
-        raise ValueError(f"caption word {unknown[0]!r} is unknown; the words are {', '.join(_VOCABULARY[1:])}")
-    return [_TOKEN[word] for word in words] + [0] * (context_length - len(words))
+    return WordTokenizer(_VOCABULARY, context_length).encode(text)

@@ -1,0 +1,261 @@
+"""Byte-pair encodings of captions: trained here, published, or CLIP's.
+
+    python -m data.tokenizers train captions.txt --vocab-size 16384 --out DIR
+    python -m data.tokenizers show DIR --text "a cat on a mat"
+
+`load_tokenizer(path)` reads what the first command writes, a published pair of vocabulary and merges, or CLIP's file;
+nothing is downloaded. The work is done by Hugging Face's `tokenizers`; dropout is ours (`data.bpe_dropout`).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Optional
+
+from data.bpe_dropout import DropoutMerges
+from data.bpe_files import CLIP_END, CLIP_START, PAD_TOKEN, find_pair, huggingface, read_clip, read_pair
+from data.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer, as_json
+from runtime.cli import ArgumentParser
+from runtime.errors import UserError, exit_on_user_error, one_line
+
+CLIP_CONTEXT = 77
+SMALLEST_VOCABULARY = 257  # all bytes, and padding
+
+
+@dataclass(frozen=True)
+class BPESettings:
+    """What a tokenizer needs beyond the library's file. `start_id` and `end_id` stand around every caption."""
+
+    kind: str
+    context_length: int
+    pad_id: int
+    bpe_dropout: float = 0.0
+    start_id: Optional[int] = None
+    end_id: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bpe_dropout <= 1:
+            raise ValueError(f"dataset.bpe_dropout must lie in [0, 1], not {self.bpe_dropout}")
+        marks = (self.start_id is not None) + (self.end_id is not None)
+        if self.context_length <= marks:
+            raise ValueError(f"dataset.context_length must be at least {marks + 1}, not {self.context_length}")
+
+
+class BPETokenizer(CaptionTokenizer):
+    """A byte-pair encoding. With a noise key, merges are dropped with probability `settings.bpe_dropout`.
+
+    backend: a `tokenizers.Tokenizer` with a BPE model, without dropout, padding and truncation of its own.
+    """
+
+    def __init__(self, backend: Any, settings: BPESettings) -> None:
+        self.backend, self.settings, self.kind = backend, settings, settings.kind
+        vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        super().__init__(vocab_size, settings.context_length, settings.pad_id)
+
+    @cached_property
+    def _merges(self) -> DropoutMerges:
+        content = json.loads(self.backend.to_str())
+        unknown = content["model"].get("unk_token")
+        fixed = {entry["id"] for entry in content["added_tokens"]} | {content["model"]["vocab"].get(unknown, -1)}
+        return DropoutMerges(content["model"], fixed)
+
+    def encode(self, text: str, noise_key: int | None = None) -> list[int]:
+        """The ids of any text: nothing is refused, and what is no valid Unicode becomes a question mark."""
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+        if self.kind == "clip-bpe":
+            text = clean_for_clip(text)
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        ids, settings = encoding.ids, self.settings
+        if noise_key is not None and settings.bpe_dropout > 0:
+            ids = self._merges.resegment(ids, encoding.word_ids, settings.bpe_dropout, noise_key)
+        start = [] if settings.start_id is None else [settings.start_id]
+        end = [] if settings.end_id is None else [settings.end_id]
+        return self._fit([*start, *ids[: self.context_length - len(start) - len(end)], *end])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids, end = list(ids), self.settings.end_id
+        if end is None:
+            ids = [number for number in ids if number != self.pad_id]
+        elif end in ids:
+            ids = ids[: ids.index(end)]
+        text = self.backend.decode(ids, skip_special_tokens=True)
+        return text.replace("</w>", " ").strip()
+
+    def files(self) -> dict[str, str]:
+        return {TOKENIZER_FILE: self.backend.to_str(pretty=True) + "\n", SETTINGS_FILE: as_json(asdict(self.settings))}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_merges"}
+
+
+def clean_for_clip(text: str) -> str:
+    """HTML entities as characters, single spaces, lower case: CLIP's own clean-up less its repair of wrongly decoded
+    text (the package ftfy), which changes few captions.
+    """
+    return " ".join(html.unescape(html.unescape(text)).split()).lower()
+
+
+def load_tokenizer(
+    path: str | Path, context_length: int | None = None, bpe_dropout: float | None = None
+) -> CaptionTokenizer:
+    """The tokenizer at `path`.
+
+    Args:
+        path: a folder with `tokenizer.json` and `tokenizer_settings.json`, such as a snapshot; a published pair, as its
+            folder or as DIR/bpe-16k for `bpe-16k-vocab.json` and `bpe-16k-merges.txt`; CLIP's `.gz` file.
+        context_length: tokens per caption; None: as saved, or CLIP's 77.
+        bpe_dropout: None: as saved, or 0.
+
+    Raises:
+        ValueError: one line, when nothing of the kind is there, or a file is damaged.
+    """
+    path = Path(path).expanduser()
+    folder = path.parent if path.name == TOKENIZER_FILE else path
+    if (folder / SETTINGS_FILE).is_file():
+        tokenizer = _read_saved(folder)
+    elif path.is_file() and path.suffix == ".gz":
+        backend = read_clip(path)
+        marks = [backend.token_to_id(token) for token in (CLIP_START, CLIP_END)]
+        tokenizer = BPETokenizer(backend, BPESettings("clip-bpe", context_length or CLIP_CONTEXT, 0, 0.0, *marks))
+    elif pair := find_pair(path):
+        if context_length is None:
+            raise ValueError(f"dataset.context_length is missing: {pair[0]} does not say how long captions are")
+        backend, kind = read_pair(*pair)
+        tokenizer = BPETokenizer(backend, BPESettings(kind, context_length, backend.token_to_id(PAD_TOKEN)))
+    else:
+        raise ValueError(
+            f"no tokenizer at {path}; expected a folder with {TOKENIZER_FILE} and {SETTINGS_FILE}, a pair "
+            "<name>-vocab.json and <name>-merges.txt, or CLIP's bpe_simple_vocab_16e6.txt.gz"
+        )
+    return _adjusted(tokenizer, context_length, bpe_dropout)
+
+
+def _adjusted(tokenizer: CaptionTokenizer, context_length: int | None, dropout: float | None) -> CaptionTokenizer:
+    if isinstance(tokenizer, BPETokenizer):
+        settings = tokenizer.settings
+        length = settings.context_length if context_length is None else context_length
+        dropout = settings.bpe_dropout if dropout is None else dropout
+        return BPETokenizer(tokenizer.backend, replace(settings, context_length=length, bpe_dropout=dropout))
+    if dropout:
+        raise ValueError(f"dataset.bpe_dropout={dropout} needs a byte-pair encoding; this tokenizer knows whole words")
+    return tokenizer if context_length is None else WordTokenizer(tokenizer.words, context_length)
+
+
+def _read_saved(folder: Path) -> CaptionTokenizer:
+    try:
+        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        content = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
+        if settings.get("kind") == WordTokenizer.kind:
+            return WordTokenizer(json.loads(content)["words"], settings["context_length"])
+        backend = huggingface().Tokenizer.from_str(content)
+        return BPETokenizer(backend, BPESettings(**settings))
+    except UserError:
+        raise
+    except Exception as error:  # the library raises the plain class
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {one_line(error)}") from error
+
+
+def train_bpe(
+    captions: Iterable[str], vocab_size: int, context_length: int, *, lowercase: bool = True, min_frequency: int = 2
+) -> BPETokenizer:
+    """A byte-level BPE (Sennrich et al. 2016, 1508.07909; on bytes as GPT-2's) of at most `vocab_size` tokens.
+
+    Token 0 is padding and the bytes follow, so that no text is unknown. Unicode is composed (NFC); every word, the
+    first included, starts with its space. Fewer tokens come out where the captions have no pair left that occurs
+    `min_frequency` times.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ValueError(f"--vocab-size must be at least {SMALLEST_VOCABULARY} (bytes and padding), not {vocab_size}")
+    hf = huggingface()
+    backend = hf.Tokenizer(hf.models.BPE())
+    steps = [hf.normalizers.NFC(), hf.normalizers.Strip(), *([hf.normalizers.Lowercase()] if lowercase else [])]
+    backend.normalizer = hf.normalizers.Sequence(steps)
+    backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = hf.decoders.ByteLevel()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=[PAD_TOKEN], show_progress=False,
+        initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
+    )
+    backend.train_from_iterator(captions, trainer)
+    return BPETokenizer(backend, BPESettings("byte-bpe", context_length, backend.token_to_id(PAD_TOKEN)))
+
+
+def read_captions(path: Path, column: int | None = None) -> Iterator[str]:
+    """The captions of a text file, one a line; `column` (from 1) of lines whose columns are separated by tabs."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.rstrip("\r\n")
+            if column is None:
+                yield line
+                continue
+            columns = line.split("\t")
+            if not 1 <= column <= len(columns):
+                raise ValueError(f"{path}, line {number} has {len(columns)} columns, not {column}")
+            yield columns[column - 1]
+
+
+def parse(words: Sequence[str] | None = None) -> Namespace:
+    parser = ArgumentParser(prog="python -m data.tokenizers", description="Tokenizers of captions.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
+    train = commands.add_parser("train", help="byte-level BPE of the captions in a text file")
+    train.add_argument("captions", type=Path, nargs="+", help="text files, one caption a line")
+    train.add_argument("--vocab-size", type=int, required=True, help="tokens, padding included")
+    train.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    train.add_argument("--context-length", type=int, default=64, help="tokens per caption (default: 64)")
+    train.add_argument("--column", type=int, help="which column of tab-separated lines (train_list.txt: 2)")
+    train.add_argument("--min-frequency", type=int, default=2, help="of a pair that becomes a token (default: 2)")
+    train.add_argument("--keep-case", action="store_true", help="capital letters are letters of their own")
+    show = commands.add_parser("show", help="what a tokenizer is, and how it reads a text")
+    show.add_argument("path", type=Path, help="anything that dataset.tokenizer may name")
+    show.add_argument("--text", default="", help="a caption")
+    show.add_argument("--context-length", type=int, help="needed for published pairs")
+    args = parser.parse_args(words)
+    if args.overrides:
+        parser.error(f"unexpected argument {args.overrides[0]!r}")
+    return args
+
+
+def main(args: Namespace) -> None:
+    (_train if args.command == "train" else _show)(args)
+
+
+def _train(args: Namespace) -> None:
+    def captions() -> Iterator[str]:
+        for path in args.captions:
+            yield from read_captions(path, args.column)
+
+    tokenizer = train_bpe(captions(), args.vocab_size, args.context_length, lowercase=not args.keep_case,
+                          min_frequency=args.min_frequency)
+    count = tokens = cut = 0
+    for text in captions():
+        length = len(tokenizer.backend.encode(text, add_special_tokens=False).ids)
+        count, tokens, cut = count + 1, tokens + length, cut + (length > args.context_length)
+    if not count:
+        raise UserError(f"{args.captions[0]} holds no captions")
+    tokenizer.save(args.out)
+    print(f"{tokenizer.vocab_size} tokens to {args.out}: {count} captions have {tokens / count:.1f} tokens each, "
+          f"{cut} of them more than --context-length {args.context_length}")
+    if tokenizer.vocab_size < args.vocab_size:
+        print(f"warning: the captions give only {tokenizer.vocab_size} of {args.vocab_size} tokens", file=sys.stderr)
+
+
+def _show(args: Namespace) -> None:
+    tokenizer = load_tokenizer(args.path, args.context_length)
+    print(f"{tokenizer.kind}: {tokenizer.vocab_size} tokens, {tokenizer.context_length} per caption, padding is "
+          f"{tokenizer.pad_id}")
+    if args.text:
+        ids = tokenizer.encode(args.text)
+        print(" ".join(map(str, ids)))
+        print(tokenizer.decode(ids))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError, OSError):
+        main(parse())
