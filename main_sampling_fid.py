@@ -26,7 +26,7 @@ from training.sampling import (
     Sampler,
     add_sampling_flags,
     directory_beside,
-    keep_first_images,
+    keep_images,
     load_models,
     sampling_facts,
     save_grid,
@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
         log.info(f"{args.n_samples} samples to {directory}, settings {sampling}")
         kept: dict[int, Tensor] = {}
         resolution = (stage1.config.ddconfig.resolution,) * 2
-        batches = keep_first_images(iter(sampler), kept)
+        batches = keep_images(iter(sampler), kept)
         batches = save_images(batches, directory, args.format, args.n_samples, resolution)
         if extractor is None:
             count_samples(batches, sampler)

@@ -6,7 +6,7 @@ Legend: B batch, C channels, H W image (code grid in codes), D code depth, L con
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -191,12 +191,12 @@ def directory_beside(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == SNAPSHOTS else checkpoint
 
 
-def keep_first_images(batches: Iterator[dict[str, Tensor]], kept: dict[int, Tensor],
-                      count: int = GRID_IMAGES) -> Iterator[dict[str, Tensor]]:
-    """Passes batches through and remembers the images of the preview grid."""
+def keep_images(batches: Iterator[dict[str, Tensor]], kept: dict[int, Tensor],
+                wanted: Collection[int] = range(GRID_IMAGES)) -> Iterator[dict[str, Tensor]]:
+    """Passes batches through and remembers the images of the preview grid, by sample number."""
     for batch in batches:
         for index, image_CHW in zip(batch["index"].tolist(), batch["image"], strict=True):
-            if index < count:
+            if index in wanted:
                 kept[index] = image_CHW.cpu()
         yield batch
 
