@@ -1,0 +1,239 @@
+"""Samples images for texts: one prompt, a file of captions, or the captions of a data set, which are then scored.
+
+    python main_sampling_txt2img.py -v STAGE1 -a STAGE2 --prompt "a red circle on a black background" --num 8
+    python main_sampling_txt2img.py -v STAGE1 -a STAGE2 --dataset cc3m|coco_2014val|FILE --save-dir DIR
+
+Sample i has caption i (from the start again when there are fewer captions than samples); its noise depends on the seed
+and on i alone, for any batch size and number of processes. FID is taken against the data set's validation images, the
+CLIP score against the captions.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from evaluation.clip_features import ClipFeatures
+from evaluation.clip_score import CaptionJudge, ClipScore
+from rqtransformer import RQTransformer
+from runtime import distributed
+from runtime.cli import build_parser
+from runtime.distributed import DistEnv
+from runtime.errors import UserError, exit_on_user_error, one_line
+from runtime.rundir import new_run_dir
+from runtime.runlog import RunLog
+from training.metric_set import METRICS, MetricSet
+from training.prompts import (
+    Prompts,
+    caption_file,
+    dataset_named,
+    dataset_prompts,
+    find_tokenizer,
+    read_caption_file,
+    tokenize,
+)
+from training.rejection import RejectionPlan, RejectionSampler
+from training.sample_files import save_images
+from training.sample_scores import check_reference, count_samples, score_samples
+from training.sampling import (
+    GRID_COLUMNS,
+    GRID_IMAGES,
+    Sampler,
+    add_sampling_flags,
+    directory_beside,
+    keep_images,
+    load_models,
+    sampling_facts,
+    save_grid,
+)
+from training.scoring import ScoringData, add_scoring_flags, config_beside, write_result
+from training.snapshot import resolve_checkpoint, weights_digest
+from training.stage2 import Stage2Config
+
+CLIP_METRIC = "clip"
+TEXT_METRICS = (*(name for name in METRICS if name not in ("cas", "class-fid", "accuracy")), CLIP_METRIC)
+PUBLISHED_CLIP = "ViT-B-32-quickgelu/openai"
+
+
+def parse() -> argparse.Namespace:
+    parser = build_parser("Sample images for texts from an RQ-Transformer, and score them.")
+    add_sampling_flags(parser)
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="a caption; may be given several times")
+    parser.add_argument("--num", type=int, default=1, help="images of each --prompt (default: 1)")
+    parser.add_argument("--dataset", metavar="NAME|FILE",
+                        help="captions: of a data set such as cc3m or coco_2014val, or of a text file with one a line "
+                             "(default: the data set of the stage-2 checkpoint)")
+    parser.add_argument("-n", "--n-samples", type=int, help="number of samples (default: one for each caption)")
+    parser.add_argument("--tokenizer", metavar="PATH",
+                        help="of the captions (default: the one beside the stage-2 weights, or of its data set)")
+    parser.add_argument("--reject-keep", type=float, metavar="SHARE",
+                        help="draw 1 / SHARE candidates for each sample and keep those that CLIP finds to fit best")
+    parser.add_argument("--clip-model", default=PUBLISHED_CLIP, metavar="NAME[/TAG]",
+                        help=f"of open_clip, for the CLIP score and --reject-keep (default: {PUBLISHED_CLIP})")
+    parser.add_argument("--clip-weights", metavar="FILE", help="its weights, instead of those of the tag")
+    parser.add_argument("--metrics", metavar="NAMES",
+                        help=f"out of {', '.join(TEXT_METRICS)}, or none (default: fid,clip for a data set, clip for a "
+                             "file, none for prompts)")
+    parser.add_argument("--reference", default="val",
+                        help="split that scores compare with, or an .npz file of moments (default: val)")
+    parser.add_argument("--report", action="store_true", help="also write metrics.html beside the images")
+    add_scoring_flags(parser)
+    return parser.parse_args()
+
+
+def wanted_metrics(args: argparse.Namespace) -> tuple[MetricSet | None, bool]:
+    """(Metrics of images or None, whether the CLIP score is asked for); UserError for what cannot work."""
+    is_file = args.dataset is not None and caption_file(args.dataset) is not None
+    default = "none" if args.prompt else CLIP_METRIC if is_file else f"fid,{CLIP_METRIC}"
+    names = [name.strip().lower() for name in (args.metrics or default).split(",") if name.strip()]
+    if not args.score or names == ["none"]:
+        return None, False
+    unknown = [name for name in names if name not in TEXT_METRICS]
+    if unknown:
+        raise UserError(f"--metrics {unknown[0]}: choose from {', '.join(TEXT_METRICS)}, or none")
+    of_images = [name for name in names if name != CLIP_METRIC]
+    metrics = MetricSet.parse(",".join(of_images)) if of_images else None
+    if metrics is not None:
+        metrics.check_name(args.features)
+        check_reference(args)
+        if (args.prompt or is_file) and not args.reference.endswith(".npz"):
+            raise UserError(f"--metrics {of_images[0]} compares with images, and {args.dataset or '--prompt'} has "
+                            f"none: give --reference FILE.npz, or --metrics {CLIP_METRIC}")
+    return metrics, CLIP_METRIC in names
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """UserError for numbers and combinations that cannot work, before any model is read."""
+    for flag, value in (("--num", args.num), ("-n", args.n_samples), ("-bs", args.batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} {value} must be at least 1")
+    if args.prompt and args.dataset is not None:
+        raise UserError("--prompt and --dataset exclude each other")
+    if args.prompt and args.n_samples is not None:
+        raise UserError("--prompt takes --num, images of each prompt, not -n")
+    if args.reject_keep is not None:
+        RejectionPlan.check_keep(args.reject_keep)
+
+
+def find_prompts(args: argparse.Namespace, data: ScoringData) -> Prompts:
+    """The captions that the flags name."""
+    if args.prompt:
+        return Prompts(args.prompt, "--prompt")
+    file = None if args.dataset is None else caption_file(args.dataset)
+    return dataset_prompts(data) if file is None else read_caption_file(file)
+
+
+def load_clip(args: argparse.Namespace, env: DistEnv) -> ClipFeatures:
+    """CLIP by file, or by open_clip's tag, which one process of all fetches first.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    try:
+        if args.clip_weights is not None:
+            return ClipFeatures(args.clip_model.partition("/")[0], args.clip_weights, env.device)
+        if env.is_distributed:
+            distributed.run_on_main(lambda: ClipFeatures(args.clip_model).fingerprint)
+        return ClipFeatures(args.clip_model, device=env.device)
+    except (ValueError, OSError, RuntimeError) as error:  # open_clip raises the last for what it cannot fetch
+        raise UserError(f"{one_line(error)}; CLIP is needed for --metrics {CLIP_METRIC} (part of the default) and "
+                        "--reject-keep, and --clip-weights FILE gives it weights") from error
+
+
+def text_model(args: argparse.Namespace, stage2: RQTransformer) -> RQTransformer:
+    """UserError when the model takes no text."""
+    if stage2.config.block_size_cond < 2:
+        raise UserError(f"{args.model_ar_path} is not conditioned on text: sample it with main_sampling_fid.py")
+    return stage2
+
+
+def preview(num_prompts: int, num_each: int, shown: int) -> tuple[list[int], int]:
+    """(Sample numbers of the preview row by row, columns): the first samples, or each prompt's in a row of its own."""
+    if num_prompts == 1 or num_each == 1:
+        count = min(shown, num_prompts * num_each)
+        return list(range(count)), min(count, GRID_COLUMNS)
+    columns = min(num_each, GRID_COLUMNS)
+    rows = range(min(num_prompts, max(1, shown // columns)))
+    return [place * num_prompts + prompt for prompt in rows for place in range(columns)], columns
+
+
+def main(args: argparse.Namespace) -> None:
+    check_flags(args)
+    metrics, with_clip = wanted_metrics(args)
+    checkpoint = resolve_checkpoint(args.model_ar_path)
+    config = config_beside(checkpoint, Stage2Config, args.overrides)
+    named = None if args.dataset is None or caption_file(args.dataset) else args.dataset
+    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
+                                 world_size=args.world_size, node_rank=args.node_rank)
+    data = ScoringData(dataset_named(config.dataset, named, args.overrides), args.batch_size, env,
+                       config.experiment.num_workers, cache=args.features_cache)
+    prompts = find_prompts(args, data)
+    clip = load_clip(args, env) if with_clip or args.reject_keep is not None else None
+    extractor = None if metrics is None else data.features(args)
+    if extractor is not None:
+        metrics.check(extractor)
+    stage1, stage2 = load_models(args, config.vqvae.ema, env)
+    conditions = tokenize(prompts, find_tokenizer(args.tokenizer, checkpoint, config.dataset,
+                                                  text_model(args, stage2).config))
+    num_samples = len(prompts.captions) * args.num if args.prompt else args.n_samples or len(prompts.captions)
+    sampler = Sampler(args, stage1, stage2, env, num_samples, conditions)
+    sampling = sampling_facts(sampler, args, **add_rejection(args, sampler, prompts, clip))
+    base = Path(args.save_dir) if args.save_dir else directory_beside(checkpoint)
+    directory = new_run_dir(base, "samples", f"seed{args.seed}")
+    order, columns = preview(len(prompts.captions) if args.prompt else 1, args.num if args.prompt else num_samples,
+                             GRID_IMAGES)
+    with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
+        log.info(f"{num_samples} samples of {len(prompts.captions)} captions to {directory}, settings {sampling}")
+        if env.is_main:
+            prompts.write(directory, num_samples, args.format)
+        kept: dict[int, Tensor] = {}
+        batches = keep_images(iter(sampler), kept, set(order))
+        batches = save_images(batches, directory, args.format, num_samples, (stage1.config.ddconfig.resolution,) * 2)
+        score = ClipScore(clip) if with_clip else None
+        if score is not None:
+            batches = score.watch(batches, prompts.captions)
+        started = time.perf_counter()
+        if extractor is not None:
+            line = score_samples(args, batches, data, extractor, sampler, directory, metrics, sampling, False)
+        else:
+            count_samples(batches, sampler)
+            line = plain_line(args, sampler, sampling, clip) if score is not None else None
+        if line is not None:
+            if score is not None:
+                line["metrics"] |= score.metrics(num_samples, distributed.all_reduce_sum_)
+                line["clip"] = {"name": clip.name, "resize": clip.resize, "fingerprint": clip.fingerprint}
+            line |= {"captions": prompts.facts(), "seconds": round(time.perf_counter() - started, 3)}
+            if env.is_main:
+                write_result(directory / "result.json", line)
+        save_grid(kept, log, directory, columns, order)
+        log.info(f"images, {directory / 'samples.png'} and {directory / 'captions.jsonl'} are written")
+    data.report_unreadable()
+
+
+def plain_line(args: argparse.Namespace, sampler: Sampler, sampling: dict[str, Any],
+               clip: ClipFeatures) -> dict[str, Any]:
+    """The result line of samples that are compared with their captions only."""
+    features = {"name": clip.name, "dim": clip.dim, "num_classes": 0, "resize": clip.resize,
+                "fingerprint": clip.fingerprint}
+    return {"metrics": {}, "num_images": sampler.num_samples, "references": {}, "features": features,
+            "seed": args.seed, "sampling": sampling, "checkpoint": weights_digest(sampler.stage2), "warnings": [],
+            "tokenizer": weights_digest(sampler.stage1)}
+
+
+def add_rejection(args: argparse.Namespace, sampler: Sampler, prompts: Prompts,
+                  clip: ClipFeatures | None) -> dict[str, Any]:
+    """Sets the sampler up for `--reject-keep`; returns what the result line says about it."""
+    if args.reject_keep is None:
+        return {}
+    plan = RejectionPlan(sampler.num_samples, len(prompts.captions), args.reject_keep)
+    judge = CaptionJudge(clip, prompts.captions)
+    sampler.reject = RejectionSampler(plan, sampler.draw, sampler.decode, judge, args.batch_size)
+    return {"reject_keep": args.reject_keep, "reject_model": judge.label, "candidates": len(plan.candidates())}
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError, OSError):
+        main(parse())
+        distributed.shutdown()

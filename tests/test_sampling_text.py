@@ -1,0 +1,212 @@
+"""`main_sampling_txt2img.py` on the golden text-to-image checkpoint and its RQ-VAE, in the published layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+STAND_INS = ROOT / "tests" / "stand_ins"
+DATA = ["dataset.type=synthetic", "dataset.transforms=null", "dataset.resolution=16", "dataset.num_samples=64",
+        "dataset.val_fraction=0.2", "experiment.num_workers=0"]
+PROMPT = "a large red circle on a gray background"
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """Copies, because results are written beside checkpoints."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name in ("rqvae-shared", "rqtransformer-text"):
+        shutil.copytree(ROOT / "tests" / "golden" / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("classifiers")
+
+
+@pytest.fixture
+def open_clip(monkeypatch):
+    """The stand-in, which `tests/stand_ins` describes."""
+    monkeypatch.syspath_prepend(str(STAND_INS))
+    monkeypatch.delitem(sys.modules, "open_clip", raising=False)
+    yield
+    sys.modules.pop("open_clip", None)
+
+
+def command(checkpoints: Path, *flags: object) -> list[str]:
+    models = ["-v", checkpoints / "rqvae-shared" / "model.pt", "-a", checkpoints / "rqtransformer-text" / "model.pt"]
+    return ["main_sampling_txt2img.py", *map(str, [*models, *flags])]
+
+
+def run(monkeypatch, checkpoints: Path, *flags: object) -> None:
+    monkeypatch.setattr(sys, "argv", command(checkpoints, *flags))
+    runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+
+
+def refusal(monkeypatch, capsys, checkpoints: Path, *flags: object) -> str:
+    """The one line on stderr of a call that ends with exit code 2."""
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, checkpoints, *flags)
+    assert end.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    return line
+
+
+def only_run(out: Path) -> Path:
+    (directory,) = (out / "samples").iterdir()
+    return directory
+
+
+def png_images(directory: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(file)) for file in sorted((directory / "images").iterdir())])
+
+
+def captions_of(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "captions.jsonl").read_text().splitlines()]
+
+
+def scored(checkpoints: Path, cache: Path, out: Path, *more: object) -> list[object]:
+    return [*DATA, "--features", "classifier", "--features-cache", cache, "--save-dir", out, *more]
+
+
+def test_captions_of_a_data_set_with_fid_and_clip_score(open_clip, monkeypatch, checkpoints, cache, tmp_path, capsys):
+    run(monkeypatch, checkpoints, *scored(checkpoints, cache, tmp_path, "-bs", 5))
+    directory = only_run(tmp_path)
+    line = json.loads((directory / "result.json").read_text())
+    assert line["num_images"] == 13  # the validation split
+    assert [name.split("_")[0] for name in line["metrics"]] == ["fid", "clip-cosine", "clip-score100"]
+    assert next(iter(line["metrics"])).endswith("vs_val")
+    assert line["sampling"] == {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "weights": "dense", "ema": False}
+    assert line["captions"]["source"] == "synthetic:val"
+    assert line["reference"]["source"] == "synthetic:val"
+    assert line["clip"]["name"] == "clip:ViT-B-32-quickgelu/openai"
+    assert sorted(file.name for file in (directory / "images").iterdir()) == [f"{i:06d}.png" for i in range(13)]
+    captions = captions_of(directory)
+    assert [(entry["index"], entry["file_name"]) for entry in captions] == [
+        (index, f"images/{index:06d}.png") for index in range(13)]
+    assert len({entry["text"] for entry in captions}) > 8
+    assert (directory / "samples.png").exists()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
+
+
+def test_two_processes_make_the_same_images_and_scores(open_clip, monkeypatch, checkpoints, cache, tmp_path):
+    flags = ["-n", 7, "--reject-keep", 0.5]
+    run(monkeypatch, checkpoints, *scored(checkpoints, cache, tmp_path / "a", *flags, "-bs", 4))
+    alone = only_run(tmp_path / "a")
+    words = command(checkpoints, *scored(checkpoints, cache, tmp_path / "b", *flags, "-bs", 7))
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words], cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(STAND_INS)},
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    both = only_run(tmp_path / "b")
+    np.testing.assert_array_equal(png_images(both), png_images(alone))
+    assert captions_of(both) == captions_of(alone)
+    ours, theirs = (json.loads((run / "result.json").read_text()) for run in (both, alone))
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-6)
+    assert ours["sampling"] == theirs["sampling"]
+    assert ours["sampling"]["candidates"] == 14
+
+
+def test_rejection_raises_the_clip_score(open_clip, monkeypatch, checkpoints, tmp_path):
+    (tmp_path / "captions.txt").write_text(f"{PROMPT}\n\na small blue ring on a navy background\n")
+    scores = []
+    for keep in (None, 0.25):
+        out = tmp_path / str(keep)
+        flags = [] if keep is None else ["--reject-keep", keep]
+        run(monkeypatch, checkpoints, "--dataset", tmp_path / "captions.txt", "-n", 6, "--save-dir", out, *DATA, *flags)
+        line = json.loads((only_run(out) / "result.json").read_text())
+        assert line["captions"]["num"] == 2
+        assert [name.split("_")[0] for name in line["metrics"]] == ["clip-cosine", "clip-score100"]
+        assert [entry["text"].split()[1] for entry in captions_of(only_run(out))] == ["large", "small"] * 3
+        scores.append(next(iter(line["metrics"].values())))
+    assert scores[1] > scores[0]
+
+
+def test_a_prompt_gives_a_grid_and_files(monkeypatch, checkpoints, tmp_path):
+    prompts = ["--prompt", PROMPT, "--prompt", "a small green bar on a black background"]
+    run(monkeypatch, checkpoints, *prompts, "--num", 3, "--save-dir", tmp_path / "a", *DATA)
+    directory = only_run(tmp_path / "a")
+    image_NHWC = png_images(directory)
+    assert len(image_NHWC) == 6
+    assert [entry["text"] for entry in captions_of(directory)] == [prompts[1], prompts[3]] * 3
+    grid = np.asarray(Image.open(directory / "samples.png"))
+    gap = (grid.shape[1] - 3 * 16) // 4  # a row for each prompt, three columns
+    assert grid.shape[0] == 2 * 16 + 3 * gap
+    tile = grid[gap : gap + 16, 2 * gap + 16 : 2 * gap + 32]
+    np.testing.assert_array_equal(tile, image_NHWC[2])  # the first prompt's second image
+    assert not (directory / "result.json").exists()
+    run(monkeypatch, checkpoints, *prompts[:2], "--num", 2, "--save-dir", tmp_path / "b", "--format", "npz", *DATA)
+    archive = np.load(only_run(tmp_path / "b") / "samples.npz")
+    assert list(archive) == ["arr_0"]
+    np.testing.assert_array_equal(archive["arr_0"][0], image_NHWC[0])
+
+
+def test_the_caption_decides(monkeypatch, checkpoints, tmp_path):
+    images = []
+    for number, prompt in enumerate((PROMPT, PROMPT.replace("red", "blue"))):
+        run(monkeypatch, checkpoints, "--prompt", prompt, "--save-dir", tmp_path / str(number), *DATA)
+        images.append(png_images(only_run(tmp_path / str(number))))
+    assert (images[0] != images[1]).any()
+
+
+def test_clip_weights_by_file(open_clip, monkeypatch, checkpoints, tmp_path):
+    import open_clip as package
+
+    torch.save(package.create_model("ViT-B-32").state_dict(), tmp_path / "clip.pt")
+    flags = ["--metrics", "clip", "--clip-model", "ViT-B-32", "--clip-weights", tmp_path / "clip.pt"]
+    run(monkeypatch, checkpoints, "--prompt", PROMPT, *flags, "--save-dir", tmp_path, *DATA)
+    line = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert line["clip"]["name"] == "clip:ViT-B-32"
+    assert len(line["clip"]["fingerprint"]) == 64
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--prompt", "a purple circle"], "caption word 'purple' is unknown"),
+    (["--prompt", PROMPT, "--num", 0], "--num 0 must be at least 1"),
+    (["--prompt", PROMPT, "--dataset", "synthetic"], "--prompt and --dataset exclude each other"),
+    (["--prompt", PROMPT, "-n", 3], "--prompt takes --num"),
+    (["--prompt", PROMPT, "--metrics", "fid"], "--prompt has none: give --reference FILE.npz"),
+    (["--prompt", PROMPT, "--metrics", "cas"], "--metrics cas: choose from fid, is, kid, prdc, sfid, clip, or none"),
+    (["--prompt", PROMPT, "--reject-keep", 0], "--reject-keep 0.0 must be above 0"),
+    (["--prompt", PROMPT, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
+    (["--prompt", PROMPT, "--cfg-scale", 2], "guidance (cfg_scale) needs a model trained with condition dropout"),
+    (["--dataset", "coco"], "dataset.type 'coco' is unknown"),
+    (["--dataset", "digits", "--metrics", "none"], "digits has no captions"),
+    (["--prompt", " "], "--prompt holds no captions"),
+])
+def test_what_cannot_work_is_one_line(flags, says, monkeypatch, capsys, checkpoints, tmp_path):
+    assert says in refusal(monkeypatch, capsys, checkpoints, *flags, "--save-dir", tmp_path / "out", *DATA)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_clip_there_is_a_line_and_a_way_out(monkeypatch, capsys, checkpoints, cache, tmp_path):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    line = refusal(monkeypatch, capsys, checkpoints, *scored(checkpoints, cache, tmp_path))
+    assert "open_clip" in line and "--metrics" in line
+    assert not (tmp_path / "samples").exists()
+    run(monkeypatch, checkpoints, *scored(checkpoints, cache, tmp_path, "--metrics", "fid", "-n", 4))
+    assert list(json.loads((only_run(tmp_path) / "result.json").read_text())["metrics"])[0].startswith("fid")
+
+
+def test_models_of_the_other_kind_are_sent_to_the_other_script(monkeypatch, capsys, checkpoints, tmp_path):
+    classes = shutil.copytree(ROOT / "tests" / "golden" / "rqtransformer-class", tmp_path / "class")
+    line = refusal(monkeypatch, capsys, checkpoints, "-a", classes, "--prompt", PROMPT, *DATA)
+    assert "main_sampling_fid.py" in line
+    monkeypatch.setattr(sys, "argv", ["main_sampling_fid.py", *command(checkpoints)[1:], "-n", "1", *DATA])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "main_sampling_fid.py"), run_name="__main__")
+    assert "main_sampling_txt2img.py" in capsys.readouterr().err
