@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ from runtime.errors import UserError, one_line
 BACKENDS = ("auto", "gloo", "nccl")
 DEVICES = ("auto", "cpu", "cuda")
 DEFAULT_TIMEOUT_SECONDS = 86400
+_LOST_RANK = re.compile(r"gloo.*(Connection (closed|reset)|Timed out|Broken pipe|not connected)|NCCL", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,71 @@ def run_on_main(function: Callable[[], Any]) -> Any:
     if failure is not None:
         raise UserError(f"rank 0 failed: {failure}")
     return result
+
+
+def new_host_group() -> Any:
+    """A gloo group of all ranks, for the collectives of another thread; None in a single process.
+
+    Every rank must ask for it at the same point. It ends with `shutdown`.
+    """
+    return dist.new_group(backend="gloo") if get_world_size() > 1 else None
+
+
+class HostAgreement:
+    """Yes-or-no questions to all ranks, answered on the hosts: no GPU is waited for.
+
+    Under NCCL it has a gloo group of its own, so that every rank must make it, and ask, at the same point.
+    """
+
+    def __init__(self) -> None:
+        needs_group = _has_group() and dist.get_backend() != "gloo"
+        self._group = dist.new_group(backend="gloo") if needs_group else None
+
+    def any(self, answer: bool) -> bool:
+        """Whether any rank says yes."""
+        if get_world_size() == 1:
+            return answer
+        votes = torch.tensor([int(answer)])
+        dist.all_reduce(votes, group=self._group)
+        return bool(votes.item())
+
+
+class Board:
+    """Short texts that every process of the run can read, without any other process taking part.
+
+    They lie in the store of the process group, read over a connection of its own: a thread may use it while the main
+    thread waits in a collective. A single process without a group keeps them itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._store = dist.PrefixStore(name, _own_connection()) if _has_group() else dist.HashStore()
+
+    def write(self, key: str, text: str) -> None:
+        self._store.set(key, text)
+
+    def write_first(self, key: str, text: str) -> str:
+        """Writes `text` unless there is one already; what is there then."""
+        return self._store.compare_set(key, "", text).decode("utf-8")
+
+    def read(self, keys: list[str]) -> list[str | None]:
+        """The texts of `keys`, None where there is none yet."""
+        if self._store.check(keys):
+            return [text.decode("utf-8") for text in self._store.multi_get(keys)]
+        return [self._store.get(key).decode("utf-8") if self._store.check([key]) else None for key in keys]
+
+
+def lost_a_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process ended or did not come, which is not this one's fault."""
+    if isinstance(error, dist.DistError):
+        return True
+    return get_world_size() > 1 and bool(_LOST_RANK.search(str(error)))
+
+
+def _own_connection() -> dist.Store:
+    store = dist.distributed_c10d._get_default_store()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return store.clone()
 
 
 def _has_group() -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
+LOST_RANK_EXIT_CODE = 1  # of a process that can only say that another one has ended
 TRACEBACK_VARIABLE = "RQ_TRACEBACK"
 
 

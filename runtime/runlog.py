@@ -8,6 +8,7 @@ import math
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,9 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is not None and self.run_dir is not None:
-            with open(self.run_dir / LOG_FILE, "a", encoding="utf-8") as file:
+        if error is not None and self.run_dir is not None and not isinstance(error, SystemExit):
+            # the error itself may be a full disk; it must not be hidden behind one of this file
+            with suppress(OSError), open(self.run_dir / LOG_FILE, "a", encoding="utf-8") as file:
                 file.writelines(traceback.format_exception(kind, error, trace))
         self.close()
 

@@ -1,5 +1,7 @@
 """One optimizer update: learning rate, unscaling, clipping, the non-finite policy, the step itself."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
 from training.experiment import BatchPlan, ExperimentConfig
-from training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
+from training.optimizer import OptimizerConfig, build_optimizer, clip_gradients, load_optimizer_state
 from training.precision import Precision
 from training.schedule import LearningRateSchedule
 
@@ -33,6 +35,8 @@ class ScaledUpdate:
         self.skip_non_finite = experiment.non_finite == "skip"
         self.max_skipped = experiment.max_skipped_steps
         self.skipped = 0
+        # told the step and the non-finite numbers of every skipped step, on every rank
+        self.on_skip: Callable[[int, dict[str, float]], None] | None = None
         self.learning_rate = schedule.at(0)
 
     def backward(self, loss: Tensor) -> None:
@@ -79,6 +83,9 @@ class ScaledUpdate:
         if distributed.all_reduce_sum_(bad.float()).item() == 0:
             return True
         self.skipped += 1
+        if self.on_skip is not None:
+            norm = {} if len(judged) == len(metrics) else {"gradient norm": judged[0]}
+            self.on_skip(step, _non_finite({**metrics, **norm}))
         for name, value in metrics.items():
             metrics[name] = torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
         if self.skipped > self.max_skipped:
@@ -94,7 +101,7 @@ class ScaledUpdate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
 
@@ -109,6 +116,12 @@ def build_update(module: nn.Module, optimizer: OptimizerConfig, experiment: Expe
     schedule = LearningRateSchedule(optimizer.init_lr, optimizer.warmup, plan.steps_per_epoch, epochs, env.world_size)
     return ScaledUpdate(module, build_optimizer(module, optimizer, env.device), schedule, precision.scaler(),
                         optimizer.max_gn, experiment, first_step)
+
+
+def _non_finite(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """The numbers that are not finite on this rank; it may be another rank's that are not."""
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: value for name, value in values.items() if not math.isfinite(value)}
 
 
 def accumulate(sums: dict[str, Tensor], terms: dict[str, Tensor], count: int) -> None:
