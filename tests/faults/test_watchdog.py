@@ -1,0 +1,89 @@
+"""A rank that hangs is named, and the run ends, although the others wait in a collective."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from runtime import distributed
+from runtime.watchdog import Standing, Watchdog, describe
+from tests.processes import start_processes
+
+TIMEOUT = 2.0
+
+
+def _hang(rank: int, folder: str, sleeper: int) -> None:
+    """Both ranks train; `sleeper` falls asleep in its third step and the other waits for it in a collective."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=60))
+
+    def stop(code: int) -> None:
+        Path(folder, f"stop{rank}").write_text(str(code))
+        os._exit(0)  # what start_processes takes for success
+
+    def report(line: str) -> None:
+        Path(folder, f"report{rank}").write_text(line)
+
+    with Watchdog(TIMEOUT, report, stop) as watchdog:
+        for step in range(5):
+            watchdog.beat(step, "training step")
+            if step == 3 and rank == sleeper:
+                time.sleep(60)
+            distributed.all_reduce_sum_(torch.ones(1))
+    raise AssertionError("nobody noticed")
+
+
+def _watch_a_sound_run(rank: int, folder: str) -> None:
+    """Longer than the limit, but moving."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    with Watchdog(TIMEOUT, lambda line: Path(folder, "report").write_text(line)) as watchdog:
+        for step in range(6):
+            watchdog.beat(step, "training step")
+            time.sleep(TIMEOUT / 4)
+            distributed.all_reduce_sum_(torch.ones(1))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_the_sleeping_rank_is_named_first(tmp_path):
+    start_processes(_hang, str(tmp_path), 1)
+    report = (tmp_path / "report0").read_text()
+    assert report.startswith("no progress for 2 s (experiment.hang_timeout): rank 1 stands at step 3 (training step)")
+    assert "test_watchdog.py" in report.split(";")[0]
+    assert "; rank 0 stands at step 3 (training step)" in report
+    assert "all_reduce" in report.split(";")[1]
+    assert [(tmp_path / f"stop{rank}").read_text() for rank in (0, 1)] == ["70", "70"]
+    assert not (tmp_path / "report1").exists(), "one rank speaks"
+
+
+def test_a_slow_but_moving_run_goes_on(tmp_path):
+    start_processes(_watch_a_sound_run, str(tmp_path))
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_single_process_is_watched_too():
+    lines, codes = [], []
+    with Watchdog(0.2, lines.append, codes.append) as watchdog:
+        watchdog.beat(7, "waiting for data")
+        time.sleep(0.8)
+    assert codes == [70]
+    assert "rank 0 stands at step 7 (waiting for data)" in lines[0]
+
+
+def test_without_a_timeout_nothing_is_watched():
+    with Watchdog(None, lambda line: None) as watchdog:
+        watchdog.beat(1, "training step")
+        assert watchdog._thread is None
+
+
+def test_many_ranks_are_cut_short():
+    standings = [Standing(rank, 5, "training step", 10.0 - rank / 100, "x.py:1 f") for rank in range(64)]
+    line = describe(standings, 9)
+    assert "rank 0 stands" in line
+    assert "rank 9 stands" not in line
+    assert line.endswith("; 56 more ranks wait")
