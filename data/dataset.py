@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data.noise import permutation
+from data.order import Groups
 
 VAL_FRACTION = 0.1  # held out where a data set has no validation split, unless the config says otherwise
 Item = int | tuple[int, int]
@@ -26,6 +27,7 @@ class ImageDataset(torch.utils.data.Dataset):
     """
 
     in_memory = False  # True: a batch costs less than handing it over from a data worker
+    groups: Groups | None = None  # how training shuffles where random access is slow; None: all samples
 
     def __init__(
         self, name: str, split: str, resolution: int, class_names: Sequence[str], labels_N: np.ndarray, seed: int
@@ -72,7 +74,12 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def to_float_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same batch with `image` as float32 in [-1, 1], on the device it lies on; rounding to uint8 inverts it."""
+    """The same batch with `image` as float32 in [-1, 1], on the device it lies on; rounding to uint8 inverts it.
+
+    A batch without images (cached latents) stays as it is.
+    """
+    if "image" not in batch:
+        return batch
     return {**batch, "image": batch["image"].to(torch.float32).div_(127.5).sub_(1.0)}
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,16 +25,25 @@ from data.transforms import NUM_DRAWS, Pipeline
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _CROP_STREAM = 0x4350  # keeps crops apart from every other use of the same seed
 _UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+Loaded = TypeVar("Loaded")
 _log = logging.getLogger(__name__)
 
 
-class TooManyCorruptImages(ValueError):
-    """More unreadable images than allowed; one line, also when it comes out of a data worker, whose traceback PyTorch
-    would put in front.
+class DataError(ValueError):
+    """Training data that cannot be had while training; one line, also when it comes out of a data worker, whose
+    traceback PyTorch would put in front.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message.strip().rsplit(f"{type(self).__name__}: ", 1)[-1])
+
+
+class TooManyCorruptImages(DataError):
+    """More unreadable images than allowed."""
+
+
+class DataUnavailable(DataError):
+    """The store that holds the images does not answer; nothing is wrong with them, and none is marked."""
 
 
 class Encoded(Protocol):
@@ -92,42 +101,29 @@ class Chosen:
         return len(self.index_N)
 
 
-class FileDataset(ImageDataset):
-    """Images decoded when asked for.
+class ReplacingDataset(ImageDataset):
+    """Numbered entries of a source, read when asked for.
 
-    An unreadable image (missing, truncated, not an image, more than max_image_pixels) is replaced by the next readable
-    one, label included, so that batches stay whole and the replacement is the same on every run. `index` stays the
-    number that was asked for: an evaluation that counts every number once stays exact. The marks are shared with data
-    workers; more than `max_corrupt` distinct ones are an error.
+    An unreadable one is replaced by the next readable one, label included, so that batches stay whole and the
+    replacement is the same on every run. `index` stays the number that was asked for: an evaluation that counts every
+    number once stays exact. The marks are shared with data workers; more than `max_corrupt` distinct ones are an error.
     """
 
     def __init__(
         self,
         config: DatasetConfig,
         split: str,
+        resolution: int,
         source: Encoded,
         labels_N: np.ndarray,
         class_names: Sequence[str],
         seed: int,
     ) -> None:
         assert len(source) == len(labels_N)
-        style, resolution = config.style_and_resolution()
         super().__init__(config.name, split, resolution, class_names, labels_N, seed)
-        self.source, self.pipeline = source, Pipeline(style, resolution, config.hflip)
-        self.max_corrupt, self.max_image_pixels = config.max_corrupt, config.max_image_pixels
+        self.source, self.groups = source, getattr(source, "groups", None)
+        self.max_corrupt = config.max_corrupt
         self.corrupt_N = torch.zeros(len(labels_N), dtype=torch.uint8).share_memory_()
-
-    def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
-        draws_BK: Iterable[np.ndarray | None] = [None] * len(index_B)
-        if noise_key_B is not None and self.split == "train":
-            draws_BK = uniforms(NUM_DRAWS, _CROP_STREAM, self.seed, noise_key_B)
-        image_BCHW = torch.empty(len(index_B), 3, self.resolution, self.resolution, dtype=torch.uint8)
-        asked_B = torch.from_numpy(index_B.copy())
-        used_B = asked_B.clone()
-        for row, (index, draws) in enumerate(zip(index_B.tolist(), draws_BK)):
-            used_B[row], image = self._readable(index)
-            image_BCHW[row] = self.pipeline(image, draws)
-        return {"image": image_BCHW, "label": self.labels_N[used_B], "index": asked_B}
 
     def corrupt_count(self) -> int:
         return int(self.corrupt_N.count_nonzero())
@@ -135,11 +131,14 @@ class FileDataset(ImageDataset):
     def corrupt_names(self, limit: int = 10) -> list[str]:
         return [self.source.name(index) for index in self.corrupt_N.nonzero().flatten()[:limit].tolist()]
 
-    def _readable(self, index: int) -> tuple[int, Image.Image]:
+    def first_readable(self, index: int, load: Callable[[int], Loaded]) -> tuple[int, Loaded]:
+        """The first index from `index` on for which `load(index)` fails with no error of reading, and its result."""
         while True:
             if not self.corrupt_N[index]:
                 try:
-                    return index, decode_rgb(self.source.read(index), self.max_image_pixels)
+                    return index, load(index)
+                except DataError:
+                    raise
                 except _UNREADABLE as error:
                     self._mark_corrupt(index, error)
             index = (index + 1) % len(self)
@@ -153,6 +152,40 @@ class FileDataset(ImageDataset):
                 f"{self.max_corrupt}; the last one is {name} ({_one_line(error)})"
             ) from error
         _log.warning("skipping unreadable image %s (%s)", name, _one_line(error))
+
+
+class FileDataset(ReplacingDataset):
+    """Images decoded when asked for; unreadable are missing and truncated ones, what is no image, and what has more
+    than max_image_pixels.
+    """
+
+    def __init__(
+        self,
+        config: DatasetConfig,
+        split: str,
+        source: Encoded,
+        labels_N: np.ndarray,
+        class_names: Sequence[str],
+        seed: int,
+    ) -> None:
+        style, resolution = config.style_and_resolution()
+        super().__init__(config, split, resolution, source, labels_N, class_names, seed)
+        self.pipeline, self.max_image_pixels = Pipeline(style, resolution, config.hflip), config.max_image_pixels
+
+    def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
+        draws_BK: Iterable[np.ndarray | None] = [None] * len(index_B)
+        if noise_key_B is not None and self.split == "train":
+            draws_BK = uniforms(NUM_DRAWS, _CROP_STREAM, self.seed, noise_key_B)
+        image_BCHW = torch.empty(len(index_B), 3, self.resolution, self.resolution, dtype=torch.uint8)
+        asked_B = torch.from_numpy(index_B.copy())
+        used_B = asked_B.clone()
+        for row, (index, draws) in enumerate(zip(index_B.tolist(), draws_BK)):
+            used_B[row], image = self.first_readable(index, self._decoded)
+            image_BCHW[row] = self.pipeline(image, draws)
+        return {"image": image_BCHW, "label": self.labels_N[used_B], "index": asked_B}
+
+    def _decoded(self, index: int) -> Image.Image:
+        return decode_rgb(self.source.read(index), self.max_image_pixels)
 
 
 def decode_rgb(encoded: bytes, max_pixels: int) -> Image.Image:

@@ -44,7 +44,9 @@ class TrainLoader:
         device: torch.device | str | None = None,
     ) -> None:
         self.dataset = dataset
-        self.order = TrainOrder(len(dataset), seed, batch_size, rank, world_size, accumulation, start_image)
+        self.order = TrainOrder(
+            len(dataset), seed, batch_size, rank, world_size, accumulation, start_image, dataset.groups
+        )
         self.num_workers, self.pin_memory, self.device = num_workers, pin_memory, device
 
     def __iter__(self) -> Iterator[Batch]:

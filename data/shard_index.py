@@ -1,0 +1,188 @@
+"""What a tar shard holds and where: the index that makes a WebDataset shard a random-access file.
+
+A sample is a run of consecutive members with the same key; the key is the name up to the first dot of its last part,
+the rest says what the member is (the WebDataset convention). Images, `cls` (a label), `txt` (a caption) and the arrays
+that `extract_codes.py` writes are used; members of other kinds are passed over. Nothing is ever extracted to disk.
+
+The index lies beside its shard (`train-000000.tar.index.npz`) and knows the shard's size and a hash of its beginning,
+so that one that belongs to another shard, or is damaged, is noticed and made again.
+
+Axes: N samples of the shard, F fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from runtime.atomic import sha256_of_file
+
+INDEX_SUFFIX = ".index.npz"
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm")
+FIELDS = ("image", "txt", "latent.npy", "codes.npy", "cond.npy")
+CAPTION, LATENT, CODES, COND = range(1, len(FIELDS))
+IMAGE = 0
+NO_LABEL = -1
+_VERSION = 1
+_HEAD_BYTES = 1 << 16
+_LARGEST_LABEL_FILE = 32
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """keys_N: bytes; label_N: int64, NO_LABEL where there is none; start_NF and size_NF: int64, in bytes, size -1 where
+    a sample has no such member; shard_size in bytes; head: hash of the shard's beginning.
+    """
+
+    keys_N: np.ndarray
+    label_N: np.ndarray
+    start_NF: np.ndarray
+    size_NF: np.ndarray
+    shard_size: int
+    head: str
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    def to_bytes(self) -> bytes:
+        """The content of an index file."""
+        arrays = {"keys": self.keys_N, "label": self.label_N, "start": self.start_NF, "size": self.size_NF}
+        arrays |= {"shard": np.array([_VERSION, self.shard_size]), "head": np.array(self.head)}
+        file = io.BytesIO()
+        np.savez(file, digest=np.array(_digest(arrays)), **arrays)
+        return file.getvalue()
+
+
+def index_from_bytes(content: bytes) -> ShardIndex | None:
+    """The inverse of `to_bytes`; None for anything damaged or of another version."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        digest = str(arrays.pop("digest"))
+        if digest != _digest(arrays) or arrays["shard"][0] != _VERSION:
+            return None
+        return ShardIndex(arrays["keys"], arrays["label"], arrays["start"], arrays["size"], int(arrays["shard"][1]),
+                          str(arrays["head"]))
+    except (ValueError, KeyError, OSError, EOFError, IndexError, zipfile.BadZipFile):
+        return None
+
+
+def scan_shard(file: BinaryIO, name: str) -> ShardIndex:
+    """Reads the headers of an uncompressed tar file.
+
+    Raises:
+        ValueError: one line, for what is no such file, is cut short, has links in it or names that lead out of it.
+    """
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    file.seek(0)
+    head = head_of(file)
+    file.seek(0)
+    rows = _Rows(name)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                _check_member(member, name)
+                rows.add(tar, member)
+                tar.members = []  # a long shard's headers would pile up
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError(f"{name} is cut short or damaged at byte {tar.offset}")
+    except tarfile.TarError as error:
+        raise ValueError(f"{name} is not a readable (uncompressed) tar file: {error}") from error
+    return rows.index(size, head)
+
+
+def head_of(file: BinaryIO) -> str:
+    """Hash of the first bytes of a shard, read from where the file stands."""
+    return hashlib.sha256(file.read(_HEAD_BYTES)).hexdigest()
+
+
+def write_index(shard: Path) -> tuple[ShardIndex, str]:
+    """Indexes a local shard beside it; returns the index and the SHA-256 of its file."""
+    with open(shard, "rb") as file:
+        index = scan_shard(file, str(shard))
+    path = Path(f"{shard}{INDEX_SUFFIX}")
+    write_bytes_atomically(path, index.to_bytes())
+    return index, sha256_of_file(path)
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Renames a complete file into place; several processes may do so at once. OSError when it cannot be written."""
+    partial = path.parent / f".partial-{os.getpid()}-{path.name}"
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _Rows:
+    """The samples of a shard as its members come."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.keys: list[str] = []
+        self.labels: list[int] = []
+        self.starts: list[list[int]] = []
+        self.sizes: list[list[int]] = []
+
+    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        folder, _, last = member.name.rpartition("/")
+        stem, dot, kind = last.partition(".")
+        if not member.isreg() or not stem or not dot:
+            return
+        key = f"{folder}/{stem}" if folder else stem
+        if not self.keys or self.keys[-1] != key:
+            self.keys.append(key)
+            self.labels.append(NO_LABEL)
+            self.starts.append([0] * len(FIELDS))
+            self.sizes.append([-1] * len(FIELDS))
+        kind = kind.lower()
+        if kind == "cls":
+            self.labels[-1] = self._label(tar, member)
+        kind = "image" if kind in IMAGE_FIELDS else kind
+        if kind in FIELDS and self.sizes[-1][FIELDS.index(kind)] < 0:
+            self.starts[-1][FIELDS.index(kind)] = member.offset_data
+            self.sizes[-1][FIELDS.index(kind)] = member.size
+
+    def _label(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+        text = tar.extractfile(member).read(_LARGEST_LABEL_FILE).strip()
+        if not text.isdigit() or member.size > _LARGEST_LABEL_FILE:
+            raise ValueError(f"{self.name}: {member.name} is no label (a whole number): {text!r}")
+        return int(text)
+
+    def index(self, size: int, head: str) -> ShardIndex:
+        size_NF = np.array(self.sizes, dtype=np.int64).reshape(-1, len(FIELDS))
+        kept_N = (size_NF[:, (IMAGE, LATENT, CODES)] >= 0).any(axis=1)
+        if not kept_N.any():
+            raise ValueError(f"{self.name} holds no samples with an image, latents or codes")
+        keys_N = np.array([os.fsencode(key) for key in self.keys])
+        start_NF = np.array(self.starts, dtype=np.int64).reshape(-1, len(FIELDS))
+        return ShardIndex(keys_N[kept_N], np.array(self.labels, dtype=np.int64)[kept_N], start_NF[kept_N],
+                          size_NF[kept_N], size, head)
+
+
+def _check_member(member: tarfile.TarInfo, name: str) -> None:
+    parts = member.name.replace("\\", "/").split("/")
+    if ".." in parts or member.name.startswith(("/", "\\")):
+        raise ValueError(f"{name} is refused: its member {member.name!r} has a name that leads out of the archive")
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise ValueError(f"{name} is refused: its member {member.name!r} is not a plain file")
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
