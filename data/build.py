@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from data.binary import build_cifar10, build_fashion_mnist
+from data.caption_files import build_caption_folder
+from data.cc3m import build_cc3m
+from data.coco import build_coco
 from data.config import SPLITS, DatasetConfig
 from data.dataset import ImageDataset
 from data.digits import build_digits
@@ -23,6 +26,9 @@ _BUILDERS: dict[str, Callable[[DatasetConfig, str, int], ImageDataset]] = {
     "lsun-bedroom": build_lsun,
     "lsun-cat": build_lsun,
     "folder": build_folder,
+    "cc3m": build_cc3m,
+    "coco": build_coco,
+    "caption-folder": build_caption_folder,
     "synthetic": build_synthetic,
     "synthetic-pairs": build_synthetic_pairs,
 }

@@ -18,13 +18,18 @@ DATASET_TYPES = (
     "lsun-bedroom",
     "lsun-cat",
     "folder",
+    "cc3m",
+    "coco",
+    "caption-folder",
     "synthetic",
     "synthetic-pairs",
 )
-TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-church|bedroom|cat", "none")
+TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-church|bedroom|cat", "dalle-vqvae", "none")
 SPLITS = ("train", "val")
+_OTHER_NAMES = {"coco-2014val": "coco"}  # the published scripts call it so
 _DEFAULT_RESOLUTION = {"digits": 32, "fashion-mnist": 32, "cifar10": 32, "synthetic": 32, "synthetic-pairs": 32}
 _DEFAULT_STYLE = {"imagenet": "imagenet", "folder": "imagenet", "ffhq": "ffhq"}
+_DEFAULT_STYLE |= dict.fromkeys(("cc3m", "coco", "caption-folder"), "dalle")
 
 
 @dataclass
@@ -42,6 +47,11 @@ class DatasetConfig:
     transforms say). random_shift: move training images by up to that many pixels (data sets held in memory).
     num_samples: size of the synthetic training split. max_corrupt: distinct unreadable files tolerated.
     max_image_pixels: larger images count as unreadable (decompression bombs).
+
+    Captions: tokenizer names what turns them into ids: a folder of `python -m data.tokenizers train`, a published pair
+    (DIR/bpe-16k), or CLIP's file. Without it txt_tok_name does, one of the published names, whose files are then looked
+    for (data/README.md). vocab_size_txt: the most ids there may be. context_length: ids per caption, bpe_dropout: share
+    of merges dropped in training. val_captions: which annotation file of coco the validation split reads.
     """
 
     type: Optional[str] = None
@@ -56,6 +66,9 @@ class DatasetConfig:
     image_resolution: Optional[int] = None
     context_length: Optional[int] = None
     bpe_dropout: Optional[float] = None
+
+    tokenizer: Optional[str] = None
+    val_captions: Optional[str] = None
 
     resolution: Optional[int] = None
     val_fraction: Optional[float] = None
@@ -73,6 +86,7 @@ class DatasetConfig:
         if not given:
             raise ValueError(f"dataset.type is missing; choose one of {', '.join(DATASET_TYPES)}")
         name = str(given).lower().replace("_", "-")
+        name = _OTHER_NAMES.get(name, name)
         if name not in DATASET_TYPES:
             near = difflib.get_close_matches(name, DATASET_TYPES, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -130,4 +144,6 @@ def _parse_transforms(transforms: Any) -> tuple[str | None, int | None]:
         return "lsun", 256
     if str(name) == "none":
         return "none", None
+    if str(name) == "dalle-vqvae":
+        return "dalle", None
     raise ValueError(f"dataset.transforms {name!r} is unknown; choose one of {', '.join(TRANSFORM_NAMES)}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,10 +23,18 @@ from typing import Any, Optional
 from data.bpe_dropout import DropoutMerges
 from data.bpe_files import CLIP_END, CLIP_START, PAD_TOKEN, find_pair, huggingface, read_clip, read_pair
 from data.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer, as_json
+from data.config import DatasetConfig
+from data.roots import ENVIRONMENT
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error, one_line
 
 CLIP_CONTEXT = 77
+FILES_FOLDER = "tokenizer-files"
+PUBLISHED_NAMES = {  # dataset.txt_tok_name -> its files, without -vocab.json and -merges.txt
+    "bpe16k_huggingface": "bpe-16k",
+    "bpe30k_huggingface": "bpe-30k",
+    "simple": "bpe_simple_vocab_16e6.txt.gz",
+}
 SMALLEST_VOCABULARY = 257  # all bytes, and padding
 
 
@@ -135,6 +144,43 @@ def load_tokenizer(
             "<name>-vocab.json and <name>-merges.txt, or CLIP's bpe_simple_vocab_16e6.txt.gz"
         )
     return _adjusted(tokenizer, context_length, bpe_dropout)
+
+
+def find_tokenizer(config: DatasetConfig) -> CaptionTokenizer:
+    """The tokenizer of a `dataset` section: that of dataset.tokenizer, else the published one of dataset.txt_tok_name.
+
+    Raises:
+        ValueError: none is named or found, or it has more than dataset.vocab_size_txt tokens.
+    """
+    where = config.tokenizer or _published_files(config.txt_tok_name)
+    if where is None:
+        raise ValueError(
+            "dataset.tokenizer is missing: captions need a folder written by `python -m data.tokenizers train`, a "
+            "published pair (DIR/bpe-16k) or CLIP's bpe_simple_vocab_16e6.txt.gz"
+        )
+    tokenizer = load_tokenizer(where, config.context_length, config.bpe_dropout)
+    if config.vocab_size_txt is not None and tokenizer.vocab_size > config.vocab_size_txt:
+        raise ValueError(
+            f"dataset.vocab_size_txt={config.vocab_size_txt} is less than the {tokenizer.vocab_size} tokens of {where}"
+        )
+    return tokenizer
+
+
+def _published_files(name: str | None) -> Path | None:
+    """Where a published tokenizer lies: in $RQ_DATA_ROOT/tokenizer-files or data/tokenizer-files. None for no name."""
+    if name is None:
+        return None
+    if name not in PUBLISHED_NAMES:
+        raise ValueError(f"dataset.txt_tok_name {name!r} is unknown; choose one of {', '.join(PUBLISHED_NAMES)}")
+    roots = [Path(root) for root in (os.environ.get(ENVIRONMENT), "data") if root]
+    places = [root.expanduser() / FILES_FOLDER / PUBLISHED_NAMES[name] for root in roots]
+    for place in places:
+        if place.is_file() or find_pair(place):
+            return place
+    raise ValueError(
+        f"dataset.txt_tok_name={name}: no {' or '.join(map(str, places))}; put its files there or set "
+        "dataset.tokenizer=<path> (see data/README.md)"
+    )
 
 
 def _adjusted(tokenizer: CaptionTokenizer, context_length: int | None, dropout: float | None) -> CaptionTokenizer:

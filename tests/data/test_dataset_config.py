@@ -36,7 +36,7 @@ def test_style_and_resolution(settings, expected):
     [
         (dict(), "dataset.type is missing; choose one of digits"),
         (dict(type="imagnet"), r"'imagnet' is unknown \(did you mean 'imagenet'\?\); choose one of digits"),
-        (dict(type="cc3m", resolution=8), "'cc3m' is unknown; choose one of digits"),
+        (dict(type="yfcc", resolution=8), "'yfcc' is unknown; choose one of digits"),
         (dict(type="folder"), "dataset.resolution is missing"),
         (dict(type="folder", transforms="imagenet256x128"), "is not square"),
         (dict(type="folder", transforms="resize"), "'resize' is unknown; choose one of imagenet<R>x<R>"),
