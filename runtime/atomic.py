@@ -27,9 +27,14 @@ def is_complete(directory: Path) -> bool:
     return (Path(directory) / COMPLETION_MARK).is_file()
 
 
+def partial_of(final: Path) -> Path:
+    """The temporary name that `final` is written under."""
+    return final.parent / f"{PARTIAL_PREFIX}{final.name}"
+
+
 def begin_directory(final: Path) -> Path:
     """An empty temporary directory beside `final`, to be filled and then handed to `commit_directory`."""
-    partial = final.parent / f"{PARTIAL_PREFIX}{final.name}"
+    partial = partial_of(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     if partial.exists():
         shutil.rmtree(partial)
@@ -94,7 +99,7 @@ def remove_partial_directories(parent: Path, prefix: str) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file by renaming a complete temporary one over it."""
-    partial = path.parent / f"{PARTIAL_PREFIX}{path.name}"
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
@@ -103,6 +108,21 @@ def write_text_atomically(path: Path, text: str) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def check_free_space(final: Path, num_bytes: int) -> None:
+    """Before `num_bytes` are written to `final`.
+
+    Raises:
+        UserError: the disk has less left.
+    """
+    existing = next(parent for parent in final.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise UserError(
+            f"cannot write {final}: it needs {num_bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free on its disk; "
+            "what was written before is kept"
+        )
 
 
 def flush_to_disk(path: Path) -> None:

@@ -44,6 +44,8 @@ TORCH_DISTRIBUTED = {
     "rqvae/quantizers/sync.py": ("torch.distributed",),
     "training/parallel.py": ("torch.distributed.fsdp", "torch.distributed.device_mesh", "torch.nn.parallel"),
     "training/checkpoint.py": ("torch.distributed.checkpoint",),
+    "training/checkpoint_index.py": ("torch.distributed.checkpoint",),
+    "training/checkpoint_storage.py": ("torch.distributed.checkpoint",),
 }
 DISTRIBUTED_NAMES = ("torch.distributed", "torch.nn.parallel", "torch.utils.data.distributed")
 

@@ -283,7 +283,7 @@ def test_runs_without_snapshots_and_epochs_without_one(refuse, trained, tmp_path
 
 def test_checkpoints_that_are_all_damaged(monkeypatch, capsys, trained, tmp_path):
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
-    for file in run_dir.glob("checkpoints/*/model.safetensors"):
+    for file in run_dir.glob("checkpoints/*/rank_*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
     before = sorted(run_dir.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["main_stage1.py", "--resume", "-l", str(run_dir)])

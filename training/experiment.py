@@ -44,6 +44,10 @@ class ExperimentConfig:
     `batch_size` is per process and per micro-step. `total_batch_size` is the batch of one optimizer step over all
     processes; the number of accumulated micro-steps follows from it. A frequency in steps (`*_steps`) wins over
     the one in epochs. `precision` is auto (bf16 on a GPU when `amp` is set or unset, fp32 on a CPU), fp32, bf16, fp16.
+
+    The last `keep_checkpoints` checkpoints stay, and those of steps that are multiples of `keep_every_steps` (null:
+    none) for ever. With `async_checkpoint` training goes on while one is written.
+
     """
 
     batch_size: int = MISSING
@@ -64,6 +68,8 @@ class ExperimentConfig:
     gradient_checkpointing: bool = False
     num_workers: int = 4
     keep_checkpoints: int = 2
+    keep_every_steps: Optional[int] = None
+    async_checkpoint: bool = True
     keep_snapshots: Optional[int] = None
     non_finite: str = "stop"
     max_skipped_steps: int = 100
@@ -141,7 +147,8 @@ def plan_batches(config: ExperimentConfig, num_images: int, world_size: int, gra
 
 def _check_positive(config: ExperimentConfig) -> None:
     names = ("batch_size", "total_batch_size", "epochs", "max_steps", "save_steps", "test_steps", "log_steps",
-             "save_ckpt_freq", "test_freq", "keep_checkpoints", "keep_snapshots", "test_images", "grid_images")
+             "save_ckpt_freq", "test_freq", "keep_checkpoints", "keep_every_steps", "keep_snapshots", "test_images",
+             "grid_images")
     for name in names:
         value = getattr(config, name)
         if value is not None and value <= 0:

@@ -27,6 +27,7 @@ from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
 from training.checkpoint import (
     CHECKPOINTS,
+    CheckpointWriter,
     complete_checkpoints,
     discard_after,
     find_sound_checkpoint,
@@ -176,9 +177,14 @@ class Session:
             device=self.env.device,
         )
         Loop(stage, loader, plan, log, self.run_dir, self._save_snapshot, seed=self.config.seed, start_step=self.step,
-             images_seen=self.images_seen, keep_checkpoints=self.config.experiment.keep_checkpoints,
+             images_seen=self.images_seen, checkpoints=self._checkpoints(),
              scores=self._scores()).run()
         self._report_unreadable()
+
+    def _checkpoints(self) -> CheckpointWriter:
+        experiment = self.config.experiment
+        return CheckpointWriter(self.run_dir / CHECKPOINTS, keep_last=experiment.keep_checkpoints,
+                                keep_every=experiment.keep_every_steps, asynchronous=experiment.async_checkpoint)
 
     def _scores(self) -> InLoopScores | None:
         experiment = self.config.experiment

@@ -17,7 +17,7 @@ from runtime import distributed
 from runtime.errors import UserError
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
-from training.checkpoint import CHECKPOINTS, save_checkpoint
+from training.checkpoint import CHECKPOINTS, CheckpointWriter
 from training.experiment import BatchPlan
 from training.in_loop_scores import InLoopScores
 
@@ -98,20 +98,20 @@ class Loop:
         save_snapshot: writes a snapshot, given the progress and the validation metrics of this step (or none).
         seed: the run's seed; with rank and step it determines every random draw of a step.
         start_step, images_seen: where the run stands (both 0 for a new one).
-        keep_checkpoints: how many checkpoints stay on disk.
+        checkpoints: writes the run's checkpoints; closed here. Without one they go to the run directory at once.
         scores: rFID or FID while training, if any.
     """
 
     def __init__(self, stage: Stage, loader: Iterable[dict[str, Tensor]], plan: BatchPlan, log: RunLog, run_dir: Path,
                  save_snapshot: Callable[[dict[str, Any], dict[str, Any]], None], *, seed: int, start_step: int = 0,
-                 images_seen: int = 0, keep_checkpoints: int = 2,
+                 images_seen: int = 0, checkpoints: CheckpointWriter | None = None,
                  scores: InLoopScores | None = None):
         self.stage, self.plan, self.log, self.run_dir = stage, plan, log, run_dir
         self.loader = iter(loader)
         self.save_snapshot = save_snapshot
         self.seed = seed
         self.step, self.images_seen = start_step, images_seen
-        self.keep_checkpoints = keep_checkpoints
+        self.checkpoints = checkpoints or CheckpointWriter(run_dir / CHECKPOINTS, asynchronous=False)
         self.scores = scores
         self.metrics = StepMetrics()
         self._window_start = time.perf_counter()
@@ -120,9 +120,11 @@ class Loop:
     def run(self) -> None:
         """Trains to the end of the plan."""
         plan = self.plan
-        with self.log.progress(plan.total_steps, self.step, plan.global_batch) as self._bar:
+        bar = self.log.progress(plan.total_steps, self.step, plan.global_batch)
+        with self.checkpoints, bar as self._bar:
             while self.step < plan.total_steps:
                 self._one_step()
+                self.checkpoints.check()
                 self._bar.update()
                 last = self.step == plan.total_steps
                 save = last or self.step % plan.save_steps == 0
@@ -185,14 +187,9 @@ class Loop:
 
     def _save(self, validation: dict[str, Any]) -> None:
         progress = self._progress()
-
-        def write() -> None:
-            save_checkpoint(self.run_dir / CHECKPOINTS, self.step, self.stage.objects(), progress,
-                            keep_last=self.keep_checkpoints)
-            self.save_snapshot(progress, validation)
-
+        self.checkpoints.save(self.step, self.stage.objects(), progress)
         # a full disk on the main process ends all of them
-        distributed.run_on_main(write)
+        distributed.run_on_main(lambda: self.save_snapshot(progress, validation))
         self._restart_clock()
 
     def _restart_clock(self) -> None:

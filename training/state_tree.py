@@ -1,8 +1,8 @@
 """Nested training state as JSON plus tensors, without pickle.
 
 A state is built of dicts, lists, tuples, tensors, numbers, texts, bytes, booleans and None. `encode` replaces every
-tensor by a reference and gives the tensors apart; `decode` puts them back, with the memory layout they had. What JSON
-lacks is written as a dict with one key that starts with `$`.
+tensor by a reference and gives the tensors apart; `decode` puts them back, with the memory layout they had (a sharded
+tensor as it is). What JSON lacks is written as a dict with one key that starts with `$`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 
-def encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A JSON tree and the tensors it refers to: contiguous, on the CPU, none sharing memory with another.
+def take_apart(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A JSON tree and the live tensors it refers to, detached; sharded tensors (DTensor) stay what they are.
 
     A tensor that occurs several times (the same memory, shape and strides) is kept once.
 
@@ -26,6 +26,12 @@ def encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
     """
     encoder = _Encoder()
     return encoder.encode(state, ""), encoder.tensors
+
+
+def encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """`take_apart` with copies of the tensors: contiguous, on the CPU, none sharing memory with another."""
+    tree, tensors = take_apart(state)
+    return tree, {name: plain_copy(tensor) for name, tensor in tensors.items()}
 
 
 def decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -85,16 +91,17 @@ class _Encoder:
         return {"$dict": [[self.encode(key, path), item] for key, item in items]}
 
     def _encode_tensor(self, tensor: Tensor, path: str) -> dict[str, Any]:
-        identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        local = tensor.to_local() if is_sharded(tensor) else tensor
+        identity = (local.device, local.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         # Empty tensors all have address 0 and are not one.
-        if tensor.numel() and identity in self._references:
+        if local.numel() and identity in self._references:
             return self._references[identity]
         name = path or "tensor"
         if name in self.tensors:
             name = f"{name}#{len(self.tensors)}"
-        order = _dense_order(tensor)
-        self.tensors[name] = plain_copy(tensor if order is None else tensor.permute(order))
-        reference = {"$tensor": name} if order is None else {"$tensor": name, "order": order}
+        order = None if local is not tensor else _dense_order(tensor)
+        self.tensors[name] = tensor
+        reference = {"$tensor": name} if order is None else {"$tensor": name, "memory": order}
         self._references[identity] = reference
         self._alive.append(tensor)
         return reference
@@ -104,11 +111,27 @@ def _lay_out(node: dict[str, Any], tensors: Mapping[str, Tensor], laid_out: dict
     name = node["$tensor"]
     if name not in laid_out:
         tensor = tensors[name]
-        order = node.get("order")
-        if order is not None:
-            tensor = tensor.permute([order.index(dim) for dim in range(len(order))])
+        if "memory" in node:
+            tensor = _in_memory_order(tensor, node["memory"])
+        elif "order" in node:  # the first format kept such tensors permuted
+            tensor = tensor.permute(_inverse(node["order"]))
         laid_out[name] = tensor
     return laid_out[name]
+
+
+def _in_memory_order(tensor: Tensor, order: list[int]) -> Tensor:
+    """The same values with dims that follow each other in memory in `order`."""
+    dense = torch.empty([tensor.shape[dim] for dim in order], dtype=tensor.dtype, device=tensor.device)
+    return dense.permute(_inverse(order)).copy_(tensor)
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return [order.index(dim) for dim in range(len(order))]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a part of the tensor only (a DTensor)."""
+    return hasattr(tensor, "to_local")
 
 
 def _dense_order(tensor: Tensor) -> list[int] | None:

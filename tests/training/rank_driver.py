@@ -1,7 +1,7 @@
 """Run under torchrun: trains every case of a JSON file and saves what each rank ends with.
 
-`rank_driver.py CASES.json OUT`, where a case is {"name", "stage", "flags"}; rank r of case c writes the checkpoint
-`OUT/c/rank<r>/step_*` of its own objects, and rank 0 the usual run directory under `OUT/c/runs`. A case with a
+`rank_driver.py CASES.json OUT`, where a case is {"name", "stage", "flags"}; rank r of case c writes the tensors of its
+own objects as `OUT/c/rank<r>.safetensors`, and rank 0 the usual run directory under `OUT/c/runs`. A case with a
 "stop" dies before that step and is resumed.
 """
 
@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from runtime import distributed
 from tests.training.tiny_runs import only_run, train, train_until
-from training.checkpoint import save_checkpoint
+from training.state_tree import encode
 
 
 def main(cases_file: str, out: str) -> None:
@@ -30,7 +31,9 @@ def main(cases_file: str, out: str) -> None:
                 train_until(case["stop"], case["stage"], *flags)
                 flags = ["--resume", "-l", only_run(folder / "runs")]
             run = train(case["stage"], *flags)
-            save_checkpoint(folder / f"rank{env.rank}", run.plan.total_steps, run.stage.objects())
+            states = {name: encode(item.state_dict())[1] for name, item in run.stage.objects().items()}
+            tensors = {f"{name}/{key}": tensor for name, part in states.items() for key, tensor in part.items()}
+            save_file(tensors, folder / f"rank{env.rank}.safetensors")
     finally:
         distributed.shutdown()
 

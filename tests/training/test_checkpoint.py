@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from runtime.errors import UserError
-from training import checkpoint
+from training import checkpoint_storage
 from training.checkpoint import (
     complete_checkpoints,
     discard_after,
@@ -87,7 +87,7 @@ def test_what_is_written(tmp_path):
     path = save_checkpoint(tmp_path / "checkpoints", 1000, {"model": Run().model, "other": {"a": 1}})
     assert path == tmp_path / "checkpoints" / "step_00001000"
     names = sorted(file.name for file in path.iterdir())
-    assert names == ["COMPLETE", "manifest.json", "model.safetensors", "other.safetensors", "state.json"]
+    assert names == ["COMPLETE", "index.json", "manifest.json", "rank_00000.safetensors", "state.json"]
     loaded = load_checkpoint(path)
     assert (loaded["step"], loaded["meta"], loaded["other"]) == (1000, {}, {"a": 1})
 
@@ -153,7 +153,7 @@ def test_the_same_step_may_be_written_again(tmp_path):
     assert load_checkpoint(tmp_path)["x"]["value"].item() == -5
 
 
-@pytest.mark.parametrize("name", ["x.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["rank_00000.safetensors", "index.json", "state.json"])
 def test_damage_is_found_and_named(tmp_path, name):
     save_steps(tmp_path, 1)
     file = tmp_path / "checkpoints" / "step_00000001" / name
@@ -187,10 +187,10 @@ def test_a_sound_one_is_found_behind_damaged_ones(tmp_path):
     save_steps(tmp_path, 1, 2, 3)
     said: list[str] = []
     for step in (3, 2):
-        flip_a_byte(tmp_path / "checkpoints" / f"step_0000000{step}" / "x.safetensors")
+        flip_a_byte(tmp_path / "checkpoints" / f"step_0000000{step}" / "rank_00000.safetensors")
     assert find_sound_checkpoint(tmp_path, said.append).name == "step_00000001"
     assert [("damaged" in line, "resuming from" in line) for line in said] == [(True, False)] * 2 + [(False, True)]
-    flip_a_byte(tmp_path / "checkpoints" / "step_00000001" / "x.safetensors")
+    flip_a_byte(tmp_path / "checkpoints" / "step_00000001" / "rank_00000.safetensors")
     with pytest.raises(UserError, match="every checkpoint"):
         find_sound_checkpoint(tmp_path, said.append)
     assert find_sound_checkpoint(tmp_path / "nothing", said.append) is None
@@ -200,9 +200,9 @@ def test_a_failed_write_keeps_the_last_one(tmp_path, monkeypatch):
     save_steps(tmp_path, 1)
 
     def full(tensors, path):
-        raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise checkpoint_storage.SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint_storage, "save_file", full)
     with pytest.raises(UserError, match=r"cannot write .*step_00000002: .*No space left"):
         save_steps(tmp_path, 2, keep_last=1)
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step_00000001"]

@@ -21,9 +21,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from runtime.runlog import read_metrics
+from training.checkpoint import load_checkpoint
 from training.launch import Session, launch, training_parser
 from training.stage1 import Stage1, Stage1Config
 from training.stage2 import Stage2, Stage2Config
+from training.state_tree import encode
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = {"stage1": (Stage1Config, Stage1), "stage2": (Stage2Config, Stage2)}
@@ -153,7 +155,11 @@ def only_run(result_path: Path) -> Path:
 
 
 def checkpoint_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint or snapshot under `file/name`."""
+    """Every tensor of a checkpoint under `object/name`, or of a snapshot under `file/name`."""
+    if (directory / "state.json").is_file():
+        loaded = load_checkpoint(directory)
+        states = {name: encode(state)[1] for name, state in loaded.items() if name not in ("step", "meta")}
+        return {f"{name}/{key}": tensor for name, tensors in states.items() for key, tensor in tensors.items()}
     return {
         f"{file.stem}/{name}": tensor
         for file in sorted(directory.glob("*.safetensors"))
