@@ -48,6 +48,16 @@ class ExperimentConfig:
     The last `keep_checkpoints` checkpoints stay, and those of steps that are multiples of `keep_every_steps` (null:
     none) for ever. With `async_checkpoint` training goes on while one is written.
 
+    `parallel` is ddp (every process holds the whole model), fsdp (a share of every parameter; stage 2) or none (one
+    process). `compile` compiles every transformer block (stage 2), the networks (stage 1).
+
+    A step with a non-finite loss stops the run or, with `non_finite: skip`, is left out, up to `max_skipped_steps`
+    times; either way its batch is kept under `faults/`. A loss more than `spike_factor` deviations above the median of
+    the last `spike_window` steps gives a warning (null: never), as does a codebook of which a log window used less
+    than `min_code_usage` at some depth. Data workers that die are replaced up to `max_worker_deaths` times. When a rank
+    does not move for `hang_timeout` seconds, the run says where every rank stands and ends (null: never). After a
+    SIGTERM or SIGUSR1 the ranks agree to stop at the next multiple of `signal_steps`. `count_flops` counts those of a
+    step for the log line.
     """
 
     batch_size: int = MISSING
@@ -63,6 +73,7 @@ class ExperimentConfig:
     test_steps: Optional[int] = None
     log_steps: int = 50
     precision: str = "auto"
+    parallel: str = "ddp"
     channels_last: bool = True
     compile: bool = False
     gradient_checkpointing: bool = False
@@ -73,6 +84,13 @@ class ExperimentConfig:
     keep_snapshots: Optional[int] = None
     non_finite: str = "stop"
     max_skipped_steps: int = 100
+    max_worker_deaths: int = 10
+    spike_factor: Optional[float] = 10.0
+    spike_window: int = 200
+    min_code_usage: float = 0.02
+    hang_timeout: Optional[float] = 1800.0
+    signal_steps: int = 10
+    count_flops: bool = True
     test_images: Optional[int] = None
     grid_images: int = 8
     score: InLoopScoreConfig = field(default_factory=InLoopScoreConfig)
@@ -91,6 +109,7 @@ class BatchPlan:
     save_steps: int
     test_steps: int
     log_steps: int
+    schedule_ranks: int = 1  # the processes the run was started with; learning rates that scale with them stay
 
     @property
     def global_batch(self) -> int:
@@ -102,7 +121,8 @@ class BatchPlan:
         return step / self.steps_per_epoch
 
 
-def plan_batches(config: ExperimentConfig, num_images: int, world_size: int, grad_accm_steps: int = 1) -> BatchPlan:
+def plan_batches(config: ExperimentConfig, num_images: int, world_size: int, grad_accm_steps: int = 1,
+                 schedule_ranks: int | None = None) -> BatchPlan:
     """Turns the experiment section into counts, and refuses arithmetic that does not work out.
 
     Raises:
@@ -142,17 +162,53 @@ def plan_batches(config: ExperimentConfig, num_images: int, world_size: int, gra
         save_steps=in_steps(config.save_steps, config.save_ckpt_freq),
         test_steps=in_steps(config.test_steps, config.test_freq),
         log_steps=config.log_steps,
+        schedule_ranks=schedule_ranks or world_size,
     )
+
+
+def fit_to_ranks(config: ExperimentConfig, optimizer: Any, global_batch: int, world_size: int) -> None:
+    """Makes a resumed run keep its `global_batch`, and so its order of samples, on another number of processes.
+
+    Batch size and accumulation per process are changed in place, the batch size never upwards; nothing changes where
+    they give `global_batch` already.
+
+    Raises:
+        ValueError: the processes cannot share that batch, or `total_batch_size` was set to another one.
+    """
+    if config.total_batch_size not in (None, global_batch):
+        raise ValueError(
+            f"experiment.total_batch_size={config.total_batch_size}: the resumed run takes {global_batch} images "
+            "per step"
+        )
+    accumulation = 1 if config.total_batch_size is not None else optimizer.grad_accm_steps
+    if config.total_batch_size is None and config.batch_size * world_size * accumulation == global_batch:
+        return
+    per_process, remainder = divmod(global_batch, world_size)
+    if remainder or not per_process:
+        fitting = [str(ranks) for ranks in range(1, global_batch + 1) if global_batch % ranks == 0]
+        raise ValueError(
+            f"the resumed run takes {global_batch} images per step, which {world_size} processes cannot share: start "
+            f"{', '.join(fitting)} processes"
+        )
+    sizes = range(1, min(config.batch_size, per_process) + 1)
+    config.batch_size = max(size for size in sizes if per_process % size == 0)
+    config.total_batch_size, optimizer.grad_accm_steps = global_batch, 1
 
 
 def _check_positive(config: ExperimentConfig) -> None:
     names = ("batch_size", "total_batch_size", "epochs", "max_steps", "save_steps", "test_steps", "log_steps",
              "save_ckpt_freq", "test_freq", "keep_checkpoints", "keep_every_steps", "keep_snapshots", "test_images",
-             "grid_images")
+             "grid_images",
+             "spike_factor", "spike_window", "hang_timeout", "signal_steps")
     for name in names:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise ValueError(f"experiment.{name}={value} must be positive")
+    if config.max_worker_deaths < 0 or not 0 <= config.min_code_usage < 1:
+        raise ValueError(
+            f"experiment.max_worker_deaths={config.max_worker_deaths} must not be negative and "
+            f"experiment.min_code_usage={config.min_code_usage} lie between 0 and 1"
+        )
     if config.sample.num_images < 1 or config.max_skipped_steps < 0:
         raise ValueError(
             f"experiment.sample.num_images={config.sample.num_images} must be positive and "

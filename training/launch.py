@@ -7,7 +7,7 @@ before the first step and ends in one line and exit code 2.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from runtime import distributed
 from runtime.cli import build_parser
 from runtime.config import load_config, save_config
 from runtime.distributed import DistEnv
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
 from runtime.rundir import new_run_dir, runs
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
@@ -31,13 +31,17 @@ from training.checkpoint import (
     complete_checkpoints,
     discard_after,
     find_sound_checkpoint,
+    read_progress,
     restore_checkpoint,
     step_name,
 )
-from training.data_checks import unreadable_images
-from training.experiment import plan_batches
+from training.data_checks import tokenizer_files, unreadable_images
+from training.experiment import BatchPlan, fit_to_ranks, plan_batches
+from training.feed import Feed, Survivor
+from training.guards import Guards
 from training.in_loop_scores import InLoopScores, discard_best_after
 from training.loop import Loop
+from training.restart import note_launch, run_to_continue
 from training.scoring import ScoringData
 from training.snapshot import SNAPSHOTS, complete_snapshots, find_latest_snapshot, read_metadata, save_snapshot
 
@@ -61,6 +65,8 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--eval", action="store_true", help="evaluate -l on both splits and stop")
     parser.add_argument("--resume", action="store_true",
                         help="continue exactly: the run of -l, or the newest run of this config under -r")
+    parser.add_argument("--auto-resume", action="store_true",
+                        help="continue the newest run of this config under -r if there is one, else start a new run")
     return parser
 
 
@@ -78,6 +84,12 @@ def launch(schema: type, build_stage: Callable[..., Any], args: argparse.Namespa
         try:
             # in a function of its own, because the process group must outlive everything that refers to it
             _run(schema, build_stage, args, prepare)
+        except RuntimeError as error:
+            if not distributed.lost_a_rank(error):
+                raise
+            print(f"error (rank {distributed.get_rank()}): another process of the run has ended; its own message says "
+                  f"why ({one_line(error)[:200]})", file=sys.stderr, flush=True)
+            raise SystemExit(LOST_RANK_EXIT_CODE) from None
         finally:
             distributed.shutdown()
 
@@ -97,42 +109,64 @@ class Session:
                  prepare: Callable[[Any, argparse.Namespace], None] | None):
         _check_flags(args)
         self.args = args
+        if (run_dir := run_to_continue(args)) is not None:
+            args.resume, args.load_path = True, str(run_dir)
+        # ranks that resume share the hashing of the checkpoint's files
+        joined = _join(args) if args.resume else None
         self.checkpoint_dir = _find_checkpoint(args) if args.resume else None
         self.config = _load(schema, args, self.checkpoint_dir)
         if prepare is not None:
             prepare(self.config, args)
         if args.seed is not None:
             self.config.seed = args.seed
-        self.env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
-                                          world_size=args.world_size, node_rank=args.node_rank)
+        self.env = joined or _join(args)
         _use_device(self.env)
         config, env = self.config, self.env
         self.train_set = build_dataset(config.dataset, "train", config.seed)
         self.val_set = build_dataset(config.dataset, "val", config.seed)
-        self.plan = plan_batches(config.experiment, len(self.train_set), env.world_size,
-                                 config.optimizer.grad_accm_steps)
+        self.plan = self._plan()
         # initial weights are the same on every rank, and never those of any step's noise
         seed_everything_for_step(config.seed, 0, INITIAL_STEP)
         self.stage = build_stage(config, self.plan, env, partial(self.batches, self.val_set))
         self.stage.check_data(self.train_set)
         self.step = self.images_seen = 0
+        self.known_flops: Mapping[str, int] = {}
+        self.guards: Guards | None = None
         self._restore()
         self.run_dir = self._open_run_dir()
+        distributed.run_on_main(lambda: note_launch(self.run_dir, env.world_size))
         self.log = RunLog(self.run_dir, env.is_main, rank=env.rank,
                           resume_step=self.step if args.resume else None)
 
-    def batches(self, dataset: ImageDataset) -> Iterable[dict[str, Tensor]]:
+    def _plan(self) -> BatchPlan:
+        """The counts of the run; one that is resumed keeps its global batch on any number of processes."""
+        experiment, optimizer = self.config.experiment, self.config.optimizer
+        schedule_ranks = None
+        if self.checkpoint_dir is not None:
+            progress = read_progress(self.checkpoint_dir)
+            schedule_ranks = progress.get("schedule_ranks")
+            global_batch = progress.get("global_batch", progress["images_seen"] // progress["step"])
+            fit_to_ranks(experiment, optimizer, global_batch, self.env.world_size)
+        return plan_batches(experiment, len(self.train_set), self.env.world_size, optimizer.grad_accm_steps,
+                            schedule_ranks)
+
+    def batches(self, dataset: ImageDataset) -> Iterator[dict[str, Tensor]]:
         """This rank's share of a split for evaluation, every image once."""
         experiment = self.config.experiment
-        return eval_loader(dataset, self.args.test_batch_size or experiment.batch_size, self.env.rank,
-                           self.env.world_size, experiment.num_workers, limit=experiment.test_images,
-                           device=self.env.device)
+        loader = eval_loader(dataset, self.args.test_batch_size or experiment.batch_size, self.env.rank,
+                             self.env.world_size, experiment.num_workers, limit=experiment.test_images,
+                             device=self.env.device)
+        for batch in Survivor(experiment.max_worker_deaths, self.log.warning).iterate_once(loader):
+            if self.guards is not None:
+                self.guards.watchdog.pulse()
+            yield batch
 
     def _restore(self) -> None:
         if self.checkpoint_dir is not None:
             # its files were verified when it was found
             progress = restore_checkpoint(self.checkpoint_dir, self.stage.objects(), verify=False)
             self.step, self.images_seen = progress["step"], progress["images_seen"]
+            self.known_flops = progress.get("flops_per_step", {})
             for name, value in self.stage.provenance().items():
                 if progress.get(name) != value:
                     raise UserError(
@@ -170,16 +204,30 @@ class Session:
         )
         if self.step:
             log.info(f"resumed from {self.checkpoint_dir} at step {self.step}, {self.images_seen} images seen")
-        loader = TrainLoader(
-            self.train_set, plan.micro_batch, seed=self.config.seed, rank=self.env.rank,
-            world_size=self.env.world_size, accumulation=plan.accumulation, start_image=self.images_seen,
-            num_workers=self.config.experiment.num_workers, pin_memory=self.env.device.type == "cuda",
-            device=self.env.device,
+        feed = self._feed()
+        self.guards = Guards(
+            self.config.experiment, plan, log, self.run_dir, feed, seed=self.config.seed, device=self.env.device,
+            precision=stage.precision.name, known_flops=self.known_flops,
         )
-        Loop(stage, loader, plan, log, self.run_dir, self._save_snapshot, seed=self.config.seed, start_step=self.step,
-             images_seen=self.images_seen, checkpoints=self._checkpoints(),
-             scores=self._scores()).run()
+        log.info(self.guards.describe())
+        Loop(stage, feed, plan, log, self.run_dir, self._save_snapshot, guards=self.guards, seed=self.config.seed,
+             start_step=self.step, images_seen=self.images_seen,
+             checkpoints=self._checkpoints(), scores=self._scores()).run()
         self._report_unreadable()
+
+    def _feed(self) -> Feed:
+        """The training batches from where the run stands."""
+        plan, experiment = self.plan, self.config.experiment
+
+        def open_at(images_seen: int, num_workers: int) -> TrainLoader:
+            return TrainLoader(
+                self.train_set, plan.micro_batch, seed=self.config.seed, rank=self.env.rank,
+                world_size=self.env.world_size, accumulation=plan.accumulation, start_image=images_seen,
+                num_workers=num_workers, pin_memory=self.env.device.type == "cuda", device=self.env.device,
+            )
+
+        return Feed(open_at, experiment.num_workers, images_seen=self.images_seen, global_batch=plan.global_batch,
+                    accumulation=plan.accumulation, max_deaths=experiment.max_worker_deaths, warn=self.log.warning)
 
     def _checkpoints(self) -> CheckpointWriter:
         experiment = self.config.experiment
@@ -221,12 +269,16 @@ class Session:
         tensors, ema_tensors = self.stage.snapshot()
         metadata = {**progress, "stage": self.stage.name, "seed": self.config.seed, "metrics": dict(metrics),
                     **self.stage.provenance(), **(extra or {})}
-        save_snapshot(self.run_dir / SNAPSHOTS / name, tensors, self.stage.config, metadata, ema_tensors,
-                      keep_last=keep_last)
+
+        def write() -> None:
+            save_snapshot(self.run_dir / SNAPSHOTS / name, tensors, self.stage.config, metadata, ema_tensors,
+                          keep_last=keep_last, extra_files=tokenizer_files(self.stage.config, self.train_set))
+
+        distributed.run_on_main(write)
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    if args.eval and args.resume:
+    if args.eval and (args.resume or args.auto_resume):
         raise UserError("--eval and --resume exclude each other")
     if args.eval and not args.load_path:
         raise UserError("--eval needs -l/--load-path: the run, snapshot or checkpoint to evaluate")
@@ -234,6 +286,11 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise UserError("-m/--model-config is missing: the YAML file of the experiment")
     if args.test_batch_size is not None and args.test_batch_size < 1:
         raise UserError(f"-t/--test-batch-size {args.test_batch_size} must be at least 1")
+
+
+def _join(args: argparse.Namespace) -> DistEnv:
+    return distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
+                                  world_size=args.world_size, node_rank=args.node_rank)
 
 
 def _find_checkpoint(args: argparse.Namespace) -> Path:

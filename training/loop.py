@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from runtime import distributed
-from runtime.errors import UserError
+from runtime.preemption import Preempted
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
 from training.checkpoint import CHECKPOINTS, CheckpointWriter
 from training.experiment import BatchPlan
+from training.faults import NonFiniteStep
+from training.guards import Guards
 from training.in_loop_scores import InLoopScores
+from training.update import ScaledUpdate
 
 
 class Stage(Protocol):
@@ -47,7 +50,7 @@ class Stage(Protocol):
         """What identifies the run's data and inputs; a resumed run must have the same."""
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """Raw and EMA weights in the form that users load."""
+        """Raw and EMA weights in the form that users load, on the main process; every rank must call it."""
 
 
 class StepMetrics:
@@ -65,25 +68,33 @@ class StepMetrics:
         self._labels += [(step, name) for name in metrics]
         self._rows.append(torch.stack([value.detach().float().reshape(()) for value in metrics.values()]))
 
-    def drain(self, images_per_step: int) -> dict[str, float]:
-        """Means over all ranks and the steps of the window that report a name, after checking that every value is
-        finite; empties the window.
+    def drain(self, images_per_step: int) -> list[tuple[int, str, float]]:
+        """(step, name, mean over all ranks) of everything in the window, after checking that every value is finite;
+        empties the window.
 
         Raises:
-            UserError: naming the first non-finite term, its step and the positions of its images.
+            NonFiniteStep: naming the first non-finite term, its step and the positions of its images.
         """
         values = distributed.all_reduce_mean_(torch.cat(self._rows).double()).tolist()
-        windows: dict[str, list[float]] = {}
-        for (step, name), value in zip(self._labels, values, strict=True):
+        window = [(*label, value) for label, value in zip(self._labels, values, strict=True)]
+        for step, name, value in window:
             if not math.isfinite(value):
                 first = step * images_per_step
-                raise UserError(
+                bad = {other: number for at, other, number in window if at == step and not math.isfinite(number)}
+                raise NonFiniteStep(
                     f"{name} is {value} at step {step} (images {first} to {first + images_per_step - 1} of the "
-                    "training order); the last checkpoint is kept"
+                    "training order); the last checkpoint is kept", step, bad
                 )
-            windows.setdefault(name, []).append(value)
         self._labels, self._rows = [], []
-        return {name: sum(window) / len(window) for name, window in windows.items()}
+        return window
+
+
+def means(window: Iterable[tuple[int, str, float]]) -> dict[str, float]:
+    """The mean of every name over the steps that report it."""
+    values: dict[str, list[float]] = {}
+    for _, name, value in window:
+        values.setdefault(name, []).append(value)
+    return {name: sum(group) / len(group) for name, group in values.items()}
 
 
 class Loop:
@@ -92,10 +103,12 @@ class Loop:
     Args:
         stage: the stage to train.
         loader: batches in training order, positioned at the image where the run stands; endless.
+        guards: what watches over the run; entered here.
         plan: counts and frequencies.
         log: where metrics and pictures go.
         run_dir: the run directory that receives the checkpoints.
-        save_snapshot: writes a snapshot, given the progress and the validation metrics of this step (or none).
+        save_snapshot: writes a snapshot, given the progress and the validation metrics of this step (or none); called
+            on every rank.
         seed: the run's seed; with rank and step it determines every random draw of a step.
         start_step, images_seen: where the run stands (both 0 for a new one).
         checkpoints: writes the run's checkpoints; closed here. Without one they go to the run directory at once.
@@ -103,31 +116,39 @@ class Loop:
     """
 
     def __init__(self, stage: Stage, loader: Iterable[dict[str, Tensor]], plan: BatchPlan, log: RunLog, run_dir: Path,
-                 save_snapshot: Callable[[dict[str, Any], dict[str, Any]], None], *, seed: int, start_step: int = 0,
-                 images_seen: int = 0, checkpoints: CheckpointWriter | None = None,
+                 save_snapshot: Callable[[dict[str, Any], dict[str, Any]], None], *, guards: Guards, seed: int,
+                 start_step: int = 0, images_seen: int = 0, checkpoints: CheckpointWriter | None = None,
                  scores: InLoopScores | None = None):
         self.stage, self.plan, self.log, self.run_dir = stage, plan, log, run_dir
         self.loader = iter(loader)
         self.save_snapshot = save_snapshot
-        self.seed = seed
+        self.guards, self.seed = guards, seed
         self.step, self.images_seen = start_step, images_seen
         self.checkpoints = checkpoints or CheckpointWriter(run_dir / CHECKPOINTS, asynchronous=False)
         self.scores = scores
         self.metrics = StepMetrics()
         self._window_start = time.perf_counter()
         self._waited = 0.0
+        for item in stage.objects().values():
+            if isinstance(item, ScaledUpdate):
+                item.on_skip = self._keep_skipped
 
     def run(self) -> None:
-        """Trains to the end of the plan."""
+        """Trains to the end of the plan.
+
+        Raises:
+            Preempted: a rank was told to stop; everything is saved.
+        """
         plan = self.plan
         bar = self.log.progress(plan.total_steps, self.step, plan.global_batch)
-        with self.checkpoints, bar as self._bar:
+        with self.guards, self.checkpoints, bar as self._bar:
             while self.step < plan.total_steps:
                 self._one_step()
                 self.checkpoints.check()
                 self._bar.update()
                 last = self.step == plan.total_steps
-                save = last or self.step % plan.save_steps == 0
+                stop = self.guards.must_stop(self.step)
+                save = last or stop or self.step % plan.save_steps == 0
                 test = last or self.step % plan.test_steps == 0
                 score = self.scores is not None and self.scores.due(self.step, last)
                 # a line before every checkpoint makes the log of a resumed run that of an uninterrupted one
@@ -138,32 +159,56 @@ class Loop:
                     measured = self._score(measured)
                 if save:
                     self._save(measured)
+                if stop and not last:
+                    self.checkpoints.wait()
+                    self.log.info(f"told to stop: step {self.step} is saved, --resume goes on from there")
+                    raise Preempted
 
     def _one_step(self) -> None:
         seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
-        self.metrics.add(self.step, self.stage.train_step(self._micro_batches(), self.step))
+        with self.guards.flops.counting() as metrics:
+            metrics.update(self.stage.train_step(self._micro_batches(), self.step))
+        self.metrics.add(self.step, metrics)
         self.step += 1
         self.images_seen += self.plan.global_batch
 
     def _micro_batches(self) -> Iterator[dict[str, Tensor]]:
         for _ in range(self.plan.accumulation):
+            self.guards.watchdog.beat(self.step, "waiting for data")
             waiting = time.perf_counter()
             batch = next(self.loader)
             self._waited += time.perf_counter() - waiting
+            self.guards.watchdog.beat(self.step, "training step")
             yield batch
 
     def _log_window(self) -> None:
+        self.guards.watchdog.beat(self.step, "log line")
         num_steps = len(self.metrics)
-        metrics = {**self.metrics.drain(self.plan.global_batch), **self.stage.window_metrics()}
+        try:
+            window = self.metrics.drain(self.plan.global_batch)
+        except NonFiniteStep as fault:
+            where = self.guards.record(fault.step, self._first_image(fault.step), fault.terms)
+            raise NonFiniteStep(f"{fault}; {where}", fault.step, fault.terms) from fault
+        metrics = {**means(window), **self.stage.window_metrics()}
+        self.guards.look_at(self.step, window, metrics)
         elapsed = time.perf_counter() - self._window_start
         timing = {
             "images_per_second": num_steps * self.plan.global_batch / elapsed,
             "data_wait_share": self._waited / elapsed,
+            **self.guards.timing(num_steps / elapsed),
         }
         self.log.log_metrics(self.step, metrics, prefix="train", epoch=self.plan.epoch(self.step), timing=timing)
         self._restart_clock()
 
+    def _first_image(self, step: int) -> int:
+        """How many images the run had seen when `step` began."""
+        return self.images_seen - (self.step - step) * self.plan.global_batch
+
+    def _keep_skipped(self, step: int, terms: dict[str, float]) -> None:
+        self.guards.record(step, self._first_image(step), terms)
+
     def _validate(self) -> dict[str, Any]:
+        self.guards.watchdog.beat(self.step, "validation")
         seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
         metrics = self.stage.validate()
         self.log.log_metrics(self.step, metrics, prefix="val", epoch=self.plan.epoch(self.step))
@@ -174,6 +219,7 @@ class Loop:
 
     def _score(self, validation: dict[str, Any]) -> dict[str, Any]:
         """Logs the scores, keeps the best snapshot, and returns the scores beside the validation metrics."""
+        self.guards.watchdog.beat(self.step, "scoring")
         seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
         scores = self.scores.measure()
         self.log.log_metrics(self.step, scores, prefix="score", epoch=self.plan.epoch(self.step))
@@ -183,13 +229,14 @@ class Loop:
 
     def _progress(self) -> dict[str, Any]:
         return {"step": self.step, "images_seen": self.images_seen, "epoch": self.plan.epoch(self.step),
-                **self.stage.provenance()}
+                "global_batch": self.plan.global_batch, "schedule_ranks": self.plan.schedule_ranks,
+                "flops_per_step": self.guards.flops.state_dict(), **self.stage.provenance()}
 
     def _save(self, validation: dict[str, Any]) -> None:
+        self.guards.watchdog.beat(self.step, "checkpoint")
         progress = self._progress()
         self.checkpoints.save(self.step, self.stage.objects(), progress)
-        # a full disk on the main process ends all of them
-        distributed.run_on_main(lambda: self.save_snapshot(progress, validation))
+        self.save_snapshot(progress, validation)
         self._restart_clock()
 
     def _restart_clock(self) -> None:

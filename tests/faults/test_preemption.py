@@ -1,0 +1,192 @@
+"""SIGTERM and SIGUSR1 end a run at a step boundary, saved, with an exit code of its own; restarts go on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from runtime import distributed
+from runtime.preemption import PREEMPTED_EXIT_CODE, Preempted, StopSignals
+from tests.processes import start_processes
+from tests.training.tiny_runs import (
+    REPOSITORY,
+    checkpoint_tensors,
+    differing,
+    only_run,
+    script_environment,
+    session,
+    stage1,
+    train,
+    write_config,
+)
+from training.checkpoint import complete_checkpoints
+from training.restart import LAUNCH_FILE
+
+STEPS = 6
+PLAN = {"experiment.max_steps": STEPS, "experiment.save_steps": STEPS, "experiment.test_steps": STEPS}
+END = f"checkpoints/step_{STEPS:08d}"
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    return write_config(tmp_path / "tiny.yaml", stage1(PLAN))
+
+
+def signalled(number: signal.Signals, at_step: int):
+    """An `on_step` that sends this process a signal in the middle of the run."""
+
+    def on_step(step: int) -> None:
+        if step == at_step:
+            os.kill(os.getpid(), number)
+
+    return on_step
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_the_step_and_exits_with_75(number, config, tmp_path):
+    straight = train("stage1", "-m", config, "-r", tmp_path / "straight").run_dir
+    before = signal.getsignal(number)
+    with pytest.raises(Preempted) as ended:
+        train("stage1", "-m", config, "-r", tmp_path / "stopped", on_step=signalled(number, 2))
+    assert ended.value.code == PREEMPTED_EXIT_CODE == 75
+    assert signal.getsignal(number) is before
+    stopped = only_run(tmp_path / "stopped")
+    assert [path.name for path in complete_checkpoints(stopped)] == ["step_00000003"], "not a step of the plan"
+    assert "told to stop: step 3 is saved" in (stopped / "train.log").read_text()
+    assert "Traceback" not in (stopped / "train.log").read_text()
+    assert train("stage1", "--resume", "-l", stopped).run_dir == stopped
+    assert differing(checkpoint_tensors(straight / END), checkpoint_tensors(stopped / END)) == []
+
+
+def test_a_signal_in_the_last_step_is_a_finished_run(config, tmp_path):
+    run = train("stage1", "-m", config, "-r", tmp_path, on_step=signalled(signal.SIGTERM, STEPS - 1))
+    assert (run.run_dir / END).is_dir()
+
+
+def test_several_signals_are_one(config, tmp_path):
+    def on_step(step: int) -> None:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Preempted):
+        train("stage1", "-m", config, "-r", tmp_path, on_step=on_step)
+    assert [path.name for path in complete_checkpoints(only_run(tmp_path))] == ["step_00000001"]
+
+
+def test_outside_the_loop_signals_keep_their_meaning():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as signals:
+        assert signal.getsignal(signal.SIGTERM) is not before
+        assert signals.received is None
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def _train_two_ranks(rank: int, folder: str, config: str) -> None:
+    """Rank 1 alone is told to stop, in the second step; the ranks ask each other every third step."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
+                            timeout=timedelta(seconds=60))
+    env = distributed.DistEnv(rank, 2, rank, distributed.torch.device("cpu"), "gloo")
+    distributed.initialize = lambda *args, **kwargs: env
+    on_step = signalled(signal.SIGUSR1, 1) if rank == 1 else None
+    try:
+        train("stage1", "-m", config, "-r", f"{folder}/runs", on_step=on_step)
+    except Preempted:
+        Path(folder, f"stopped{rank}").touch()
+    distributed.shutdown()
+
+
+def test_all_ranks_stop_at_the_same_step(tmp_path):
+    config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {"experiment.signal_steps": 3}))
+    start_processes(_train_two_ranks, str(tmp_path), str(config))
+    assert (tmp_path / "stopped0").exists()
+    assert (tmp_path / "stopped1").exists()
+    assert [path.name for path in complete_checkpoints(only_run(tmp_path / "runs"))] == ["step_00000003"]
+
+
+def test_a_restarted_process_continues_the_run_of_its_launch(config, tmp_path, monkeypatch):
+    results = ["-m", config, "-r", tmp_path / "runs"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-17")
+    mine = train("stage1", *results).run_dir
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-18")
+    other = train("stage1", *results).run_dir
+    assert json.loads((mine / LAUNCH_FILE).read_text())["launch"] == "job-17"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-17")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = session("stage1", *results)
+    again.log.close()
+    assert (again.run_dir, again.step) == (mine, STEPS)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-19")
+    new = session("stage1", *results)
+    new.log.close()
+    assert new.run_dir not in (mine, other)
+    assert new.step == 0, "the first start of its launch died before its first checkpoint"
+
+
+def test_auto_resume_continues_if_it_can(config, tmp_path):
+    results = ["-m", config, "-r", tmp_path / "runs", "--auto-resume"]
+    with pytest.raises(Preempted):
+        train("stage1", *results, on_step=signalled(signal.SIGTERM, 1))
+    stopped = only_run(tmp_path / "runs")
+    assert train("stage1", *results).run_dir == stopped
+    assert (stopped / END).is_dir()
+
+
+def _workers_of(launcher: subprocess.Popen) -> list[int]:
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+def _torchrun(*command: object) -> subprocess.Popen:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *command]
+    return subprocess.Popen([str(word) for word in words], cwd=REPOSITORY, env=script_environment(),
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _wait_for_a_checkpoint(launcher: subprocess.Popen, results: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not list(results.glob("*/*/checkpoints/step_*/COMPLETE")):
+        assert launcher.poll() is None, launcher.stderr.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on(tmp_path):
+    config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {"experiment.max_steps": 60, "experiment.save_steps": 5,
+                                                                 "experiment.test_steps": 60}))
+    flags = ["main_stage1.py", "-m", config, "-r"]
+    straight = _torchrun(*flags, tmp_path / "straight")
+    killed = _torchrun("--max-restarts", 2, *flags, tmp_path / "killed")
+    _wait_for_a_checkpoint(killed, tmp_path / "killed")
+    os.kill(_workers_of(killed)[1], signal.SIGKILL)
+    printed = killed.communicate(timeout=300)[1]
+    assert killed.returncode == 0, printed[-3000:]
+    assert "resumed from" in printed
+    assert straight.wait(300) == 0
+    ends = [only_run(tmp_path / name) / "checkpoints/step_00000060" for name in ("straight", "killed")]
+    assert differing(*map(checkpoint_tensors, ends)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signalled_torchrun_lets_its_workers_save(number, tmp_path):
+    """As docs/launch/slurm.sbatch starts it: the launcher passes the signal on and waits."""
+    config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {"experiment.max_steps": 5000,
+                                                                 "experiment.save_steps": 5}))
+    launcher = _torchrun("--max-restarts", 2, "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+                         "--shutdown-timeout", 120, "main_stage1.py", "-m", config, "-r", tmp_path / "runs")
+    _wait_for_a_checkpoint(launcher, tmp_path / "runs")
+    launcher.send_signal(number)
+    printed = launcher.communicate(timeout=300)[1]
+    assert launcher.returncode != 0
+    saved = complete_checkpoints(only_run(tmp_path / "runs"))[0].name
+    assert f"told to stop: step {int(saved.removeprefix('step_'))} is saved" in printed
