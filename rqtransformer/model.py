@@ -9,16 +9,20 @@ S = L + T - 1 positions of the body.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rqtransformer.attention import TransformerStack
+from rqtransformer.checkpoint_files import load_checkpoint
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
+from rqtransformer.hub import PretrainedMixin
 from rqtransformer.packing import PackedSlot, WeightFormat
 
 
@@ -36,10 +40,11 @@ class RQTransformerOutput(NamedTuple):
     cond: Tensor | None = None
 
 
-class RQTransformer(nn.Module):
+class RQTransformer(PretrainedMixin, nn.Module):
     """Autoregressive model of code stacks, optionally conditioned on a class or a text.
 
-    Parameter names and initialisation are the published ones.
+    Parameter names and initialisation are the published ones. `from_pretrained`, `save_pretrained` and `push_to_hub`
+    are those of `rqtransformer.hub`.
 
     Args:
         config: sizes and switches; validated here.
@@ -107,6 +112,30 @@ class RQTransformer(nn.Module):
         logits = self.classifier(head_out_NDC).unflatten(0, codes_BHWD.shape[:3])
         cond_logits = None if self.cond_classifier is None else self.cond_classifier(body_out_BSC[:, :last])
         return RQTransformerOutput(logits, cond_logits, cond_BL)
+
+    @classmethod
+    def _from_checkpoint(cls, path: Path, ema: bool, device: str | torch.device) -> RQTransformer:
+        return load_checkpoint(cls, path, ema, device)
+
+    def _sections(self) -> dict[str, Any]:
+        sampling = {"sampling": dict(self.sampling_defaults)} if self.sampling_defaults else {}
+        return {"arch": dataclasses.asdict(self.config), **sampling}
+
+    def _card(self) -> tuple[str, list[str], dict[str, Any]]:
+        config = self.config
+        kind = "text" if config.block_size_cond > 1 else "class" if config.vocab_size_cond > 1 else "nothing"
+        facts = {
+            "condition": f"text of {config.block_size_cond} tokens" if kind == "text" else kind,
+            "condition ids": config.vocab_size_cond,
+            "codes of an image": " x ".join(map(str, config.block_size)),
+            "codebook sizes": ", ".join(map(str, config.vocab_sizes)),
+            "width": config.embed_dim,
+            "layers": f"{config.body.n_layer} body, {config.head.n_layer} head",
+            "parameters": f"{count_parameters(self):,}",
+        }
+        tag = {"text": "text-to-image", "class": "class-conditional-image-generation"}
+        return (f"A transformer over stacks of image codes, conditioned on {kind}; images need the RQ-VAE it was "
+                "trained with.", [tag.get(kind, "unconditional-image-generation")], facts)
 
     def condition_ids(self, cond: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
         """Any accepted form of condition -> ids (B, L).

@@ -8,13 +8,17 @@ Lee et al., Autoregressive Image Generation using Residual Quantization, CVPR 20
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from rqvae.checkpoint_files import load_checkpoint
 from rqvae.config import RQVAEConfig
 from rqvae.encoder_decoder import Decoder, Encoder
+from rqvae.hub import PretrainedMixin
 from rqvae.quantizers import EMACodebook, QuantizerOutput, build_quantizer
 
 
@@ -25,8 +29,8 @@ class RQVAEOutput(NamedTuple):
     quantizer_output: QuantizerOutput
 
 
-class RQVAE(nn.Module):
-    """Encoder, residual quantizer, decoder.
+class RQVAE(PretrainedMixin, nn.Module):
+    """Encoder, residual quantizer, decoder; `from_pretrained`, `save_pretrained`, `push_to_hub` are `rqvae.hub`'s.
 
     Images are (B, C, R, R) in [-1, 1], latents channels-last, codes int64 (B, h, w, D). Raises ValueError for a config
     whose values do not fit together and for images whose size the encoder cannot halve often enough.
@@ -142,6 +146,26 @@ class RQVAE(nn.Module):
     def discard_codebook_update(self) -> None:
         """Forget what the forwards of a skipped optimizer step have gathered."""
         self.quantizer.discard_codebook_update()
+
+    @classmethod
+    def _from_checkpoint(cls, path: Path, ema: bool, device: str | torch.device) -> RQVAE:
+        return load_checkpoint(cls, path, ema, device)
+
+    def _sections(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self.config)
+        apart = {name: values.pop(name) for name in ("ddconfig", "checkpointing")}
+        return {"arch": {"type": "rq-vae", "hparams": values, **apart}}
+
+    def _card(self) -> tuple[str, list[str], dict[str, Any]]:
+        config, dd = self.config, self.config.ddconfig
+        facts = {
+            "image": f"{dd.resolution} x {dd.resolution}, {dd.in_channels} channels",
+            "codes of an image": " x ".join(map(str, config.code_shape)),
+            "codebook sizes": ", ".join(map(str, self.quantizer.num_codes)) or "none",
+            "bottleneck": config.bottleneck_type,
+            "parameters": f"{count_parameters(self):,}",
+        }
+        return "Images as stacks of discrete codes, and back.", ["image-tokenizer", "vector-quantization"], facts
 
     @property
     def decoder_last_layer(self) -> nn.Parameter:

@@ -1,53 +1,52 @@
-"""A checkpoint, ours or in the published layout, -> a model ready to sample from."""
+"""Checkpoints on disk, our snapshots and the published layout: reading them, and filling a model of a given class."""
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rqtransformer.config import RQTransformerConfig
-from rqtransformer.model import RQTransformer
 
 COMPLETE = "COMPLETE"
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_rqtransformer(path: str | Path, ema: bool = False, device: str | torch.device = "cpu") -> RQTransformer:
-    """Builds the model that a checkpoint describes and loads its weights; eval mode.
+def load_checkpoint(model_class: type[Model], path: str | Path, ema: bool = False,
+                    device: str | torch.device = "cpu") -> Model:
+    """A model in eval mode; arguments and errors are those of `rqtransformer.load_rqtransformer`.
 
-    Args:
-        path: a snapshot directory (`model.safetensors`, `config.yaml`, `COMPLETE`), a published `.pt` file beside its
-            `config.yaml`, or a directory holding exactly one such file.
-        ema: take the averaged weights.
-        device: where the model goes.
-
-    Returns:
-        The model; `sampling_defaults` holds the `temp`, `top_k` and `top_p` of the config's `sampling` section.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: for an incomplete or damaged checkpoint, averaged weights that are not there, an invalid config, or
-            tensors that do not fit it (all names and shapes are listed).
+    model_class: built from an `RQTransformerConfig`. The snapshot's metadata is put on the model as `metadata`.
     """
     path = Path(path)
-    state_dict, config_path = (_read_snapshot if (path / COMPLETE).exists() else _read_published)(path, ema)
+    is_snapshot = (path / COMPLETE).exists()
+    state_dict, config_path = (_read_snapshot if is_snapshot else _read_published)(path, ema)
     config = _read_config(config_path)
     dataset = config.get("dataset") or {}
     arch = RQTransformerConfig.from_mapping(config.arch, vocab_size=dataset.get("vocab_size"))
     with torch.device("meta"):
-        model = RQTransformer(arch)
+        model = model_class(arch)
     _load_strictly(model, state_dict, path)
     sampling = config.get("sampling") or {}
     model.sampling_defaults = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
                                for key, value in sampling.items()}
+    model.metadata = _read_metadata(path / "metadata.json") if is_snapshot else {}
     return model.to(device).eval()
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _read_snapshot(path: Path, ema: bool) -> tuple[dict[str, Tensor], Path]:
@@ -110,7 +109,7 @@ def _read_config(path: Path) -> DictConfig:
     return config
 
 
-def _load_strictly(model: RQTransformer, state_dict: dict[str, Tensor], path: Path) -> None:
+def _load_strictly(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
     """Gives the model (on the meta device) its tensors, or says which names and shapes do not fit."""
     wanted = model.state_dict()
     problems = []
@@ -128,11 +127,3 @@ def _load_strictly(model: RQTransformer, state_dict: dict[str, Tensor], path: Pa
     model.load_state_dict(tensors, strict=True, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-
-
-def sampling_settings(model: RQTransformer, **given: Any) -> dict[str, Any]:
-    """Keyword arguments for `sample`: those given and not None, else the checkpoint's `sampling_defaults`."""
-    defaults = model.sampling_defaults
-    merged = {"temperature": defaults.get("temp"), "top_k": defaults.get("top_k"), "top_p": defaults.get("top_p")}
-    merged.update({key: value for key, value in given.items() if value is not None})
-    return {key: value for key, value in merged.items() if value is not None}

@@ -1,0 +1,39 @@
+"""A checkpoint, ours or in the published layout, -> a model ready to sample from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rqtransformer.checkpoint_files import load_checkpoint
+from rqtransformer.model import RQTransformer
+
+
+def load_rqtransformer(path: str | Path, ema: bool = False, device: str | torch.device = "cpu") -> RQTransformer:
+    """Builds the model that a checkpoint describes and loads its weights; eval mode.
+
+    Args:
+        path: a snapshot directory (`model.safetensors`, `config.yaml`, `COMPLETE`), a published `.pt` file beside its
+            `config.yaml`, or a directory holding exactly one such file.
+        ema: take the averaged weights.
+        device: where the model goes.
+
+    Returns:
+        The model; `sampling_defaults` holds the `temp`, `top_k` and `top_p` of the config's `sampling` section.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: for an incomplete or damaged checkpoint, averaged weights that are not there, an invalid config, or
+            tensors that do not fit it (all names and shapes are listed).
+    """
+    return load_checkpoint(RQTransformer, path, ema, device)
+
+
+def sampling_settings(model: RQTransformer, **given: Any) -> dict[str, Any]:
+    """Keyword arguments for `sample`: those given and not None, else the checkpoint's `sampling_defaults`."""
+    defaults = model.sampling_defaults
+    merged = {"temperature": defaults.get("temp"), "top_k": defaults.get("top_k"), "top_p": defaults.get("top_p")}
+    merged.update({key: value for key, value in given.items() if value is not None})
+    return {key: value for key, value in merged.items() if value is not None}

@@ -1,0 +1,167 @@
+"""Models as folders to keep, share and fetch: `from_pretrained`, `save_pretrained`, `push_to_hub`, and a model card.
+
+The two packages of this project import nothing of each other, so this file is the same in both, letter by letter (a
+test compares them). Only fetching by a repository's id and `push_to_hub` need the package huggingface_hub (the extra
+`hub`), and only then it is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import nn
+
+SNAPSHOT_PATTERNS = ["*.safetensors", "*.yaml", "*.json", "*.txt", "COMPLETE", "*.pt"]
+COMPLETE = "COMPLETE"
+
+
+class PretrainedMixin:
+    """Reading and writing of a model as a folder. The class gives `_from_checkpoint`, `_sections` and `_card`.
+
+    metadata: what is known about the weights (steps, scores, data set); from a snapshot, or the user's own.
+    """
+
+    metadata: Mapping[str, Any] = {}
+
+    @classmethod
+    def _from_checkpoint(cls, path: Path, ema: bool, device: str | torch.device) -> Any:
+        """The model of a local checkpoint."""
+        raise AssertionError(f"{cls.__name__} must give _from_checkpoint")
+
+    def _sections(self) -> dict[str, Any]:
+        """The content of `config.yaml`."""
+        raise AssertionError(f"{type(self).__name__} must give _sections")
+
+    def _card(self) -> tuple[str, list[str], dict[str, Any]]:
+        """What the model is, in one line; tags; facts for the card's table."""
+        raise AssertionError(f"{type(self).__name__} must give _card")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, ema: bool = False, device: str | torch.device = "cpu",
+                        revision: str | None = None, token: str | None = None, cache_dir: str | Path | None = None):
+        """The model, in eval mode.
+
+        Args:
+            source: a local checkpoint (a snapshot folder, or a published file or its folder), or the id of a repository
+                on the Hugging Face hub, such as `owner/name`, whose files are then fetched and kept.
+            ema: the averaged weights.
+            revision, token, cache_dir: of the hub: a branch, tag or commit; access; where files are kept.
+
+        Raises:
+            FileNotFoundError, ValueError: what is missing, damaged or does not fit, in one line; for an id also a
+                missing package, or what the hub said.
+        """
+        if not Path(source).expanduser().exists():
+            source = _fetch(cls.__name__, str(source), revision, token, cache_dir)
+        return cls._from_checkpoint(Path(source).expanduser(), ema, device)
+
+    def save_pretrained(self, directory: str | Path, *, metadata: Mapping[str, Any] | None = None,
+                        files: Sequence[str | Path] = ()) -> Path:
+        """Writes a snapshot with a model card: `model.safetensors`, `config.yaml`, `metadata.json`, `README.md`.
+
+        Args:
+            directory: must not exist, or be empty; it appears complete or not at all.
+            metadata: what JSON can hold; added to the model's `metadata`.
+            files: copied into the folder, for example the tokenizer of a text-to-image model.
+
+        Raises:
+            ValueError: something is there already. OSError: it cannot be written.
+        """
+        directory = Path(directory).expanduser()
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ValueError(f"{directory} exists and is not an empty folder: nothing is overwritten")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".partial-{directory.name}-", dir=directory.parent))
+        try:
+            self._write(partial, {**self.metadata, **(metadata or {})}, files)
+            if directory.exists():
+                directory.rmdir()
+            partial.chmod(0o755)
+            partial.rename(directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return directory
+
+    def _write(self, directory: Path, metadata: Mapping[str, Any], files: Sequence[str | Path]) -> None:
+        assert isinstance(self, nn.Module)
+        tensors = {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                   for name, tensor in self.state_dict().items()}
+        save_file(tensors, directory / "model.safetensors")
+        OmegaConf.save(OmegaConf.create(self._sections()), directory / "config.yaml")
+        (directory / "metadata.json").write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
+        (directory / "README.md").write_text(self.model_card(metadata), encoding="utf-8")
+        for file in files:
+            shutil.copy(Path(file).expanduser(), directory)
+        (directory / COMPLETE).touch()
+
+    def push_to_hub(self, repo_id: str, *, metadata: Mapping[str, Any] | None = None, files: Sequence[str | Path] = (),
+                    private: bool | None = None, token: str | None = None, revision: str | None = None,
+                    message: str = "Upload model") -> str:
+        """Uploads what `save_pretrained` writes; the repository is made if it is not there. Returns the commit's URL.
+
+        Raises:
+            ValueError: the package is missing, or what the hub said, in one line.
+        """
+        hub = _import_hub(f"{type(self).__name__}.push_to_hub")
+        with tempfile.TemporaryDirectory() as folder:
+            directory = self.save_pretrained(Path(folder) / "model", metadata=metadata, files=files)
+            try:
+                api = hub.HfApi(token=token)
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                done = api.upload_folder(repo_id=repo_id, folder_path=directory, revision=revision,
+                                         commit_message=message)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{repo_id} cannot be uploaded: {_first_line(error)}") from error
+        return str(getattr(done, "commit_url", done))
+
+    def model_card(self, metadata: Mapping[str, Any] | None = None) -> str:
+        """The text of `README.md`: what the model is, how it is loaded, and what the metadata says.
+
+        A `license` in the metadata goes into the card's header; none is assumed.
+        """
+        metadata = dict(self.metadata if metadata is None else metadata)
+        summary, tags, facts = self._card()
+        header = {"library_name": "rqstack", "tags": tags}
+        if "license" in metadata:
+            header["license"] = metadata["license"]
+        name, package = type(self).__name__, type(self).__module__.split(".")[0]
+        rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+        known = {key: value for key, value in metadata.items() if key != "license"}
+        about = f"\n## About these weights\n\n```json\n{json.dumps(known, indent=2)}\n```\n" if known else ""
+        return (f"---\n{OmegaConf.to_yaml(OmegaConf.create(header))}---\n\n# {name}\n\n{summary}\n\n| | |\n|---|---|\n"
+                f"{rows}\n\n```python\nfrom {package} import {name}\n\n"
+                f"model = {name}.from_pretrained(\"PATH-OR-OWNER/NAME\")\n```\n{about}")
+
+
+def _fetch(name: str, repo_id: str, revision: str | None, token: str | None, cache_dir: str | Path | None) -> str:
+    """The local folder of a repository's files."""
+    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")) or repo_id.endswith("/"):
+        raise FileNotFoundError(f"no checkpoint at {repo_id}, and it is no id of a repository, such as owner/name")
+    hub = _import_hub(f"there is no folder {repo_id}; {name}.from_pretrained by a repository's id")
+    try:
+        return hub.snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache_dir,
+                                     allow_patterns=SNAPSHOT_PATTERNS)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{repo_id} is no local path and cannot be fetched from the hub: {_first_line(error)}"
+                         ) from error
+
+
+def _import_hub(purpose: str) -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError(f"{purpose} needs the package huggingface_hub: pip install rqstack[hub]") from error
+    return huggingface_hub
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
