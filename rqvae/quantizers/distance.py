@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 
@@ -54,39 +54,40 @@ def _norms(weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
     return weight_KE.new_zeros(len(weight_KE)) if inner else squared_norms(weight_KE)
 
 
-def _search(
-    x_NE: torch.Tensor,
-    weight_KE: torch.Tensor,
-    score: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    copies: int = 1,
-    inner: bool = False,
-) -> torch.Tensor:
-    """The code with the lowest score of every row; `score` of (n, k) squared distances up to a constant per row.
+def _tiles(
+    x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = False
+) -> Iterator[tuple[slice, int, torch.Tensor]]:
+    """(Rows, first code, squared distances (n, k) up to a constant per row) of all tiles, code by code of few rows.
 
-    copies: (n, k) tensors alive at once in `score`, which share the byte budget. inner: minus twice the inner products
-    instead of the distances.
+    The distances lie in scratch memory that the next tile overwrites. inner: minus twice the inner products instead.
     """
     x_NE, weight_KE = x_NE.float(), weight_KE.float()
     norm_K = _norms(weight_KE, inner)
-    codes_N = torch.empty(len(x_NE), dtype=torch.int64, device=x_NE.device)
     rows, codes = tile_shape(len(weight_KE), x_NE.device)
-    rows = max(1, min(rows // copies, len(x_NE)))
+    rows = max(1, min(rows, len(x_NE)))
     scratch = x_NE.new_empty(rows * codes)
-    with full_precision_matmul(x_NE.device):
-        for start in range(0, len(x_NE), rows):
-            part_nE, best_n = x_NE[start : start + rows], None
-            found_n = codes_N[start : start + rows]
-            for first in range(0, len(weight_KE), codes):
-                tile_kE = weight_KE[first : first + codes]
-                out = scratch[: len(part_nE) * len(tile_kE)].view(len(part_nE), len(tile_kE))
-                torch.addmm(norm_K[first : first + codes], part_nE, tile_kE.T, alpha=-2, out=out)
-                value_n, index_n = _lowest(out if score is None else score(out))
-                if best_n is None:
-                    best_n = value_n
-                    found_n.copy_(index_n)
-                else:  # only what is strictly lower replaces a code, so the lowest index stays
-                    found_n.copy_(torch.where(value_n < best_n, index_n + first, found_n))
-                    best_n = torch.minimum(value_n, best_n)
+    for start in range(0, len(x_NE), rows):
+        part_nE = x_NE[start : start + rows]
+        for first in range(0, len(weight_KE), codes):
+            tile_kE = weight_KE[first : first + codes]
+            out_nk = scratch[: len(part_nE) * len(tile_kE)].view(len(part_nE), len(tile_kE))
+            with full_precision_matmul(x_NE.device):
+                torch.addmm(norm_K[first : first + codes], part_nE, tile_kE.T, alpha=-2, out=out_nk)
+            yield slice(start, start + rows), first, out_nk
+
+
+def _search(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = False) -> torch.Tensor:
+    """The code with the lowest score of every row."""
+    codes_N = torch.empty(len(x_NE), dtype=torch.int64, device=x_NE.device)
+    for rows, first, score_nk in _tiles(x_NE, weight_KE, inner):
+        value_n, index_n = _lowest(score_nk)
+        found_n = codes_N[rows]
+        if first == 0:
+            best_n = value_n
+            found_n.copy_(index_n)
+        else:  # only what is strictly lower replaces a code, so the lowest index stays
+            found_n.copy_(torch.where(value_n < best_n, index_n + first, found_n))
+            best_n = torch.minimum(value_n, best_n)
     return codes_N
 
 
@@ -139,7 +140,8 @@ def sampled_codes(
 ) -> torch.Tensor:
     """One draw per row from softmax(-squared distance / temp), without keeping the probabilities. # Eq. 12
 
-    Gumbel-max: an argmax over perturbed scores needs no normalisation and no host synchronisation.
+    Inversion: one uniform number per row and tile finds the code whose share of the running sum it falls into. Random
+    numbers for every code (the Gumbel trick) cost more than the distances, and on a CPU they come from one thread.
     """
     check_temperature(temp)
     if generator is None and torch.compiler.is_compiling():
@@ -150,11 +152,53 @@ def sampled_codes(
 def _sampled(
     x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    def score(distance_nk: torch.Tensor) -> torch.Tensor:
-        log_exponential = torch.empty_like(distance_nk).exponential_(generator=generator).log_()
-        return log_exponential.add_(distance_nk, alpha=1.0 / temp)
+    codes_N = torch.empty(len(x_NE), dtype=torch.int64, device=x_NE.device)
+    for rows, first, distance_nk in _tiles(x_NE, weight_KE):
+        uniform_2n = torch.rand(2, len(distance_nk), device=x_NE.device, generator=generator)
+        log_mass_n, index_n = _draw(distance_nk, temp, uniform_2n[0])
+        found_n = codes_N[rows]
+        if first == 0:
+            log_total_n = log_mass_n
+            found_n.copy_(index_n)
+        else:  # a later tile takes over with its share of the mass so far
+            log_total_n = torch.logaddexp(log_total_n, log_mass_n)
+            takes_over_n = uniform_2n[1] < (log_mass_n - log_total_n).exp()
+            found_n.copy_(torch.where(takes_over_n, index_n + first, found_n))
+    return codes_N
 
-    return _search(x_NE, weight_KE, score, copies=2)
+
+def _draw(distance_nk: torch.Tensor, temp: float, uniform_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One draw per row from softmax(-distance / temp), and the logarithm of the sum of exp(-distance / temp).
+
+    The distances are overwritten. First a block of codes is drawn, then a code of it: running sums are slow.
+    """
+    lowest_n = distance_nk.amin(1)
+    weight_nk = distance_nk.sub_(lowest_n.unsqueeze(1)).mul_(-1.0 / temp).exp_()
+    num_codes = weight_nk.shape[1]
+    if num_codes % BLOCK or num_codes < 4 * BLOCK:
+        sums_nk = weight_nk.cumsum(1)
+        total_n = sums_nk[:, -1]
+        index_n, _ = _pass(sums_nk, uniform_n * total_n)
+    else:
+        blocks_nbk = weight_nk.unflatten(1, (-1, BLOCK))
+        sums_nb = blocks_nbk.sum(2).cumsum(1)
+        total_n = sums_nb[:, -1]
+        block_n, rest_n = _pass(sums_nb, uniform_n * total_n)
+        inside_nk = blocks_nbk.gather(1, block_n[:, None, None].expand(-1, 1, BLOCK))[:, 0]
+        index_n = block_n * BLOCK + _pass(inside_nk.cumsum(1), rest_n)[0]
+    return total_n.log() - lowest_n / temp, index_n
+
+
+def _pass(sums_nm: torch.Tensor, threshold_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first entry whose running sum is above the threshold, and how far the threshold reaches into it.
+
+    Rounding may lift a threshold to the whole sum; it is kept below, so that an entry of no weight is never found.
+    """
+    last_n = sums_nm[:, -1]
+    threshold_n = torch.minimum(threshold_n, torch.nextafter(last_n, torch.zeros_like(last_n)))
+    index_n1 = torch.searchsorted(sums_nm, threshold_n.unsqueeze(1), right=True).clamp_(max=sums_nm.shape[1] - 1)
+    before_n1 = sums_nm.gather(1, (index_n1 - 1).clamp_(min=0)) * (index_n1 > 0)
+    return index_n1.squeeze(1), threshold_n - before_n1.squeeze(1)
 
 
 @torch.library.custom_op("rqvae::nearest_codes", mutates_args=())
