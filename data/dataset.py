@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.caption_tokenizer import CaptionTokenizer
 from data.noise import permutation
 from data.order import Groups
 
@@ -27,6 +28,7 @@ class ImageDataset(torch.utils.data.Dataset):
     """
 
     in_memory = False  # True: a batch costs less than handing it over from a data worker
+    tokenizer: CaptionTokenizer | None = None  # what made `cond` of captions
     groups: Groups | None = None  # how training shuffles where random access is slow; None: all samples
 
     def __init__(

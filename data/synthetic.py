@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.captions import BACKGROUNDS, CAPTION_LENGTH, COLOURS, SHAPES, SIZES, caption_text, tokenize_caption
+from data.captions import BACKGROUNDS, CAPTION_LENGTH, COLOURS, SHAPES, SIZES, caption_text, caption_tokenizer
 from data.config import DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset
 from data.memory import augment
@@ -37,11 +37,8 @@ class SyntheticShapes(ImageDataset):
         self.num_images = config.num_samples
         if split == "val":
             self.num_images = max(1, round(config.num_samples * (config.val_fraction or VAL_FRACTION)))
-        self.context_length = CAPTION_LENGTH if config.context_length is None else config.context_length
-        if self.context_length < CAPTION_LENGTH:
-            raise ValueError(
-                f"dataset.context_length {self.context_length} is too short: captions have {CAPTION_LENGTH} words"
-            )
+        length = CAPTION_LENGTH if config.context_length is None else config.context_length
+        self.tokenizer = caption_tokenizer(length)
         self.split_seed, self.hflip, self.random_shift = config.split_seed, bool(config.hflip), config.random_shift
         _, resolution = config.style_and_resolution()
         draws_N = self._draws(split, np.arange(self.num_images))
@@ -57,7 +54,7 @@ class SyntheticShapes(ImageDataset):
             "image": image_BCHW,
             "label": torch.from_numpy(words[0]),
             "index": torch.from_numpy(index_B),
-            "cond": torch.tensor([tokenize_caption(text, self.context_length) for text in _captions(words)]),
+            "cond": self.tokenizer.encode_batch(_captions(words)),
         }
 
     def captions(self, index_B: np.ndarray | list[int]) -> list[str]:

@@ -3,6 +3,8 @@
 Legend: L caption tokens.
 """
 
+from typing import Any
+
 from data import ImageDataset
 from rqtransformer import RQTransformerConfig
 
@@ -13,6 +15,12 @@ def unreadable_images(dataset: ImageDataset) -> str:
     if not count:
         return ""
     return f"{count} unreadable {dataset.split} images were replaced: {', '.join(dataset.corrupt_names(3))}, ..."
+
+
+def tokenizer_files(config: Any, dataset: ImageDataset) -> dict[str, str]:
+    """Name -> content of the files of the tokenizer, where the model of this config is conditioned on captions."""
+    on_captions = getattr(config.arch, "block_size_cond", 1) > 1
+    return dataset.tokenizer.files() if on_captions and dataset.tokenizer is not None else {}
 
 
 def check_resolution(dataset: ImageDataset, resolution: int, origin: str) -> None:
@@ -45,6 +53,11 @@ def _check_captions(dataset: ImageDataset, arch: RQTransformerConfig) -> None:
         raise ValueError(
             f"arch.block_size_cond={arch.block_size_cond} does not fit the captions of {dataset.name}, which have "
             f"{len(caption_L)} tokens (dataset.context_length)"
+        )
+    tokens = 0 if dataset.tokenizer is None else dataset.tokenizer.vocab_size
+    if tokens > arch.vocab_size_cond:
+        raise ValueError(
+            f"arch.vocab_size_cond={arch.vocab_size_cond} is less than the {tokens} tokens that {dataset.name} has"
         )
     if caption_L.max() >= arch.vocab_size_cond:
         raise ValueError(

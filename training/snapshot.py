@@ -1,8 +1,8 @@
 """Snapshots: a trained model to use, not to resume: weights, the resolved config and what is known about them.
 
 `snapshots/step_00001000/` holds `model.safetensors`, `model_ema.safetensors` (where averaged weights are kept),
-`config.yaml`, `metadata.json` and the completion mark. `rqvae.load_rqvae` and `rqtransformer.load_rqtransformer`
-read it.
+`config.yaml`, `metadata.json`, the tokenizer of captions where there is one, and the completion mark.
+`rqvae.load_rqvae` and `rqtransformer.load_rqtransformer` read it.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def save_snapshot(
     ema_tensors: Mapping[str, Tensor] | None = None,
     *,
     keep_last: int | None = None,
+    extra_files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a snapshot directory, for example `run_dir/snapshots/step_00001000`, and return it.
 
@@ -64,6 +65,7 @@ def save_snapshot(
         ema_tensors: averaged weights under the same names.
         keep_last: complete snapshots that stay beside each other, this one (always) and the newest others; None keeps
             all.
+        extra_files: file name -> text of what else belongs to the model: the tokenizer of its captions.
 
     Raises:
         UserError: the directory cannot be written.
@@ -74,6 +76,8 @@ def save_snapshot(
         for name, tensors in weights.items():
             save_file({key: plain_copy(tensor) for key, tensor in tensors.items()}, partial / name)
         hashes = {name: sha256_of_file(partial / name) for name in weights}
+        for name, text in (extra_files or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
         (partial / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
         text = json.dumps({**metadata, "sha256": hashes}, indent=2)
         (partial / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
