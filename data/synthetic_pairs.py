@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.caption_tokenizer import WordTokenizer
 from data.config import DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset
 from data.memory import augment
@@ -28,6 +29,7 @@ from data.pair_captions import (
     SHAPES,
     SIZES,
     Scene,
+    pair_vocabulary,
     tokenize_pair_caption,
 )
 from data.synthetic import shape_coverage
@@ -58,6 +60,7 @@ class SyntheticPairs(ImageDataset):
             raise ValueError(
                 f"dataset.context_length {self.context_length} is too short: captions have up to {CAPTION_LENGTH} words"
             )
+        self.tokenizer = WordTokenizer(pair_vocabulary(), self.context_length)
         fraction = config.val_fraction or VAL_FRACTION
         held_out = max(1, round(NUM_SCENES * fraction))
         order_S = permutation(NUM_SCENES, _CAPTION_STREAM, config.split_seed)
