@@ -93,6 +93,10 @@ class SyntheticPairs(ImageDataset):
         """What these images show."""
         return _scenes(self._numbers(self._draws(self.split, np.asarray(index_B, dtype=np.int64))))
 
+    def all_scenes(self) -> list[Scene]:
+        """Every scene that this split may show, in the order of the grammar."""
+        return _scenes(np.stack(np.unravel_index(self.scenes_S, _COUNTS), axis=1))
+
     def _draws(self, split: str, index_B: np.ndarray) -> np.ndarray:
         # scene | for each object: along, across, three channels of colour | shade of the background
         return uniforms(12, _STREAM[split], self.split_seed, index_B)

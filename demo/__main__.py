@@ -5,14 +5,11 @@ The steps are the commands a user would type; each is printed before it runs.
 
 import argparse
 import json
-import shlex
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from demo.commands import run
 from demo.measure import measure
 from demo.report import print_table, write_report
 from runtime.atomic import write_text_atomically
@@ -23,16 +20,6 @@ CONFIG = "digits"
 STAGE1_CONFIG = f"configs/demo/stage1/{CONFIG}.yaml"
 STAGE2_CONFIG = f"configs/demo/stage2/{CONFIG}.yaml"
 NUM_SAMPLES = 1000
-
-
-def run(command: Sequence[str]) -> float:
-    """Runs one script with this interpreter and returns its seconds; a failure ends the demo with its exit code."""
-    print(f"\n$ python {shlex.join(command)}", flush=True)
-    started = time.perf_counter()
-    finished = subprocess.run([sys.executable, *command], check=False)
-    if finished.returncode:
-        raise SystemExit(finished.returncode)
-    return time.perf_counter() - started
 
 
 def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_samples: int) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import build_dataset
-from data.captions import CAPTION_LENGTH, caption_vocabulary
+from data import build_dataset, captions, pair_captions
 from rqtransformer import RQTransformer
 from rqtransformer.model import count_parameters as count_transformer_parameters
 from rqvae import RQVAE
@@ -27,7 +26,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PUBLISHED = {
     entry["config"].removeprefix("configs/"): entry for entry in published_keys().values() if "config" in entry
 }
-OURS = ("bottlenecks", "cifar10", "demo", "digits", "fashion-mnist", "synthetic")
+OURS = ("bottlenecks", "cifar10", "demo", "demo-text", "digits", "fashion-mnist", "synthetic")
 
 
 def _paths(stage: str, *folders: str) -> list[str]:
@@ -136,13 +135,19 @@ def test_our_stage2_fits_its_stage1(path):
     assert (first.name, first.style_and_resolution()) == (second.name, second.style_and_resolution())
 
 
-@pytest.mark.parametrize("path", _paths("stage2", "digits", "demo", "synthetic"))
+GRAMMARS = {
+    "synthetic": (len(captions.caption_vocabulary()), captions.CAPTION_LENGTH),
+    "synthetic-pairs": (len(pair_captions.pair_vocabulary()), pair_captions.CAPTION_LENGTH),
+}
+
+
+@pytest.mark.parametrize("path", _paths("stage2", "digits", "demo", "demo-text", "synthetic"))
 def test_conditions_fit_the_data(path):
     config = _stage2(path)
     dataset = build_dataset(config.dataset, "val")
     if config.arch.block_size_cond == 1:
         assert config.arch.vocab_size_cond == dataset.num_classes
     else:
-        assert (config.arch.vocab_size_cond, config.arch.block_size_cond) == (len(caption_vocabulary()), CAPTION_LENGTH)
+        assert (config.arch.vocab_size_cond, config.arch.block_size_cond) == GRAMMARS[dataset.name]
         assert dataset[0]["cond"].shape == (config.arch.block_size_cond,)
-        assert config.dataset.vocab_size_txt == len(caption_vocabulary())
+        assert config.dataset.vocab_size_txt == config.arch.vocab_size_cond

@@ -1,0 +1,1 @@
+"""Text to image on synthetic captions, offline, in minutes on a CPU: `make demo-text`."""

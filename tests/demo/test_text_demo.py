@@ -1,0 +1,103 @@
+"""The text demo from end to end, a few steps of each stage; its judge and pictures by themselves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data import DatasetConfig, build_dataset
+from data.pair_captions import parse_pair_caption
+from demo.text.judge import ANSWERS, agreement, answers, judge_images, train_judge
+from demo.text.measure import SCALES, held_out_scenes
+from demo.text.pictures import COLORS, draw_prompts, draw_sweep
+
+ROOT = Path(__file__).parents[2]
+STEPS = ["experiment.max_steps=2", "experiment.test_steps=2", "experiment.save_steps=2", "experiment.log_steps=1",
+         "experiment.batch_size=8", "experiment.test_images=16"]
+KINDS = {"axis", "size", "colour", "shape", "everything"}
+
+
+def _pairs(split: str, count: int = 400):
+    return build_dataset(DatasetConfig(type="synthetic-pairs", num_samples=count), split)
+
+
+def test_answers_name_the_places_whatever_the_order_of_words():
+    texts = ["a large red circle above a small blue square", "a small blue square below a large red circle",
+             "a small white cross right of a large green triangle"]
+    answers_NA = answers(parse_pair_caption(text) for text in texts)
+    words = [[choices[i] for choices, i in zip(ANSWERS, row)] for row in answers_NA.tolist()]
+    assert words[0] == words[1] == ["vertical", "large", "red", "circle", "small", "blue", "square"]
+    assert words[2] == ["horizontal", "large", "green", "triangle", "small", "white", "cross"]
+
+
+def test_agreement_counts_both_objects_and_whole_scenes():
+    asked_NA = torch.zeros(4, 7, dtype=torch.long)
+    seen_NA = asked_NA.clone()
+    seen_NA[0, 2] = 1  # colour of the first object
+    seen_NA[1, 6] = 1  # shape of the second
+    assert agreement(seen_NA, asked_NA) == {"axis": 1, "size": 1, "colour": 0.875, "shape": 0.875, "everything": 0.5}
+
+
+def test_judge_learns_and_is_not_fooled_by_other_captions():
+    train, val = _pairs("train", 6000), _pairs("val", 6000)
+    index_N = torch.arange(200).numpy()
+    judge = train_judge(train, num_images=6000)
+    images, shown = val.fetch(index_N, None)["image"], val.scenes(index_N)
+    found, by_chance = judge_images(judge, images, shown), judge_images(judge, images, shown[1:] + shown[:1])
+    assert found["colour"] > 0.97 and found["shape"] > 0.75
+    assert by_chance["colour"] < 0.3 and by_chance["shape"] < 0.4
+
+
+def test_held_out_scenes_are_no_training_captions():
+    train, val = _pairs("train", 20000), _pairs("val")
+    scenes = held_out_scenes(val, 300)
+    assert len(set(scenes)) == 300
+    assert not set(train.all_scenes()) & set(scenes)
+    assert held_out_scenes(val, 10**6) == val.all_scenes()
+
+
+def test_sweep_is_drawn_to_scale(tmp_path):
+    found, chance = dict.fromkeys(KINDS, 1.0), dict.fromkeys(KINDS, 0.0)
+    sweep = [{"cfg_scale": scale, "found": found, "by_chance": chance} for scale in (1.0, 2.0)]
+    draw_sweep(tmp_path / "sweep.png", sweep, 7)
+    top = Image.open(tmp_path / "sweep.png").convert("RGB").crop((64, 44, 510, 46))
+    last = tuple(int(COLORS[4][i : i + 2], 16) for i in (1, 3, 5))  # drawn over the others, which are as high
+    assert last in {colour for _, colour in top.getcolors(10_000)}
+
+
+def test_prompts_stand_above_their_samples(tmp_path):
+    images = torch.stack([torch.full((3, 8, 8), shade, dtype=torch.uint8) for shade in (10, 20, 30, 40)])
+    draw_prompts(tmp_path / "p.png", ["first", "second"], images)
+    pixels = Image.open(tmp_path / "p.png")
+    assert [pixels.getpixel((x, y))[0] for y in (30, 76) for x in (8, 28)] == [10, 20, 30, 40]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("text") / "out"
+    command = [sys.executable, "-m", "demo.text", "--out", str(out), "--num-captions", "6", "--judge-images", "64",
+               "--stage1", *STEPS, "--stage2", *STEPS, "experiment.sample.num_images=4"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return out, finished.stdout
+
+
+def test_summary_has_every_number(output):
+    summary = json.loads((output[0] / "summary.json").read_text())
+    assert [line["cfg_scale"] for line in summary["sweep"]] == list(SCALES)
+    for shares in (summary["samples"], summary["by_chance"], summary["real_images"], summary["reconstructions"]):
+        assert set(shares) == KINDS and all(0 <= share <= 1 for share in shares.values())
+    assert (summary["num_captions"], summary["num_real_images"]) == (6, 6)
+    assert all(summary[f"seconds_{part}"] > 0 for part in ("stage1", "stage2", "measure"))
+
+
+def test_report_stands_alone_and_a_table_ends_the_demo(output):
+    page = (output[0] / "report.html").read_text()
+    assert page.count("<img src=\"data:image/png;base64,") == 3
+    assert page.count("<svg") == 4
+    assert "http" not in page
+    assert "chance: shuffled captions" in output[1] and "samples, guidance scale 1.5" in output[1]
