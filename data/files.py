@@ -24,7 +24,7 @@ from data.transforms import NUM_DRAWS, Pipeline
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _CROP_STREAM = 0x4350  # keeps crops apart from every other use of the same seed
-_UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 Loaded = TypeVar("Loaded")
 _log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class ReplacingDataset(ImageDataset):
                     return index, load(index)
                 except DataError:
                     raise
-                except _UNREADABLE as error:
+                except UNREADABLE as error:
                     self._mark_corrupt(index, error)
             index = (index + 1) % len(self)
 
