@@ -12,7 +12,9 @@ from data.config import SPLITS, DatasetConfig
 from data.dataset import ImageDataset
 from data.digits import build_digits
 from data.folders import build_ffhq, build_folder, build_imagenet
+from data.latents import build_latents
 from data.lsun import build_lsun
+from data.shards import build_shards
 from data.synthetic import build_synthetic
 from data.synthetic_pairs import build_synthetic_pairs
 
@@ -31,6 +33,8 @@ _BUILDERS: dict[str, Callable[[DatasetConfig, str, int], ImageDataset]] = {
     "caption-folder": build_caption_folder,
     "synthetic": build_synthetic,
     "synthetic-pairs": build_synthetic_pairs,
+    "shards": build_shards,
+    "latents": build_latents,
 }
 
 

@@ -18,7 +18,7 @@ from data.caption_tokenizer import CaptionTokenizer
 from data.config import DatasetConfig
 from data.files import Encoded, FileDataset, PackedPaths
 from data.noise import hash_keys, uniforms
-from data.tokenizers import find_tokenizer
+from data.tokenizers import find_or_warn
 
 _CHOICE_STREAM = 0x4343  # keep these draws apart from every other use of the same seed
 _SEGMENTATION_STREAM = 0x4353
@@ -29,12 +29,19 @@ def segmentation_keys(seed: int, noise_key_B: np.ndarray | None) -> list[int] | 
     return None if noise_key_B is None else hash_keys(_SEGMENTATION_STREAM, seed, noise_key_B).view(np.int64).tolist()
 
 
+def caption_numbers(seed: int, noise_key_B: np.ndarray | None, count_B: np.ndarray) -> np.ndarray:
+    """Which caption each image of a batch gets, of the `count_B` that it has: the first where there is no noise key."""
+    if noise_key_B is None:
+        return np.zeros(len(count_B), dtype=np.int64)
+    return (uniforms(1, _CHOICE_STREAM, seed, noise_key_B)[:, 0] * count_B).astype(np.int64)
+
+
 def captioned_files(
     config: DatasetConfig, split: str, root: Path, pairs: Sequence[tuple[str, Sequence[str]]], seed: int
 ) -> CaptionedFiles:
-    """The data set of (path below root, captions) pairs, with the tokenizer that the config names."""
+    """The data set of (path below root, captions) pairs, with the tokenizer that the config names, if it does."""
     source, table = PackedPaths(root, [name for name, _ in pairs]), CaptionTable(texts for _, texts in pairs)
-    return CaptionedFiles(config, split, source, table, find_tokenizer(config), seed)
+    return CaptionedFiles(config, split, source, table, find_or_warn(config), seed)
 
 
 class CaptionTable:
@@ -68,7 +75,7 @@ class CaptionTable:
 
 
 class CaptionedFiles(FileDataset):
-    """Encoded images with captions. Batches also hold `cond`: caption token ids (B, L), int64.
+    """Encoded images with captions. With a tokenizer, batches also hold `cond`: caption token ids (B, L), int64.
 
     An unreadable image is replaced together with its caption.
     """
@@ -79,7 +86,7 @@ class CaptionedFiles(FileDataset):
         split: str,
         source: Encoded,
         table: CaptionTable,
-        tokenizer: CaptionTokenizer,
+        tokenizer: CaptionTokenizer | None,
         seed: int,
     ) -> None:
         assert len(source) == len(table)
@@ -88,12 +95,11 @@ class CaptionedFiles(FileDataset):
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         batch = super().fetch(index_B, noise_key_B)
+        if self.tokenizer is None:
+            return batch
         training_key_B = noise_key_B if self.split == "train" else None
         used_B = np.array([self._read_for(index) for index in index_B.tolist()], dtype=np.int64)
-        numbers_B = np.zeros(len(used_B), dtype=np.int64)
-        if training_key_B is not None:
-            draws_B = uniforms(1, _CHOICE_STREAM, self.seed, training_key_B)[:, 0]
-            numbers_B = (draws_B * self.table.count_N[used_B]).astype(np.int64)
+        numbers_B = caption_numbers(self.seed, training_key_B, self.table.count_N[used_B])
         texts = [self.table.text_of(index, number) for index, number in zip(used_B.tolist(), numbers_B.tolist())]
         return {**batch, "cond": self.tokenizer.encode_batch(texts, segmentation_keys(self.seed, training_key_B))}
 

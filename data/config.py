@@ -23,12 +23,15 @@ DATASET_TYPES = (
     "caption-folder",
     "synthetic",
     "synthetic-pairs",
+    "shards",
+    "latents",
 )
+SHUFFLES = ("auto", "samples", "shards")
 TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-church|bedroom|cat", "dalle-vqvae", "none")
 SPLITS = ("train", "val")
 _OTHER_NAMES = {"coco-2014val": "coco"}  # the published scripts call it so
 _DEFAULT_RESOLUTION = {"digits": 32, "fashion-mnist": 32, "cifar10": 32, "synthetic": 32, "synthetic-pairs": 32}
-_DEFAULT_STYLE = {"imagenet": "imagenet", "folder": "imagenet", "ffhq": "ffhq"}
+_DEFAULT_STYLE = {"imagenet": "imagenet", "folder": "imagenet", "shards": "imagenet", "ffhq": "ffhq"}
 _DEFAULT_STYLE |= dict.fromkeys(("cc3m", "coco", "caption-folder"), "dalle")
 
 
@@ -52,11 +55,16 @@ class DatasetConfig:
     (DIR/bpe-16k), or CLIP's file. Without it txt_tok_name does, one of the published names, whose files are then looked
     for (data/README.md). vocab_size_txt: the most ids there may be. context_length: ids per caption, bpe_dropout: share
     of merges dropped in training. val_captions: which annotation file of coco the validation split reads.
+
+    Shards (types `shards` and `latents`, see docs/data_at_scale.md): root may also be a URL, a brace pattern or a list.
+    shuffle: `samples` shuffles everything, `shards` the order of the shards and then within a window of shuffle_window
+    of them; auto: shards for URLs, samples for files. Remote shards are kept in the folder shard_cache (None: one below
+    the system's temporary folder), at most shard_cache_size at a time.
     """
 
     type: Optional[str] = None
     transforms: Any = None
-    root: Optional[str] = None
+    root: Any = None
     vocab_size: Any = None
 
     # Published keys of text-conditioned data sets.
@@ -78,6 +86,11 @@ class DatasetConfig:
     num_samples: int = 4096
     max_corrupt: int = 100
     max_image_pixels: int = 89_478_485
+
+    shuffle: str = "auto"
+    shuffle_window: int = 8
+    shard_cache: Optional[str] = None
+    shard_cache_size: int = 32
 
     @property
     def name(self) -> str:
@@ -113,7 +126,9 @@ class DatasetConfig:
 
     def validate(self) -> None:
         """ValueError with one line for a value that cannot work."""
-        self.style_and_resolution()
+        if self.name != "latents":  # whose size is that of the images they were made from
+            self.style_and_resolution()
+        self._validate_shards()
         limits = (
             ("resolution", self.resolution, 1),
             ("image_resolution", self.image_resolution, 1),
@@ -121,6 +136,8 @@ class DatasetConfig:
             ("num_samples", self.num_samples, 1),
             ("max_corrupt", self.max_corrupt, 0),
             ("max_image_pixels", self.max_image_pixels, 1),
+            ("shuffle_window", self.shuffle_window, 1),
+            ("shard_cache_size", self.shard_cache_size, 1),
         )
         for key, value, low in limits:
             if value is not None and value < low:
@@ -129,6 +146,15 @@ class DatasetConfig:
             raise ValueError(f"dataset.val_fraction must lie between 0 and 1, not {self.val_fraction}")
         if self.random_shift and not self.in_memory:
             raise ValueError(f"dataset.random_shift works on data sets held in memory; {self.name} crops by transforms")
+
+    def _validate_shards(self) -> None:
+        if self.shuffle not in SHUFFLES:
+            raise ValueError(f"dataset.shuffle {self.shuffle!r} is unknown; choose one of {', '.join(SHUFFLES)}")
+        given = self.root if isinstance(self.root, (list, tuple)) else [self.root]
+        if any(place is not None and not isinstance(place, str) for place in given) or not given:
+            raise ValueError(f"dataset.root must be a path, or for shards a list of paths, not {self.root!r}")
+        if isinstance(self.root, (list, tuple)) and self.name != "shards":
+            raise ValueError(f"dataset.root of {self.name} is one folder; only shards take a list")
 
 
 def _parse_transforms(transforms: Any) -> tuple[str | None, int | None]:

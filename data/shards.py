@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from data.caption_tokenizer import CaptionTokenizer
+from data.captioned import caption_numbers, segmentation_keys
 from data.config import SPLITS, DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
 from data.files import FileDataset
@@ -25,7 +26,7 @@ from data.roots import ENVIRONMENT, find_root
 from data.shard_files import ShardFiles, default_cache, filesystem, is_remote, load_index, local_path
 from data.shard_index import CAPTION, FIELDS, IMAGE, NO_LABEL, ShardIndex
 from data.shard_manifest import IMAGES, read_manifest
-from data.tokenizers import load_tokenizer
+from data.tokenizers import find_tokenizer
 
 LAYOUT = "tar files of images (<key>.jpg, <key>.cls, <key>.txt), with train or val in their names for given splits"
 _SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -79,7 +80,7 @@ class ShardSamples:
 
 
 class CaptionedShards(FileDataset):
-    """Images of shards with captions. Batches also hold `cond`: caption token ids (B, L)."""
+    """Images of shards with captions, one a line of `txt`. Batches also hold `cond`: caption token ids (B, L)."""
 
     def __init__(self, *args: object, tokenizer: CaptionTokenizer) -> None:
         super().__init__(*args)
@@ -87,18 +88,21 @@ class CaptionedShards(FileDataset):
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         batch = super().fetch(index_B, noise_key_B)
-        keys = noise_key_B.tolist() if noise_key_B is not None and self.split == "train" else None
-        used = [self.first_readable(index, lambda index: index)[0] for index in index_B.tolist()]
-        return {**batch, "cond": self.tokenizer.encode_batch(self.captions(used), keys)}
+        training_key_B = noise_key_B if self.split == "train" else None
+        lines = [self._lines(self.first_readable(index, lambda found: found)[0]) for index in index_B.tolist()]
+        numbers_B = caption_numbers(self.seed, training_key_B, np.array([len(texts) for texts in lines]))
+        texts = [texts[number] for texts, number in zip(lines, numbers_B.tolist())]
+        return {**batch, "cond": self.tokenizer.encode_batch(texts, segmentation_keys(self.seed, training_key_B))}
 
     def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
-        """The captions of these images in words; empty where an image has none."""
-        return [self._caption(int(index)) for index in index_B]
+        """The first captions of these images, in words."""
+        return [self._lines(int(index))[0] for index in index_B]
 
-    def _caption(self, index: int) -> str:
+    def _lines(self, index: int) -> list[str]:
+        """All captions of an image; one that is empty where it has none."""
         if self.source.size_NF[index, CAPTION] < 0:
-            return ""
-        return self.source.field(index, CAPTION).decode("utf-8", "replace").strip()
+            return [""]
+        return self.source.field(index, CAPTION).decode("utf-8", "replace").strip().splitlines() or [""]
 
 
 def build_shards(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
@@ -215,11 +219,9 @@ def _dataset(config: DatasetConfig, split: str, samples: ShardSamples, labels_N:
     if labels_N.max() >= len(class_names):
         raise ValueError(f"shards: label {labels_N.max()} is none of the {len(class_names)} classes of the manifest")
     arguments = (config, split, samples, labels_N, class_names, seed)
-    where = getattr(config, "tokenizer", None)
-    if where is None or (samples.size_NF[:, CAPTION] < 0).all():
+    if (config.tokenizer or config.txt_tok_name) is None or (samples.size_NF[:, CAPTION] < 0).all():
         return FileDataset(*arguments)
-    tokenizer = load_tokenizer(where, config.context_length, config.bpe_dropout)
-    return CaptionedShards(*arguments, tokenizer=tokenizer)
+    return CaptionedShards(*arguments, tokenizer=find_tokenizer(config))
 
 
 def _missing(root: str | Sequence[str]) -> FileNotFoundError:
