@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -36,6 +37,7 @@ PUBLISHED_NAMES = {  # dataset.txt_tok_name -> its files, without -vocab.json an
     "simple": "bpe_simple_vocab_16e6.txt.gz",
 }
 SMALLEST_VOCABULARY = 257  # all bytes, and padding
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,15 +148,23 @@ def load_tokenizer(
     return _adjusted(tokenizer, context_length, bpe_dropout)
 
 
-def find_tokenizer(config: DatasetConfig) -> CaptionTokenizer:
+class TokenizerNotFound(ValueError):
+    """No tokenizer is named, or the files of a published one are not there; one line that says where they go."""
+
+
+def find_tokenizer(config: DatasetConfig, beside: Path | None = None) -> CaptionTokenizer:
     """The tokenizer of a `dataset` section: that of dataset.tokenizer, else the published one of dataset.txt_tok_name.
 
+    Args:
+        beside: a folder which may hold the files of a published tokenizer: that of the checkpoint.
+
     Raises:
-        ValueError: none is named or found, or it has more than dataset.vocab_size_txt tokens.
+        TokenizerNotFound: there is none.
+        ValueError: it is damaged, or has more than dataset.vocab_size_txt tokens.
     """
-    where = config.tokenizer or _published_files(config.txt_tok_name)
+    where = config.tokenizer or _published_files(config.txt_tok_name, beside)
     if where is None:
-        raise ValueError(
+        raise TokenizerNotFound(
             "dataset.tokenizer is missing: captions need a folder written by `python -m data.tokenizers train`, a "
             "published pair (DIR/bpe-16k) or CLIP's bpe_simple_vocab_16e6.txt.gz"
         )
@@ -166,18 +176,27 @@ def find_tokenizer(config: DatasetConfig) -> CaptionTokenizer:
     return tokenizer
 
 
-def _published_files(name: str | None) -> Path | None:
-    """Where a published tokenizer lies: in $RQ_DATA_ROOT/tokenizer-files or data/tokenizer-files. None for no name."""
+def find_or_warn(config: DatasetConfig) -> CaptionTokenizer | None:
+    """`find_tokenizer` for a data set whose images are of use without captions: None, and a warning, for none."""
+    try:
+        return find_tokenizer(config)
+    except TokenizerNotFound as error:
+        _log.warning("%s gives images without captions: %s", config.name, error)
+        return None
+
+
+def _published_files(name: str | None, beside: Path | None) -> Path | None:
+    """Where a published tokenizer lies: `beside`, $RQ_DATA_ROOT/tokenizer-files, data/tokenizer-files; or no name."""
     if name is None:
         return None
     if name not in PUBLISHED_NAMES:
         raise ValueError(f"dataset.txt_tok_name {name!r} is unknown; choose one of {', '.join(PUBLISHED_NAMES)}")
-    roots = [Path(root) for root in (os.environ.get(ENVIRONMENT), "data") if root]
-    places = [root.expanduser() / FILES_FOLDER / PUBLISHED_NAMES[name] for root in roots]
+    roots = [Path(root).expanduser() / FILES_FOLDER for root in (os.environ.get(ENVIRONMENT), "data") if root]
+    places = [folder / PUBLISHED_NAMES[name] for folder in ([] if beside is None else [beside]) + roots]
     for place in places:
         if place.is_file() or find_pair(place):
             return place
-    raise ValueError(
+    raise TokenizerNotFound(
         f"dataset.txt_tok_name={name}: no {' or '.join(map(str, places))}; put its files there or set "
         "dataset.tokenizer=<path> (see data/README.md)"
     )

@@ -47,7 +47,8 @@ def _check_captions(dataset: ImageDataset, arch: RQTransformerConfig) -> None:
     caption_L = dataset[0].get("cond")
     if caption_L is None:
         raise ValueError(
-            f"arch.block_size_cond={arch.block_size_cond} wants a text condition, but {dataset.name} has no captions"
+            f"arch.block_size_cond={arch.block_size_cond} wants a text condition, but {dataset.name} has no captions, "
+            "or no tokenizer for them (dataset.tokenizer)"
         )
     if len(caption_L) != arch.block_size_cond:
         raise ValueError(

@@ -15,7 +15,8 @@ from data import DatasetConfig
 from data.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
 from data.captions import caption_vocabulary
 from data.pair_captions import pair_vocabulary
-from data.tokenizers import load_tokenizer
+from data.tokenizers import TokenizerNotFound, load_tokenizer
+from data.tokenizers import find_tokenizer as tokenizer_named
 from rqtransformer import RQTransformerConfig
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError
@@ -115,7 +116,7 @@ def find_tokenizer(given: str | None, checkpoint: Path, dataset: DatasetConfig,
     elif (folder / SETTINGS_FILE).is_file():
         tokenizer, origin = load_tokenizer(folder, context_length=arch.block_size_cond), str(folder)
     else:
-        tokenizer, origin = tokenizer_of(dataset, arch), f"{folder / 'config.yaml'} (dataset)"
+        tokenizer, origin = tokenizer_of(dataset, arch, folder), f"{folder / 'config.yaml'} (dataset)"
     if tokenizer.vocab_size > arch.vocab_size_cond:
         raise UserError(f"the tokenizer of {origin} has {tokenizer.vocab_size} tokens, the model knows "
                         f"{arch.vocab_size_cond} (arch.vocab_size_cond)")
@@ -125,13 +126,17 @@ def find_tokenizer(given: str | None, checkpoint: Path, dataset: DatasetConfig,
     return tokenizer
 
 
-def tokenizer_of(dataset: DatasetConfig, arch: RQTransformerConfig) -> CaptionTokenizer:
-    """The closed vocabulary of drawn images; UserError for other data sets, whose tokenizers are files."""
+def tokenizer_of(dataset: DatasetConfig, arch: RQTransformerConfig, folder: Path) -> CaptionTokenizer:
+    """The closed vocabulary of drawn images; for others what dataset.tokenizer or dataset.txt_tok_name names, the
+    latter also looked for in the checkpoint's `folder`.
+    """
     if dataset.type is not None and dataset.name in CLOSED_VOCABULARIES:
         return WordTokenizer(CLOSED_VOCABULARIES[dataset.name](), arch.block_size_cond)
-    named = f" of {dataset.txt_tok_name}" if dataset.txt_tok_name else ""
-    raise UserError(f"no tokenizer in the checkpoint's folder: give --tokenizer PATH, a folder with {TOKENIZER_FILE} "
-                    f"or the published pair{named}, DIR/NAME for NAME-vocab.json and NAME-merges.txt")
+    try:
+        return tokenizer_named(replace(dataset, context_length=arch.block_size_cond, vocab_size_txt=None), folder)
+    except TokenizerNotFound as error:
+        raise UserError(f"no tokenizer in the checkpoint's folder: give --tokenizer PATH, a folder with "
+                        f"{TOKENIZER_FILE} or DIR/NAME of a published pair ({error})") from error
 
 
 def tokenize(prompts: Prompts, tokenizer: CaptionTokenizer) -> CaptionConditions:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
 from data.captioned import CaptionTable
-from data.tokenizers import load_tokenizer, train_bpe
+from data.tokenizers import find_tokenizer, load_tokenizer, train_bpe
 from data.transforms import Pipeline
 
 LENGTH = 12
@@ -208,12 +208,20 @@ def test_folder_without_captions(tokenizer, tmp_path):
         _build(tokenizer, type="caption-folder", root=str(tmp_path))
 
 
-def test_which_tokenizer(tokenizer, tmp_path, monkeypatch):
+def test_images_are_of_use_without_a_tokenizer(tmp_path, caplog):
     _cc3m(tmp_path, ["a dog"])
-    settings = {"type": "cc3m", "root": str(tmp_path), "resolution": 8}
+    with caplog.at_level(logging.WARNING):
+        train = build_dataset(DatasetConfig(type="cc3m", root=str(tmp_path), resolution=8), "train")
+    assert "cc3m gives images without captions: dataset.tokenizer is missing" in caplog.text
+    assert train.tokenizer is None and sorted(train[0]) == ["image", "index", "label"]
+    assert train.captions([0]) == ["a dog"]
+    with pytest.raises(ValueError, match="no tokenizer at"):  # one that is named has to be there
+        build_dataset(DatasetConfig(type="cc3m", root=str(tmp_path), resolution=8, tokenizer="/nowhere"), "train")
 
-    def build(**more):
-        return build_dataset(DatasetConfig(**settings, **more), "train").tokenizer
+
+def test_which_tokenizer(tokenizer, tmp_path, monkeypatch):
+    def build(beside=None, **settings):
+        return find_tokenizer(DatasetConfig(**settings), beside)
 
     with pytest.raises(ValueError, match="dataset.tokenizer is missing: captions need a folder"):
         build()
@@ -229,6 +237,8 @@ def test_which_tokenizer(tokenizer, tmp_path, monkeypatch):
     found = build(txt_tok_name="bpe16k_huggingface", context_length=4, bpe_dropout=0.1, vocab_size_txt=16384)
     assert found.encode("a aa b") == [3, 2, 3, 1] and found.settings.bpe_dropout == 0.1
     assert build(txt_tok_name="bpe16k_huggingface", tokenizer=str(tokenizer)).vocab_size > 257
+    beside = files.rename(tmp_path / "checkpoint")
+    assert build(beside, txt_tok_name="bpe16k_huggingface", context_length=4).encode("a") == [3, 0, 0, 0]
     with pytest.raises(ValueError, match=r"vocab_size_txt=100 is less than the \d+ tokens of"):
         build(tokenizer=str(tokenizer), vocab_size_txt=100)
 
