@@ -1,0 +1,59 @@
+"""Checkpoints of both stages, ours and published: what one holds, and the same in the other format.
+
+    python -m rqtransformer.pretrained inspect PATH [--json]
+    python -m rqtransformer.pretrained convert PATH [--to snapshot|published] [--out DIR]
+
+PATH is a published file or its folder, or a snapshot. A conversion never changes or overwrites what is there. The
+published format is a torch.save file and so a pickle (of plain tensors): it is written for `--to published` only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import NoReturn
+
+from rqtransformer.pretrained.archive import read_archive
+from rqtransformer.pretrained.conversion import FORMATS, convert
+from rqtransformer.pretrained.inspection import facts_of, lines_of
+
+EXIT_CODE = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """One-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_CODE, f"error: {message}\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = Parser(prog="python -m rqtransformer.pretrained", allow_abbrev=False,
+                    description="Checkpoints of both stages, ours and published.")
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
+    inspect = actions.add_parser("inspect", help="what a checkpoint holds")
+    inspect.add_argument("path")
+    inspect.add_argument("--json", action="store_true", help="as one JSON object")
+    change = actions.add_parser("convert", help="the same checkpoint in the other format")
+    change.add_argument("path")
+    change.add_argument("--to", choices=FORMATS, default="snapshot",
+                        help="snapshot: safetensors (default); published: a torch.save file, which is a pickle")
+    change.add_argument("--out", help="the new folder (default: beside the old one)")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.action == "convert":
+        print(convert(args.path, args.to, args.out))
+        return
+    facts = facts_of(read_archive(args.path))
+    print(json.dumps(facts) if args.json else "\n".join(lines_of(facts)))
+
+
+if __name__ == "__main__":
+    try:
+        main(parse())
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None

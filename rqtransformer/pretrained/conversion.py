@@ -1,0 +1,168 @@
+"""A published checkpoint -> a snapshot of safetensors, and back; of either stage, tensor by tensor.
+
+Going back and forth changes nothing: a conversion to a snapshot is undone in memory and compared before anything is
+written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rqtransformer.pretrained.archive import COMPLETE, CONFIG_FILE, METADATA_FILE, WEIGHT_FILES, Archive, read_archive
+from rqtransformer.pretrained.layout import (
+    WEIGHT_PARTS,
+    ours_from_published,
+    published_config,
+    published_from_ours,
+    without_wrapper,
+)
+from rqtransformer.pretrained.published_file import Parts, write_published_file
+
+FORMATS = ("snapshot", "published")
+CHUNK_BYTES = 1 << 22
+
+
+def convert(path: str | Path, to: str = "snapshot", out: str | Path | None = None) -> Path:
+    """Writes the checkpoint in the other format and returns the new folder; the old one stays as it is.
+
+    Args:
+        path: a published file or its folder, or a snapshot.
+        to: `snapshot` (safetensors), or `published`: a torch.save'd dictionary, which is a pickle of plain tensors.
+        out: the new folder, which must not exist; None: beside the old one, its name followed by the format.
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing, damaged, of the wanted format already, or has no published form.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"format {to!r} is unknown; choose one of {', '.join(FORMATS)}")
+    archive = read_archive(path)
+    if archive.is_snapshot == (to == "snapshot"):
+        raise ValueError(f"{path} is a {to} checkpoint already" + (
+            "; --to published writes the published format" if archive.is_snapshot else ""))
+    default = archive.folder.resolve()
+    out = default.with_name(f"{default.name}-{to}") if out is None else Path(out).expanduser()
+    if out.exists():
+        raise ValueError(f"{out} exists: nothing is overwritten; choose another folder with --out")
+    write = _prepare_snapshot(archive) if to == "snapshot" else _prepare_published(archive)
+    return _write_folder(out, write)
+
+
+def _write_folder(out: Path, write: Callable[[Path], None]) -> Path:
+    """The folder appears complete or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".partial-{out.name}-", dir=out.parent))
+    try:
+        write(partial)
+        partial.chmod(0o755)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _prepare_snapshot(archive: Archive) -> Callable[[Path], None]:
+    if archive.left_out:
+        raise ValueError(f"{archive.path} also holds {', '.join(archive.left_out)}, which a snapshot has no place for")
+    ours, prefixes = {}, {}
+    for name, tensors in archive.parts.items():
+        if name in WEIGHT_PARTS:
+            tensors, prefixes[name] = without_wrapper(tensors)
+            tensors = ours_from_published(tensors, archive.config)
+        ours[name] = tensors
+    again = _published_parts(ours, archive.config, prefixes)
+    for name, tensors in archive.parts.items():
+        _check_same(tensors, again[name], f"{archive.path}, {name}")
+    metadata = {"published": {"file": archive.path.name, "prefixes": prefixes, "parts": list(archive.parts)}}
+
+    def write(folder: Path) -> None:
+        for name, tensors in ours.items():
+            save_file(_apart(tensors), folder / WEIGHT_FILES.get(name, f"{name}.safetensors"))
+        hashes = {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+        _write_text(folder / CONFIG_FILE, archive.config_text)
+        _write_text(folder / METADATA_FILE, json.dumps({**metadata, "sha256": hashes}, indent=2) + "\n")
+        _copy_tokenizer(archive, folder)
+        (folder / COMPLETE).touch()
+
+    return write
+
+
+def _prepare_published(archive: Archive) -> Callable[[Path], None]:
+    record: dict[str, Any] = archive.metadata.get("published") or {}
+    text = archive.config_text
+    if not record and archive.config is not None:  # trained here: the published code knows fewer keys
+        text = OmegaConf.to_yaml(OmegaConf.create(published_config(archive.config)))
+    parts = _published_parts(archive.parts, archive.config, record.get("prefixes", {}))
+    parts = {name: parts[name] for name in record.get("parts", parts) if name in parts}
+
+    def write(folder: Path) -> None:
+        write_published_file(folder / record.get("file", "model.pt"), parts)
+        _write_text(folder / CONFIG_FILE, text)
+        _copy_tokenizer(archive, folder)
+
+    return write
+
+
+def _published_parts(ours: Parts, config: dict[str, Any] | None, prefixes: dict[str, str]) -> Parts:
+    parts = {}
+    for name, tensors in ours.items():
+        if name in WEIGHT_PARTS:
+            tensors = published_from_ours(tensors, config)
+        parts[name] = {prefixes.get(name, "") + key: tensor for key, tensor in tensors.items()}
+    return parts
+
+
+def _check_same(before: dict[str, Tensor], after: dict[str, Tensor], where: str) -> None:
+    wrong = sorted(before.keys() ^ after.keys())
+    wrong += [name for name in before.keys() & after.keys() if not _same(before[name], after[name])]
+    if wrong:
+        raise ValueError(f"{where} is not in the published layout: {', '.join(wrong[:5])} would not come back the same")
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left is right:
+        return True
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, and none sharing memory with another, as safetensors wants it."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+        apart[name] = tensor if whole and memory not in seen else tensor.clone()
+        seen.add(memory)
+    return apart
+
+
+def _copy_tokenizer(archive: Archive, folder: Path) -> None:
+    for file in archive.tokenizer_files():
+        shutil.copy(file, folder)
+
+
+def _write_text(path: Path, text: str) -> None:
+    if text:
+        path.write_text(text, encoding="utf-8")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(CHUNK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,47 @@
+"""The published file: a torch.save'd dictionary of parts (`state_dict`, `state_dict_ema`, `discriminator`).
+
+Read as tensors only, and mapped from disk where its format allows. Writing one makes a pickle of plain tensors; nothing
+but an explicit conversion to the published format does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Parts = dict[str, dict[str, Tensor]]
+
+
+def read_published_file(path: Path) -> tuple[Parts, list[str]]:
+    """(Parts: name -> named tensors, names of entries that are something else).
+
+    Raises:
+        ValueError: damaged, unsafe, or no dictionary.
+    """
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # torch raises many types for damaged or unsafe files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary with 'state_dict'")
+    parts = {str(name): dict(part) for name, part in loaded.items() if _is_named_tensors(part)}
+    if not parts:
+        raise ValueError(f"{path} holds no named tensors: it has {', '.join(map(str, loaded)) or 'nothing'}")
+    return parts, [str(name) for name in loaded if str(name) not in parts]
+
+
+def _is_named_tensors(part: Any) -> bool:
+    return isinstance(part, Mapping) and bool(part) and all(isinstance(value, Tensor) for value in part.values())
+
+
+def write_published_file(path: Path, parts: Parts) -> None:
+    """Writes the parts; every tensor has memory of its own."""
+    torch.save({name: {key: tensor.contiguous().clone() for key, tensor in part.items()}
+                for name, part in parts.items()}, path)
