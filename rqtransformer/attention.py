@@ -7,6 +7,9 @@ Legend: B batch, L sequence length, P past positions, C width, A attention heads
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -126,8 +129,24 @@ class SigmoidGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in the number type of its input, also where sharding gathers the parameters in another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Over the last axis."""
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS norm in the number type of its input, like `LayerNorm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Over the last axis."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 ACTIVATIONS = {"v1": nn.GELU, "v2": SigmoidGELU}
-NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 
 
 class FeedForward(nn.Sequential):
@@ -171,9 +190,19 @@ class Block(nn.Module):
         self.ln2 = NORMS[config.norm](embed_dim)
         self.attn = SelfAttention(embed_dim, config)
         self.mlp = FeedForward(embed_dim, config)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """See `SelfAttention.forward`."""
+        if cache is None and self._compiled is not None:
+            return self._compiled(x_BLC)
+        return self._forward(x_BLC, cache, layer)
+
+    def compile_forward(self, **options: Any) -> None:
+        """Compiles the forward pass without a cache; the module's hooks stay outside, its names as they are."""
+        self._compiled = torch.compile(self._forward, **options)
+
+    def _forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         x_BLC = self.attn(self.ln1(x_BLC), cache, layer, x_BLC)
         return self.mlp(self.ln2(x_BLC), x_BLC)
 

@@ -59,10 +59,15 @@ class DepthTokenEmbedding(nn.Module):
     def __init__(self, vocab_sizes: Sequence[int], embed_dim: int):
         super().__init__()
         self.vocab_sizes = list(vocab_sizes)
-        starts = [sum(self.vocab_sizes[:depth]) for depth in range(len(self.vocab_sizes))]
-        self._starts = starts
-        self.weight = nn.Parameter(torch.empty(sum(self.vocab_sizes), embed_dim).normal_(std=0.02))
-        self.register_buffer("offsets", torch.tensor(starts))
+        self._starts = [sum(self.vocab_sizes[:depth]) for depth in range(len(self.vocab_sizes))]
+        self.weight = nn.Parameter(torch.empty(sum(self.vocab_sizes), embed_dim))
+        self.register_buffer("offsets", torch.tensor(self._starts))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the table, and sets where each depth's rows start."""
+        nn.init.normal_(self.weight, std=0.02)
+        self.offsets = torch.tensor(self._starts, device=self.offsets.device)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> vectors (..., D, C)."""
@@ -134,8 +139,14 @@ class DepthLinear(nn.Module):
 
     def __init__(self, depth: int, in_features: int, out_features: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(depth, in_features, out_features).normal_(std=0.02))
-        self.bias = nn.Parameter(torch.zeros(depth, out_features))
+        self.weight = nn.Parameter(torch.empty(depth, in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(depth, out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weights; the biases start at 0."""
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D, C) -> (..., D, V)."""

@@ -63,6 +63,7 @@ class RQTransformer(PretrainedMixin, nn.Module):
         self.pos_emb_cond = _position_table(config.block_size_cond, config.embed_dim)
         self.pos_emb_hw = _position_table(self.num_positions, config.embed_dim)
         self.pos_emb_d = _position_table(depth, config.embed_dim)
+        self.reset_parameters()
         self.cond_emb = nn.Embedding(config.vocab_size_cond + config.has_null_condition, config.embed_dim)
         self.tok_emb = _token_embedding(config)
         self.input_mlp = nn.Linear(config.code_dim, config.embed_dim) if config.input_emb_vqvae else None
@@ -77,6 +78,24 @@ class RQTransformer(PretrainedMixin, nn.Module):
             self.cond_classifier = nn.Sequential()
             self.cond_classifier.add_module("layer_norm", nn.LayerNorm(config.embed_dim))
             self.cond_classifier.add_module("linear", nn.Linear(config.embed_dim, config.vocab_size_cond))
+
+    def reset_parameters(self) -> None:
+        """Draws the position tables, the only parameters outside of submodules, in the published order."""
+        for table_1LC in (self.pos_emb_cond, self.pos_emb_hw, self.pos_emb_d):
+            nn.init.normal_(table_1LC, std=0.02)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of body and head: the units of sharding, recomputing and compiling."""
+        return [*self.body_transformer.blocks, *self.head_transformer.blocks]
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles every block's forward pass without a cache, in place; blocks of one stack share the code.
+
+        Decoding, with its caches of growing length, stays as it is. `options` are those of `torch.compile`.
+        """
+        for block in self.blocks:
+            block.compile_forward(**options)
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -109,7 +128,8 @@ class RQTransformer(PretrainedMixin, nn.Module):
         last = cond_BL.shape[1] - 1
         head_in_BTDC = self.head_input(body_out_BSC[:, last:], codes_BTD, vectors_BTDE)
         head_out_NDC = self.head_transformer(head_in_BTDC.flatten(0, 1))
-        logits = self.classifier(head_out_NDC).unflatten(0, codes_BHWD.shape[:3])
+        # laid out before the classifier: sharding warns of outputs that are views
+        logits = self.classifier(head_out_NDC.unflatten(0, codes_BHWD.shape[:3]))
         cond_logits = None if self.cond_classifier is None else self.cond_classifier(body_out_BSC[:, :last])
         return RQTransformerOutput(logits, cond_logits, cond_BL)
 
@@ -228,7 +248,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _position_table(length: int, embed_dim: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(1, length, embed_dim).normal_(std=0.02))
+    return nn.Parameter(torch.empty(1, length, embed_dim))
 
 
 def _token_embedding(config: RQTransformerConfig) -> nn.Module | None:

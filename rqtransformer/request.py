@@ -61,7 +61,7 @@ def check_request(model: RQTransformer, cond: Tensor | None, *, num_samples: int
             raise ValueError("prefix and known cannot be combined; mark the prefix in the mask of known")
         first = int(known_BTD.all(dim=2).all(dim=0).long().cumprod(0).sum())
         prefix_BPD = codes_BTD[:, :first]
-    settings = _settings_per_depth(model, temperature, top_k, top_p)
+    settings = settings_per_depth(model.depth, temperature, top_k, top_p)
     cond_BL = _condition(model, cond, batch_size, device)
     scale_T = guidance_scales(cfg_scale, model.num_positions)
     if scale_T is not None:
@@ -172,14 +172,15 @@ def _condition(model: RQTransformer, cond: Tensor | None, batch_size: int, devic
     return cond_BL
 
 
-def _settings_per_depth(model: RQTransformer, temperature: Any, top_k: Any, top_p: Any) -> list[tuple]:
+def settings_per_depth(depth: int, temperature: Any, top_k: Any, top_p: Any) -> list[tuple]:
+    """(temperature, top_k, top_p) of each depth from one value or one per depth. Raises ValueError if out of range."""
     columns = []
     for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         if len(values) == 1:
-            values *= model.depth
-        if len(values) != model.depth:
-            raise ValueError(f"{name}={value} must be one value or one per depth ({model.depth})")
+            values *= depth
+        if len(values) != depth:
+            raise ValueError(f"{name}={value} must be one value or one per depth ({depth})")
         columns.append(values)
     settings = list(zip(*columns))
     probe = torch.zeros(1, 2)

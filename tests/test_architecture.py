@@ -45,7 +45,9 @@ PUBLISHED_WRITER = "rqtransformer/pretrained/published_file.py"
 TORCH_DISTRIBUTED = {
     "runtime/distributed.py": ("torch.distributed",),
     "rqvae/quantizers/sync.py": ("torch.distributed",),
-    "training/parallel.py": ("torch.distributed.fsdp", "torch.distributed.device_mesh", "torch.nn.parallel"),
+    "training/parallel.py": (
+        "torch.distributed.fsdp", "torch.distributed.device_mesh", "torch.distributed.tensor", "torch.nn.parallel",
+    ),
     "training/checkpoint.py": ("torch.distributed.checkpoint",),
     "training/checkpoint_index.py": ("torch.distributed.checkpoint",),
     "training/checkpoint_storage.py": ("torch.distributed.checkpoint",),

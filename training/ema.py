@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from training.parallel import copy_into, local
+
 BUFFER_MODES = ("average", "copy")
 
 
@@ -56,11 +58,12 @@ class EMA:
             average = state[name].is_floating_point() and (self.buffers == "average" or name in parameters)
             (averaged if average else copied).append(name)
         if copied:
-            torch._foreach_copy_([self.shadow[name] for name in copied], [state[name] for name in copied])
+            torch._foreach_copy_([local(self.shadow[name]) for name in copied], [local(state[name]) for name in copied])
         if averaged:
             decay = effective_decay(step, self.mu)
-            shadows = [self.shadow[name] for name in averaged]
-            values = [state[name].to(self.shadow[name].dtype) for name in averaged]
+            # every rank averages its own share of a sharded model
+            shadows = [local(self.shadow[name]) for name in averaged]
+            values = [local(state[name]).to(shadow.dtype) for name, shadow in zip(averaged, shadows)]
             torch._foreach_mul_(shadows, decay)
             torch._foreach_add_(shadows, values, alpha=1.0 - decay)
 
@@ -74,24 +77,27 @@ class EMA:
             yield
         finally:
             for name, value in state.items():
-                value.copy_(backup[name])
+                local(value).copy_(local(backup[name]))
 
     def copy_to(self, model: nn.Module) -> None:
         """Overwrites the model's state with the average, cast to the model's precision."""
         for name, value in _state(model).items():
-            value.copy_(self.shadow[name])
+            local(value).copy_(local(self.shadow[name]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """name -> average, under the names of the model's state dict (shared modules under their first name)."""
         return dict(self.shadow)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continues from `state_dict()`. Raises ValueError naming a missing or unexpected entry."""
+        """Continues from `state_dict()`, of a sharded or a whole model.
+
+        Raises ValueError naming a missing or unexpected entry.
+        """
         wrong = sorted(set(state) ^ set(self.shadow))
         if wrong:
             raise ValueError(f"the weight average does not fit the model: {len(wrong)} names differ, first {wrong[0]}")
         for name, value in self.shadow.items():
-            value.copy_(state[name])
+            copy_into(value, state[name])
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -131,11 +131,8 @@ class InLoopScores:
         ((name, value),) = [item for item in scores.items() if item[0].startswith(self.stage.score_kind)]
         extra = {BEST: {"metric": name, "value": value, "num_images": self.num_images}}
 
-        def write() -> None:
-            if math.isfinite(value) and value < self._best_value(name):
-                self.write_snapshot(BEST, progress, {**validation, **scores}, extra)
-
-        distributed.run_on_main(write)
+        if distributed.run_on_main(lambda: math.isfinite(value) and value < self._best_value(name)):
+            self.write_snapshot(BEST, progress, {**validation, **scores}, extra)
 
     def _best_value(self, name: str) -> float:
         """The lowest value so far; infinite when there is none, or one of another metric."""

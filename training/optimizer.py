@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from training.parallel import full, placed_like
 from training.schedule import WarmupConfig
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -91,13 +92,28 @@ def _use_fused(fused: Any, device: Union[torch.device, str, None]) -> bool:
 def clip_gradients(params: Iterable[Tensor], max_norm: Optional[float] = None) -> Tensor:
     """Scales all gradients so that their joint 2-norm is at most `max_norm`; None only measures.
 
+    Gradients may be sharded; the norm is then that of all shares, and every rank must call this.
+
     Returns the norm before clipping, a float32 scalar on the gradients' device. A non-finite one is the caller's to
     judge: nothing waits for the device here.
     """
     params = [param for param in params if param.grad is not None]
     if not params:
         return torch.zeros(())
-    norm = torch.nn.utils.get_total_norm([param.grad for param in params])
+    norm = full(torch.nn.utils.get_total_norm([param.grad for param in params]))
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
     return norm.float()
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Dict[str, Any]) -> None:
+    """`optimizer.load_state_dict` for moments that are whole or sharded, into parameters that are whole or sharded."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+
+    def placed(index: int, value: Any) -> Any:
+        fits = isinstance(value, Tensor) and index < len(params) and value.shape == params[index].shape
+        return placed_like(value, params[index]) if fits and value.dim() > 0 else value
+
+    entries = {index: {name: placed(index, value) for name, value in entry.items()}
+               for index, entry in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": entries})

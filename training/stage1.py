@@ -34,7 +34,7 @@ from training.data_checks import check_resolution
 from training.ema import EMA
 from training.experiment import BatchPlan, ExperimentConfig
 from training.optimizer import OptimizerConfig
-from training.parallel import no_sync, wrap
+from training.parallel import check_parallel, no_sync, wrap
 from training.precision import Precision
 from training.scoring import Batches, ScoringData, reconstructed
 from training.snapshot import snapshot_tensors
@@ -42,6 +42,8 @@ from training.update import accumulate, build_update
 from training.validation import usage_metrics, validate_stage1
 from training.visuals import coarse_to_fine, single_depths
 from training.weights import load_into
+
+NOT_SHARDED = "stage 1 is small, and its adaptive weight needs the whole last layer outside of the backward pass"
 
 
 @dataclass
@@ -89,6 +91,7 @@ class Stage1:
         self.validation_batches = validation_batches
         experiment = config.experiment
         self.precision = Precision(experiment.precision, env.device, experiment.amp)
+        check_parallel(experiment.parallel, env, ("ddp", "none"), NOT_SHARDED)
         model_config = config.arch.model_config()
         model_config.checkpointing |= experiment.gradient_checkpointing
         self.model = self._place(RQVAE(model_config))
@@ -246,7 +249,9 @@ class Stage1:
         return {"dataset": self.config.dataset.name}
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """Raw and (where kept) EMA weights in the form that `rqvae.load_rqvae` reads."""
+        """Raw and (where kept) EMA weights in the form that `rqvae.load_rqvae` reads; empty but on the main process."""
+        if not self.env.is_main:
+            return {}, None
         raw = snapshot_tensors(self.model)
         if self.ema is None:
             return raw, None

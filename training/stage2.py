@@ -16,6 +16,7 @@ from data import DatasetConfig, ImageDataset
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer, sample
 from rqtransformer.model import count_parameters
+from rqtransformer.request import settings_per_depth
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
 from rqvae import RQVAE, load_rqvae
 from runtime import distributed
@@ -24,10 +25,11 @@ from training.data_checks import check_condition, check_resolution
 from training.ema import EMA
 from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
 from training.optimizer import OptimizerConfig
-from training.parallel import no_sync, wrap
+from training.parallel import check_parallel, gather_to_main, is_sharded, no_sync, whole_copy
 from training.precision import Precision
 from training.scoring import Batches, ScoringData
-from training.snapshot import resolve_checkpoint, snapshot_tensors, weights_digest
+from training.snapshot import resolve_checkpoint, weights_digest
+from training.transformer import build_transformer
 from training.update import accumulate, build_update
 from training.validation import CodeCounts, condition_of, validate_stage2
 from training.visuals import image_grid
@@ -125,26 +127,21 @@ class Stage2:
         self.validation_batches = validation_batches
         experiment = config.experiment
         self.precision = Precision(experiment.precision, env.device, experiment.amp)
+        check_parallel(experiment.parallel, env)
         self.tokenizer = tokenizer.to(env.device).eval().requires_grad_(False)
         if experiment.channels_last:
             self.tokenizer = self.tokenizer.to(memory_format=torch.channels_last)
         self.tokenizer_digest = weights_digest(tokenizer)
-        self.model = RQTransformer(config.arch).to(env.device)
-        self.model.gradient_checkpointing = experiment.gradient_checkpointing
-        if experiment.compile:
-            self.model.compile()
-        self.parallel = wrap(self.model, env)
+        for settings in (experiment.sample, config.sampling):
+            self._check_sampling(settings)
+        self.model, self.parallel = build_transformer(config.arch, experiment, env, self.precision)
         self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.code_counts = CodeCounts(tokenizer.quantizer.num_codes, env.device)
-        for settings in (experiment.sample, config.sampling):
-            self._check_sampling(settings)
 
     def _check_sampling(self, settings: SampleConfig) -> None:
-        """Refuses settings that could not draw: all codes are given, so nothing is drawn here."""
-        complete_1TD = torch.zeros(1, self.model.num_positions, self.model.depth, dtype=torch.long)
-        sample(self.model, self.tokenizer, prefix=complete_1TD, temperature=settings.temp, top_k=settings.top_k,
-               top_p=settings.top_p)
+        """Refuses settings that could not draw."""
+        settings_per_depth(self.config.arch.block_size[2], settings.temp, settings.top_k, settings.top_p)
 
     def check_data(self, dataset: ImageDataset) -> None:
         """ValueError when the model cannot be trained on these images and their labels or captions."""
@@ -201,14 +198,23 @@ class Stage2:
         """`validate_stage2` of any batches with the current weights, beside the unigrams of the training codes."""
         return validate_stage2(self.model, self.tokenizer, batches, self.env.device, self.precision, self.code_counts)
 
+    def _model_to_sample(self, wanted: bool = True) -> RQTransformer | None:
+        """The whole model with its current weights; every rank must call it, those that want none get None."""
+        if not is_sharded(self.model):
+            return self.model
+        return whole_copy(self.model, lambda: RQTransformer(self.config.arch), self.env.device, wanted)
+
     def pictures(self) -> dict[str, Tensor]:
         """A grid of samples, classes in rows, made on the main process."""
-        if not distributed.is_main():
+        if not (distributed.is_main() or is_sharded(self.model)):
             return {}
-        settings = self.config.experiment.sample
-        conditions = self._preview_conditions(settings.num_images)
         with self.averaged():
-            codes_BHWD = sample(self.model, self.tokenizer, conditions, num_samples=settings.num_images,
+            model = self._model_to_sample(wanted=distributed.is_main())
+            if model is None:
+                return {}
+            settings = self.config.experiment.sample
+            conditions = self._preview_conditions(settings.num_images)
+            codes_BHWD = sample(model, self.tokenizer, conditions, num_samples=settings.num_images,
                                 temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p,
                                 seed=self.config.seed, amp_dtype=self.precision.amp_dtype)
         images = [self.tokenizer.decode_code(part) for part in codes_BHWD.split(16)]
@@ -222,8 +228,9 @@ class Stage2:
         settings = self.config.sampling
         conditions = self._conditions_to_score(data, num_images)
         mine = torch.tensor(shard_indices(num_images, self.env.rank, self.env.world_size), dtype=torch.long)
+        model = self._model_to_sample()
         for index_B in mine.split(data.batch_size):
-            codes_BHWD = sample(self.model, self.tokenizer, None if conditions is None else conditions[index_B],
+            codes_BHWD = sample(model, self.tokenizer, None if conditions is None else conditions[index_B],
                                 indices=index_B, temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p,
                                 seed=self.config.seed, amp_dtype=self.precision.amp_dtype)
             yield {"image": to_uint8(self.tokenizer.decode_code(codes_BHWD)), "index": index_B}
@@ -281,9 +288,9 @@ class Stage2:
         return {"dataset": self.config.dataset.name, "tokenizer": self.tokenizer_digest}
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """Raw and (where kept) EMA weights in the form that `rqtransformer.load_rqtransformer` reads."""
-        raw = snapshot_tensors(self.model)
-        if self.ema is None:
-            return raw, None
-        with self.ema.swap(self.model):
-            return raw, snapshot_tensors(self.model)
+        """Raw and (where kept) EMA weights in the form that `rqtransformer.load_rqtransformer` reads.
+
+        Empty on all but the main process; every rank must call it.
+        """
+        raw = gather_to_main(self.model.state_dict(), self.env.is_main)
+        return raw, None if self.ema is None else gather_to_main(self.ema.state_dict(), self.env.is_main)

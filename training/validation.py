@@ -15,6 +15,7 @@ from rqtransformer.targets import per_depth_statistics
 from rqvae import RQVAE
 from rqvae.quantizers.usage import CodeUsage, code_histogram
 from runtime import distributed
+from training.parallel import in_step
 from training.precision import Precision
 
 
@@ -109,7 +110,13 @@ def validate_stage2(model: RQTransformer, tokenizer: RQVAE, batches: Iterable[di
     depth, has_text = len(code_counts.sizes), model.config.block_size_cond > 1
     sums = _Sums(device, {"nll": depth, "accuracy": depth} | ({"cond_nll": 1} if has_text else {}))
     split_counts = CodeCounts(code_counts.sizes, device)
-    for batch in batches:
+    idle_BHWD = torch.zeros(1, *model.config.block_size, dtype=torch.long, device=device)
+
+    def idle() -> None:
+        with precision.autocast():
+            model(idle_BHWD, tokenizer)
+
+    for batch in in_step(model, batches, idle, device):
         image_BCHW = batch["image"].to(device)
         cond = condition_of(model, batch, device)
         sums.count(len(image_BCHW))
