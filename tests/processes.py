@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 import torch.multiprocessing as mp
 
-IMPORTED_ONCE = ["torch", "pytest", "hypothesis", "rqvae.quantizers"]
+IMPORTED_ONCE = [
+    "torch", "pytest", "hypothesis", "rqvae.quantizers", "torch.distributed.fsdp", "torch.distributed.checkpoint",
+]
 
 
 def start_processes(worker: Callable[..., None], *args: object, number: int = 2) -> None:

@@ -40,8 +40,8 @@ from training.checkpoint_storage import RankShare, SafetensorsReader, Safetensor
 
 __all__ = [
     "CHECKPOINTS", "CheckpointWriter", "complete_checkpoints", "complete_steps", "discard_after",
-    "find_latest_checkpoint", "find_sound_checkpoint", "load_checkpoint", "prune_steps", "restore_checkpoint",
-    "save_checkpoint", "step_name",
+    "find_latest_checkpoint", "find_sound_checkpoint", "load_checkpoint", "prune_steps", "read_progress",
+    "restore_checkpoint", "save_checkpoint", "step_name",
 ]
 
 _RESERVED = ("step", "meta")
@@ -149,6 +149,19 @@ def load_checkpoint(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
     _fill(contents, targets, alone=True)
     states = {name: _decoded(contents, name, targets) for name in contents.trees}
     return {"step": contents.step, "meta": _meta(contents), **states}
+
+
+def read_progress(path: str | Path) -> dict[str, Any]:
+    """`meta` and `step` of a run's checkpoint in one dict, without its tensors.
+
+    Raises:
+        UserError: they do not say where a run stands.
+    """
+    contents = _open(path, verify=False)
+    progress = {**_meta(contents), "step": contents.step}
+    if contents.step < 1 or type(progress.get("images_seen")) is not int:
+        raise UserError(f"{contents.directory} does not say how many steps and images its run had done")
+    return progress
 
 
 def restore_checkpoint(path: str | Path, objects: Mapping[str, Any], *, verify: bool = True) -> dict[str, Any]:
