@@ -113,7 +113,8 @@ def build_update(module: nn.Module, optimizer: OptimizerConfig, experiment: Expe
     A network that joins at `first_step` has its own schedule over the steps that are left, warm-up included.
     """
     epochs = plan.epoch(max(1, plan.total_steps - first_step))
-    schedule = LearningRateSchedule(optimizer.init_lr, optimizer.warmup, plan.steps_per_epoch, epochs, env.world_size)
+    schedule = LearningRateSchedule(optimizer.init_lr, optimizer.warmup, plan.steps_per_epoch, epochs,
+                                    plan.schedule_ranks)
     return ScaledUpdate(module, build_optimizer(module, optimizer, env.device), schedule, precision.scaler(),
                         optimizer.max_gn, experiment, first_step)
 
