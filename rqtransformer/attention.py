@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.packing import PackedSlot, WeightFormat
-from rqtransformer.stepping import PackedLayer, step, steps_fit
+from rqtransformer.stepping import PackedLayer, make_step, step_fits
 
 
 def head_sizes(embed_dim: int, config: BlockConfig) -> tuple[int, int, int]:
@@ -49,11 +49,11 @@ class SelfAttention(nn.Module):
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0,
                 residual_BLC: Tensor | None = None) -> Tensor:
         """Attends from every position to itself, to those before it and to the cached past; adds the residual."""
-        query_BALF, new_2BALF = self._project(x_BLC)
+        query_BALF, key_BALF, value_BALF = self._project(x_BLC)
         if cache is None:
-            out_BALF = self._attend(query_BALF, new_2BALF[0], new_2BALF[1], 0, None)
+            out_BALF = self._attend(query_BALF, key_BALF, value_BALF, 0, None)
         else:
-            past = cache.length
+            past, new_2BALF = cache.length, torch.stack((key_BALF, value_BALF))
             key_BALF, value_BALF = cache.write(layer, new_2BALF)
             if past == 0 and x_BLC.shape[1] == 1 and self.kv_heads == self.num_heads:
                 out_BALF = new_2BALF[1]  # the first position sees only itself
@@ -78,15 +78,15 @@ class SelfAttention(nn.Module):
         self._packed_input.unpack(keep)
         self._packed_proj.unpack(keep)
 
-    def _project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor]:
-        """(Query, keys and values)."""
+    def _project(self, x_BLC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, by heads (B, A, L, F)."""
         if self._packed_input.active is not None:
-            joint = self._packed_input.active(x_BLC)
+            width, kv_width = self.num_heads * self.head_dim, self.kv_heads * self.head_dim
+            parts = self._packed_input.active(x_BLC).split((width, kv_width, kv_width), dim=-1)
         else:
-            joint = torch.cat([self.query(x_BLC), self.key(x_BLC), self.value(x_BLC)], dim=-1)
-        joint_BLAF = joint.unflatten(-1, (-1, self.head_dim))
-        query_BLAF, keys_values = joint_BLAF.split((self.num_heads, 2 * self.kv_heads), dim=2)
-        return query_BLAF.transpose(1, 2), keys_values.unflatten(2, (2, -1)).permute(2, 0, 3, 1, 4)
+            parts = self.query(x_BLC), self.key(x_BLC), self.value(x_BLC)
+        query, key, value = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        return query, key, value
 
     def _attend(self, query_BALF: Tensor, key_BALF: Tensor, value_BALF: Tensor, past: int,
                 visible: Tensor | None) -> Tensor:
@@ -206,11 +206,9 @@ class Block(nn.Module):
         x_BLC = self.attn(self.ln1(x_BLC), cache, layer, x_BLC)
         return self.mlp(self.ln2(x_BLC), x_BLC)
 
-    def packed_layer(self) -> PackedLayer | None:
-        """The packed parts for `stepping.step`, or None where it does not apply."""
+    def packed_layer(self) -> PackedLayer:
+        """The packed parts for `stepping.make_step`."""
         maps = [slot.active for slot in (*self.attn.slots, *self.mlp.slots)]
-        if any(packed.blocked is None for packed in maps):
-            return None
         heads = (self.attn.num_heads, self.attn.kv_heads, self.attn.head_dim)
         return PackedLayer((self.ln1, self.ln2), maps, self.mlp.exact_gelu, self.mlp[1], heads, self.attn.slopes)
 
@@ -227,12 +225,12 @@ class TransformerStack(nn.Module):
         self.blocks = nn.ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
         _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
         self.gradient_checkpointing = False
-        self._layers: list[PackedLayer | None] = []
+        self._step: Callable[[Tensor, KVCache], Tensor] | None = None
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None) -> Tensor:
         """Runs all blocks over new positions, after those in `cache`, which then holds the new ones too."""
-        if cache is not None and x_BLC.shape[1] == 1 and steps_fit(self._layers, cache, x_BLC):
-            return step(self._layers, x_BLC.squeeze(1), cache).unsqueeze(1)
+        if self._step is not None and cache is not None and step_fits(cache, x_BLC):
+            return self._step(x_BLC.squeeze(1), cache).unsqueeze(1)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             if recompute:
@@ -254,11 +252,11 @@ class TransformerStack(nn.Module):
         for block in self.blocks:
             block.attn.pack(form)
             block.mlp.pack(form)
-        self._layers = [block.packed_layer() for block in self.blocks]
+        self._step = make_step([block.packed_layer() for block in self.blocks])
 
     def unpack(self, keep: bool) -> None:
         """See `SelfAttention.unpack`."""
-        self._layers = []
+        self._step = None
         for block in self.blocks:
             block.attn.unpack(keep)
             block.mlp.unpack(keep)

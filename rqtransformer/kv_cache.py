@@ -16,6 +16,9 @@ class KVCache:
     a new sequence in the same memory. With `on_device` the length also lives in a tensor, and single positions are
     written and masked by that tensor alone: every step is then the same sequence of kernels, as a graph needs it.
 
+    Attributes:
+        memory: all of it, (num_layers, 2, B, A, max_length, F).
+
     Args:
         num_layers: blocks of the stack.
         batch_size, num_heads, max_length, head_dim: shape of one layer's keys.
@@ -26,7 +29,8 @@ class KVCache:
     def __init__(self, num_layers: int, batch_size: int, num_heads: int, max_length: int, head_dim: int, *,
                  dtype: torch.dtype, device: torch.device | str, on_device: bool = False):
         shape = (num_layers, 2, batch_size, num_heads, max_length, head_dim)
-        self._layers = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
+        self.memory = torch.zeros(shape, dtype=dtype, device=device)
+        self._layers = self.memory.unbind(0)
         self.dtype, self.max_length = dtype, max_length
         self.length = 0
         self._views: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
@@ -36,7 +40,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(layer.nbytes for layer in self._layers)
+        return self.memory.nbytes
 
     def reset(self) -> None:
         """Forgets all positions; the memory stays."""

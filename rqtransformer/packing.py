@@ -1,8 +1,9 @@
 """Linear maps laid out for decoding: weights joined, cast, reordered for the processor or rounded to int8.
 
 A packed copy belongs to the module whose parameters it holds, is rebuilt when they change and is part of no state
-dict. On a CPU it is oneDNN's blocked layout, whose result for a row does not depend on how many rows come with it: the
-same codes for any batch size, and up to 1.6 times the speed of the plain product of 16 rows.
+dict. On a CPU it is that of our compiled product (`native`) or oneDNN's blocked layout. With both the result for a row
+does not depend on how many rows come with it: the same codes for any batch size. A product of 16 rows takes about a
+third of the plain product's time with ours, two thirds with oneDNN's.
 
 Legend: O output features, I input features; `...` any leading axes.
 """
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rqtransformer import native
 
 WEIGHT_FORMATS = ("dense", "int8")
 # The row count oneDNN plans its blocks for. One plan for all batches: another plan may round differently.
@@ -49,6 +52,7 @@ class PackedLinear:
         form: dtype and kind.
 
     Attributes:
+        native: the compiled map, or None where that is not in use.
         blocked, bias: the weight in oneDNN's layout, or None where that is not in use; the bias, or None.
     """
 
@@ -56,18 +60,22 @@ class PackedLinear:
         self.dtype = form.dtype or weight_OI.dtype
         self.out_features = weight_OI.shape[0]
         self.bias = None if bias_O is None else bias_O.to(self.dtype)
-        self.blocked = self._scale = None
+        self.blocked = self.native = self._scale = None
         if form.kind == "int8":
             self._weight, self._scale = _round_to_int8(weight_OI, self.dtype)
             return
         self._weight = weight_OI.to(self.dtype)
-        if _can_block(self._weight):
+        if native.serves(self._weight):
+            self.native, self._weight = native.NativeLinear(self._weight, self.bias), None
+        elif _can_block(self._weight):
             self.blocked = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), PLANNED_ROWS)
             self._weight = None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
         """(..., I) -> (..., O). A residual keeps its own type if that is the wider one."""
         x = x.to(self.dtype)
+        if self.native is not None:
+            return self._native_product(x, residual, gelu)
         if self.blocked is not None:
             return self._blocked_product(x, residual, gelu)
         if self._scale is None:
@@ -90,6 +98,12 @@ class PackedLinear:
 
     def __reduce__(self) -> tuple:
         return type(None), ()
+
+    def _native_product(self, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
+        activation = native.GELU if gelu else native.NO_ACTIVATION
+        if residual is not None and residual.dtype != self.dtype:
+            return residual + self.native(x, None, activation)
+        return self.native(x, residual, activation)
 
     def _blocked_product(self, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
         product = torch.ops.mkldnn._linear_pointwise

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rqtransformer import native
 from rqtransformer.logits import invert_cdf
 
 SMALLEST_BLOCK = 64
@@ -28,6 +29,8 @@ def draw_truncated(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.
     The settings are taken as valid (see `sampling_probs`). Never waits for a device other than the CPU.
     """
     scores_BV = logits_BV.float()
+    if native.serves(scores_BV):
+        return native.draw(scores_BV, uniform_B, temperature, top_k, top_p)
     if temperature != 1.0:
         scores_BV = scores_BV / temperature
     vocabulary = scores_BV.shape[1]

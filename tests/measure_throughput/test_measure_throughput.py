@@ -21,7 +21,7 @@ from measure_throughput.cost import decoding_cost
 from measure_throughput.figure import draw_figure
 from measure_throughput.measure import Experiment, measure
 from measure_throughput.roofline import Roofline, measure_roofline
-from rqtransformer import RQTransformer, packing, sample
+from rqtransformer import RQTransformer, native, packing, sample
 from rqtransformer.decoding import Decoder
 from rqvae import RQVAE
 
@@ -55,7 +55,9 @@ def test_sizes_of_the_published_models(model, millions):
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_cost_counts_the_operations_that_sampling_runs(tiny, depth, monkeypatch):
-    monkeypatch.setattr(packing, "_can_block", lambda weight: False)  # the counter does not know oneDNN's products
+    # the counter does not know compiled code, nor oneDNN's products
+    monkeypatch.setattr(native, "serves", lambda tensor: False)
+    monkeypatch.setattr(packing, "_can_block", lambda weight: False)
     stage1, stage2 = measuring.build_models(dataclasses.replace(tiny, d=depth))
     with FlopCounterMode(display=False) as counter:
         sample(stage2, stage1, torch.zeros(3, dtype=torch.long))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rqtransformer import RQTransformer, RQTransformerConfig
+from rqtransformer.native import calls
 
 CODE_DIM = 6
 
@@ -56,6 +57,14 @@ def build() -> Callable[..., tuple[RQTransformer, TableTokenizer]]:
         return model, TableTokenizer(config.vocab_sizes, config.code_dim)
 
     return make
+
+
+@pytest.fixture(params=["as it is", "without a compiler"])
+def either_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test twice: with compiled code where this machine has a compiler, and without it."""
+    if request.param == "without a compiler":
+        monkeypatch.setattr(calls, "library", lambda: None)
+    return request.param
 
 
 @pytest.fixture

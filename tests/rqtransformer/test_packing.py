@@ -23,7 +23,7 @@ def packed(linear: nn.Linear, **form) -> PackedLinear:
     return PackedLinear(linear.weight.detach(), linear.bias.detach(), WeightFormat(**form))
 
 
-def test_values_are_those_of_the_plain_map(linear):
+def test_values_are_those_of_the_plain_map(linear, either_path):
     x, residual = torch.randn(5, 3, 48), torch.randn(5, 3, 32)
     plain = linear(x)
     for changes, expected in (({}, plain), ({"gelu": True}, nn.functional.gelu(plain)),
@@ -33,7 +33,7 @@ def test_values_are_those_of_the_plain_map(linear):
 
 
 @pytest.mark.parametrize("shape", [(768, 256), (256, 1024), (32, 48)])
-def test_a_row_is_the_same_bits_in_any_batch(shape):
+def test_a_row_is_the_same_bits_in_any_batch(shape, either_path):
     torch.manual_seed(0)
     weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(64, shape[1])
     product = PackedLinear(weight, bias, WeightFormat())
@@ -82,7 +82,7 @@ def test_a_slot_is_refilled_only_when_parameters_changed(linear):
     assert slot.active is not first
 
 
-def test_codes_follow_the_weights(build):
+def test_codes_follow_the_weights(build, either_path):
     model, tokenizer = build()
     before = sample(model, tokenizer, num_samples=8, seed=1)
     state = copy.deepcopy(model.state_dict())

@@ -16,7 +16,7 @@ INF = float("inf")
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("vocabulary", [2048, 1000, 7])
-def test_the_fast_draw_gives_the_codes_of_the_reference(settings, vocabulary):
+def test_the_fast_draw_gives_the_codes_of_the_reference(settings, vocabulary, either_path):
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(200, vocabulary, generator=generator) * 2
     uniform = torch.rand(200, generator=generator, dtype=torch.float64)
@@ -25,7 +25,7 @@ def test_the_fast_draw_gives_the_codes_of_the_reference(settings, vocabulary):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_hundred_thousand_draws_follow_the_reference(settings):
+def test_a_hundred_thousand_draws_follow_the_reference(settings, either_path):
     logits = torch.randn(1, 512, generator=torch.Generator().manual_seed(5)) * 1.5
     probs = sampling_probs(logits, *settings)[0].double()
     uniform = uniform_noise(11, torch.arange(100_000), [(3, 1)])[0]
@@ -51,7 +51,7 @@ def test_ties_at_k_all_stay_and_the_crossing_keeps_its_number():
 
 
 @pytest.mark.parametrize("settings", [(1.0, 6, 0.8), (1.0, None, 0.55), (1.0, 5, None), (2.0, 30, 0.9)])
-def test_ties_are_counted_as_the_reference_counts_them(settings):
+def test_ties_are_counted_as_the_reference_counts_them(settings, either_path):
     temperature, top_k, top_p = settings
     logits = torch.randn(300, 64, generator=torch.Generator().manual_seed(1)).mul(2).round() / 2
     expected = sampling_probs(logits, *settings)
@@ -64,7 +64,7 @@ def test_ties_are_counted_as_the_reference_counts_them(settings):
     assert kept.gather(1, codes.unsqueeze(1)).all()
 
 
-def test_a_row_does_not_depend_on_the_ties_of_another():
+def test_a_row_does_not_depend_on_the_ties_of_another(either_path):
     plain = torch.randn(1, 64, generator=torch.Generator().manual_seed(1))
     uniform = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     alone = torch.cat([draw_truncated(plain, u, 1.0, 6, 0.8) for u in uniform.split(1)])
@@ -82,7 +82,7 @@ def test_without_numpy_the_codes_are_the_same(monkeypatch):
                for settings, codes in zip(SETTINGS, expected))
 
 
-def test_impossible_codes_stay_impossible():
+def test_impossible_codes_stay_impossible(either_path):
     low = torch.finfo(torch.float32).min / 2
     logits = torch.randn(64, 128, generator=torch.Generator().manual_seed(4))
     logits[:, 5:] = low
