@@ -104,7 +104,7 @@ class ShardFiles:
     def _drop_oldest(self, keep: Path) -> None:
         """Removes the copies not used for longest; whoever still reads one keeps it until it is closed."""
         copies = []
-        for path in self.cache.glob("*.tar"):
+        for path in self.cache.glob("[!.]*.tar"):  # not those that are being fetched
             with contextlib.suppress(FileNotFoundError):  # another process may be doing the same
                 copies.append((path.stat().st_mtime_ns, path))
         for _, path in sorted(copies)[: max(0, len(copies) - self.cache_size)]:
