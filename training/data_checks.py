@@ -6,6 +6,7 @@ Legend: L caption tokens.
 from typing import Any
 
 from data import ImageDataset
+from data.latents import LatentDataset
 from rqtransformer import RQTransformerConfig
 
 
@@ -21,6 +22,12 @@ def tokenizer_files(config: Any, dataset: ImageDataset) -> dict[str, str]:
     """Name -> content of the files of the tokenizer, where the model of this config is conditioned on captions."""
     on_captions = getattr(config.arch, "block_size_cond", 1) > 1
     return dataset.tokenizer.files() if on_captions and dataset.tokenizer is not None else {}
+
+
+def check_images(dataset: ImageDataset) -> None:
+    """ValueError when there are no images to train on."""
+    if isinstance(dataset, LatentDataset):
+        raise ValueError("dataset.type latents has no images; stage 1 is trained on the data set they were made from")
 
 
 def check_resolution(dataset: ImageDataset, resolution: int, origin: str) -> None:

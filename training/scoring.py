@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
+from data.latents import LatentDataset, image_config
 from data.caption_tokenizer import SETTINGS_FILE
 from evaluation.feature_cache import cached_reference
 from evaluation.features import FEATURES, FeatureExtractor, build_features
@@ -84,8 +85,9 @@ class ScoringData:
                  splits: Mapping[str, ImageDataset] | None = None, cache: str | Path | None = None):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size} must be at least 1")
-        self.config, self.batch_size, self.env, self.num_workers = config, batch_size, env, num_workers
-        self._splits = dict(splits or {})
+        self.config, self.batch_size, self.env, self.num_workers = image_config(config), batch_size, env, num_workers
+        # cached latents are trained on, but scores compare images: those that the latents were made from
+        self._splits = {name: found for name, found in (splits or {}).items() if not isinstance(found, LatentDataset)}
         self.cache = None if cache is None else Path(cache) / REFERENCES
 
     def split(self, name: str) -> ImageDataset:

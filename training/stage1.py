@@ -30,7 +30,7 @@ from rqvae.pretrained import load_rqvae, read_checkpoint
 from rqvae.quantizers.usage import CodeUsage
 from runtime import distributed
 from runtime.distributed import DistEnv
-from training.data_checks import check_resolution
+from training.data_checks import check_images, check_resolution
 from training.ema import EMA
 from training.experiment import BatchPlan, ExperimentConfig
 from training.optimizer import OptimizerConfig
@@ -117,6 +117,7 @@ class Stage1:
 
     def check_data(self, dataset: ImageDataset) -> None:
         """ValueError when the model cannot be trained on these images."""
+        check_images(dataset)
         check_resolution(dataset, self.model.config.ddconfig.resolution, "arch.ddconfig.resolution")
 
     def train_step(self, micro_batches: Iterable[dict[str, Tensor]], step: int) -> dict[str, Tensor]:

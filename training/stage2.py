@@ -29,6 +29,7 @@ from training.parallel import check_parallel, gather_to_main, is_sharded, no_syn
 from training.precision import Precision
 from training.scoring import Batches, ScoringData
 from training.snapshot import resolve_checkpoint, weights_digest
+from training.tokenized import check_tokenizer, training_codes
 from training.transformer import build_transformer
 from training.update import accumulate, build_update
 from training.validation import CodeCounts, condition_of, validate_stage2
@@ -147,6 +148,7 @@ class Stage2:
         """ValueError when the model cannot be trained on these images and their labels or captions."""
         check_resolution(dataset, self.tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
         check_condition(dataset, self.config.arch)
+        check_tokenizer(dataset, self.tokenizer_digest, self.config.loss)
 
     def train_step(self, micro_batches: Iterable[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
         """One step on the global batch; see `training.loop.Stage`."""
@@ -165,10 +167,7 @@ class Stage2:
 
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config.loss
-        with torch.no_grad():
-            residual_BHWDE, codes_BHWD = self.tokenizer.get_latent_targets(
-                batch["image"], temp=config.temp, stochastic=config.stochastic_codes
-            )
+        residual_BHWDE, codes_BHWD = training_codes(self.tokenizer, batch, config, self.env.device)
         self.code_counts.add(codes_BHWD)
         targets = None
         if config.type == "soft_target_cross_entropy":

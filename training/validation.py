@@ -17,6 +17,7 @@ from rqvae.quantizers.usage import CodeUsage, code_histogram
 from runtime import distributed
 from training.parallel import in_step
 from training.precision import Precision
+from training.tokenized import nearest_codes
 
 
 class _Sums:
@@ -117,19 +118,18 @@ def validate_stage2(model: RQTransformer, tokenizer: RQVAE, batches: Iterable[di
             model(idle_BHWD, tokenizer)
 
     for batch in in_step(model, batches, idle, device):
-        image_BCHW = batch["image"].to(device)
         cond = condition_of(model, batch, device)
-        sums.count(len(image_BCHW))
-        codes_BHWD = tokenizer.get_codes(image_BCHW)
+        codes_BHWD = nearest_codes(tokenizer, batch, device)
+        sums.count(len(codes_BHWD))
         with precision.autocast():
             output = model(codes_BHWD, tokenizer, cond)
         nll_D, accuracy_D = per_depth_statistics(output.logits, codes_BHWD)
-        sums.add("nll", nll_D * len(image_BCHW))
-        sums.add("accuracy", accuracy_D * len(image_BCHW))
+        sums.add("nll", nll_D * len(codes_BHWD))
+        sums.add("accuracy", accuracy_D * len(codes_BHWD))
         split_counts.add(codes_BHWD)
         if output.cond_logits is not None:
             loss = torch.nn.functional.cross_entropy(output.cond_logits.float().flatten(0, 1), cond[:, 1:].flatten())
-            sums.add("cond_nll", loss * len(image_BCHW))
+            sums.add("cond_nll", loss * len(codes_BHWD))
     split_counts.reduce()
     if not code_counts.total_DK.any():
         code_counts.load_state_dict(split_counts.state_dict())
