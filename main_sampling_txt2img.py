@@ -10,6 +10,7 @@ CLIP score against the captions.
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from evaluation.clip_features import ClipFeatures
 from evaluation.clip_score import CaptionJudge, ClipScore
+from evaluation.features import FeatureExtractor
 from rqtransformer import RQTransformer
 from runtime import distributed
 from runtime.cli import build_parser
@@ -161,7 +163,7 @@ def preview(num_prompts: int, num_each: int, shown: int) -> tuple[list[int], int
 
 def main(args: argparse.Namespace) -> None:
     check_flags(args)
-    metrics, with_clip = wanted_metrics(args)
+    metrics, with_clip_score = wanted_metrics(args)
     checkpoint = resolve_checkpoint(args.model_ar_path)
     config = config_beside(checkpoint, Stage2Config, args.overrides)
     named = None if args.dataset is None or caption_file(args.dataset) else args.dataset
@@ -170,46 +172,53 @@ def main(args: argparse.Namespace) -> None:
     data = ScoringData(dataset_named(config.dataset, named, args.overrides), args.batch_size, env,
                        config.experiment.num_workers, cache=args.features_cache)
     prompts = find_prompts(args, data)
-    clip = load_clip(args, env) if with_clip or args.reject_keep is not None else None
+    clip = load_clip(args, env) if with_clip_score or args.reject_keep is not None else None
     extractor = None if metrics is None else data.features(args)
     if extractor is not None:
         metrics.check(extractor)
     stage1, stage2 = load_models(args, config.vqvae.ema, env)
-    conditions = tokenize(prompts, find_tokenizer(args.tokenizer, checkpoint, config.dataset,
-                                                  text_model(args, stage2).config))
+    tokenizer = find_tokenizer(args.tokenizer, checkpoint, config.dataset, text_model(args, stage2).config)
     num_samples = len(prompts.captions) * args.num if args.prompt else args.n_samples or len(prompts.captions)
-    sampler = Sampler(args, stage1, stage2, env, num_samples, conditions)
+    sampler = Sampler(args, stage1, stage2, env, num_samples, tokenize(prompts, tokenizer))
     sampling = sampling_facts(sampler, args, **add_rejection(args, sampler, prompts, clip))
-    base = Path(args.save_dir) if args.save_dir else directory_beside(checkpoint)
-    directory = new_run_dir(base, "samples", f"seed{args.seed}")
-    order, columns = preview(len(prompts.captions) if args.prompt else 1, args.num if args.prompt else num_samples,
-                             GRID_IMAGES)
+    directory = new_run_dir(args.save_dir or directory_beside(checkpoint), "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
         log.info(f"{num_samples} samples of {len(prompts.captions)} captions to {directory}, settings {sampling}")
-        if env.is_main:
-            prompts.write(directory, num_samples, args.format)
+        order, columns = preview(len(prompts.captions) if args.prompt else 1,
+                                 args.num if args.prompt else num_samples, GRID_IMAGES)
         kept: dict[int, Tensor] = {}
         batches = keep_images(iter(sampler), kept, set(order))
         batches = save_images(batches, directory, args.format, num_samples, (stage1.config.ddconfig.resolution,) * 2)
-        score = ClipScore(clip) if with_clip else None
-        if score is not None:
-            batches = score.watch(batches, prompts.captions)
-        started = time.perf_counter()
-        if extractor is not None:
-            line = score_samples(args, batches, data, extractor, sampler, directory, metrics, sampling, False)
-        else:
-            count_samples(batches, sampler)
-            line = plain_line(args, sampler, sampling, clip) if score is not None else None
-        if line is not None:
-            if score is not None:
-                line["metrics"] |= score.metrics(num_samples, distributed.all_reduce_sum_)
-                line["clip"] = {"name": clip.name, "resize": clip.resize, "fingerprint": clip.fingerprint}
-            line |= {"captions": prompts.facts(), "seconds": round(time.perf_counter() - started, 3)}
-            if env.is_main:
+        line = score(args, batches, data, sampler, prompts, directory, metrics, extractor,
+                     clip if with_clip_score else None, sampling)
+        if env.is_main:
+            prompts.write(directory, num_samples, args.format)
+            if line is not None:
                 write_result(directory / "result.json", line)
         save_grid(kept, log, directory, columns, order)
         log.info(f"images, {directory / 'samples.png'} and {directory / 'captions.jsonl'} are written")
     data.report_unreadable()
+
+
+def score(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]], data: ScoringData, sampler: Sampler,
+          prompts: Prompts, directory: Path, metrics: MetricSet | None, extractor: FeatureExtractor | None,
+          clip: ClipFeatures | None, sampling: dict[str, Any]) -> dict[str, Any] | None:
+    """Draws everything and scores it by what is given; the result line, or None where nothing is asked for."""
+    started = time.perf_counter()
+    clip_score = None if clip is None else ClipScore(clip)
+    if clip_score is not None:
+        batches = clip_score.watch(batches, prompts.captions)
+    if extractor is not None:
+        line = score_samples(args, batches, data, extractor, sampler, directory, metrics, sampling, False)
+    else:
+        count_samples(batches, sampler)
+        if clip is None:
+            return None
+        line = plain_line(args, sampler, sampling, clip)
+    if clip_score is not None:
+        line["metrics"] |= clip_score.metrics(sampler.num_samples, distributed.all_reduce_sum_)
+        line["clip"] = {"name": clip.name, "resize": clip.resize, "fingerprint": clip.fingerprint}
+    return line | {"captions": prompts.facts(), "seconds": round(time.perf_counter() - started, 3)}
 
 
 def plain_line(args: argparse.Namespace, sampler: Sampler, sampling: dict[str, Any],

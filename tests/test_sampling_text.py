@@ -184,7 +184,7 @@ def test_clip_weights_by_file(open_clip, monkeypatch, checkpoints, tmp_path):
     (["--prompt", PROMPT, "--reject-keep", 0], "--reject-keep 0.0 must be above 0"),
     (["--prompt", PROMPT, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
     (["--prompt", PROMPT, "--cfg-scale", 2], "guidance (cfg_scale) needs a model trained with condition dropout"),
-    (["--dataset", "coco"], "dataset.type 'coco' is unknown"),
+    (["--dataset", "laion"], "dataset.type 'laion' is unknown"),
     (["--dataset", "digits", "--metrics", "none"], "digits has no captions"),
     (["--prompt", " "], "--prompt holds no captions"),
 ])
