@@ -5,12 +5,14 @@ Legend: B batch, H W code grid, D code depth, V vocabulary.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from data import build_dataset, captions, pair_captions
+from data.tokenizers import find_tokenizer
 from rqtransformer import RQTransformer
 from rqtransformer.model import count_parameters as count_transformer_parameters
 from rqvae import RQVAE
@@ -26,6 +28,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PUBLISHED = {
     entry["config"].removeprefix("configs/"): entry for entry in published_keys().values() if "config" in entry
 }
+LARGE_TEXT = "cc3m/cc3m-cc12m-yfcc-rqtransformer-8x8x4-3900M.yaml"  # published as a checkpoint, without its file
 OURS = ("bottlenecks", "cifar10", "demo", "demo-text", "digits", "fashion-mnist", "synthetic")
 
 
@@ -49,7 +52,7 @@ def _published(kind: str) -> list[str]:
 def test_all_published_experiments_are_here_and_none_is_forgotten():
     found = {str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("**/*.yaml")}
     assert set(PUBLISHED) <= found and len(PUBLISHED) == 14
-    tested = set(PUBLISHED) | set(_paths("stage1", *OURS)) | set(_paths("stage2", *OURS))
+    tested = set(PUBLISHED) | {LARGE_TEXT} | set(_paths("stage1", *OURS)) | set(_paths("stage2", *OURS))
     assert found == tested
 
 
@@ -99,11 +102,31 @@ def test_published_data_sections(path):
     )
 
 
-def test_text_experiment_reads_its_words_like_the_model():
-    config = _stage2("cc3m/cc3m-rqtransformer-8x8x4-650M.yaml")
+@pytest.mark.parametrize("path", ["cc3m/cc3m-rqtransformer-8x8x4-650M.yaml", LARGE_TEXT])
+def test_text_experiments_read_their_words_like_the_model(path, tmp_path, monkeypatch):
+    config = _stage2(path)
     assert config.dataset.vocab_size_txt == config.arch.vocab_size_cond
     assert config.dataset.context_length == config.arch.block_size_cond
     assert (config.loss.txt_weight, config.loss.img_weight) == (0.1, 0.9)
+    config.dataset.validate()
+    assert (config.dataset.name, config.dataset.style_and_resolution()) == ("cc3m", ("dalle", 256))
+    monkeypatch.setenv("RQ_DATA_ROOT", str(tmp_path))
+    files = tmp_path / "tokenizer-files"
+    files.mkdir()
+    (files / "bpe-16k-vocab.json").write_text(json.dumps({"[PAD]": 0, "[UNK]": 1, "a": 2, "a</w>": 3, "aa</w>": 4}))
+    (files / "bpe-16k-merges.txt").write_text("#version: 0.2\na a</w>\n")
+    tokenizer = find_tokenizer(config.dataset)
+    assert tokenizer.settings.bpe_dropout == 0.1
+    assert tokenizer.encode("A aa b") == [3, 4, 1] + [0] * (config.arch.block_size_cond - 3)
+
+
+def test_large_text_model_has_the_published_size():
+    config = _stage2(LARGE_TEXT)
+    config.arch.vocab_size = config.dataset.vocab_size
+    with torch.device("meta"):
+        model = RQTransformer(config.arch)
+    assert count_transformer_parameters(model) == 3_903_996_928  # published: 3.9B
+    assert (config.experiment.sample.top_k, config.experiment.sample.top_p) == (1024, 0.95)
 
 
 @pytest.mark.parametrize("path", _paths("stage1", *OURS))
