@@ -19,15 +19,17 @@ from torch import Tensor
 from data.config import DatasetConfig
 from data.dataset import ImageDataset
 from data.files import ReplacingDataset
+from data.shard_files import is_remote, local_path
 from data.shard_index import CODES, COND, LATENT
 from data.shard_manifest import LATENTS, read_manifest
 from data.shards import ShardSamples, join, load_indexes, root_of
+from data.tokenizers import load_tokenizer
 from runtime.errors import UserError
 
 LAYOUT = "train.manifest.json and val.manifest.json with their shards, as extract_codes.py writes them"
 # what a batch calls each member, and the member
 _MEMBERS = {"latent": LATENT, "codes": CODES, "cond": COND}
-LATENT_TYPES = ("float16", "float32")
+TOKENIZER_FOLDER = "tokenizer"  # of the captions
 
 
 class LatentDataset(ReplacingDataset):
@@ -40,7 +42,8 @@ class LatentDataset(ReplacingDataset):
     """
 
     def __init__(self, config: DatasetConfig, split: str, manifest: dict[str, Any], seed: int) -> None:
-        places = [join(root_of(config, LAYOUT), shard["name"]) for shard in manifest["shards"]]
+        root = root_of(config, LAYOUT)
+        places = [join(root, shard["name"]) for shard in manifest["shards"]]
         indexes = load_indexes(places, config)
         labels_N = np.concatenate([index.label_N for index in indexes])
         super().__init__(config, split, manifest["resolution"], ShardSamples(places, indexes, config), labels_N,
@@ -51,6 +54,8 @@ class LatentDataset(ReplacingDataset):
         self.types = {"latent": np.dtype(manifest["dtype"]), "codes": np.dtype(manifest["codes_dtype"])}
         if manifest["cond_length"]:
             self.shapes["cond"], self.types["cond"] = (manifest["cond_length"],), np.dtype(np.int32)
+            if not is_remote(root) and (local_path(root) / TOKENIZER_FOLDER).is_dir():
+                self.tokenizer = load_tokenizer(local_path(root) / TOKENIZER_FOLDER)
 
     @property
     def tokenizer_digest(self) -> str:

@@ -100,19 +100,38 @@ def eval_loader(
     return EvalLoader(dataset, batch_size, rank, world_size, num_workers, limit, **placement)
 
 
-class _EvalOrder:
+def listed_batches(
+    dataset: ImageDataset,
+    index_N: np.ndarray,
+    noise_key_N: np.ndarray | None,
+    batch_size: int,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+) -> Iterator[Batch]:
+    """Batches of given images in the given order, augmented as their noise keys say; the last one may be smaller."""
+    return _batches(dataset, _ListedOrder(index_N, noise_key_N, batch_size), num_workers, False, device)
+
+
+class _ListedOrder:
+    def __init__(self, index_N: np.ndarray, noise_key_N: np.ndarray | None, batch_size: int) -> None:
+        self.index_N, self.noise_key_N, self.batch_size = index_N, noise_key_N, batch_size
+
+    def arrays(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        for start in range(0, len(self.index_N), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield self.index_N[part], None if self.noise_key_N is None else self.noise_key_N[part]
+
+    def __iter__(self) -> Iterator[list[int] | list[tuple[int, int]]]:
+        for index_B, noise_key_B in self.arrays():
+            yield index_B.tolist() if noise_key_B is None else list(zip(index_B.tolist(), noise_key_B.tolist()))
+
+
+class _EvalOrder(_ListedOrder):
     def __init__(self, index_N: np.ndarray, batch_size: int) -> None:
-        self.index_N, self.batch_size = index_N, batch_size
+        super().__init__(index_N, None, batch_size)
 
     def __len__(self) -> int:
         return -(-len(self.index_N) // self.batch_size)
-
-    def arrays(self) -> Iterator[tuple[np.ndarray, None]]:
-        for start in range(0, len(self.index_N), self.batch_size):
-            yield self.index_N[start : start + self.batch_size], None
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (index_B.tolist() for index_B, _ in self.arrays())
 
 
 def _spread(count: int, total: int) -> np.ndarray:
@@ -121,7 +140,7 @@ def _spread(count: int, total: int) -> np.ndarray:
 
 
 def _batches(
-    dataset: ImageDataset, order: TrainOrder | _EvalOrder, num_workers: int, pin_memory: bool, device: object
+    dataset: ImageDataset, order: TrainOrder | _ListedOrder, num_workers: int, pin_memory: bool, device: object
 ) -> Iterator[Batch]:
     pin_memory = (pin_memory or _is_cuda(device)) and torch.cuda.is_available()
     raw: Iterable[Batch]

@@ -120,7 +120,7 @@ class Session:
         if args.seed is not None:
             self.config.seed = args.seed
         self.env = joined or _join(args)
-        _use_device(self.env)
+        use_device(self.env)
         config, env = self.config, self.env
         self.train_set = build_dataset(config.dataset, "train", config.seed)
         self.val_set = build_dataset(config.dataset, "val", config.seed)
@@ -354,7 +354,8 @@ def _find_weights(path: Path, epoch: float) -> Path:
     return by_epoch[round(epoch, 3)]
 
 
-def _use_device(env: DistEnv) -> None:
+def use_device(env: DistEnv) -> None:
+    """Switches of PyTorch that all training and extraction share."""
     if env.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         # the newer of PyTorch's two TF32 switches: the quantizer uses it too, and they must not be mixed

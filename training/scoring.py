@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
-from data.latents import LatentDataset, image_config
 from data.caption_tokenizer import SETTINGS_FILE
+from data.latents import LatentDataset, image_config
 from evaluation.feature_cache import cached_reference
 from evaluation.features import FEATURES, FeatureExtractor, build_features
 from evaluation.protocol import RESIZES, to_uint8

@@ -1,0 +1,72 @@
+"""Latents and codes of a data set, for stage 2 to train from: `python extract_codes.py -v CHECKPOINT OUT`.
+
+The encoder runs once instead of in every step: `main_stage2.py ... dataset.type=latents dataset.root=OUT` trains from
+what is written here, with soft targets and stochastic codes worked out of the latents. `--crops K` keeps the augmented
+images of the first K epochs of a run with the same `--seed`. Under torchrun the ranks share the work; an interrupted
+command goes on where it stopped, on any number of ranks.
+"""
+
+import argparse
+from pathlib import Path
+
+from data import build_dataset
+from data.config import SPLITS
+from data.shard_manifest import dataset_settings
+from rqvae import load_rqvae
+from runtime import distributed
+from runtime.cli import build_parser
+from runtime.errors import UserError, exit_on_user_error
+from training.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor, dataset_section
+from training.data_checks import check_images, check_resolution, unreadable_images
+from training.launch import use_device
+from training.snapshot import resolve_checkpoint, weights_digest
+
+
+def parse() -> argparse.Namespace:
+    parser = build_parser("Write the latents and codes of a data set into shards.")
+    parser.add_argument("-v", "--vqvae", required=True, help="stage-1 run, snapshot or published checkpoint")
+    parser.add_argument("-m", "--model-config", help="YAML file whose dataset section is read (default: stage 1's)")
+    parser.add_argument("--ema", action="store_true", help="use the averaged weights (as vqvae.ema=true does)")
+    parser.add_argument("--split", choices=(*SPLITS, "both"), default="both", help="default: both")
+    parser.add_argument("--crops", type=int, default=1, help="augmented crops of every training image (default: 1)")
+    parser.add_argument("--keep", choices=CONTENTS, default="both", help="default: both")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="of the latents (default: fp16)")
+    parser.add_argument("-bs", "--batch-size", type=int, default=32, help="per process (default: 32)")
+    parser.add_argument("--samples-per-shard", type=int, default=5000, help="default: 5000")
+    parser.add_argument("--num-workers", type=int, default=4, help="processes that decode images (default: 4)")
+    parser.add_argument("output", metavar="OUT", type=Path, help="folder of the shards")
+    args = parser.parse_args()
+    for flag, low in (("crops", 1), ("batch_size", 1), ("samples_per_shard", 1), ("num_workers", 0)):
+        if getattr(args, flag) < low:
+            parser.error(f"--{flag.replace('_', '-')} must be at least {low}, not {getattr(args, flag)}")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    checkpoint = resolve_checkpoint(args.vqvae)
+    config = dataset_section(checkpoint, args.model_config, args.overrides)
+    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
+                                 world_size=args.world_size, node_rank=args.node_rank)
+    use_device(env)
+    tokenizer = load_rqvae(checkpoint, ema=args.ema)
+    if not tokenizer.quantizer.num_codes:
+        raise UserError(f"{checkpoint} has no bottleneck, and so no codes")
+    digest = weights_digest(tokenizer)
+    settings = ExtractionSettings(args.crops, args.keep, args.dtype, args.seed, args.batch_size,
+                                  args.samples_per_shard, args.num_workers)
+    for split in SPLITS if args.split == "both" else (args.split,):
+        dataset = build_dataset(config, split, args.seed)
+        check_images(dataset)
+        check_resolution(dataset, tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
+        shards = Extractor(tokenizer, digest, dataset, dataset_settings(config), settings, env).run(args.output)
+        if env.is_main:
+            size = sum(shard.size for shard in shards) / 1e6
+            print(f"{split}: {len(dataset)} images in {len(shards)} shards, {size:.1f} MB, to {args.output}")
+            if line := unreadable_images(dataset):
+                print(f"warning: {line}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError, OSError):
+        main(parse())
+        distributed.shutdown()
