@@ -94,9 +94,11 @@ class SelfAttention(nn.Module):
         mask = visible if new == 1 else _mask_after_past(new, past, query_BALF.device)
         if self.slopes is not None:
             mask = self._falling_scores(new, key_BALF, past, visible)
+        # a branch, not a value: tracing with an unknown length then fixes which of the two it is
+        causal = True if mask is None and past == 0 and new > 1 else False
         grouped = self.kv_heads != self.num_heads
         return F.scaled_dot_product_attention(
-            query_BALF, key_BALF, value_BALF, attn_mask=mask, is_causal=mask is None and past == 0 and new > 1,
+            query_BALF, key_BALF, value_BALF, attn_mask=mask, is_causal=causal,
             dropout_p=self.attn_pdrop if self.training else 0.0, **({"enable_gqa": True} if grouped else {}),
         )
 

@@ -117,3 +117,20 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Dict[str, Any]
     entries = {index: {name: placed(index, value) for name, value in entry.items()}
                for index, entry in state["state"].items()}
     optimizer.load_state_dict({**state, "state": entries})
+
+
+@torch.no_grad()
+def allocate_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """The state that the first step would allocate, all zero, without a change of any parameter; for loading into."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    gradients = [param.grad for param in params]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    for param, gradient in zip(params, gradients):
+        param.grad = gradient
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = rate

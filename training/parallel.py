@@ -209,9 +209,7 @@ def copy_into(target: Tensor, source: Tensor) -> None:
 
     A sharded source for another placement is gathered, which is collective; everything else is local.
     """
-    if isinstance(source, DTensor) and isinstance(target, DTensor) and (
-        source.placements == target.placements and source.device_mesh == target.device_mesh
-    ):
+    if isinstance(target, DTensor) and _same_placement(source, target):
         target.to_local().copy_(source.to_local())
         return
     source = full(source)
@@ -221,10 +219,18 @@ def copy_into(target: Tensor, source: Tensor) -> None:
 
 
 def placed_like(source: Tensor, like: Tensor) -> Tensor:
-    """A tensor with the values of `source` and the placement and device of `like` (not its number type)."""
+    """The values of `source` with the placement and device of `like` (not its number type); itself if it has these."""
+    if source.device == like.device and _same_placement(source, like):
+        return source
     result = torch.empty_like(like, dtype=source.dtype)
     copy_into(result, source)
     return result
+
+
+def _same_placement(source: Tensor, target: Tensor) -> bool:
+    if isinstance(source, DTensor) and isinstance(target, DTensor):
+        return source.placements == target.placements and source.device_mesh == target.device_mesh
+    return not isinstance(source, DTensor) and not isinstance(target, DTensor)
 
 
 def _share(whole: Tensor, like: DTensor) -> Tensor:
@@ -248,7 +254,7 @@ def _place_like_live(module: nn.Module, state: dict[str, Any], prefix: str, *_: 
         given = state.get(prefix + name)
         if not isinstance(given, Tensor) or given.shape != tensor.shape:
             continue  # load_state_dict itself says what is wrong
-        if isinstance(tensor, DTensor) or isinstance(given, DTensor):
+        if not _same_placement(given, tensor):
             state[prefix + name] = placed_like(given, tensor)
 
 

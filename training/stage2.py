@@ -135,7 +135,8 @@ class Stage2:
         self.tokenizer_digest = weights_digest(tokenizer)
         for settings in (experiment.sample, config.sampling):
             self._check_sampling(settings)
-        self.model, self.parallel = build_transformer(config.arch, experiment, env, self.precision)
+        self.model, self.parallel = build_transformer(config.arch, experiment, env, self.precision,
+                                                      accumulates=plan.accumulation > 1)
         self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.code_counts = CodeCounts(tokenizer.quantizer.num_codes, env.device)

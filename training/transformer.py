@@ -13,11 +13,14 @@ from training.precision import Precision
 
 
 def build_transformer(arch: RQTransformerConfig, experiment: ExperimentConfig, env: DistEnv,
-                      precision: Precision) -> tuple[RQTransformer, nn.Module]:
+                      precision: Precision, accumulates: bool = False) -> tuple[RQTransformer, nn.Module]:
     """A new model on `env.device` and what to call in training: itself when sharded or alone, else its DDP wrapper.
 
     The initial values follow from torch's random state, and are the same however the model is spread. Sharded, it is
     built without values first, so that no process ever holds it whole.
+
+    Args:
+        accumulates: whether a step has several backward passes.
 
     Raises:
         ValueError: fp16 of a sharded model.
@@ -36,5 +39,5 @@ def build_transformer(arch: RQTransformerConfig, experiment: ExperimentConfig, e
         return model, model
     model = model.to(env.device)
     accept_any_placement(model)
-    # every parameter takes part in every step
-    return model, wrap(model, env, static_graph=True)
+    # every parameter takes part in every step; DDP's static graph knows no backward pass without averaging
+    return model, wrap(model, env, static_graph=not accumulates)

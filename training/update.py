@@ -11,7 +11,13 @@ from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
 from training.experiment import BatchPlan, ExperimentConfig
-from training.optimizer import OptimizerConfig, build_optimizer, clip_gradients, load_optimizer_state
+from training.optimizer import (
+    OptimizerConfig,
+    allocate_optimizer_state,
+    build_optimizer,
+    clip_gradients,
+    load_optimizer_state,
+)
 from training.precision import Precision
 from training.schedule import LearningRateSchedule
 
@@ -98,6 +104,10 @@ class ScaledUpdate:
     def state_dict(self) -> dict[str, Any]:
         """Optimizer moments, loss scale and the count of skipped steps."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "skipped": self.skipped}
+
+    def allocate_state(self) -> None:
+        """Gives the optimizer its moments before the first step, so that a sharded checkpoint is read into them."""
+        allocate_optimizer_state(self.optimizer)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""

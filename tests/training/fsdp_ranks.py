@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,22 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rqtransformer import RQTransformerConfig
+from rqtransformer import RQTransformer, RQTransformerConfig
 from runtime import distributed
+from runtime.config import load_config
 from runtime.distributed import DistEnv
 from runtime.seeding import seed_everything_for_step
 from tests.training.tiny_runs import STAGE2, changed, session, stage2, write_config
-from training.experiment import ExperimentConfig
+from training.ema import EMA
+from training.experiment import ExperimentConfig, plan_batches
 from training.launch import Session
-from training.parallel import full, gather_to_main, is_sharded, local
+from training.optimizer import OptimizerConfig
+from training.parallel import full, gather_to_main, is_sharded, local, shard
 from training.precision import Precision
 from training.snapshot import weights_digest
+from training.stage2 import Stage2Config
 from training.transformer import build_transformer
+from training.update import ScaledUpdate, build_update
 
 FEW_STEPS, GLOBAL_BATCH = 4, 8
 PUBLISHED_ADAM = {"type": "adamW", "init_lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 1e-4, "max_gn": 1.0}
@@ -76,7 +82,70 @@ def build_all(rank: int, port: int, folder: str) -> None:
         save_if_main(gather_to_main(model.state_dict(), env.is_main), Path(folder) / f"initial-{name}.safetensors")
     sizes = {"peak": peak_of_building({}, env), **sizes_of(build({}, "fsdp", env))}
     (Path(folder) / f"sizes{rank}.json").write_text(json.dumps(sizes))
+    for first, second in (("none", "fsdp"), ("fsdp", "none"), ("fsdp", "fsdp")):
+        check_state_moves(trained(first, env, seed=1), trained(second, env, seed=2))
     distributed.shutdown()
+
+
+@dataclass
+class Trained:
+    """A model with its average and its update, after one step."""
+
+    model: nn.Module
+    ema: EMA
+    update: ScaledUpdate
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, whole."""
+        moments = {f"{index}.{name}": value for index, entry in self.update.optimizer.state_dict()["state"].items()
+                   for name, value in entry.items()}
+        states = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "moments": moments}
+        return {f"{part}/{name}": full(value).clone() for part, state in states.items() for name, value in
+                state.items()}
+
+
+def trained(parallel: str, env: DistEnv, seed: int) -> Trained:
+    """A model after one step on gradients that follow from its values alone."""
+    model = build({"arch.cond_drop_prob": 0.1}, parallel, env, seed)
+    experiment = ExperimentConfig(batch_size=1, max_steps=9)
+    update = build_update(model, OptimizerConfig(init_lr=0.1, max_gn=1.0), experiment, plan_batches(experiment, 9, 1),
+                          env, Precision("fp32", env.device))
+    ema = EMA(model, 0.5)
+    for parameter in model.parameters():
+        parameter.grad = parameter.detach().sin()
+    update.step(1, {})
+    ema.update(model)
+    return Trained(model, ema, update)
+
+
+def check_state_moves(giver: Trained, taker: Trained) -> None:
+    """State dicts have the same names and nesting however the tensors are placed, and load into either placement."""
+    before = {name: value.clone() for name, value in giver.tensors().items()}
+    assert any(not torch.equal(before[name], value) for name, value in taker.tensors().items())
+    kinds = [type(parameter.data) for parameter in taker.model.parameters()]
+    taker.model.load_state_dict(giver.model.state_dict())
+    taker.ema.load_state_dict(giver.ema.state_dict())
+    taker.update.load_state_dict(giver.update.state_dict())
+    after = taker.tensors()
+    assert before.keys() == after.keys()
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
+    moments = [taker.update.optimizer.state[parameter]["exp_avg"] for parameter in taker.model.parameters()]
+    assert [type(moment) for moment in moments] == kinds, "the placement stays what it was"
+    assert [type(parameter.data) for parameter in taker.model.parameters()] == kinds
+
+
+def account(rank: int, world_size: int, config_file: str, folder: str) -> None:
+    """Shares of a published model as one of many ranks would hold them; nothing is allocated or sent."""
+    torch.distributed.init_process_group("fake", rank=world_size - 1, world_size=world_size)
+    config = load_config(Stage2Config, config_file)
+    config.arch.vocab_size = config.dataset.vocab_size
+    with torch.device("meta"):
+        model = RQTransformer(config.arch)
+    env = DistEnv(world_size - 1, world_size, 0, torch.device("cpu"), "fake")
+    shard(model, model.blocks, env, torch.bfloat16)
+    assert all(local(parameter).is_meta for parameter in model.parameters())
+    (Path(folder) / f"{world_size}.json").write_text(json.dumps(sizes_of(model)))
+    torch.distributed.destroy_process_group()
 
 
 def start(name: str, parallel: str, tokenizer: str, folder: Path) -> Session:
@@ -135,13 +204,13 @@ def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def build(changes: dict[str, Any], parallel: str, env: DistEnv) -> nn.Module:
-    """A transformer with the initial values of seed 0."""
+def build(changes: dict[str, Any], parallel: str, env: DistEnv, seed: int = 0) -> nn.Module:
+    """A transformer with the initial values of a seed."""
     arch = changed(STAGE2, {"arch.vocab_size": [16, 12, 8], "arch.embed_dim": 32} | changes)["arch"]
-    seed_everything_for_step(0, 0, -1)
-    model, _ = build_transformer(RQTransformerConfig.from_mapping(arch), ExperimentConfig(
-        batch_size=1, parallel=parallel), env, Precision("fp32", env.device))
-    return model
+    seed_everything_for_step(seed, 0, -1)
+    experiment = ExperimentConfig(batch_size=1, parallel=parallel)
+    env = env if parallel == "fsdp" else ALONE
+    return build_transformer(RQTransformerConfig.from_mapping(arch), experiment, env, Precision("fp32", env.device))[0]
 
 
 def save_if_main(tensors: dict[str, Tensor], path: Path) -> None:

@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 from tests.processes import start_processes
 from tests.training import fsdp_ranks
 from tests.training.fsdp_ranks import ALONE, COMPILED, INITIAL, build, start, train_case
-from tests.training.tiny_runs import differing, session, stage1, stage2, train, write_config
+from tests.training.tiny_runs import REPOSITORY, differing, session, stage1, stage2, train, write_config
+from training.optimizer import allocate_optimizer_state
+
+CONFIGS = REPOSITORY / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,28 @@ def test_no_rank_holds_more_than_its_shares_and_one_block(built):
     assert sum(entry["shares"] for entry in sizes) == sizes[0]["whole"]
     for entry in sizes:
         assert entry["shares"] < entry["peak"] < entry["whole"] / 2 + entry["block"]
+
+
+@pytest.mark.parametrize("world_size", [8, 64])
+def test_the_largest_published_model_fits_its_share(world_size, tmp_path):
+    """Shares of 3.8 billion parameters, without memory for any of them."""
+    config = CONFIGS / "imagenet256/stage2/in256-rqtransformer-8x8x4-3800M.yaml"
+    start_processes(fsdp_ranks.account, world_size, str(config), str(tmp_path), number=1)
+    sizes = json.loads((tmp_path / f"{world_size}.json").read_text())
+    assert sizes["whole"] == 4 * 3_822_488_064
+    assert sizes["shares"] == sizes["whole"] // world_size, "even to the last byte"
+    assert sizes["block"] == 4 * 78_676_480
+
+
+def test_moments_are_allocated_without_a_step():
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    allocate_optimizer_state(optimizer)
+    assert differing(dict(model.state_dict()), before) == []
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert model.weight.grad is None
+    assert not optimizer.state[model.weight]["exp_avg"].any()
 
 
 @pytest.mark.parametrize(("changes", "line"), [

@@ -1,0 +1,80 @@
+"""Blocks of the RQ-Transformer as units: what is compiled, what is drawn, norms in another number type."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rqtransformer import RQTransformer, RQTransformerConfig, sample
+from rqtransformer.attention import NORMS
+
+ARCH = {
+    "block_size": [2, 2, 3], "embed_dim": 16, "vocab_size": [7, 6, 5], "vocab_size_cond": 4,
+    "body": {"n_layer": 3, "block": {"n_head": 2, "resid_pdrop": 0.0}},
+    "head": {"n_layer": 2, "block": {"n_head": 2, "resid_pdrop": 0.0}},
+}
+CODES_BHWD = torch.tensor([[[[1, 2, 3], [0, 5, 4]], [[6, 1, 0], [2, 2, 2]]]])
+
+
+def build() -> RQTransformer:
+    torch.manual_seed(0)
+    return RQTransformer(RQTransformerConfig.from_mapping(ARCH))
+
+
+def gradients(model: RQTransformer) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(CODES_BHWD, None, torch.tensor([1])).logits.square().mean().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def check_compiled(backend: str) -> None:
+    plain, compiled = build(), build()
+    compiled.compile_blocks(backend=backend)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    assert [module for module in compiled.modules() if hasattr(module, "_orig_mod")] == []
+    for enabled in (False, True):
+        plain.gradient_checkpointing = compiled.gradient_checkpointing = enabled
+        torch.testing.assert_close(gradients(compiled), gradients(plain))
+    settings = {"num_samples": 2, "top_k": 3, "seed": 1}
+    assert torch.equal(sample(compiled, None, **settings), sample(plain, None, **settings))
+
+
+def test_compiled_blocks_compute_the_same():
+    check_compiled("eager")
+
+
+@pytest.mark.slow
+def test_generated_code_computes_the_same():
+    check_compiled("inductor")
+
+
+def test_every_block_is_compiled_and_one_code_serves_a_stack():
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    model = build()
+    model.compile_blocks(backend=backend, fullgraph=True)
+    model(CODES_BHWD, None)
+    assert len(model.blocks) == 5
+    assert 1 <= len(graphs) <= 2, "one for the shape of the body, one for that of the head"
+
+
+def test_initial_values_do_not_depend_on_the_device_they_are_planned_on():
+    with torch.device("meta"):
+        planned = RQTransformer(RQTransformerConfig.from_mapping(ARCH))
+    assert all(parameter.is_meta for parameter in planned.parameters())
+    assert {name: tensor.shape for name, tensor in planned.state_dict().items()} == {
+        name: tensor.shape for name, tensor in build().state_dict().items()}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_take_the_number_type_of_their_input(name):
+    norm = NORMS[name](8)
+    x = torch.randn(2, 8)
+    expected = norm(x)
+    assert torch.equal(norm.bfloat16()(x), expected), "ones and zeros are exact in bfloat16"
+    assert norm(x.bfloat16()).dtype == torch.bfloat16
