@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -37,11 +36,6 @@ def best_seconds(run: Callable[[], object], device: torch.device, rounds: int) -
     """Shortest of `rounds` runs: the device's own limit, not its load."""
     run()
     return min(seconds(run, device) for _ in range(rounds))
-
-
-def median_seconds(run: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Median of `rounds` runs, without warming up."""
-    return statistics.median(seconds(run, device) for _ in range(rounds))
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:

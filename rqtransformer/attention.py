@@ -220,6 +220,7 @@ class TransformerStack(nn.Module):
 
     Attributes:
         gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        packed_step: one new position (B, C) through the packed stack, where there is a faster way than `forward`.
     """
 
     def __init__(self, embed_dim: int, config: StackConfig):
@@ -227,12 +228,12 @@ class TransformerStack(nn.Module):
         self.blocks = nn.ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
         _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
         self.gradient_checkpointing = False
-        self._step: Callable[[Tensor, KVCache], Tensor] | None = None
+        self.packed_step: Callable[[Tensor, KVCache], Tensor] | None = None
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None) -> Tensor:
         """Runs all blocks over new positions, after those in `cache`, which then holds the new ones too."""
-        if self._step is not None and cache is not None and step_fits(cache, x_BLC):
-            return self._step(x_BLC.squeeze(1), cache).unsqueeze(1)
+        if self.packed_step is not None and cache is not None and step_fits(cache, x_BLC):
+            return self.packed_step(x_BLC.squeeze(1), cache).unsqueeze(1)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             if recompute:
@@ -254,11 +255,11 @@ class TransformerStack(nn.Module):
         for block in self.blocks:
             block.attn.pack(form)
             block.mlp.pack(form)
-        self._step = make_step([block.packed_layer() for block in self.blocks])
+        self.packed_step = make_step([block.packed_layer() for block in self.blocks])
 
     def unpack(self, keep: bool) -> None:
         """See `SelfAttention.unpack`."""
-        self._step = None
+        self.packed_step = None
         for block in self.blocks:
             block.attn.unpack(keep)
             block.mlp.unpack(keep)

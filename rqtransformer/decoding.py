@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rqtransformer import native
 from rqtransformer.embedding import ImageTokenizer
 from rqtransformer.graphs import StepGraph
 from rqtransformer.logits import guide, uniform_noise
 from rqtransformer.model import RQTransformer
+from rqtransformer.native import HeadParts, NativePosition, NativeStack
 from rqtransformer.request import Guidance, SamplingRequest, check_request
 from rqtransformer.truncation import draw_truncated
 
@@ -61,11 +63,6 @@ class Decoder:
         self._input_sum: Tensor | None = None
         self._head_sum: Tensor | None = None
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of all keys and values."""
-        return self._body_cache.nbytes + self._head_cache.nbytes
-
     def position_index(self) -> Tensor:
         """The current position as a tensor (1,) on the device; needs `on_device`."""
         return self._body_cache.index - self._cond_length
@@ -85,6 +82,31 @@ class Decoder:
             self._slot_BC = self._head_token(code_B, input_vector)
             self.depth += 1
             return
+        self._finish_position()
+
+    def compiled_position(self, settings: Sequence[tuple]) -> NativePosition | None:
+        """All draws of a position as one call (`draw_position`), where everything it needs is compiled."""
+        model = self.model
+        classifiers = [model.classifier.packed_at(depth) for depth in range(model.depth)]
+        maps = [packed.native for packed in (*classifiers, model.packed_head) if packed is not None]
+        tables = [*self._input_tables, *self._head_tables, model.pos_emb_d, *model.classifier.layer_norm.parameters()]
+        stack = model.head_transformer.packed_step
+        if not isinstance(stack, NativeStack) or None in maps or not all(native.serves(t.detach()) for t in tables):
+            return None
+        return NativePosition(HeadParts(
+            stack=stack, norm=model.classifier.layer_norm, classifiers=maps[: model.depth],
+            project=None if model.head_mlp is None else maps[-1], tokens_DC=model.pos_emb_d[0].detach().contiguous(),
+            input_tables=[table.detach().contiguous() for table in self._input_tables],
+            head_tables=[table.detach().contiguous() for table in self._head_tables],
+            cumulate=model.config.cumsum_depth_ctx, vocab_sizes=model.classifier.vocab_sizes), settings)
+
+    def draw_position(self, compiled: NativePosition, uniform_DB: Tensor) -> Tensor:
+        """Codes (B, D) of the whole position; moves on to the next."""
+        codes_BD, self._input_sum = compiled(self._context_BC, uniform_DB, self._head_cache)
+        self._finish_position()
+        return codes_BD
+
+    def _finish_position(self) -> None:
         self.position, self.depth = self.position + 1, 0
         if self.position < self.model.num_positions:
             self._context_BC = self._slot_BC = self._body_step()
@@ -235,12 +257,18 @@ class _PositionStep:
         if request.scale_T is not None:
             self.scale_T1 = torch.tensor(request.scale_T, device=codes_BTD.device).unsqueeze(1)
         self.on_device = decoder.on_device
+        self.compiled: NativePosition | None = None
+        if self.scale_T1 is None and request.known_BTD is None and not self.on_device:
+            self.compiled = decoder.compiled_position(request.settings)
 
     def __call__(self) -> None:
         """All depths of one position."""
         decoder, request = self.decoder, self.request
         index = decoder.position_index() if self.on_device else decoder.position
         noise_DB = self._at(self.noise_TDB, index)
+        if self.compiled is not None:
+            self._write(decoder.draw_position(self.compiled, noise_DB), index)
+            return
         scale = None if self.scale_T1 is None else self._at(self.scale_T1, index)
         known_BD = given_BD = None
         if request.known_BTD is not None:

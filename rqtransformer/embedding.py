@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqtransformer.packing import PackedSlot, WeightFormat
+from rqtransformer.packing import PackedLinear, PackedSlot, WeightFormat
 
 
 @runtime_checkable
@@ -106,7 +106,7 @@ class CodeClassifier(nn.Module):
     def at_depth(self, x_BC: Tensor, depth: int) -> Tensor:
         """One depth: (B, C) -> (B, V)."""
         x_BC = self.layer_norm(x_BC)
-        packed = self._packed[0 if self.shared else depth].active
+        packed = self.packed_at(depth)
         if packed is not None:
             logits = packed(x_BC)
         else:
@@ -114,6 +114,10 @@ class CodeClassifier(nn.Module):
         if self.vocab_sizes[depth] < self._largest:
             logits[..., self.vocab_sizes[depth] :] = _impossible(logits.dtype)
         return logits
+
+    def packed_at(self, depth: int) -> PackedLinear | None:
+        """The packed map of one depth, while there is one."""
+        return self._packed[0 if self.shared else depth].active
 
     def pack(self, form: WeightFormat) -> None:
         """Packed weights for `at_depth`, until `unpack`."""

@@ -23,7 +23,7 @@ from rqtransformer.checkpoint_files import load_checkpoint
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
 from rqtransformer.hub import PretrainedMixin
-from rqtransformer.packing import PackedSlot, WeightFormat
+from rqtransformer.packing import PackedLinear, PackedSlot, WeightFormat
 
 
 class RQTransformerOutput(NamedTuple):
@@ -196,6 +196,11 @@ class RQTransformer(PretrainedMixin, nn.Module):
     def project_head(self, vector: Tensor) -> Tensor:
         """`head_mlp` of code vectors."""
         return self.head_mlp(vector) if self._packed_head.active is None else self._packed_head.active(vector)
+
+    @property
+    def packed_head(self) -> PackedLinear | None:
+        """The packed `head_mlp`, while there is one."""
+        return self._packed_head.active
 
     def head_input(self, context_BTC: Tensor, codes_BTD: Tensor, vectors_BTDE: Tensor | None) -> Tensor:
         """Slot 0: the body's output; slot d: the codes 0..d-1 of the position (B, T, D, C)."""

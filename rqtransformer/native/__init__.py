@@ -9,5 +9,16 @@ from rqtransformer.native.calls import (
     draw,
     serves,
 )
+from rqtransformer.native.position import HeadParts, NativePosition
 
-__all__ = ["GELU", "NO_ACTIVATION", "SIGMOID_GELU", "NativeLinear", "NativeStack", "draw", "serves"]
+__all__ = [
+    "GELU",
+    "NO_ACTIVATION",
+    "SIGMOID_GELU",
+    "HeadParts",
+    "NativeLinear",
+    "NativePosition",
+    "NativeStack",
+    "draw",
+    "serves",
+]

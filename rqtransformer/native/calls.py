@@ -21,14 +21,22 @@ NO_ACTIVATION, GELU, SIGMOID_GELU = range(3)
 _Pointer, _Int, _Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
-class _Map(ctypes.Structure):
+class MapStruct(ctypes.Structure):
+    """`Map` of product.h."""
+
     _fields_ = [("weight", _Pointer), ("bias", _Pointer), ("inputs", _Int), ("outputs", _Int)]
 
 
+class NormStruct(ctypes.Structure):
+    """`Norm` of functions.h."""
+
+    _fields_ = [("weight", _Pointer), ("bias", _Pointer), ("eps", _Float)]
+
+
 class _Layer(ctypes.Structure):
-    _fields_ = [(name, _Pointer) for name in ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")]
-    _fields_ += [(name, _Map) for name in ("joint", "proj", "up", "down")]
-    _fields_ += [("norm1_eps", _Float), ("norm2_eps", _Float), ("activation", ctypes.c_int32)]
+    _fields_ = [("norm1", NormStruct), ("norm2", NormStruct)]
+    _fields_ += [(name, MapStruct) for name in ("joint", "proj", "up", "down")]
+    _fields_ += [("activation", ctypes.c_int32)]
 
 
 class _Stack(ctypes.Structure):
@@ -56,9 +64,11 @@ def load(path: Path) -> ctypes.CDLL:
     """The functions of one compiled library; OSError if it is none."""
     found = ctypes.CDLL(str(path))
     found.rq_block.restype = _Int
-    found.rq_step.argtypes = [_Pointer, _Pointer, _Pointer, _Pointer, _Int, ctypes.c_int]
-    found.rq_linear.argtypes = [_Pointer, _Pointer, _Pointer, _Int, ctypes.c_int32, ctypes.c_int32, ctypes.c_int]
-    found.rq_draw.argtypes = [_Pointer, _Pointer, _Pointer, _Int, _Int, _Float, _Int, ctypes.c_double, ctypes.c_int]
+    found.rq_step.argtypes = [*[_Pointer] * 4, _Int, ctypes.c_int]
+    found.rq_linear.argtypes = [*[_Pointer] * 4, _Int, ctypes.c_int32, ctypes.c_int32, ctypes.c_int]
+    found.rq_draw.argtypes = [_Pointer, _Int, _Pointer, _Pointer, _Int, _Int, _Float, _Int, ctypes.c_double,
+                              ctypes.c_int]
+    found.rq_position.argtypes = [*[_Pointer] * 6, _Int, ctypes.c_int]
     return found
 
 
@@ -82,7 +92,7 @@ class NativeLinear:
         blocks_PMI = F.pad(weight_OI, (0, 0, 0, missing)).unflatten(0, (-1, self.block))
         self.weight_PIM = blocks_PMI.transpose(1, 2).contiguous()
         self.bias_O = None if bias_O is None else F.pad(bias_O, (0, missing))
-        self.struct = _Map(self.weight_PIM.data_ptr(), _address(self.bias_O), self.inputs, self.outputs)
+        self.struct = MapStruct(self.weight_PIM.data_ptr(), address(self.bias_O), self.inputs, self.outputs)
         self._place = ctypes.addressof(self.struct)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, activation: int = NO_ACTIVATION) -> Tensor:
@@ -92,7 +102,7 @@ class NativeLinear:
         out = x.new_empty(shape) if residual is None else residual.expand(shape).clone(
             memory_format=torch.contiguous_format)
         if x.numel():
-            library().rq_linear(self._place, x.data_ptr(), out.data_ptr(), x.numel() // self.inputs, activation,
+            library().rq_linear(self._place, None, x.data_ptr(), out.data_ptr(), x.numel() // self.inputs, activation,
                                 residual is not None, torch.get_num_threads())
         return out
 
@@ -108,20 +118,14 @@ class NativeStack:
 
     def __init__(self, norms: Sequence[tuple[nn.Module, nn.Module]], maps: Sequence[Sequence[NativeLinear]],
                  activation: int, heads: tuple[int, int, int], slopes: Sequence[float] | None):
-        self._kept: list[object] = [maps, torch.tensor(slopes or [])]  # the addresses below are theirs
+        self._kept = (norms, maps, torch.tensor(slopes or []))  # the addresses below are theirs
         self._layers = (_Layer * len(maps))()
         for layer, pair, four in zip(self._layers, norms, maps):
-            for name, norm in zip(("norm1", "norm2"), pair):
-                weight, bias = norm.weight.detach(), getattr(norm, "bias", None)
-                bias = None if bias is None else bias.detach()
-                self._kept += [weight, bias]
-                setattr(layer, f"{name}_weight", weight.data_ptr())
-                setattr(layer, f"{name}_bias", _address(bias))
-                setattr(layer, f"{name}_eps", torch.finfo(weight.dtype).eps if norm.eps is None else norm.eps)
+            layer.norm1, layer.norm2 = map(norm_struct, pair)
             layer.joint, layer.proj, layer.up, layer.down = (linear.struct for linear in four)
             layer.activation = activation
-        self._struct = _Stack(len(maps), maps[0][0].inputs, *heads, self._layers,
-                              None if slopes is None else self._kept[1].data_ptr())
+        self.struct = _Stack(len(maps), maps[0][0].inputs, *heads, self._layers,
+                              None if slopes is None else self._kept[2].data_ptr())
 
     def __call__(self, x_BC: Tensor, cache: KVCache) -> Tensor:
         """(B, C) -> (B, C); the cache takes the new keys and values and moves on."""
@@ -129,7 +133,7 @@ class NativeStack:
         x_BC = x_BC.contiguous()
         out_BC = torch.empty_like(x_BC)
         place = _Cache(cache.memory.data_ptr(), cache.max_length, cache.length)
-        library().rq_step(ctypes.addressof(self._struct), ctypes.addressof(place), x_BC.data_ptr(), out_BC.data_ptr(),
+        library().rq_step(ctypes.addressof(self.struct), ctypes.addressof(place), x_BC.data_ptr(), out_BC.data_ptr(),
                           len(x_BC), torch.get_num_threads())
         cache.advance(1)
         return out_BC
@@ -140,11 +144,18 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int | 
     logits_BV, uniform_B = logits_BV.contiguous(), uniform_B.double().contiguous()
     batch, vocabulary = logits_BV.shape
     code_B = torch.empty(batch, dtype=torch.long)
-    library().rq_draw(logits_BV.data_ptr(), uniform_B.data_ptr(), code_B.data_ptr(), batch, vocabulary, temperature,
-                      vocabulary if top_k is None else top_k, 1.0 if top_p is None else top_p,
+    library().rq_draw(logits_BV.data_ptr(), vocabulary, uniform_B.data_ptr(), code_B.data_ptr(), batch, vocabulary,
+                      temperature, vocabulary if top_k is None else top_k, 1.0 if top_p is None else top_p,
                       torch.get_num_threads())
     return code_B
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def norm_struct(norm: nn.Module) -> NormStruct:
+    """A LayerNorm or an RMSNorm, which must outlive what is made of it."""
+    eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
+    return NormStruct(norm.weight.data_ptr(), address(getattr(norm, "bias", None)), eps)
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Of the first number; the caller keeps the tensor."""
     return None if tensor is None else tensor.data_ptr()

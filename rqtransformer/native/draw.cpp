@@ -9,7 +9,7 @@
 #include <cstring>
 #include <vector>
 
-#include "lanes.h"
+#include "functions.h"
 
 // fp32 numbers as integers of the same order; -0 must have become 0.
 static inline int32_t ordered(float value) {
@@ -104,15 +104,15 @@ static int64_t draw(Row& row, const float* logits, int64_t vocabulary, double un
     return best;  // rounding only: the limit is below the total
 }
 
-extern "C" void rq_draw(const float* logits_BV, const double* uniform_B, int64_t* code_B, int64_t images,
-                        int64_t vocabulary, float temperature, int64_t top_k, double top_p, int threads) {
+void rq_draw(const float* logits_BV, int64_t stride, const double* uniform_B, int64_t* code_B, int64_t images,
+             int64_t vocabulary, float temperature, int64_t top_k, double top_p, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Row row;
         row.resize(vocabulary);
 #pragma omp for schedule(static)
         for (int64_t image = 0; image < images; ++image) {
-            code_B[image] = draw(row, logits_BV + image * vocabulary, vocabulary, uniform_B[image], temperature, top_k,
+            code_B[image] = draw(row, logits_BV + image * stride, vocabulary, uniform_B[image], temperature, top_k,
                                  top_p);
         }
     }

@@ -10,29 +10,12 @@
 #include <cmath>
 #include <vector>
 
-#include "product.h"
-
-struct Layer {
-    const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;  // no bias: the mean is not taken off either
-    Map joint, proj, up, down;  // joint: query, key and value below each other
-    float norm1_eps, norm2_eps;
-    Activation activation;
-};
-
-struct Stack {
-    int64_t num_layers, width, heads, kv_heads, features;
-    const Layer* layers;
-    const float* slopes;  // of attention scores per unit of distance, one per head; or null
-};
-
-struct Cache {
-    float* keys_values;  // (layers, 2, B, kv_heads, max_length, F)
-    int64_t max_length, length;
-};
+#include "functions.h"
 
 template <int N>
-static void normalize(const float* x_GCN, int64_t stride, int64_t groups, int64_t width, const float* weight,
-                      const float* bias, float eps, float* out_GCN) {
+static void normalize(const Norm& norm, const float* x_GCN, int64_t stride, int64_t groups, int64_t width,
+                      float* out_GCN) {
+    const float *weight = norm.weight, *bias = norm.bias;
     for (int64_t group = 0; group < groups; ++group) {
         const float* x_CN = x_GCN + group * stride;
         float* out_CN = out_GCN + group * width * N;
@@ -45,7 +28,7 @@ static void normalize(const float* x_GCN, int64_t stride, int64_t groups, int64_
             const Float<N> centered = load<N>(x_CN + c * N) - mean;
             variance = fused<N>(centered, centered, variance);
         }
-        Float<N> scale = variance / static_cast<float>(width) + eps;
+        Float<N> scale = variance / static_cast<float>(width) + norm.eps;
         for (int lane = 0; lane < N; ++lane) scale[lane] = 1.0f / std::sqrt(scale[lane]);
         for (int64_t c = 0; c < width; ++c) {
             const Float<N> value = (load<N>(x_CN + c * N) - mean) * scale;
@@ -152,13 +135,11 @@ static void step(const Stack& stack, const Cache& cache, const float* x_BC, floa
         for (int64_t number = 0; number < stack.num_layers; ++number) {
             const Layer& layer = stack.layers[number];
             // Every thread norms for itself: that takes less time than waiting for another.
-            normalize<N>(x_GCN, stride, groups, width, layer.norm1_weight, layer.norm1_bias, layer.norm1_eps,
-                         normed_GCN);
+            normalize<N>(layer.norm1, x_GCN, stride, groups, width, normed_GCN);
             product<N>(layer.joint, normed_GCN, width * N, joint_GON, groups, NONE, false);
             attend<N>(stack, cache, number, images, joint_GON, joint_stride, attended_GCN, scratch);
             product<N>(layer.proj, attended_GCN, inner * N, x_GCN, groups, NONE, true);
-            normalize<N>(x_GCN, stride, groups, width, layer.norm2_weight, layer.norm2_bias, layer.norm2_eps,
-                         normed_GCN);
+            normalize<N>(layer.norm2, x_GCN, stride, groups, width, normed_GCN);
             product<N>(layer.up, normed_GCN, width * N, hidden_GON, groups, layer.activation, false);
             product<N>(layer.down, hidden_GON, hidden_stride, x_GCN, groups, NONE, true);
         }
@@ -167,8 +148,8 @@ static void step(const Stack& stack, const Cache& cache, const float* x_BC, floa
 }
 
 template <int N>
-static void linear(const Map& map, const float* x_BI, float* y_BO, int64_t images, Activation activation, bool add,
-                   int threads) {
+static void linear(const Map& map, const Norm* norm, const float* x_BI, float* y_BO, int64_t images,
+                   Activation activation, bool add, int threads) {
     constexpr int64_t MOST = 16 * N;  // images at a time, so that the panels stay small
     const int64_t stride = map.rounded_outputs() * N;
     static thread_local std::vector<float> memory;
@@ -177,6 +158,7 @@ static void linear(const Map& map, const float* x_BI, float* y_BO, int64_t image
         const int64_t here = std::min(images, MOST), groups = (here + N - 1) / N;
         float *x_GIN = memory.data(), *y_GON = x_GIN + groups * map.inputs * N;
         to_panels<N>(x_BI, here, map.inputs, x_GIN, map.inputs * N);
+        if (norm) normalize<N>(*norm, x_GIN, map.inputs * N, groups, map.inputs, x_GIN);
         if (add) to_panels<N>(y_BO, here, map.outputs, y_GON, stride);
 #pragma omp parallel num_threads(threads)
         product<N>(map, x_GIN, map.inputs * N, y_GON, groups, activation, add);
@@ -184,18 +166,13 @@ static void linear(const Map& map, const float* x_BI, float* y_BO, int64_t image
     }
 }
 
-extern "C" {
-
 int64_t rq_block() { return BLOCK; }
 
-// x (B, C) -> out (B, C); the cache takes the keys and values of position `length`.
 void rq_step(const Stack* stack, const Cache* cache, const float* x_BC, float* out_BC, int64_t images, int threads) {
     WITH_LANES(images, step, *stack, *cache, x_BC, out_BC, images, threads);
 }
 
-// y = activation(map(x)), or y += that.
-void rq_linear(const Map* map, const float* x_BI, float* y_BO, int64_t images, int32_t activation, int32_t add,
-               int threads) {
-    WITH_LANES(images, linear, *map, x_BI, y_BO, images, static_cast<Activation>(activation), add != 0, threads);
-}
+void rq_linear(const Map* map, const Norm* norm, const float* x_BI, float* y_BO, int64_t images, int32_t activation,
+               int32_t add, int threads) {
+    WITH_LANES(images, linear, *map, norm, x_BI, y_BO, images, static_cast<Activation>(activation), add != 0, threads);
 }

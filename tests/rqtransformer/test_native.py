@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rqtransformer import native, sample
+from rqtransformer.decoding import Decoder
 from rqtransformer.native import build as building
 from rqtransformer.native import calls
 from rqtransformer.packing import PackedLinear, WeightFormat
@@ -113,6 +114,28 @@ def test_codes_are_those_of_torch_and_of_any_number_of_threads(settings, compile
     monkeypatch.setattr(calls, "library", lambda: None)
     fresh, _ = build(cond_drop_prob=0.1, shared_cls_emb=False)
     assert torch.equal(sample(fresh, tokenizer, cond, seed=3, **settings), codes)
+
+
+MODELS = {
+    "code vectors": {},
+    "no sums": {"cumsum_depth_ctx": False},
+    "own table for the body": {"input_emb_vqvae": False},
+    "own table for the head": {"head_emb_vqvae": False},
+    "a table per depth": {"input_emb_vqvae": False, "head_emb_vqvae": False, "shared_tok_emb": False,
+                          "shared_cls_emb": False, "vocab_size": [11, 7, 9]},
+}
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
+def test_a_position_in_one_call_is_the_same_as_depth_by_depth(changes, compiled, build, monkeypatch):
+    model, tokenizer = build(**changes)
+    calls_made, in_one = [], Decoder.draw_position
+    monkeypatch.setattr(Decoder, "draw_position", lambda *given: calls_made.append(1) or in_one(*given))
+    settings = {"num_samples": 50, "temperature": [1.0, 0.8, 1.2], "top_k": [5, 4, 3], "top_p": 0.9, "seed": 4}
+    codes = sample(model, tokenizer, **settings)
+    assert len(calls_made) == (model.num_positions if compiled else 0)
+    monkeypatch.setattr(Decoder, "compiled_position", lambda *given: None)
+    assert torch.equal(sample(model, tokenizer, **settings), codes)
 
 
 def test_draws_at_the_edges(compiled):

@@ -31,8 +31,8 @@ def build_stack(changes: dict) -> TransformerStack:
 
 def counted(stack: TransformerStack) -> list[int]:
     """Counts the steps of a packed stack."""
-    calls, step = [], stack._step
-    stack._step = lambda *given: calls.append(1) or step(*given)
+    calls, step = [], stack.packed_step
+    stack.packed_step = lambda *given: calls.append(1) or step(*given)
     return calls
 
 
