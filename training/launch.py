@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data import ImageDataset, TrainLoader, build_dataset, eval_loader
-from data.files import TooManyCorruptImages
+from data.files import DataError
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.config import load_config, save_config
@@ -80,7 +80,7 @@ def launch(schema: type, build_stage: Callable[..., Any], args: argparse.Namespa
         args: what `training_parser` parsed.
         prepare: puts further flags into the config.
     """
-    with exit_on_user_error(TooManyCorruptImages):
+    with exit_on_user_error(DataError):
         try:
             # in a function of its own, because the process group must outlive everything that refers to it
             _run(schema, build_stage, args, prepare)
