@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from runtime.errors import UserError, one_line
+from runtime.rounds import agree_on_round
 
 BACKENDS = ("auto", "gloo", "nccl")
 DEVICES = ("auto", "cpu", "cuda")
@@ -218,7 +219,8 @@ class Board:
     """
 
     def __init__(self, name: str) -> None:
-        self._store = dist.PrefixStore(name, _own_connection()) if _has_group() else dist.HashStore()
+        shared = dist.distributed_c10d._get_default_store().clone() if _has_group() else dist.HashStore()
+        self._store = dist.PrefixStore(name, shared)
 
     def write(self, key: str, text: str) -> None:
         self._store.set(key, text)
@@ -239,13 +241,6 @@ def lost_a_rank(error: RuntimeError) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return get_world_size() > 1 and bool(_LOST_RANK.search(str(error)))
-
-
-def _own_connection() -> dist.Store:
-    store = dist.distributed_c10d._get_default_store()
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    return store.clone()
 
 
 def _has_group() -> bool:
@@ -294,11 +289,16 @@ def _join_group(backend: str, rank: int, world_size: int, timeout: float, device
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start with torchrun")
+    limit = timedelta(seconds=timeout)
+    store, _, _ = next(iter(dist.rendezvous("env://", rank, world_size, timeout=limit)))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.PrefixStore(agree_on_round(store, rank, world_size, timeout), store)
     dist.init_process_group(
         backend,
+        store=store,
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=timeout),
+        timeout=limit,
         device_id=device if backend == "nccl" else None,
     )
 

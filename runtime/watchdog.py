@@ -39,6 +39,10 @@ class Standing:
     idle: float
     place: str
 
+    @property
+    def is_in_collective(self) -> bool:
+        return self.place.startswith("distributed/")
+
     def __str__(self) -> str:
         return f"rank {self.rank} stands at step {self.step} ({self.phase}) since {self.idle:.0f} s, in {self.place}"
 
@@ -142,9 +146,12 @@ class Watchdog:
 
 
 def describe(standings: list[Standing], timeout: float) -> str:
-    """One line: the rank that stopped first, then the others by how long they have waited for it."""
-    longest_first = sorted(standings, key=lambda standing: -standing.idle)
-    named = "; ".join(map(str, longest_first[:_NAMED_AT_MOST]))
+    """One line: the ranks by how likely it is that the others wait for them.
+
+    First those at the earliest step, of these the ones that are not in a collective themselves, then by idle time.
+    """
+    likely_first = sorted(standings, key=lambda it: (it.step, it.is_in_collective, -it.idle))
+    named = "; ".join(map(str, likely_first[:_NAMED_AT_MOST]))
     more = len(standings) - _NAMED_AT_MOST
     rest = f"; {more} more ranks wait" if more > 0 else ""
     return f"no progress for {timeout:g} s (experiment.hang_timeout): {named}{rest}"

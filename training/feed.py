@@ -10,7 +10,9 @@ import itertools
 import re
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from torch import Tensor
 
@@ -85,8 +87,8 @@ class Survivor:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if not _DEATH.search(str(error)):
+            except (RuntimeError, OSError, EOFError) as error:
+                if not is_death(error):
                     raise
                 self._count(error)
                 batches = iter(reopen())
@@ -105,7 +107,7 @@ class Survivor:
             given += 1
             yield batch
 
-    def _count(self, error: RuntimeError) -> None:
+    def _count(self, error: Exception) -> None:
         self.deaths += 1
         if self.deaths > self.max_deaths:
             raise UserError(
@@ -113,6 +115,17 @@ class Survivor:
                 f"the last one: {one_line(error)}"
             ) from error
         self.warn(f"a data worker has died ({one_line(error)}); the loader goes on where it stood")
+
+
+def is_death(error: Exception) -> bool:
+    """Whether reading from a loader failed because a worker is no more, not because of what the worker did.
+
+    PyTorch says so, or the connection breaks over which a worker hands out the memory of its tensors.
+    """
+    if isinstance(error, RuntimeError):
+        return _DEATH.search(str(error)) is not None
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(Path(file).parent.name == "multiprocessing" for file in files)
 
 
 def let_deaths_wait() -> None:
