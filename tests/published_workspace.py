@@ -23,7 +23,8 @@ SCRIPTS = ("main_stage1.py", "main_sampling_fid.py", "main_sampling_txt2img.py",
            "compute_metrics.py")
 SIZE, COUNT = 16, 8
 VOCABULARY = 100  # of the golden text-to-image model
-WORDS = ("a", "the", "small", "large", "red", "blue", "green", "cat", "dog", "boat", "tree", "on", "under", "near")
+WORDS = ("a", "the", "small", "large", "red", "blue", "green", "cat", "dog", "boat", "tree", "on", "under", "near",
+         "yellow", "mountain", "painting", "sunglasses", "river", "window", "kitchen", "holding", "children", "frame")
 
 
 def make_workspace(folder: Path) -> Path:

@@ -164,8 +164,10 @@ def distributed_outside_its_files(root: Path) -> Iterator[str]:
 
 
 def library_dependencies(root: Path) -> Iterator[str]:
-    """The wheel needs torch, safetensors, omegaconf, einops; its losses lpips, torchvision; one kernel Triton; the hub's
-    methods huggingface_hub, when they are called."""
+    """The wheel needs torch, safetensors, omegaconf, einops; its losses lpips, torchvision; one kernel Triton.
+
+    Methods that speak with the hub import huggingface_hub when they are called.
+    """
     for source in product_sources(root):
         if source.top not in LIBRARY:
             continue

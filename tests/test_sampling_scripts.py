@@ -14,6 +14,12 @@ import torch
 from PIL import Image
 from torchvision import models
 
+from data import DatasetConfig, build_dataset
+from evaluation.protocol import from_uint8, to_uint8
+from rqvae import load_rqvae
+from rqvae.losses.perceptual import VGG16_ENV, PerceptualLoss
+from tests.random_vgg16 import write_random_vgg16
+
 ROOT = Path(__file__).parents[1]
 DATA = ["dataset.type=synthetic", "dataset.transforms=null", "dataset.resolution=16", "dataset.num_samples=64",
         "experiment.num_workers=0"]
@@ -142,6 +148,25 @@ def test_rfid_is_written_beside_the_checkpoint(split, monkeypatch, checkpoints, 
     assert line["num_images"] == {"val": 6, "train": 64}[split]
     assert line["metrics"][name] > 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
+
+
+def test_lpips_of_reconstructions_with_vgg16_at_hand(monkeypatch, checkpoints, cache, tmp_path):
+    monkeypatch.setenv(VGG16_ENV, str(write_random_vgg16(tmp_path / "vgg16.pth")))
+    folder = shutil.copytree(checkpoints / "rqvae-shared", tmp_path / "rqvae")
+    flags = ["--features", "classifier", "--features-cache", cache, "--batch-size", 4, *DATA]
+    run(monkeypatch, "compute_rfid.py", "--vqvae", folder / "model.pt", *flags)
+    line = json.loads((folder / "rfid_val_classifier.json").read_text())
+    assert not any("LPIPS" in text for text in line["warnings"])
+    ((name, value),) = [(name, value) for name, value in line["metrics"].items() if name.startswith("lpips")]
+    assert name.endswith("_vs_val")
+    model = load_rqvae(folder)
+    config = DatasetConfig(type="synthetic", resolution=16, num_samples=64)
+    image_NCHW = build_dataset(config, "val").fetch(np.arange(6), None)["image"]
+    with torch.no_grad():
+        recon_NCHW = to_uint8(model.decode_code(model.get_codes(from_uint8(image_NCHW))))
+        distance_N = PerceptualLoss()(from_uint8(recon_NCHW), from_uint8(image_NCHW))
+    assert value == pytest.approx(distance_N.mean().item(), rel=1e-4)
+    assert value > 0
 
 
 def test_curves_over_depths_end_at_all_codes(monkeypatch, checkpoints, cache, capsys):

@@ -15,6 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from data.tokenizers import load_tokenizer
+from evaluation.protocol import to_uint8
+from rqtransformer import load_rqtransformer, sample
+from rqvae import load_rqvae
+from tests.published_workspace import captions, write_tokenizer
+
 ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT / "tests" / "stand_ins"
 DATA = ["dataset.type=synthetic", "dataset.transforms=null", "dataset.resolution=16", "dataset.num_samples=64",
@@ -161,6 +167,34 @@ def test_the_caption_decides(monkeypatch, checkpoints, tmp_path):
         run(monkeypatch, checkpoints, "--prompt", prompt, "--save-dir", tmp_path / str(number), *DATA)
         images.append(png_images(only_run(tmp_path / str(number))))
     assert (images[0] != images[1]).any()
+
+
+def test_the_published_layout_with_its_own_tokenizer_from_prompts_to_pixels(monkeypatch, checkpoints, tmp_path):
+    """The golden model and its RQ-VAE as they are, and a pair of tokenizer files of the model's vocabulary."""
+    write_tokenizer(tmp_path, captions(200))
+    prompts = ["a small red cat", "the large boat on a tree"]
+    words = [word for prompt in prompts for word in ("--prompt", prompt)]
+    run(monkeypatch, checkpoints, *words, "--num", 2, "--tokenizer", tmp_path / "bpe-16k", "--save-dir", tmp_path)
+    stage1 = load_rqvae(checkpoints / "rqvae-shared")
+    stage2 = load_rqtransformer(checkpoints / "rqtransformer-text")
+    tokenizer = load_tokenizer(tmp_path / "bpe-16k", context_length=8)
+    assert tokenizer.vocab_size == stage2.config.vocab_size_cond == 100
+    token_BL = tokenizer.encode_batch(prompts * 2)
+    assert len(token_BL.unique()) > 10
+    codes_BHWD = sample(stage2, stage1, token_BL, seed=0, temperature=1.0, top_k=64, top_p=0.95)
+    expected = to_uint8(stage1.decode_code(codes_BHWD)).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(png_images(only_run(tmp_path)), expected)
+
+
+def test_the_tokenizer_beside_the_weights_is_found(monkeypatch, checkpoints, tmp_path):
+    for name in ("rqvae-shared", "rqtransformer-text"):
+        shutil.copytree(checkpoints / name, tmp_path / name)
+    write_tokenizer(tmp_path / "rqtransformer-text", captions(200))
+    run(monkeypatch, tmp_path, "--prompt", "a small red cat")
+    beside = png_images(only_run(tmp_path / "rqtransformer-text"))
+    flags = ["--tokenizer", tmp_path / "rqtransformer-text" / "bpe-16k", "--save-dir", tmp_path / "named"]
+    run(monkeypatch, checkpoints, "--prompt", "a small red cat", *flags)
+    np.testing.assert_array_equal(beside, png_images(only_run(tmp_path / "named")))
 
 
 def test_clip_weights_by_file(open_clip, monkeypatch, checkpoints, tmp_path):

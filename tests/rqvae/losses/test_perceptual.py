@@ -11,22 +11,12 @@ from lpips import LPIPS
 from torchvision.models import vgg16
 
 from rqvae.losses.perceptual import VGG16_ENV, VGG16_FILE_NAME, PerceptualLoss, _unit_length, find_vgg16_weights
+from tests.random_vgg16 import write_random_vgg16
 
 
 @pytest.fixture(scope="module")
 def weight_file(tmp_path_factory) -> Path:
-    """torchvision's file holds the whole classifier; its large last part is cut to one number here."""
-    torch.manual_seed(3)
-    with torch.device("meta"):
-        names = vgg16(weights=None).state_dict()
-    state = {}
-    for name, value in names.items():
-        if name.startswith("features."):
-            scale = (2 / value[0].numel()) ** 0.5 if value.ndim == 4 else 0.05
-            state[name] = scale * torch.randn(value.shape)
-    file = tmp_path_factory.mktemp("vgg16") / "random_vgg16.pth"
-    torch.save({**state, "classifier.6.bias": torch.zeros(1)}, file)
-    return file
+    return write_random_vgg16(tmp_path_factory.mktemp("vgg16") / "random_vgg16.pth")
 
 
 @pytest.fixture(scope="module")
