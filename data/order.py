@@ -84,11 +84,6 @@ class TrainOrder:
         self.num_samples, self.seed, self.start_image = num_samples, seed, start_image
         self.batch_size, self.rank, self.world_size, self.accumulation = batch_size, rank, world_size, accumulation
 
-    @property
-    def global_batch_size(self) -> int:
-        """Images per optimizer step, over all ranks and micro-batches."""
-        return self.batch_size * self.world_size * self.accumulation
-
     def micro_batch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(index_B, noise_key_B) of this rank's micro-batch `number`, counted from start_image."""
         # Steps are contiguous and so are the micro-batches in them: number * W * B equals s*G + m*W*B.

@@ -58,7 +58,6 @@ def test_every_epoch_has_every_sample_once_in_another_order():
 def test_global_batch_is_the_same_however_it_is_cut(ranks, accumulation, batch):
     whole = TrainOrder(100, 1, 12)
     cut = [TrainOrder(100, 1, batch, rank, ranks, accumulation) for rank in range(ranks)]
-    assert all(order.global_batch_size == 12 for order in cut)
     steps = 20  # crosses epochs
     expected = _positions(whole, steps)
     parts = [list(itertools.islice(iter(order), steps * accumulation)) for order in cut]
