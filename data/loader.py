@@ -2,7 +2,7 @@
 
 A batch is a dict of stacked tensors: `image` float32 (B, 3, H, W) in [-1, 1], `label` and `index` int64 (B,), and
 `cond` int64 (B, L) where images have captions. Images travel as uint8 between processes and to the device, and
-become float32 there. Axes: B batch.
+become float32 there; cached latents (data/latents.py) travel as they are stored. Axes: B batch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.dataset import ImageDataset, to_float_batch
+from data.dataset import ImageDataset
 from data.order import TrainOrder
+from data.placing import place
 
 Batch = dict[str, Tensor]
 _PREFETCH = 4  # batches a worker prepares ahead
@@ -154,19 +155,10 @@ def _batches(
             collate_fn=_unchanged,
             worker_init_fn=_use_one_thread,
             prefetch_factor=_PREFETCH,
+            pin_memory=pin_memory and device is not None,  # by a thread of its own, while still uint8
             generator=torch.Generator(),  # its own: making the iterator must not advance the global generator
         )
-    for batch in raw:
-        yield _place(batch, pin_memory, device)
-
-
-def _place(batch: Batch, pin_memory: bool, device: object) -> Batch:
-    if device is None:
-        batch = to_float_batch(batch)
-        return {key: value.pin_memory() for key, value in batch.items()} if pin_memory else batch
-    if pin_memory:
-        batch = {key: value.pin_memory() for key, value in batch.items()}
-    return to_float_batch({key: value.to(device, non_blocking=True) for key, value in batch.items()})
+    return place(raw, pin_memory, device)
 
 
 def _is_cuda(device: object) -> bool:

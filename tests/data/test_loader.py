@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
+from data.placing import one_ahead
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,24 @@ def test_batches_can_be_put_on_a_device(digits):
         pinned = _take(TrainLoader(digits, 8, seed=1, pin_memory=True), 2)
         assert pinned[0]["image"].is_pinned()
         _assert_equal(pinned, placed)
+
+
+def test_a_batch_is_under_way_before_the_one_in_front_of_it_is_given_out():
+    events = []
+    batches = one_ahead(iter(range(3)), lambda number: events.append(f"start {number}") or number,
+                        lambda number: events.append(f"finish {number}") or number)
+    assert list(batches) == [0, 1, 2]
+    assert events == ["start 0", "start 1", "finish 0", "start 2", "finish 1", "finish 2"]
+    endless = one_ahead(itertools.count(), lambda number: number, lambda number: number)
+    assert list(itertools.islice(endless, 4)) == [0, 1, 2, 3]
+    assert list(one_ahead([], str, str)) == []
+
+
+def test_batches_of_data_workers_can_be_put_on_a_device(shapes):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain = _take(TrainLoader(shapes, 8, seed=1), 6)
+    placed = _take(TrainLoader(shapes, 8, seed=1, num_workers=2, device=device), 6)
+    _assert_equal([{name: value.cpu() for name, value in batch.items()} for batch in placed], plain)
 
 
 def test_data_sets_survive_pickling(digits, shapes):
