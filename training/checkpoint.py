@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class CheckpointWriter:
         # the thread's collectives must not meet those of training
         self._group = distributed.new_host_group() if asynchronous else None
         self._agreement = distributed.HostAgreement() if asynchronous else None
-        self._pending: Future[Path] | None = None
+        self._pending: _Background | None = None
 
     def save(self, step: int, objects: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> None:
         """Start writing a checkpoint when the one before is complete.
@@ -103,13 +103,12 @@ class CheckpointWriter:
         if not self.asynchronous:
             save.write()
             return
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending = thread.submit(save.write, self._group)
-        thread.shutdown(wait=False)
+        group = self._group
+        self._pending = _Background(lambda: save.write(group))
 
     def check(self) -> None:
         """For every step: raise on all ranks what went wrong in the background, as soon as all of them know."""
-        if self._pending is not None and not self._agreement.any(not self._pending.done()):
+        if self._pending is not None and not self._agreement.any(self._pending.is_alive()):
             self.wait()
 
     def wait(self) -> None:
@@ -120,7 +119,7 @@ class CheckpointWriter:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            pending.finish()
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -131,6 +130,8 @@ class CheckpointWriter:
         except UserError:
             if kind is None:  # otherwise what ended the run first is the one to be told
                 raise
+        finally:
+            self._group = self._agreement = None
 
 
 def load_checkpoint(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
@@ -189,6 +190,34 @@ def restore_checkpoint(path: str | Path, objects: Mapping[str, Any], *, verify: 
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{path}: {name} does not fit this run: {one_line(error)}") from error
     return {**meta, "step": contents.step}
+
+
+class _Background(Thread):
+    """A thread that keeps its failure for `finish`. When it has ended nothing refers to its work any more."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(name="checkpoint")
+        self._work: Callable[[], Any] | None = work
+        self._failure: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        """The thread's own."""
+        try:
+            self._work()
+        except BaseException as failure:
+            self._failure = failure
+        finally:
+            self._work = None
+
+    def finish(self) -> None:
+        """Wait for the end, and raise what the work raised."""
+        self.join()
+        failure, self._failure = self._failure, None
+        if isinstance(failure, UserError):
+            raise failure.with_traceback(None)  # its frames would keep the process group alive
+        if failure is not None:
+            raise failure
 
 
 class _Save:
