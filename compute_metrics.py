@@ -4,16 +4,24 @@
 a data set of the configs (its training split, or `ref_split=val`; `dataset.root=...` and the other `dataset` keys
 apply), images as for `fake_path`, `dataset:NAME:SPLIT`, or a reference `.npz` (ours, or published moments). The result
 goes beside the images (`metrics_<features>.json`, and with `--report` `metrics.html`) and to the console.
+
+`clip` is the CLIP score of samples for texts, whose captions lie in `captions.jsonl` (`main_sampling_txt2img.py` writes
+it); alone it needs no `ref_dataset`.
 """
 
 import argparse
 import json
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
+from torch import Tensor
+
 from evaluation.class_scores import classification_accuracy_score
+from evaluation.clip_score import ClipScore
 from evaluation.image_source import ImageSource, open_source
 from evaluation.report import ImageSet, write_report
 from evaluation.scores import score_images
@@ -21,6 +29,15 @@ from runtime import distributed
 from runtime.cli import build_parser
 from runtime.config import load_config
 from runtime.errors import UserError, exit_on_user_error
+from training.clip_scoring import (
+    CLIP_METRIC,
+    add_clip_flags,
+    add_clip_score,
+    line_without_reference,
+    load_clip,
+    saved_captions,
+    with_captions,
+)
 from training.comparison import Comparison, ComparisonConfig
 from training.metric_set import DEFAULT_METRICS, METRICS, MetricSet
 from training.scoring import add_scoring_flags, file_part, reference_facts, write_result
@@ -42,6 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", help="result file (default: metrics_<features>.json beside the images)")
     parser.add_argument("--report", action="store_true", help="also write metrics.html beside the result file")
     add_scoring_flags(parser)
+    add_clip_flags(parser)
     return parser.parse_args()
 
 
@@ -51,7 +69,10 @@ def read_words(words: list[str]) -> MetricsConfig:
     config = load_config(MetricsConfig, None, [word for word in words if word.partition("=")[0] not in PLAIN_WORDS])
     for key, value in plain.items():
         setattr(config, key, value)
-    for key, what in (("fake_path", "the images to score"), ("ref_dataset", "what to compare with")):
+    needed = {"fake_path": "the images to score", "ref_dataset": "what to compare with"}
+    if config.metrics.strip("[] ") == CLIP_METRIC:
+        del needed["ref_dataset"]
+    for key, what in needed.items():
         if not getattr(config, key):
             raise UserError(f"{key}= is missing: {what}")
     if config.batch_size < 1:
@@ -89,11 +110,12 @@ def run_facts(path: Path) -> dict[str, Any]:
     return {}
 
 
-def result_file(args: argparse.Namespace, path: Path) -> Path:
+def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Path:
     """Beside the images: inside a folder, next to a file."""
     if args.out:
         return Path(args.out)
-    name = f"metrics_{file_part(args.features)}.json"
+    network = CLIP_METRIC if metrics.names == (CLIP_METRIC,) else file_part(args.features)
+    name = f"metrics_{network}.json"
     return path / name if path.is_dir() else path.parent / f"{path.name.split('.')[0]}_{name}"
 
 
@@ -101,15 +123,44 @@ def main(args: argparse.Namespace) -> None:
     config = read_words(args.overrides)
     metrics = MetricSet.parse(config.metrics)
     samples = open_samples(config)
+    path = Path(config.fake_path).expanduser()
     first = next(iter(samples.batches(1)))
     env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
                                  world_size=args.world_size, node_rank=args.node_rank)
-    comparison = Comparison(config, args, env, first["image"].shape[-1])
+    batches = samples.batches(config.batch_size, env.rank, env.world_size)
+    clip_score = None
+    if metrics.names == (CLIP_METRIC,) and args.report:
+        raise UserError(f"--report shows reference images, and metrics={CLIP_METRIC} compares with none")
+    if CLIP_METRIC in metrics:
+        captions = saved_captions(path, len(samples))
+        clip_score = ClipScore(load_clip(args, env))
+        batches = clip_score.watch(with_captions(batches), captions)
+    if metrics.names == (CLIP_METRIC,):
+        started, comparison = time.perf_counter(), None
+        for _ in batches:  # the score watches them
+            pass
+        line = line_without_reference(clip_score.network, len(samples), fake_path=config.fake_path, **run_facts(path))
+        line["seconds"] = round(time.perf_counter() - started, 3)
+    else:
+        comparison = Comparison(config, args, env, first["image"].shape[-1])
+        line = compare(args, config, metrics, samples, batches, comparison, "label" in first)
+    if clip_score is not None:
+        add_clip_score(line, clip_score, len(samples))
+    if env.is_main:
+        write_result(result_file(args, path, metrics), line)
+    if comparison is not None and comparison.data is not None:
+        comparison.data.report_unreadable()
+
+
+def compare(args: argparse.Namespace, config: MetricsConfig, metrics: MetricSet, samples: ImageSource,
+            batches: Iterable[dict[str, Tensor]], comparison: Comparison, labelled: bool) -> dict[str, Any]:
+    """The result line of everything that needs a reference; with `--report` also the page."""
+    env, path = comparison.env, Path(config.fake_path).expanduser()
     if args.report and comparison.images is None:
         raise UserError(f"--report shows reference images, and {config.ref_dataset} holds none")
     metrics.check_name(args.features)
     for name in ("accuracy", "cas", "class-fid"):
-        if name in metrics and "label" not in first:
+        if name in metrics and not labelled:
             raise UserError(f"metrics={name} needs the classes of the samples: files such as 000012_class7.png, or an "
                             "array `labels`")
     extractor = comparison.features()
@@ -117,26 +168,20 @@ def main(args: argparse.Namespace) -> None:
     reference = comparison.reference(extractor, metrics.needs_features or args.report, metrics.needs_spatial)
     banks: list[Any] = []
     line = score_images(
-        samples.batches(config.batch_size, env.rank, env.world_size), extractor, num_images=len(samples),
-        reduce=distributed.all_reduce_sum_, rank=env.rank, world_size=env.world_size,
-        keep_bank=banks.append if args.report else None, **metrics.arguments(reference),
+        batches, extractor, num_images=len(samples), reduce=distributed.all_reduce_sum_, rank=env.rank,
+        world_size=env.world_size, keep_bank=banks.append if args.report else None, **metrics.arguments(reference),
     )
-    path = Path(config.fake_path).expanduser()
     line |= run_facts(path) | {"fake_path": config.fake_path, "ref_dataset": config.ref_dataset,
                                "reference": reference_facts(reference), "unreadable": len(samples.skipped)}
     if "cas" in metrics:
         add_accuracy_score(line, samples, comparison, config.batch_size)
-    if env.is_main:
-        file = result_file(args, path)
-        if args.report:
-            line["neighbours"] = write_report(
-                file.with_name("metrics.html"), line,
-                ImageSet(config.fake_path, banks[0].features_NF, partial(samples.batches, config.batch_size)),
-                ImageSet(reference.source, reference.features_NF, partial(comparison.images, shared=False)), env.device,
-            )
-        write_result(file, line)
-    if comparison.data is not None:
-        comparison.data.report_unreadable()
+    if args.report and env.is_main:
+        line["neighbours"] = write_report(
+            result_file(args, path, metrics).with_name("metrics.html"), line,
+            ImageSet(config.fake_path, banks[0].features_NF, partial(samples.batches, config.batch_size)),
+            ImageSet(reference.source, reference.features_NF, partial(comparison.images, shared=False)), env.device,
+        )
+    return line
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from training.scoring import ScoringData, add_scoring_flags, config_beside, writ
 from training.snapshot import resolve_checkpoint
 from training.stage2 import Stage2Config
 
-SAMPLE_METRICS = tuple(name for name in METRICS if name != "cas")
+SAMPLE_METRICS = tuple(name for name in METRICS if name not in ("cas", "clip"))
 
 
 def parse() -> argparse.Namespace:
@@ -113,6 +113,8 @@ def check_scores(args: argparse.Namespace) -> MetricSet:
     metrics = MetricSet.parse(args.metrics)
     if "cas" in metrics:
         raise UserError("metrics=cas is for saved samples: compute_metrics.py fake_path=DIR metrics=cas")
+    if "clip" in metrics:
+        raise UserError("metrics=clip needs captions: main_sampling_txt2img.py samples for texts")
     metrics.check_name(args.features)
     check_reference(args)
     return metrics

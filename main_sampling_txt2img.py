@@ -22,10 +22,10 @@ from evaluation.features import FeatureExtractor
 from rqtransformer import RQTransformer
 from runtime import distributed
 from runtime.cli import build_parser
-from runtime.distributed import DistEnv
-from runtime.errors import UserError, exit_on_user_error, one_line
+from runtime.errors import UserError, exit_on_user_error
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
+from training.clip_scoring import CLIP_METRIC, add_clip_flags, add_clip_score, line_without_reference, load_clip
 from training.metric_set import METRICS, MetricSet
 from training.prompts import (
     Prompts,
@@ -54,9 +54,7 @@ from training.scoring import ScoringData, add_scoring_flags, config_beside, writ
 from training.snapshot import resolve_checkpoint, weights_digest
 from training.stage2 import Stage2Config
 
-CLIP_METRIC = "clip"
-TEXT_METRICS = (*(name for name in METRICS if name not in ("cas", "class-fid", "accuracy")), CLIP_METRIC)
-PUBLISHED_CLIP = "ViT-B-32-quickgelu/openai"
+TEXT_METRICS = tuple(name for name in METRICS if name not in ("cas", "class-fid", "accuracy"))
 
 
 def parse() -> argparse.Namespace:
@@ -72,9 +70,7 @@ def parse() -> argparse.Namespace:
                         help="of the captions (default: the one beside the stage-2 weights, or of its data set)")
     parser.add_argument("--reject-keep", type=float, metavar="SHARE",
                         help="draw 1 / SHARE candidates for each sample and keep those that CLIP finds to fit best")
-    parser.add_argument("--clip-model", default=PUBLISHED_CLIP, metavar="NAME[/TAG]",
-                        help=f"of open_clip, for the CLIP score and --reject-keep (default: {PUBLISHED_CLIP})")
-    parser.add_argument("--clip-weights", metavar="FILE", help="its weights, instead of those of the tag")
+    add_clip_flags(parser)
     parser.add_argument("--metrics", metavar="NAMES",
                         help=f"out of {', '.join(TEXT_METRICS)}, or none (default: fid,clip for a data set, clip for a "
                              "file, none for prompts)")
@@ -125,23 +121,6 @@ def find_prompts(args: argparse.Namespace, data: ScoringData) -> Prompts:
         return Prompts(args.prompt, "--prompt")
     file = None if args.dataset is None else caption_file(args.dataset)
     return dataset_prompts(data) if file is None else read_caption_file(file)
-
-
-def load_clip(args: argparse.Namespace, env: DistEnv) -> ClipFeatures:
-    """CLIP by file, or by open_clip's tag, which one process of all fetches first.
-
-    Raises:
-        UserError: it cannot be had.
-    """
-    try:
-        if args.clip_weights is not None:
-            return ClipFeatures(args.clip_model.partition("/")[0], args.clip_weights, env.device)
-        if env.is_distributed:
-            distributed.run_on_main(lambda: ClipFeatures(args.clip_model).fingerprint)
-        return ClipFeatures(args.clip_model, device=env.device)
-    except (ValueError, OSError, RuntimeError) as error:  # open_clip raises the last for what it cannot fetch
-        raise UserError(f"{one_line(error)}; CLIP is needed for --metrics {CLIP_METRIC} (part of the default) and "
-                        "--reject-keep, and --clip-weights FILE gives it weights") from error
 
 
 def text_model(args: argparse.Namespace, stage2: RQTransformer) -> RQTransformer:
@@ -214,21 +193,12 @@ def score(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]], data: 
         count_samples(batches, sampler)
         if clip is None:
             return None
-        line = plain_line(args, sampler, sampling, clip)
+        line = line_without_reference(clip, sampler.num_samples, seed=args.seed, sampling=sampling,
+                                      checkpoint=weights_digest(sampler.stage2),
+                                      tokenizer=weights_digest(sampler.stage1))
     if clip_score is not None:
-        line["metrics"] |= clip_score.metrics(sampler.num_samples, distributed.all_reduce_sum_)
-        line["clip"] = {"name": clip.name, "resize": clip.resize, "fingerprint": clip.fingerprint}
+        add_clip_score(line, clip_score, sampler.num_samples)
     return line | {"captions": prompts.facts(), "seconds": round(time.perf_counter() - started, 3)}
-
-
-def plain_line(args: argparse.Namespace, sampler: Sampler, sampling: dict[str, Any],
-               clip: ClipFeatures) -> dict[str, Any]:
-    """The result line of samples that are compared with their captions only."""
-    features = {"name": clip.name, "dim": clip.dim, "num_classes": 0, "resize": clip.resize,
-                "fingerprint": clip.fingerprint}
-    return {"metrics": {}, "num_images": sampler.num_samples, "references": {}, "features": features,
-            "seed": args.seed, "sampling": sampling, "checkpoint": weights_digest(sampler.stage2), "warnings": [],
-            "tokenizer": weights_digest(sampler.stage1)}
 
 
 def add_rejection(args: argparse.Namespace, sampler: Sampler, prompts: Prompts,

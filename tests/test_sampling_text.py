@@ -107,6 +107,30 @@ def test_captions_of_a_data_set_with_fid_and_clip_score(open_clip, monkeypatch, 
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
 
 
+def test_saved_samples_have_the_clip_score_they_had_in_memory(open_clip, monkeypatch, checkpoints, tmp_path, capsys):
+    (tmp_path / "captions.txt").write_text(f"{PROMPT}\na small blue ring on a navy background\n")
+    for file_format in ("png", "npz"):
+        out = tmp_path / file_format
+        flags = ["--dataset", tmp_path / "captions.txt", "-n", 5, "-bs", 2, "--format", file_format]
+        run(monkeypatch, checkpoints, *flags, "--save-dir", out, *DATA)
+        directory = only_run(out)
+        monkeypatch.setattr(sys, "argv", ["compute_metrics.py", f"fake_path={directory}", "metrics=clip"])
+        runpy.run_path(str(ROOT / "compute_metrics.py"), run_name="__main__")
+        first = json.loads((directory / "result.json").read_text())
+        again = json.loads((directory / "metrics_clip.json").read_text())
+        assert again["metrics"] == pytest.approx(first["metrics"], rel=1e-6)
+        assert (again["sampling"], again["clip"]) == (first["sampling"], first["clip"])
+    lines = (directory / "captions.jsonl").read_text().splitlines()
+    for content, says in ((lines[:4], "has captions for 4 images, there are 5"), (["{}"], "is damaged: every line"),
+                          (None, "needs the captions of the images")):
+        (directory / "captions.jsonl").unlink()
+        if content is not None:
+            (directory / "captions.jsonl").write_text("\n".join(content))
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / "compute_metrics.py"), run_name="__main__")
+        assert says in capsys.readouterr().err
+
+
 def test_two_processes_make_the_same_images_and_scores(open_clip, monkeypatch, checkpoints, cache, tmp_path):
     flags = ["-n", 7, "--reject-keep", 0.5]
     run(monkeypatch, checkpoints, *scored(checkpoints, cache, tmp_path / "a", *flags, "-bs", 4))

@@ -21,6 +21,7 @@ METRICS = {
     "class-fid": "Frechet distance of every class",
     "accuracy": "share recognised as their class (features=classifier)",
     "cas": "classification accuracy score",
+    "clip": "CLIP score of images and their captions",
 }
 DEFAULT_METRICS = "fid,is"
 
@@ -69,7 +70,7 @@ class MetricSet:
             raise UserError(f"metrics=is: {extractor.label} has no classes, which the inception score needs")
 
     def arguments(self, reference: Reference) -> dict[str, Any]:
-        """Keyword arguments of `evaluation.scores.score_images`.
+        """Keyword arguments of `evaluation.scores.score_images`; `cas` and `clip` are not its business.
 
         Raises:
             UserError: the reference does not hold what a metric needs.

@@ -20,10 +20,10 @@ from data.tokenizers import find_tokenizer as tokenizer_named
 from rqtransformer import RQTransformerConfig
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError
+from training.clip_scoring import CAPTIONS_FILE
 from training.sampling import CaptionConditions
 from training.scoring import ScoringData
 
-CAPTIONS_FILE = "captions.jsonl"
 CLOSED_VOCABULARIES = {"synthetic": caption_vocabulary, "synthetic-pairs": pair_vocabulary}
 
 
