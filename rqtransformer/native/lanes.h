@@ -26,7 +26,7 @@ template <int N> using Int = typename Vectors<N>::Int;
 
 template <int N> static inline Float<N> load(const float* from) { return *reinterpret_cast<const Float<N>*>(from); }
 template <int N> static inline void store(float* to, Float<N> value) { *reinterpret_cast<Float<N>*>(to) = value; }
-template <int N> static inline Float<N> all(float value) { return Float<N>{} + value; }
+template <int N> static inline Float<N> all(float value) { return value - Float<N>{}; }  // x - 0 is x, x + 0 is not
 
 // a * b + c, rounded once
 template <int N>
