@@ -1,0 +1,30 @@
+"""A small part of `kill_runs.py`: a rank in the middle, a rank while a checkpoint is written, a data worker."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.faults.kill_runs import Ranks, compare, config_at, kill_once
+from tests.training.tiny_runs import only_run
+
+
+@pytest.mark.slow
+def test_killed_runs_end_like_an_untouched_one(tmp_path):
+    config = config_at(tmp_path)
+    assert [code for code, _ in Ranks("-m", config, "-r", tmp_path / "straight").finish()] == [0, 0]
+    straight = only_run(tmp_path / "straight")
+    for victim, aim_at_saving in (("rank 0", True), ("worker", False)):
+        results = tmp_path / victim.replace(" ", "")
+        kill_once(results, config, victim, random.Random(1), aim_at_saving)
+        assert set(compare(straight, only_run(results)).values()) == {True}
+
+
+@pytest.mark.slow
+def test_another_run_is_told_apart(tmp_path):
+    config = config_at(tmp_path)
+    for seed in "01":
+        assert [code for code, _ in Ranks("-m", config, "-r", tmp_path / seed, "--seed", seed).finish()] == [0, 0]
+    equal = compare(*(only_run(tmp_path / seed) for seed in "01"))
+    assert not any(equal[part] for part in ("weights", "codebook", "average", "optimizer", "metrics"))
