@@ -176,6 +176,16 @@ def find_tokenizer(config: DatasetConfig, beside: Path | None = None) -> Caption
     return tokenizer
 
 
+def tokenizer_beside(config: DatasetConfig, folder: Path) -> str | None:
+    """What dataset.tokenizer may be for the model in `folder`: the tokenizer that was saved there, or the files of the
+    published one that the config names; None where it holds neither.
+    """
+    if (folder / SETTINGS_FILE).is_file():
+        return str(folder)
+    place = folder / PUBLISHED_NAMES.get(config.txt_tok_name, "-")
+    return str(place) if place.is_file() or find_pair(place) else None
+
+
 def find_or_warn(config: DatasetConfig) -> CaptionTokenizer | None:
     """`find_tokenizer` for a data set whose images are of use without captions: None, and a warning, for none."""
     try:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
-from data.caption_tokenizer import SETTINGS_FILE
 from data.latents import LatentDataset, image_config
+from data.tokenizers import tokenizer_beside
 from evaluation.feature_cache import cached_reference
 from evaluation.features import FEATURES, FeatureExtractor, build_features
 from evaluation.protocol import RESIZES, to_uint8
@@ -58,12 +58,13 @@ def file_part(features: str) -> str:
 def config_beside(checkpoint: Path, schema: type, overrides: list[str]) -> Any:
     """The typed experiment config of a snapshot, or the one beside a published file, with overrides.
 
-    Captions are read by the tokenizer inside a snapshot, wherever the one it was trained with lay.
+    Captions are read by the tokenizer inside a snapshot, wherever the one it was trained with lay, or by the published
+    one beside a published file.
     """
     directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
     config = load_config(schema, directory / "config.yaml", overrides)
-    if (directory / SETTINGS_FILE).is_file() and not any("dataset.tokenizer=" in word for word in overrides):
-        config.dataset.tokenizer = str(directory)
+    if not any("dataset.tokenizer=" in word for word in overrides):
+        config.dataset.tokenizer = tokenizer_beside(config.dataset, directory) or config.dataset.tokenizer
     return config
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
 from data.captioned import CaptionTable
-from data.tokenizers import find_tokenizer, load_tokenizer, train_bpe
+from data.tokenizers import find_tokenizer, load_tokenizer, tokenizer_beside, train_bpe
 from data.transforms import Pipeline
 
 LENGTH = 12
@@ -238,6 +238,10 @@ def test_which_tokenizer(tokenizer, tmp_path, monkeypatch):
     assert found.encode("a aa b") == [3, 2, 3, 1] and found.settings.bpe_dropout == 0.1
     assert build(txt_tok_name="bpe16k_huggingface", tokenizer=str(tokenizer)).vocab_size > 257
     beside = files.rename(tmp_path / "checkpoint")
+    published = DatasetConfig(txt_tok_name="bpe16k_huggingface")
+    assert tokenizer_beside(published, beside) == str(beside / "bpe-16k")
+    assert tokenizer_beside(DatasetConfig(), beside) is tokenizer_beside(published, tmp_path) is None
+    assert tokenizer_beside(DatasetConfig(), tokenizer) == str(tokenizer)
     assert build(beside, txt_tok_name="bpe16k_huggingface", context_length=4).encode("a") == [3, 0, 0, 0]
     with pytest.raises(ValueError, match=r"vocab_size_txt=100 is less than the \d+ tokens of"):
         build(tokenizer=str(tokenizer), vocab_size_txt=100)

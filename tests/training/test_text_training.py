@@ -74,14 +74,22 @@ def test_training_from_a_caption_folder_and_prompts_from_its_snapshot_alone(fold
     kept = load_tokenizer(snapshot)
     assert kept.files() == load_tokenizer(folder / "own-tokenizer", bpe_dropout=0.3).files()
     shutil.rmtree(folder / "own-tokenizer")  # as on another machine
-    models = ["-v", only_run(folder / "stage1"), "-a", snapshot, "--save-dir", tmp_path / "out"]
-    script = ["main_sampling_txt2img.py", *models, "--prompt", "a RED circle ☺", "--num", 2]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in script])
-    runpy.run_path(str(REPOSITORY / script[0]), run_name="__main__")
-    (made,) = (tmp_path / "out" / "samples").iterdir()
-    assert len(list((made / "images").iterdir())) == 2
+    models = ["-v", only_run(folder / "stage1"), "-a", snapshot]
+    texts = ["a RED circle ☺"] * 2
+    assert _sampled_texts(monkeypatch, tmp_path / "one", *models, "--prompt", texts[0], "--num", 2) == texts
+    # without prompts: the captions of the validation split
+    whole = _sampled_texts(monkeypatch, tmp_path / "two", *models, "--metrics", "none")
+    assert whole == run.val_set.captions(range(len(run.val_set)))
+
+
+def _sampled_texts(monkeypatch, out, *flags):
+    """The captions of the images that main_sampling_txt2img.py wrote."""
+    monkeypatch.setattr(sys, "argv", [str(word) for word in ("main_sampling_txt2img.py", *flags, "--save-dir", out)])
+    runpy.run_path(str(REPOSITORY / sys.argv[0]), run_name="__main__")
+    (made,) = (out / "samples").iterdir()
     texts = [json.loads(line)["text"] for line in (made / "captions.jsonl").read_text().splitlines()]
-    assert texts == ["a RED circle ☺"] * 2
+    assert len(list((made / "images").iterdir())) == len(texts)
+    return texts
 
 
 def test_dropped_merges_and_chosen_captions_survive_a_kill(folder, tmp_path):
