@@ -20,6 +20,7 @@ from evaluation.protocol import to_uint8
 from rqtransformer import load_rqtransformer, sample
 from rqvae import load_rqvae
 from tests.published_workspace import captions, write_tokenizer
+from tests.training.tiny_runs import stage1, stage2, train, write_config
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT / "tests" / "stand_ins"
@@ -219,6 +220,19 @@ def test_the_tokenizer_beside_the_weights_is_found(monkeypatch, checkpoints, tmp
     flags = ["--tokenizer", tmp_path / "rqtransformer-text" / "bpe-16k", "--save-dir", tmp_path / "named"]
     run(monkeypatch, checkpoints, "--prompt", "a small red cat", *flags)
     np.testing.assert_array_equal(beside, png_images(only_run(tmp_path / "named")))
+
+
+def test_runs_of_our_own_are_sampled_as_they_are(monkeypatch, tmp_path):
+    """Both stages trained here: the newest snapshots, and the tokenizer inside the second one."""
+    first = train("stage1", "-m", write_config(tmp_path / "1.yaml", stage1()), "-r", tmp_path / "runs").run_dir
+    text = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "arch.cond_drop_prob": 0.1}
+    config = write_config(tmp_path / "2.yaml", stage2(text))
+    second = train("stage2", "-m", config, "-v", first, "-r", tmp_path / "runs").run_dir
+    flags = ["-v", first, "-a", second, "--prompt", PROMPT, "--num", 3, "--cfg-scale", 2, "--save-dir", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["main_sampling_txt2img.py", *map(str, flags)])
+    runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+    assert png_images(only_run(tmp_path)).shape == (3, 8, 8, 3)
+    assert captions_of(only_run(tmp_path))[2] == {"index": 2, "text": PROMPT, "file_name": "images/000002.png"}
 
 
 def test_clip_weights_by_file(open_clip, monkeypatch, checkpoints, tmp_path):
