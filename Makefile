@@ -13,10 +13,13 @@ PEERS := vector-quantize-pytorch==1.32.0
 # Without their dependencies, all of which are here: they must not move torch.
 PEERS_ALONE := torch-fidelity==0.4.0 prdc==0.2
 
-.PHONY: demo test test-slow test-peers lint setup clean
+.PHONY: demo demo-text test test-slow test-peers lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/python -m demo
+
+demo-text: $(STAMP)
+	$(BIN)/python -m demo.text
 
 test: lint
 	$(PYTEST) --cov=rqvae --cov=rqtransformer --cov-report=term --cov-fail-under=90

@@ -36,10 +36,10 @@ from data.synthetic import shape_coverage
 
 _STREAM = {"train": 0x5054, "val": 0x5056}
 _CAPTION_STREAM = 0x5043
-_JITTER = 12.0  # largest change of a colour channel, of 255
-_DARK = (8.0, 48.0)  # range of the grey behind
+_JITTER = 8.0  # largest change of a colour channel, of 255
+_DARK = (8.0, 32.0)  # range of the grey behind
 _APART = 0.5  # distance of a centre from the middle along the relation, of half the side; the objects never touch
-_ALONG, _ACROSS = 0.05, 0.35  # largest displacement of a centre along the relation and across it
+_ALONG, _ACROSS = 0.03, 0.12  # largest displacement of a centre along the relation and across it
 _COUNTS = tuple(len(choices) for choices in CHOICES)
 NUM_SCENES = math.prod(_COUNTS)
 

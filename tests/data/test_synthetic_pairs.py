@@ -91,7 +91,7 @@ def test_colours(colour):
     (image_CHW,) = _draw(f"a large {colour} square above a small {colour} circle")
     assert image_CHW[:, 8, 16].tolist() == list(COLOURS[colour])
     assert image_CHW[:, 24, 16].tolist() == list(COLOURS[colour])
-    assert image_CHW[:, 0, 0].tolist() == [28, 28, 28]
+    assert image_CHW[:, 0, 0].tolist() == [20, 20, 20]
 
 
 def test_every_shape_and_size_is_another_picture():
