@@ -79,7 +79,7 @@ def read_pair(vocab: Path, merges: Path, lowercase: bool = True) -> tuple[Any, s
 
 
 def read_clip(path: Path) -> Any:
-    """The library's tokenizer of CLIP's merges file. The text has to be cleaned by `data.tokenizers.clean_for_clip`.
+    """The library's tokenizer of CLIP's merges file. The text has to be cleaned by `data.bpe.clean_for_clip`.
 
     Ids 0-511 are the bytes, plain and at the end of a word; then one per merge; the last two are start and end
     (Radford et al. 2021, arXiv 2103.00020, and the file of their release).

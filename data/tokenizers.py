@@ -4,26 +4,24 @@
     python -m data.tokenizers show DIR --text "a cat on a mat"
 
 `load_tokenizer(path)` reads what the first command writes, a published pair of vocabulary and merges, or CLIP's file;
-nothing is downloaded. The work is done by Hugging Face's `tokenizers`; dropout is ours (`data.bpe_dropout`).
+nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
 
-from data.bpe_dropout import DropoutMerges
+from data.bpe import BPESettings, BPETokenizer
 from data.bpe_files import CLIP_END, CLIP_START, PAD_TOKEN, find_pair, huggingface, read_clip, read_pair
-from data.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer, as_json
+from data.bpe_training import read_captions, train_bpe
+from data.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
 from data.config import DatasetConfig
 from data.roots import ENVIRONMENT
 from runtime.cli import ArgumentParser
@@ -36,81 +34,7 @@ PUBLISHED_NAMES = {  # dataset.txt_tok_name -> its files, without -vocab.json an
     "bpe30k_huggingface": "bpe-30k",
     "simple": "bpe_simple_vocab_16e6.txt.gz",
 }
-SMALLEST_VOCABULARY = 257  # all bytes, and padding
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BPESettings:
-    """What a tokenizer needs beyond the library's file. `start_id` and `end_id` stand around every caption."""
-
-    kind: str
-    context_length: int
-    pad_id: int
-    bpe_dropout: float = 0.0
-    start_id: Optional[int] = None
-    end_id: Optional[int] = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.bpe_dropout <= 1:
-            raise ValueError(f"dataset.bpe_dropout must lie in [0, 1], not {self.bpe_dropout}")
-        marks = (self.start_id is not None) + (self.end_id is not None)
-        if self.context_length <= marks:
-            raise ValueError(f"dataset.context_length must be at least {marks + 1}, not {self.context_length}")
-
-
-class BPETokenizer(CaptionTokenizer):
-    """A byte-pair encoding. With a noise key, merges are dropped with probability `settings.bpe_dropout`.
-
-    backend: a `tokenizers.Tokenizer` with a BPE model, without dropout, padding and truncation of its own.
-    """
-
-    def __init__(self, backend: Any, settings: BPESettings) -> None:
-        self.backend, self.settings, self.kind = backend, settings, settings.kind
-        vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        super().__init__(vocab_size, settings.context_length, settings.pad_id)
-
-    @cached_property
-    def _merges(self) -> DropoutMerges:
-        content = json.loads(self.backend.to_str())
-        unknown = content["model"].get("unk_token")
-        fixed = {entry["id"] for entry in content["added_tokens"]} | {content["model"]["vocab"].get(unknown, -1)}
-        return DropoutMerges(content["model"], fixed)
-
-    def encode(self, text: str, noise_key: int | None = None) -> list[int]:
-        """The ids of any text: nothing is refused, and what is no valid Unicode becomes a question mark."""
-        text = text.encode("utf-8", errors="replace").decode("utf-8")
-        if self.kind == "clip-bpe":
-            text = clean_for_clip(text)
-        encoding = self.backend.encode(text, add_special_tokens=False)
-        ids, settings = encoding.ids, self.settings
-        if noise_key is not None and settings.bpe_dropout > 0:
-            ids = self._merges.resegment(ids, encoding.word_ids, settings.bpe_dropout, noise_key)
-        start = [] if settings.start_id is None else [settings.start_id]
-        end = [] if settings.end_id is None else [settings.end_id]
-        return self._fit([*start, *ids[: self.context_length - len(start) - len(end)], *end])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        ids, end = list(ids), self.settings.end_id
-        if end is None:
-            ids = [number for number in ids if number != self.pad_id]
-        elif end in ids:
-            ids = ids[: ids.index(end)]
-        text = self.backend.decode(ids, skip_special_tokens=True)
-        return text.replace("</w>", " ").strip()
-
-    def files(self) -> dict[str, str]:
-        return {TOKENIZER_FILE: self.backend.to_str(pretty=True) + "\n", SETTINGS_FILE: as_json(asdict(self.settings))}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_merges"}
-
-
-def clean_for_clip(text: str) -> str:
-    """HTML entities as characters, single spaces, lower case: CLIP's own clean-up less its repair of wrongly decoded
-    text (the package ftfy), which changes few captions.
-    """
-    return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
 def load_tokenizer(
@@ -235,45 +159,6 @@ def _read_saved(folder: Path) -> CaptionTokenizer:
         raise
     except Exception as error:  # the library raises the plain class
         raise ValueError(f"the tokenizer in {folder} cannot be read: {one_line(error)}") from error
-
-
-def train_bpe(
-    captions: Iterable[str], vocab_size: int, context_length: int, *, lowercase: bool = True, min_frequency: int = 2
-) -> BPETokenizer:
-    """A byte-level BPE (Sennrich et al. 2016, 1508.07909; on bytes as GPT-2's) of at most `vocab_size` tokens.
-
-    Token 0 is padding and the bytes follow, so that no text is unknown. Unicode is composed (NFC); every word, the
-    first included, starts with its space. Fewer tokens come out where the captions have no pair left that occurs
-    `min_frequency` times.
-    """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise ValueError(f"--vocab-size must be at least {SMALLEST_VOCABULARY} (bytes and padding), not {vocab_size}")
-    hf = huggingface()
-    backend = hf.Tokenizer(hf.models.BPE())
-    steps = [hf.normalizers.NFC(), hf.normalizers.Strip(), *([hf.normalizers.Lowercase()] if lowercase else [])]
-    backend.normalizer = hf.normalizers.Sequence(steps)
-    backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=True)
-    backend.decoder = hf.decoders.ByteLevel()
-    trainer = hf.trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=[PAD_TOKEN], show_progress=False,
-        initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
-    )
-    backend.train_from_iterator(captions, trainer)
-    return BPETokenizer(backend, BPESettings("byte-bpe", context_length, backend.token_to_id(PAD_TOKEN)))
-
-
-def read_captions(path: Path, column: int | None = None) -> Iterator[str]:
-    """The captions of a text file, one a line; `column` (from 1) of lines whose columns are separated by tabs."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.rstrip("\r\n")
-            if column is None:
-                yield line
-                continue
-            columns = line.split("\t")
-            if not 1 <= column <= len(columns):
-                raise ValueError(f"{path}, line {number} has {len(columns)} columns, not {column}")
-            yield columns[column - 1]
 
 
 def parse(words: Sequence[str] | None = None) -> Namespace:
