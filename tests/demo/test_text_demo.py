@@ -99,5 +99,5 @@ def test_report_stands_alone_and_a_table_ends_the_demo(output):
     page = (output[0] / "report.html").read_text()
     assert page.count("<img src=\"data:image/png;base64,") == 3
     assert page.count("<svg") == 4
-    assert "http" not in page
+    assert "://" not in page
     assert "chance: shuffled captions" in output[1] and "samples, guidance scale 1.5" in output[1]
