@@ -187,7 +187,7 @@ def restore_checkpoint(path: str | Path, objects: Mapping[str, Any], *, verify: 
         state = _decoded(contents, name, targets)
         try:
             item.load_state_dict(state)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: {name} does not fit this run: {one_line(error)}") from error
     return {**meta, "step": contents.step}
 
@@ -316,14 +316,14 @@ def _decoded(contents: Contents, name: str, targets: Mapping[str, Tensor]) -> An
     tensors = {full.partition("/")[2]: targets[full] for full in contents.names_of(name)}
     try:
         return state_tree.decode(contents.trees[name], tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{contents.directory}: the state of {name} cannot be read: {one_line(error)}") from error
 
 
 def _meta(contents: Contents) -> dict[str, Any]:
     try:
         return dict(state_tree.decode(contents.meta, {}))
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{contents.directory}: its meta cannot be read: {one_line(error)}") from error
 
 

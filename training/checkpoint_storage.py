@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -116,12 +115,12 @@ class SafetensorsWriter(StorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On rank 0, when every rank has written: the descriptions, the completion mark, the final name."""
         partial = partial_of(self.final)
-        places, files = {}, {}
+        file_of, files = {}, {}
         for result in (result for of_rank in results for result in of_rank):
             about = result.storage_data
-            places[result.index] = Place(about["file"], result.index.fqn)
+            file_of[result.index] = about["file"]
             files[about["file"]] = {"sha256": about["sha256"], "bytes": about["bytes"]}
-        for name, text in ((STATE, self.state), (INDEX, index_text(metadata, places))):
+        for name, text in ((STATE, self.state), (INDEX, index_text(metadata, file_of))):
             (partial / name).write_text(text, encoding="utf-8")
             files[name] = {"sha256": sha256_of_file(partial / name), "bytes": (partial / name).stat().st_size}
         (partial / MANIFEST).write_text(manifest_text(files), encoding="utf-8")
@@ -157,17 +156,17 @@ class SafetensorsReader(StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Copies the asked-for parts of chunks into the tensors of the planner, file by file."""
-        by_file: dict[str, list[tuple[str, ReadItem]]] = {}
+        by_file: dict[str, list[tuple[Place, ReadItem]]] = {}
         for item in plan.items:
             place = self.contents.metadata.storage_data[item.storage_index]
-            by_file.setdefault(place.file, []).append((place.key, item))
+            by_file.setdefault(place.file, []).append((place, item))
         for name, wanted in by_file.items():
             file = self.contents.directory / name
             try:
                 with safe_open(file, framework="pt") as opened:
-                    for key, item in wanted:
+                    for place, item in wanted:
                         target = planner.resolve_tensor(item)
-                        target.copy_(_read_part(opened, key, item))
+                        target.copy_(_read_part(opened, place, item))
                         planner.commit_tensor(item, target)
             except (OSError, SafetensorError, RuntimeError, IndexError) as error:
                 raise UserError(f"{file} cannot be read: {one_line(error)}") from None
@@ -195,11 +194,11 @@ class SafetensorsReader(StorageReader):
         return True
 
 
-def _read_part(opened: Any, key: str, item: ReadItem) -> Tensor:
+def _read_part(opened: Any, place: Place, item: ReadItem) -> Tensor:
+    part = opened.get_slice(place.key)
+    if tuple(part.get_shape()) != place.sizes:
+        raise SafetensorError(f"{place.key} has shape {part.get_shape()}, the index says {list(place.sizes)}")
     if not item.lengths:  # a slice of a scalar is not a thing to safetensors
-        return opened.get_tensor(key)
+        return opened.get_tensor(place.key)
     ranges = zip(item.storage_offsets, item.lengths)
-    part = opened.get_slice(key)[tuple(slice(offset, offset + length) for offset, length in ranges)]
-    if part.shape != torch.Size(item.lengths):
-        raise SafetensorError(f"{key} is smaller than the index says")
-    return part
+    return part[tuple(slice(offset, offset + length) for offset, length in ranges)]
