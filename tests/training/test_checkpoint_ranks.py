@@ -28,7 +28,8 @@ from training.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from training.state_tree import encode
+from training.optimizer import allocate_optimizer_state
+from training.state_tree import encode, is_sharded
 
 QUIET = {"report": lambda line: None}
 
@@ -83,7 +84,7 @@ class Run:
         self.optimizer.step()
 
     def allocate_state(self) -> None:
-        self.step(0)
+        allocate_optimizer_state(self.optimizer)
 
     def state_dict(self) -> dict:
         return {"optimizer": self.optimizer.state_dict(), "skipped": 3}
@@ -138,6 +139,8 @@ def load_into_fresh(rank: int, folder: str, sharded: bool) -> None:
     found = find_sound_checkpoint(folder, **QUIET)
     assert restore_checkpoint(found, run.objects, verify=False) == {"images_seen": 16, "step": 2}
     assert_is_trained(run.tensors())
+    moments = [entry["exp_avg"] for entry in run.optimizer.state.values()]
+    assert [is_sharded(moment) for moment in moments] == [sharded] * len(moments), "a rank reads its shards only"
 
 
 @pytest.mark.parametrize("sharded", [True, False])
