@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rqtransformer import RQTransformer, RQTransformerConfig, sample
+from rqtransformer import RQTransformer, RQTransformerConfig, native, sample
 from rqtransformer.decoding import Decoder
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
 
@@ -230,6 +230,7 @@ def main() -> None:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     line = json.dumps({"benchmark": "sampling_speed", "device": "cpu", "torch": torch.__version__,
                        "machine": platform.machine(), "threads": torch.get_num_threads(), "rounds": args.rounds,
+                       "compiled": native.serves(torch.empty(0)),
                        "clock": "cpu" if args.cpu_time else "wall",
                        "rows": rows})
     if args.output is not None:

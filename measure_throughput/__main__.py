@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from measure_throughput.figure import draw_figure
 from measure_throughput.measure import Experiment, measure
 from measure_throughput.roofline import Roofline, measure_roofline
+from rqtransformer import native
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error, one_line
@@ -70,7 +71,8 @@ def result_line(base: Experiment, rows: list[dict[str, Any]], roofline: Roofline
         "dtype": str(base.torch_dtype).removeprefix("torch."), "weights": base.weights, "compile": base.compile,
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None, "python": platform.python_version(),
-        "threads": torch.get_num_threads(), "settings": dataclasses.asdict(base),
+        "threads": torch.get_num_threads(), "compiled": native.serves(torch.empty(0)),
+        "settings": dataclasses.asdict(base),
         "roofline_gflops": roofline.flops / 1e9, "roofline_gbytes": roofline.bytes / 1e9, "rows": rows,
     })
 
