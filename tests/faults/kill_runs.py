@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,16 +34,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.training.tiny_runs import (
-    REPOSITORY,
     checkpoint_tensors,
     differing,
     metrics_without_time,
     only_run,
-    script_environment,
     stage1,
     write_config,
 )
 from training.checkpoint import complete_checkpoints, load_checkpoint
+from training.launch import launch, training_parser
+from training.stage1 import Stage1, Stage1Config
 
 STEPS, SAVE_STEPS = 24, 3
 RANKS = 2
@@ -86,28 +86,34 @@ def config_at(folder: Path) -> Path:
 
 
 class Ranks:
-    """The processes of one run, started without a launcher so that nothing but the run itself reacts to a kill."""
+    """The processes of one run: `main_stage1.py` with these flags, forked from a server that has imported everything.
 
-    def __init__(self, *flags: Any) -> None:
+    There is no launcher, so that nothing but the run itself reacts to a kill.
+    """
+
+    def __init__(self, printed: Path, *flags: Any) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS)}
-        command = [sys.executable, "main_stage1.py", *map(str, flags)]
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["tests.faults.kill_runs", "torch.utils.tensorboard"])
+        self.printed = [Path(f"{printed}.rank{rank}") for rank in range(RANKS)]
         self.processes = [
-            subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                             env=script_environment() | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            server.Process(target=run_rank, args=([str(flag) for flag in flags], place, rank, str(self.printed[rank])))
             for rank in range(RANKS)
         ]
+        for process in self.processes:
+            process.start()
         self._deadline = time.monotonic() + LIMIT_SECONDS
 
     def wait_until(self, condition: Callable[[], Any]) -> Any:
         """What `condition` gives once it gives something; None when a process ended first."""
         while not (found := condition()):
-            if any(process.poll() is not None for process in self.processes):
+            if any(process.exitcode is not None for process in self.processes):
                 return None
             assert time.monotonic() < self._deadline, "the run stands still"
-            time.sleep(0.002)
+            time.sleep(0.005)
         return found
 
     def workers(self) -> list[int]:
@@ -117,8 +123,20 @@ class Ranks:
 
     def finish(self) -> list[tuple[int, str]]:
         """Exit code and stderr of every rank."""
-        return [(process.wait(), text) for process, text in
-                [(process, process.communicate(timeout=LIMIT_SECONDS)[1]) for process in self.processes]]
+        for process in self.processes:
+            process.join(LIMIT_SECONDS)
+            assert process.exitcode is not None, "the run stands still"
+        return [(process.exitcode, _read(file)) for process, file in zip(self.processes, self.printed)]
+
+
+def run_rank(flags: list[str], place: dict[str, str], rank: int, printed: str) -> None:
+    """One rank: what `main_stage1.py` does."""
+    os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    with open(printed, "w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.argv = ["main_stage1.py", *flags]
+    launch(Stage1Config, Stage1, training_parser("").parse_args(flags))
 
 
 def _children(pid: int) -> list[int]:
@@ -150,7 +168,7 @@ def is_saving(results: Path) -> bool:
 
 def kill_once(results: Path, config: Path, victim: str, moment: random.Random, aim_at_saving: bool) -> Kill:
     """Starts a run, kills the victim, and brings the run to its end; the comparison is left to the caller."""
-    ranks = Ranks("-m", config, "-r", results)
+    ranks = Ranks(results.with_suffix(".first"), "-m", config, "-r", results)
     target = moment.randrange(0, STEPS - 2)
     ranks.wait_until(lambda: logged_step(results) >= target)
     if aim_at_saving:
@@ -169,10 +187,10 @@ def kill_once(results: Path, config: Path, victim: str, moment: random.Random, a
     assert survivor[0] != 0 and "Traceback" not in survivor[1], survivor
     found = [entry for run in results.glob("*/*") for entry in complete_checkpoints(run)]
     if found:
-        again = Ranks("-m", config, "-r", results, "--resume")
+        again = Ranks(results.with_suffix(".again"), "-m", config, "-r", results, "--resume")
     else:
         results = results / "again"  # nothing was saved yet: the only run that starts anew
-        again = Ranks("-m", config, "-r", results)
+        again = Ranks(results.with_suffix(".new"), "-m", config, "-r", results)
     ends = again.finish()
     assert [code for code, _ in ends] == [0, 0], ends
     resumed = [line for line in ends[0][1].splitlines() if " resumed from " in line]
@@ -195,7 +213,7 @@ def compare(straight: Path, other: Path) -> dict[str, bool]:
 def kill_runs(folder: Path, kills: int, seed: int, jobs: int = 1) -> list[Kill]:
     """One untouched run and `kills` others, `jobs` at a time, compared with it."""
     config = config_at(folder)
-    ends = Ranks("-m", config, "-r", folder / "straight").finish()
+    ends = Ranks(folder / "printed", "-m", config, "-r", folder / "straight").finish()
     assert [code for code, _ in ends] == [0, 0], ends
     straight = only_run(folder / "straight")
 
@@ -237,6 +255,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--summary", type=Path, help="write the JSON line there as well")
     args = parser.parse_args()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit for bit is promised on the CPU
     with tempfile.TemporaryDirectory() as folder:
         result = summary(kill_runs(Path(folder), args.kills, args.seed, args.jobs))
     line = json.dumps({**result, "seed": args.seed})
