@@ -1,7 +1,7 @@
 """What turns captions into token ids: one interface for closed vocabularies and for byte-pair encodings.
 
 A tokenizer is kept as two text files, `tokenizer.json` and `tokenizer_settings.json`, in a folder of its own or in the
-snapshot of a model that was trained with it. `data.tokenizers.load_tokenizer` reads them.
+snapshot of a model that was trained with it. `data.tokenizer_loading.load_tokenizer` reads them.
 
 Axes: B batch, L tokens of a caption (the context length).
 """

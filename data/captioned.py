@@ -18,7 +18,7 @@ from data.caption_tokenizer import CaptionTokenizer
 from data.config import DatasetConfig
 from data.files import Encoded, FileDataset, PackedPaths
 from data.noise import hash_keys, uniforms
-from data.tokenizers import find_or_warn
+from data.tokenizer_loading import find_or_warn
 
 _CHOICE_STREAM = 0x4343  # keep these draws apart from every other use of the same seed
 _SEGMENTATION_STREAM = 0x4353

@@ -23,7 +23,7 @@ from data.shard_files import is_remote, local_path
 from data.shard_index import CODES, COND, LATENT
 from data.shard_manifest import LATENTS, read_manifest
 from data.shards import ShardSamples, join, load_indexes, root_of
-from data.tokenizers import load_tokenizer
+from data.tokenizer_loading import load_tokenizer
 from runtime.errors import UserError
 
 LAYOUT = "train.manifest.json and val.manifest.json with their shards, as extract_codes.py writes them"

@@ -26,7 +26,7 @@ from data.roots import ENVIRONMENT, find_root
 from data.shard_files import ShardFiles, default_cache, filesystem, is_remote, load_index, local_path
 from data.shard_index import CAPTION, FIELDS, IMAGE, NO_LABEL, ShardIndex
 from data.shard_manifest import IMAGES, read_manifest
-from data.tokenizers import find_tokenizer
+from data.tokenizer_loading import find_tokenizer
 
 LAYOUT = "tar files of images (<key>.jpg, <key>.cls, <key>.txt), with train or val in their names for given splits"
 _SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data import build_dataset, captions, pair_captions
-from data.tokenizers import find_tokenizer
+from data.tokenizer_loading import find_tokenizer
 from rqtransformer import RQTransformer
 from rqtransformer.model import count_parameters as count_transformer_parameters
 from rqvae import RQVAE

@@ -15,8 +15,8 @@ from data import DatasetConfig
 from data.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
 from data.captions import caption_vocabulary
 from data.pair_captions import pair_vocabulary
-from data.tokenizers import TokenizerNotFound, load_tokenizer
-from data.tokenizers import find_tokenizer as tokenizer_named
+from data.tokenizer_loading import TokenizerNotFound, load_tokenizer
+from data.tokenizer_loading import find_tokenizer as tokenizer_named
 from rqtransformer import RQTransformerConfig
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError
@@ -34,12 +34,10 @@ class Prompts:
     Attributes:
         captions: the texts.
         source: what the user called them.
-        has_images: they belong to the images of a data set, which samples can be compared with.
     """
 
     captions: list[str]
     source: str
-    has_images: bool = False
 
     def __post_init__(self) -> None:
         if not any(caption.strip() for caption in self.captions):
@@ -100,7 +98,7 @@ def dataset_prompts(data: ScoringData) -> Prompts:
     split = data.split("val")
     if not hasattr(split, "captions"):
         raise UserError(f"{split.name} has no captions; --dataset names one that has, or a text file with one a line")
-    return Prompts(list(split.captions(range(len(split)))), f"{data.config.name}:val", has_images=True)
+    return Prompts(list(split.captions(range(len(split)))), f"{data.config.name}:val")
 
 
 def find_tokenizer(given: str | None, checkpoint: Path, dataset: DatasetConfig,

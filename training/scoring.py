@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
 from data.latents import LatentDataset, image_config
-from data.tokenizers import tokenizer_beside
+from data.tokenizer_loading import tokenizer_beside
 from evaluation.feature_cache import cached_reference
 from evaluation.features import FEATURES, FeatureExtractor, build_features
 from evaluation.protocol import RESIZES, to_uint8

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
+from data.bpe_training import train_bpe
 from data.captioned import CaptionTable
-from data.tokenizers import find_tokenizer, load_tokenizer, tokenizer_beside, train_bpe
+from data.tokenizer_loading import find_tokenizer, load_tokenizer, tokenizer_beside
 from data.transforms import Pipeline
 
 LENGTH = 12

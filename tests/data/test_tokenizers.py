@@ -6,17 +6,22 @@ import gzip
 import json
 import pickle
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tokenizers as hf
 import torch
 
+from data.bpe import BPETokenizer
 from data.bpe_dropout import LONGEST_WORD
 from data.bpe_files import CLIP_END, CLIP_START
+from data.bpe_training import train_bpe
 from data.caption_tokenizer import WordTokenizer
 from data.captions import caption_tokenizer, caption_vocabulary, tokenize_caption
-from data.tokenizers import BPETokenizer, load_tokenizer, train_bpe
+from data.tokenizer_loading import load_tokenizer
 from data.tokenizers import main as tokenizers_main
 from data.tokenizers import parse as tokenizers_parse
 
@@ -260,6 +265,9 @@ def test_command_line(tmp_path, capsys):
     tokenizers_main(tokenizers_parse(["show", out, "--text", "A Dog"]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "byte-bpe: 300 tokens, 12 per caption, padding is 0" and lines[2] == "a dog"
+    words = [sys.executable, "-W", "error", "-m", "data.tokenizers", "show", out]
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert (shown.returncode, shown.stdout.splitlines(), shown.stderr) == (0, lines[:1], "")
     with pytest.raises(ValueError, match="line 1 has 2 columns, not 3"):
         tokenizers_main(tokenizers_parse([*train[:-1], "3"]))
     with pytest.raises(SystemExit) as stopped:

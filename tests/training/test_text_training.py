@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from data import DatasetConfig, build_dataset
-from data.tokenizers import load_tokenizer, train_bpe
+from data.bpe_training import train_bpe
+from data.tokenizer_loading import load_tokenizer
 from runtime.errors import UserError
 from runtime.runlog import read_metrics
 from tests.training.tiny_runs import (
