@@ -142,11 +142,11 @@ def fashion_mnist(folder: Path, given: Path | None, steps: int, batch_size: int)
     return {**found, "made": made}
 
 
-def write_idx(folder: Path) -> Path:
-    """Random images under Fashion-MNIST's names, as many and as large."""
+def write_idx(folder: Path, counts: tuple[int, int] = (60_000, 10_000)) -> Path:
+    """Random images under Fashion-MNIST's names, as large and (unless `counts` says otherwise) as many."""
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    for prefix, count in (("train", 60_000), ("t10k", 10_000)):
+    for prefix, count in zip(("train", "t10k"), counts):
         for name, shape, top in (("images-idx3", (count, 28, 28), 256), ("labels-idx1", (count,), 10)):
             header = bytes((0, 0, 8, len(shape))) + struct.pack(f">{len(shape)}I", *shape)
             content = header + generator.integers(0, top, shape, dtype=np.uint8).tobytes()

@@ -33,9 +33,10 @@ from tests.training.tiny_runs import (
 from training.code_extraction import ExtractionSettings, Extractor
 from training.snapshot import resolve_checkpoint, weights_digest
 
-STEPS = 24  # at batch 4: to the middle of the third epoch of 40 images
-AUGMENTED = {"dataset.hflip": True, "dataset.random_shift": 1}
-PLAN = {"experiment.max_steps": STEPS, "experiment.test_steps": STEPS // 2, "loss.stochastic_codes": True}
+IMAGES, STEPS = 16, 10  # at batch 4: to the middle of the third epoch
+SMALL = {"dataset.num_samples": IMAGES}
+AUGMENTED = {**SMALL, "dataset.hflip": True, "dataset.random_shift": 1}
+PLAN = {"experiment.max_steps": STEPS, "experiment.test_steps": STEPS // 2, "loss.stochastic_codes": True, **SMALL}
 CPU = DistEnv(0, 1, 0, torch.device("cpu"), "none")
 
 
@@ -46,17 +47,17 @@ def tokenizer(tmp_path_factory) -> Path:
 
 
 def described(changes=None) -> DatasetConfig:
-    return DatasetConfig(**stage2(changes)["dataset"])
+    return DatasetConfig(**stage2({**SMALL, **(changes or {})})["dataset"])
 
 
 def extract(tokenizer: Path, folder: Path, changes=None, splits=("train", "val"), env=CPU, **settings) -> Path:
     """What extract_codes.py does after parsing."""
     model = load_rqvae(resolve_checkpoint(tokenizer))
-    settings = ExtractionSettings(**{"batch_size": 4, "samples_per_shard": 9, "num_workers": 0} | settings)
+    settings = ExtractionSettings(**{"batch_size": 4, "samples_per_shard": 5, "num_workers": 0} | settings)
     config = described(changes)
     for split in splits:
         dataset = build_dataset(config, split, settings.seed)
-        described_as = {"type": config.name, "resolution": 8, "num_samples": 40}
+        described_as = {"type": config.name, "resolution": 8, "num_samples": IMAGES}
         Extractor(model, weights_digest(model), dataset, described_as, settings, env).run(folder)
     return folder
 
@@ -73,7 +74,7 @@ def run(tmp_path: Path, name: str, tokenizer: Path, changes, *flags, **hooks):
 
 
 def from_latents(folder: Path, **more) -> dict:
-    return {"dataset": {"type": "latents", "root": str(folder), **more}}
+    return {"dataset": {"type": "latents", "root": str(folder), **more}, "dataset.num_samples": IMAGES}
 
 
 def values(run_dir: Path, *names: str) -> list[list[float]]:
@@ -117,7 +118,7 @@ def test_codes_alone_serve_hard_targets(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_from_latents_resumes_bit_for_bit(workers, tokenizer, exact, tmp_path):
-    changes = {**from_latents(exact), "experiment.save_steps": 13, "experiment.num_workers": workers}
+    changes = {**from_latents(exact), "experiment.save_steps": 6, "experiment.num_workers": workers}
     straight = run(tmp_path, "straight", tokenizer, changes)
     config = write_config(tmp_path / "tiny.yaml", stage2({**PLAN, **changes}))
     train_until(STEPS - 2, "stage2", "-m", config, "-v", tokenizer, "-r", tmp_path / "killed")
@@ -133,11 +134,11 @@ def test_crops_are_those_of_the_epochs(tokenizer, exact):
     images = build_dataset(described(AUGMENTED), "train", 0)
     model = load_rqvae(resolve_checkpoint(tokenizer))
     ours, theirs = (iter(TrainLoader(dataset, 8, seed=5)) for dataset in (latents, images))
-    for number in range(20):  # four epochs of three crops
+    for number in range(8):  # four epochs of three crops
         left, right = next(ours), next(theirs)
         assert torch.equal(left["index"], right["index"]) and torch.equal(left["label"], right["label"])
         same = torch.allclose(left["latent"], model.encode(right["image"]), atol=1e-5)
-        assert same == (number < 15)
+        assert same == (number < 6)
     assert "image" not in left and left["latent"].dtype == torch.float32
 
 
@@ -151,7 +152,7 @@ def test_ranks_batches_and_interruptions_write_the_same_bytes(tokenizer, exact, 
         (tmp_path / "train.plan.json").write_text(json.dumps(
             {name: value for name, value in header.items() if name not in ("shards", "num_samples")}))
         manifest.unlink()
-    assert len(list(tmp_path.glob("*.tar"))) == 4
+    assert len(list(tmp_path.glob("*.tar"))) == 3
     extract(tokenizer, tmp_path, **settings)
     for path in exact.glob("train*"):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
@@ -160,12 +161,12 @@ def test_ranks_batches_and_interruptions_write_the_same_bytes(tokenizer, exact, 
 
 
 def test_webdataset_reads_the_latents(exact):
-    read = list(webdataset.WebDataset(str(exact / "train-{000000..000004}.tar"), shardshuffle=False).decode())
+    read = list(webdataset.WebDataset(str(exact / "train-{000000..000003}.tar"), shardshuffle=False).decode())
     ours = build_dataset(DatasetConfig(type="latents", root=str(exact)), "train")
-    assert len(read) == 40
+    assert len(read) == IMAGES
     assert read[5]["latent.npy"].shape == (3, 4, 4, 8) and read[5]["codes.npy"].shape == (3, 2, 2, 3)
-    for index in (0, 39):
-        np.testing.assert_array_equal(read[index]["latent.npy"][2], ours[index, 2 * 40 + index]["latent"].numpy())
+    for index in (0, 15):
+        np.testing.assert_array_equal(read[index]["latent.npy"][2], ours[index, 2 * IMAGES + index]["latent"].numpy())
 
 
 def test_a_damaged_latent_is_replaced_and_counted(exact, tmp_path):
@@ -178,7 +179,7 @@ def test_a_damaged_latent_is_replaced_and_counted(exact, tmp_path):
     shard.write_bytes(content)
     assert torch.equal(dataset[3]["latent"], dataset[4]["latent"]) and dataset[3]["index"] == 3
     assert dataset.corrupt_count() == 1
-    assert torch.equal(dataset[3, 43]["latent"], dataset[4, 43]["latent"])
+    assert torch.equal(dataset[3, 19]["latent"], dataset[4, 19]["latent"])
 
 
 def test_other_tokenizers_and_stage_1_are_refused(tokenizer, exact, tmp_path):
@@ -198,7 +199,7 @@ def test_other_tokenizers_and_stage_1_are_refused(tokenizer, exact, tmp_path):
 
 
 def test_scores_while_training_use_the_images(tokenizer, exact, tmp_path):
-    score = {"experiment.score": {"every_steps": 12, "num_images": 16, "features": "classifier",
+    score = {"experiment.score": {"every_steps": 5, "num_images": 16, "features": "classifier",
                                   "features_cache": str(tmp_path / "cache")}}
     images = run(tmp_path, "images", tokenizer, {**score, **AUGMENTED})
     latents = run(tmp_path, "latents", tokenizer, {**score, **from_latents(exact)})
@@ -216,8 +217,8 @@ def test_scores_while_training_use_the_images(tokenizer, exact, tmp_path):
 def test_the_command_on_two_ranks(tokenizer, exact, tmp_path):
     config = write_config(tmp_path / "two.yaml", stage2(AUGMENTED))
     command = ["extract_codes.py", "-v", tokenizer, "-m", config, "--crops", 3, "--dtype", "fp32", "-bs", 4,
-               "--samples-per-shard", 9, "--num-workers", 0, tmp_path / "out"]
+               "--samples-per-shard", 5, "--num-workers", 0, tmp_path / "out"]
     printed = script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command)
-    assert "train: 40 images in 5 shards" in printed and "val: 4 images in 1 shards" in printed
+    assert "train: 16 images in 4 shards" in printed and "val: 2 images in 1 shards" in printed
     for path in (*exact.glob("*.tar"), *exact.glob(f"*{INDEX_SUFFIX}")):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
