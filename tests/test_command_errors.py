@@ -169,7 +169,7 @@ STAGE2_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
                               "arch.cond_drop_prob=0.1 needs a condition"),
     "text without captions": ({**TEXT, "dataset.type": "digits"}, ["-v", "RUN"], "digits has no captions"),
     "text of another length": ({**TEXT, "arch.block_size_cond": 9}, ["-v", "RUN"], "which have 8 tokens"),
-    "text of more words": ({**TEXT, "arch.vocab_size_cond": 9}, ["-v", "RUN"], "arch.vocab_size_cond=9 is less than the 27 tokens"),
+    "text of more words": ({**TEXT, "arch.vocab_size_cond": 9}, ["-v", "RUN"], "is less than the 27 tokens that"),
     "images of another size": ({"dataset.resolution": 16}, ["-v", "RUN"], "that of the stage-1 checkpoint is 8"),
     "averaged stage 1 that is not there": ({"vqvae.ema": True}, ["-v", "RUN"], "has no state_dict_ema"),
     "stage 2 as stage 1": ({}, ["-v", "RUN2"], "arch.type is 'rq-transformer', not 'rq-vae'"),
