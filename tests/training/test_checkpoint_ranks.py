@@ -167,7 +167,7 @@ def test_more_ranks_than_wrote_it(number, tmp_path):
 
 
 def save_replicas(rank: int, folder: str) -> None:
-    large = {f"large{index}": torch.full((10, 10), 1.0) for index in range(4)}
+    large = {f"large{index}": torch.full((10, 10), 1.0) for index in range(3)}
     statistics = torch.full((100,), float(rank))
     save_checkpoint(Path(folder) / "checkpoints", 1, {"x": {**large, "statistics": statistics}})
 
@@ -177,7 +177,7 @@ def test_replicas_are_spread_over_ranks_and_statistics_are_those_of_rank_0(tmp_p
     path = tmp_path / "checkpoints" / "step_00000001"
     names = [set(load_file(path / f"rank_0000{rank}.safetensors")) for rank in (0, 1)]
     assert names[0] & names[1] == set()
-    assert [len([name for name in part if "large" in name]) for part in names] == [2, 2]
+    assert [len([name for name in part if "large" in name]) for part in names] == [2, 1]
     assert load_checkpoint(path)["x"]["statistics"].eq(0).all()
 
 
