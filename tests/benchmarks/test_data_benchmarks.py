@@ -48,7 +48,8 @@ def test_unknown_cases_are_refused(capsys):
 def test_the_whole_benchmark_on_random_images(tmp_path, monkeypatch):
     monkeypatch.setattr(data_speed, "DEBIAN_FOLDER", tmp_path)
     monkeypatch.delenv("RQ_DATA_ROOT", raising=False)
+    folder = data_speed.write_idx(tmp_path / "idx", (64, 16))
     line = data_speed.main(data_speed.parse([
-        "--only", "fashion-mnist", "--fashion-mnist", str(data_speed.write_idx(tmp_path / "idx", (64, 16))), "--steps", "5",
-        "--fashion-batch", "2", "--output", str(tmp_path / "line.json")]))
+        "--only", "fashion-mnist", "--fashion-mnist", str(folder), "--steps", "5", "--fashion-batch", "2",
+        "--output", str(tmp_path / "line.json")]))
     assert json.loads((tmp_path / "line.json").read_text()) == line and line["fashion-mnist"]["steps"] == 5

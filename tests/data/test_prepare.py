@@ -16,6 +16,7 @@ import webdataset
 from PIL import Image
 
 from data import DatasetConfig, build_dataset
+from data.bpe_training import train_bpe
 from data.prepare import main, pack, parse
 from data.shard_index import INDEX_SUFFIX
 from runtime.errors import UserError, exit_on_user_error
@@ -196,3 +197,21 @@ def test_the_command_ends_with_its_code(tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == f"error: {tmp_path} has no manifest (train.manifest.json, " \
                                                    "val.manifest.json)\n"
+
+
+def test_captions_are_packed_and_chosen_like_those_of_the_folder(images, tmp_path):
+    tokenizer = train_bpe(["a red dog", "one blue cat"] * 4, 280, 10).save(tmp_path / "tokenizer")
+    root = tmp_path / "pairs"
+    for number, path in enumerate(sorted((images / "val").rglob("*.*g"))):
+        root.mkdir(exist_ok=True)
+        shutil.copy(path, root / f"{number}{path.suffix}")
+        (root / f"{number}.txt").write_text("a red dog\none blue cat\ncaf\u00e9\n"[: 9 + 13 * (number % 3)])
+    words = ["resolution=8", f"tokenizer={tokenizer}", "val_fraction=0.4"]
+    assert run("--dataset", "caption-folder", "--data-root", root, tmp_path / "out", *words) == 0
+    settings = {"resolution": 8, "tokenizer": str(tokenizer), "bpe_dropout": 0.3, "transforms": "dalle-vqvae"}
+    ours, theirs = (build_dataset(DatasetConfig(type=kind, root=str(place), val_fraction=0.4, **settings), "train")
+                    for kind, place in (("shards", tmp_path / "out"), ("caption-folder", root)))
+    assert ours.captions(range(len(ours))) == theirs.captions(range(len(theirs)))
+    for key in (None, *(np.arange(len(ours)) + epoch * len(ours) for epoch in range(6))):
+        batches = [dataset.fetch(np.arange(len(ours)), key) for dataset in (ours, theirs)]
+        assert all(torch.equal(batches[0][name], batches[1][name]) for name in ("image", "cond", "index"))
