@@ -7,6 +7,7 @@ import socket
 from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ from torch import nn
 
 from runtime import distributed
 from runtime.distributed import DistEnv
-from training.parallel import no_sync, unwrap, wrap
+from training.parallel import check_parallel, no_sync, unwrap, wrap
 
 ALONE = DistEnv(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="none")
 BATCH_NC = torch.arange(12.0).view(6, 2) / 10
@@ -33,6 +34,18 @@ def test_alone_there_is_no_wrapper():
     assert wrap(model, ALONE) is model
     assert unwrap(model) is model
     assert isinstance(no_sync(model), nullcontext)
+
+
+def test_choices():
+    two = DistEnv(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"), backend="gloo")
+    assert [check_parallel(name, ALONE) for name in ("ddp", "fsdp", "none")] == ["ddp", "fsdp", "none"]
+    assert check_parallel("fsdp", two) == "fsdp"
+    with pytest.raises(ValueError, match="'none' is one process, and these are 2: choose ddp or fsdp"):
+        check_parallel("none", two)
+    with pytest.raises(ValueError, match="'fsdp': choose from ddp, none; too small"):
+        check_parallel("fsdp", two, ("ddp", "none"), "too small")
+    with pytest.raises(ValueError, match="'fdsp': choose from ddp, none$"):
+        check_parallel("fdsp", two, ("ddp", "none"), "too small")
 
 
 def test_a_compiled_model_is_unwrapped():
