@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.order import TrainOrder
 from runtime import distributed
 from tests.processes import start_processes
 from tests.training.test_checkpoint_ranks import free_port
@@ -26,6 +27,8 @@ from tests.training.tiny_runs import (
     train_until,
     write_config,
 )
+from training.experiment import ExperimentConfig, fit_to_ranks, plan_batches
+from training.optimizer import OptimizerConfig
 
 SAVED, LAST = 2, 7
 GLOBAL_BATCH = 8
@@ -116,6 +119,27 @@ def test_on_four_ranks(parallel, started, tmp_path):
     run_dir = resumed(started, tmp_path)
     train_on(4, "--resume", "-l", run_dir, f"experiment.parallel={parallel}")
     assert_goes_on_like(started, run_dir)
+
+
+@pytest.mark.parametrize(("batch_size", "ranks", "global_batch", "fits"), [
+    (4, 1, 8, (4, 2)), (4, 4, 8, (2, 1)), (6, 2, 24, (6, 2)), (5, 2, 16, (4, 2)), (7, 1, 11, (1, 11)),
+    (4, 2, 8, (4, 1)),
+])
+def test_the_global_batch_is_fitted_to_any_number_of_ranks(batch_size, ranks, global_batch, fits):
+    experiment, optimizer = ExperimentConfig(batch_size=batch_size, max_steps=1), OptimizerConfig()
+    fit_to_ranks(experiment, optimizer, global_batch, ranks)
+    plan = plan_batches(experiment, 100, ranks, optimizer.grad_accm_steps)
+    assert (plan.micro_batch, plan.accumulation, plan.global_batch) == (*fits, global_batch)
+    orders = [TrainOrder(100, 0, plan.micro_batch, rank, ranks, plan.accumulation) for rank in range(ranks)]
+    parts = [order.micro_batch(part)[0] for order in orders for part in range(plan.accumulation)]
+    step = sorted(index for part in parts for index in part)
+    assert step == sorted(TrainOrder(100, 0, global_batch).micro_batch(0)[0])
+
+
+@pytest.mark.parametrize("ranks", [3, 16])
+def test_ranks_that_cannot_share_the_batch_are_told_which_can(ranks):
+    with pytest.raises(ValueError, match=f"8 images per step, which {ranks} processes cannot share: start 1, 2, 4, 8"):
+        fit_to_ranks(ExperimentConfig(batch_size=4, max_steps=1), OptimizerConfig(), 8, ranks)
 
 
 def test_another_global_batch_is_refused(started, tmp_path):
