@@ -124,6 +124,7 @@ class Download:
                         bar.update()
             finally:
                 pool.shutdown(cancel_futures=True)  # after Ctrl-C or a full disk only the transfers under way end
+                self.status.update((url, ALIVE) for url in pending.values() if self.path_of(url).is_file())
 
     def _hand_out(self, pool: ThreadPoolExecutor, waiting: Iterator[str], pending: dict[Future[str], str],
                   window: int) -> bool:
