@@ -80,7 +80,7 @@ def _metadata_line(place: str, line: str) -> tuple[str, list[str]]:
         entry = json.loads(line)
         name = entry["file_name"]
         texts = next(entry[key] for key in _TEXT_KEYS if key in entry)
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+    except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
         shown = repr(line.strip()[:80])
         raise ValueError(f'{place} is not of the form {{"file_name": ..., "text": ...}}: {shown}') from error
     texts = [texts] if isinstance(texts, str) else texts

@@ -56,7 +56,7 @@ def read_annotations(path: Path) -> list[tuple[str, list[str]]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {image["id"]: str(image["file_name"]) for image in content["images"]}
         captions = _captions_by_image(content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no COCO caption file ({type(error).__name__}: {error}); expected "
             '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'

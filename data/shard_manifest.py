@@ -151,7 +151,7 @@ def _read_text(root: str, name: str) -> str | None:
 def _parse(text: str, name: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{name} is no manifest")

@@ -167,7 +167,7 @@ def _meta(path: Path, arrays: Mapping[str, np.ndarray]) -> dict:
         return {}
     try:
         meta = json.loads(str(arrays["meta"]))
-    except ValueError:
+    except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise UserError(f"{path}: its description is not one of {FORMAT}; make the reference again")

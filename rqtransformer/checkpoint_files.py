@@ -44,9 +44,12 @@ def load_checkpoint(model_class: type[Model], path: str | Path, ema: bool = Fals
 
 def _read_metadata(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
+        metadata = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(metadata).__name__}")
+    return metadata
 
 
 def _read_snapshot(path: Path, ema: bool) -> tuple[dict[str, Tensor], Path]:

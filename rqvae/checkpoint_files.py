@@ -81,9 +81,18 @@ def _read_snapshot(path: Path) -> dict[str, Any]:
                 found[key] = load_file(path / name)
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{path / name} is not readable: {_first_line(error)}") from None
-    metadata = path / "metadata.json"
-    found["metadata"] = json.loads(metadata.read_text()) if metadata.exists() else {}
+    found["metadata"] = _read_metadata(path / "metadata.json")
     return found
+
+
+def _read_metadata(file: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable: {_first_line(error)}") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{file} is not readable: it holds a {type(metadata).__name__}")
+    return metadata
 
 
 def _read_published(file: Path) -> dict[str, Any]:
@@ -101,7 +110,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no config beside the checkpoint: {file} does not exist")
     try:
         config = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not a readable config: {_first_line(error)}") from None
     if not isinstance(config, dict) or not isinstance(config.get("arch"), dict):
         raise ValueError(f"{file} has no 'arch' section")

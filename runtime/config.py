@@ -91,7 +91,7 @@ def _compose(path: Path, groups: list[Override]) -> DictConfig:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {one_line(_deepest(error)).split(' Config search path:')[0]}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
 
 

@@ -76,7 +76,7 @@ def saved_captions(path: Path, num_images: int) -> list[str]:
     try:
         entries = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
         found = {int(entry["index"]): str(entry["text"]) for entry in entries}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{file} is damaged: every line must be {{"index": ..., "text": ...}}') from error
     if sorted(found) != list(range(num_images)):
         raise UserError(f"{file} has captions for {len(found)} images, there are {num_images}")

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from runtime.atomic import atomic_directory, is_complete, sha256_of_file
 from runtime.config import config_to_yaml
-from runtime.errors import UserError, one_line
+from runtime.errors import UserError
 from training.checkpoint import complete_steps, prune_steps
+from training.checkpoint_files import read_json
 from training.parallel import unwrap
 from training.state_tree import plain_copy
 
@@ -91,10 +92,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     file = Path(path) / METADATA_FILE
     if not is_complete(Path(path)):
         raise FileNotFoundError(f"{path} is not a complete snapshot")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {one_line(error)}") from error
+    return read_json(file)
 
 
 def find_latest_snapshot(path: str | Path) -> Path | None:

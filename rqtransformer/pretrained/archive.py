@@ -98,7 +98,7 @@ def _read_snapshot(path: Path) -> Archive:
     metadata = path / METADATA_FILE
     try:
         known = json.loads(metadata.read_text(encoding="utf-8")) if metadata.exists() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{metadata} is damaged: {error}") from error
     return Archive(path, True, parts, config, text, known)
 
