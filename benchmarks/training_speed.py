@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg16
 
@@ -77,8 +78,9 @@ def typed(schema: type, values: Mapping[str, Any]) -> Any:
 
 
 def write_random_vgg16(file: Path) -> Path:
-    """Random weights in torchvision's format: the arithmetic of LPIPS does not depend on their values."""
-    torch.save({name: tensor for name, tensor in vgg16(weights=None).state_dict().items() if "features" in name}, file)
+    """Random weights under torchvision's names: the arithmetic of LPIPS does not depend on their values."""
+    tensors = vgg16(weights=None).state_dict()
+    save_file({name: tensor for name, tensor in tensors.items() if name.startswith("features.")}, file)
     return file
 
 
@@ -160,7 +162,7 @@ def gpu_rows(env: DistEnv, rounds: int, batch_sizes: tuple[int, int]) -> list[di
     """The published ImageNet models: stage 1 in two number formats, the 1.4B stage 2 in bf16."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        vgg = write_random_vgg16(Path(folder) / "vgg16.pt")
+        vgg = write_random_vgg16(Path(folder) / "vgg16.safetensors")
         shared = [f"experiment.batch_size={batch_sizes[0]}", f"gan.loss.perceptual_backbone={vgg}",
                   "arch.checkpointing=false"]
         fast = ["experiment.channels_last=true", "experiment.compile=true"]

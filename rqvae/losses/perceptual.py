@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 VGG16_FILE_NAME = "vgg16-397923af.pth"  # torchvision's name: the digits are the start of the file's SHA-256
@@ -54,9 +56,11 @@ def _check_digest(file: Path) -> None:
 def _read_weights(file: Path) -> Mapping[str, Tensor]:
     _check_digest(file)
     try:
+        if Path(file).suffix == ".safetensors":
+            return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file} cannot be read as a PyTorch weight file: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read as a weight file: {str(error).splitlines()[0]}") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} is not torchvision's VGG16: it holds a {type(state).__name__}, not a state dict")
     return state
@@ -78,7 +82,8 @@ class PerceptualLoss(nn.Module):
     """LPIPS with VGG16 (heads v0.1): frozen, always in eval mode.
 
     Args:
-        weights: file with torchvision's VGG16 state dict; None looks in the places of `find_vgg16_weights`.
+        weights: file with torchvision's VGG16 state dict (.pth or .safetensors); None looks in the places of
+            `find_vgg16_weights`.
 
     Raises FileNotFoundError without weights, ValueError for a damaged or different file.
     """

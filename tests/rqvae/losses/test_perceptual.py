@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lpips import LPIPS
+from safetensors.torch import save_file
 from torchvision.models import vgg16
 
 from rqvae.losses.perceptual import VGG16_ENV, VGG16_FILE_NAME, PerceptualLoss, _unit_length, find_vgg16_weights
@@ -138,6 +139,16 @@ def test_files_that_are_not_vgg16(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         PerceptualLoss(file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_safetensors_file_is_the_same_backbone(tmp_path, weight_file):
+    file = tmp_path / "vgg16.safetensors"
+    save_file(torch.load(weight_file, weights_only=True), file)
+    expected, found = (PerceptualLoss(path).lpips.net.state_dict() for path in (weight_file, file))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    file.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="cannot be read"):
+        PerceptualLoss(file)
 
 
 def test_wrong_shapes_are_named(tmp_path, weight_file):
