@@ -5,6 +5,7 @@ before the first step and ends in one line and exit code 2.
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +47,7 @@ from training.scoring import ScoringData
 from training.snapshot import SNAPSHOTS, complete_snapshots, find_latest_snapshot, read_metadata, save_snapshot
 
 SETUP_ERRORS = (ValueError, OSError)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 INITIAL_STEP = -1  # the step number that seeds initial weights
 
 
@@ -84,6 +86,10 @@ def launch(schema: type, build_stage: Callable[..., Any], args: argparse.Namespa
         try:
             # in a function of its own, because the process group must outlive everything that refers to it
             _run(schema, build_stage, args, prepare)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise UserError(f"{one_line(error)}; the last checkpoint is kept") from error
         except RuntimeError as error:
             if not distributed.lost_a_rank(error):
                 raise

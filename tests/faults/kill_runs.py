@@ -97,7 +97,7 @@ class Ranks:
             port = probe.getsockname()[1]
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS)}
         server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["tests.faults.kill_runs", "torch.utils.tensorboard"])
+        server.set_forkserver_preload(["tests.training.tiny_runs", "torch.utils.tensorboard"])
         self.printed = [Path(f"{printed}.rank{rank}") for rank in range(RANKS)]
         self.processes = [
             server.Process(target=run_rank, args=([str(flag) for flag in flags], place, rank, str(self.printed[rank])))
