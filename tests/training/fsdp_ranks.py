@@ -153,6 +153,8 @@ def account(rank: int, world_size: int, config_file: str, folder: str) -> None:
 def start(name: str, parallel: str, tokenizer: str, folder: Path) -> Session:
     """A session of one case: two ranks share the batch, one process has all of it."""
     sharded = parallel == "fsdp"
+    # traced as in earnest, but without a code generator, which takes minutes (test_blocks.py has one)
+    RQTransformer.compile_blocks = lambda model: [block.compile_forward(backend="aot_eager") for block in model.blocks]
     changes = PLAN | {"experiment.batch_size": GLOBAL_BATCH // 2} | CASES[name] | {"experiment.parallel": parallel}
     if not sharded:
         changes |= {"experiment.batch_size": GLOBAL_BATCH, "experiment.compile": False}
