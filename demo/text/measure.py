@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data import build_dataset
+from data.noise import permutation
 from data.pair_captions import Scene, tokenize_pair_caption
 from data.synthetic_pairs import SyntheticPairs
 from demo.measure import last_validation
@@ -34,6 +35,7 @@ PROMPTS = (
     "a small magenta cross below a large yellow circle",
 )
 PROMPT_IMAGES = 8
+ORDER_KEY = 0
 
 
 class TextModel:
@@ -68,9 +70,9 @@ class TextModel:
 
 
 def held_out_scenes(val: SyntheticPairs, count: int) -> list[Scene]:
-    """`count` different scenes (or all, if fewer) that no training caption describes, spread over the grammar."""
+    """`count` different scenes (or all, if fewer) that no training caption describes, in an order without pattern."""
     scenes = val.all_scenes()
-    return [scenes[int(i)] for i in np.arange(min(count, len(scenes))) * len(scenes) // min(count, len(scenes))]
+    return [scenes[int(i)] for i in permutation(len(scenes), ORDER_KEY)[:count]]
 
 
 def measure(stage1: Path, stage2: Path, num_captions: int, judge_images_seen: int = NUM_IMAGES) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def measure(stage1: Path, stage2: Path, num_captions: int, judge_images_seen: in
     sweep = []
     for scale in SCALES:
         image_NCHW = model.draw(captions, scale)
+        # the captions follow each other at random: a sample beside its neighbour's caption is a guess
         by_chance = judge_images(judge, image_NCHW, asked[1:] + asked[:1])
         sweep.append({"cfg_scale": scale, "found": judge_images(judge, image_NCHW, asked), "by_chance": by_chance})
     reconstructed_NCHW = model.reconstruct(real_NCHW.float() / 127.5 - 1)
