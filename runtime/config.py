@@ -249,8 +249,11 @@ def _nearest_file(path: Path) -> str:
 
 
 def _deepest(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
+    """The first cause; chains that lead back into themselves (hydra makes some) end before they do."""
+    seen = [error]
+    while error.__cause__ is not None and error.__cause__ not in seen:
         error = error.__cause__
+        seen.append(error)
     return error
 
 
