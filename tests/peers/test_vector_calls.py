@@ -36,7 +36,7 @@ DECODED = (
 RETURNED_BY_BOTH = {"projected-image", "projected-channels-first", "shared-heads", "tokens-heads"}  # codes, not outputs
 
 
-@pytest.mark.parametrize("name", [*DECODED, *RETURNED_BY_BOTH])
+@pytest.mark.parametrize("name", [*DECODED, *sorted(RETURNED_BY_BOTH)])
 def test_indices_decode_alike(name):
     settings, shape, _ = SETTINGS[name]
     theirs, ours = (module.eval() for module in pair(peer, settings))
