@@ -13,14 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
-def default_cache_dir() -> Path:
-    """`$RQ_CACHE_DIR/classifiers`, else the same under the user's cache directory."""
-    root = os.environ.get("RQ_CACHE_DIR")
-    if root:
-        return Path(root).expanduser() / "classifiers"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rq" / "classifiers"
-
-
 def read_cached(path: Path, network: nn.Module, key: str) -> dict[str, Tensor] | None:
     """Weights for `network` from `path`; None when there is no sound file with this very key."""
     if not path.is_file():

@@ -8,7 +8,6 @@ Axes: B batch.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -23,13 +22,6 @@ from evaluation.reference_files import Reference, read_reference, save_reference
 from evaluation.reference_making import measure_reference, reference_digest
 from evaluation.statistics import Reduce, no_reduce
 from runtime.errors import one_line
-
-
-def default_reference_cache() -> Path:
-    """`$RQ_CACHE_DIR/references`, else the same under the user's cache directory."""
-    if root := os.environ.get("RQ_CACHE_DIR"):
-        return Path(root).expanduser() / "references"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rq" / "references"
 
 
 def cached_reference(

@@ -56,14 +56,6 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     return _to_object(config, source)
 
 
-def apply_overrides(config: T, overrides: Sequence[str]) -> T:
-    """A copy of a config object with `key=value` overrides applied, checked like those of `load_config`."""
-    merged = OmegaConf.structured(config)
-    for text in overrides:
-        merged = _apply(merged, _parse_override(text))
-    return _to_object(merged, COMMAND_LINE)
-
-
 def config_to_yaml(config: Any) -> str:
     """The resolved YAML text of a config: a dataclass instance, a DictConfig or a mapping."""
     node = config if OmegaConf.is_config(config) else OmegaConf.create(OmegaConf.structured(config))

@@ -103,8 +103,8 @@ class Watchdog:
         while not self._ended.wait(self.interval):
             try:
                 verdict = self._look_around()
-            except Exception:
-                return
+            except (RuntimeError, OSError):
+                return  # the store went with the process that holds it: the run is over
             if verdict is not None:
                 self._end(verdict)
                 return

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 from evaluation.classifier import ClassifierConfig, train_classifier
-from evaluation.classifier_cache import default_cache_dir
 from evaluation.protocol import to_uint8
 
 QUICK = ClassifierConfig(dim=16, min_presentations=0, epochs=2, batch_size=8)
@@ -185,11 +184,3 @@ def test_wrong_data_is_an_error():
         classifier.accuracy_on([])
     with pytest.raises(ValueError, match="float32"):
         classifier(image_NCHW)
-
-
-def test_the_cache_directory_can_be_moved(monkeypatch, tmp_path):
-    monkeypatch.setenv("RQ_CACHE_DIR", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "classifiers"
-    monkeypatch.delenv("RQ_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "rq" / "classifiers"

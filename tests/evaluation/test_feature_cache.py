@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation import feature_cache
-from evaluation.feature_cache import cached_reference, default_reference_cache
+from evaluation.feature_cache import cached_reference
 from tests.evaluation.image_files import random_images
 from tests.evaluation.small_features import SmallFeatures
 
@@ -130,11 +129,3 @@ def test_a_rank_that_does_not_see_the_file_makes_all_measure(tmp_path, run_ranks
         return extractor.seen
 
     assert run_ranks(2, of_rank) == [10, 10]
-
-
-def test_where_references_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setenv("RQ_CACHE_DIR", str(tmp_path))
-    assert default_reference_cache() == tmp_path / "references"
-    monkeypatch.delenv("RQ_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert feature_cache.default_reference_cache() == tmp_path / "rq" / "references"

@@ -113,4 +113,4 @@ def test_the_tf1_network_equals_torch_fidelitys(hub, shape):
     for dim in (64, 192, 768, 2048):
         features_BF, logits_BY = InceptionFeatures(hub / "random.pth", dim=dim, resize="inception-tf1")(image_BCHW)
         torch.testing.assert_close(features_BF, expected[str(dim)], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(logits_BY, expected["logits_unbiased"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits_BY, expected["logits_unbiased"], rtol=1e-4, atol=3e-4)

@@ -9,7 +9,7 @@ from typing import Any, List, Optional
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from runtime.config import apply_overrides, config_to_yaml, load_config, save_config
+from runtime.config import config_to_yaml, load_config, save_config
 from runtime.errors import UserError
 
 
@@ -193,11 +193,3 @@ def test_a_saved_config_loads_to_the_same(tmp_path):
 
 def test_config_to_yaml_takes_mappings_too():
     assert config_to_yaml({"a": {"b": 1}}) == "a:\n  b: 1\n"
-
-
-def test_apply_overrides_copies():
-    config = Experiment("a")
-    changed = apply_overrides(config, ["model.width=3", "extra={q: 1}"])
-    assert (changed.model.width, changed.extra, config.model.width) == (3, {"q": 1}, 8)
-    with pytest.raises(UserError, match=r"did you mean 'model\.width'"):
-        apply_overrides(config, ["model.widht=3"])
