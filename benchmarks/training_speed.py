@@ -3,7 +3,7 @@
 The steps are those of the training scripts (`Stage1.train_step`, `Stage2.train_step`) on images that lie ready:
 forward, loss, backward, optimizer, codebook. Their floating-point operations are counted by torch while one step runs,
 look-ups and attention included, and divided by the time of a step and by the rate of one large matrix product; step
-and product take turns. On a CPU, in fp32:
+and products take turns of the same length. On a CPU, in fp32:
 
 - stage 1: 64x64 images, ch 64, ch_mult 1 1 2 2, attention at 8, codes 8x8x4 of 2,048, batch 8, no GAN, no LPIPS;
 - stage 2: body 8, head 4 layers, width 256, stochastic soft targets from 64x64 images, batch 16.
@@ -33,6 +33,7 @@ from measure_throughput.roofline import GEMM_SIZES, synchronize
 from runtime.config import load_config
 from runtime.distributed import DistEnv
 from training.experiment import plan_batches
+from training.launch import use_device
 from training.snapshot import save_snapshot
 from training.stage1 import Stage1, Stage1Config
 from training.stage2 import Stage2, Stage2Config
@@ -129,18 +130,22 @@ def gemm(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Any], i
 
 
 def measure(case: Case, env: DistEnv, dtype: torch.dtype, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """The step beside the product: both take turns, times are medians."""
+    """The step beside the product: both take turns of about the same length, times are medians."""
     product, product_flops = gemm(env.device, dtype)
-    times: dict[str, list[float]] = {"step": [], "gemm": []}
-    for turn in range(rounds + 1):
-        for name, run in (("gemm", product), ("step", case.step)):
-            synchronize(env.device)
-            start = clock()
+
+    def seconds_of(run: Callable[[], Any], repeats: int = 1) -> float:
+        synchronize(env.device)
+        start = clock()
+        for _ in range(repeats):
             run()
-            synchronize(env.device)
-            if turn:
-                times[name].append(clock() - start)
-    seconds, gemm_seconds = (statistics.median(times[name]) for name in ("step", "gemm"))
+        synchronize(env.device)
+        return (clock() - start) / repeats
+
+    seconds_of(product)
+    # one product is short enough to fall into a quiet or a busy moment of a shared machine
+    repeats = max(1, round(seconds_of(case.step) / seconds_of(product)))
+    turns = [(seconds_of(product, repeats), seconds_of(case.step)) for _ in range(rounds)]
+    gemm_seconds, seconds = map(statistics.median, zip(*turns))
     rate = product_flops / gemm_seconds
     return {
         "case": case.name, "seconds": round(seconds, 4), "images_per_s": round(case.images / seconds, 2),
@@ -198,6 +203,7 @@ def main() -> None:
     if args.cpu_time or args.threads is not None:
         torch.set_num_threads(args.threads or 1)
     env = DistEnv(rank=0, world_size=1, local_rank=0, device=torch.device(args.device), backend="none")
+    use_device(env)
     if args.device == "cpu":
         rows = cpu_rows(env, args.rounds, time.process_time if args.cpu_time else time.perf_counter)
     else:

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rqtransformer.config import BlockConfig, StackConfig
+from rqtransformer.dropout import drop_and_add
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.packing import PackedSlot, WeightFormat
 from rqtransformer.stepping import PackedLayer, make_step, step_fits
+
+FEW = 8  # positions; see `_plain_products_win`
 
 
 def head_sizes(embed_dim: int, config: BlockConfig) -> tuple[int, int, int]:
@@ -63,10 +66,7 @@ class SelfAttention(nn.Module):
         out_BLC = out_BALF.transpose(1, 2).flatten(2)
         if self._packed_proj.active is not None:
             return self._packed_proj.active(out_BLC, residual_BLC)
-        out_BLC = self.proj(out_BLC)
-        if self.training:
-            out_BLC = F.dropout(out_BLC, self.resid_pdrop)
-        return out_BLC if residual_BLC is None else residual_BLC + out_BLC
+        return drop_and_add(self.proj(out_BLC), self.resid_pdrop if self.training else 0.0, residual_BLC)
 
     def pack(self, form: WeightFormat) -> None:
         """One joint product for query, key and value, and packed weights, until `unpack`."""
@@ -97,6 +97,8 @@ class SelfAttention(nn.Module):
         # a branch, not a value: tracing with an unknown length then fixes which of the two it is
         causal = True if mask is None and past == 0 and new > 1 else False
         grouped = self.kv_heads != self.num_heads
+        if causal and new <= FEW and not grouped and _plain_products_win(query_BALF):
+            return _attend_few(query_BALF, key_BALF, value_BALF, self.attn_pdrop if self.training else 0.0)
         return F.scaled_dot_product_attention(
             query_BALF, key_BALF, value_BALF, attn_mask=mask, is_causal=causal,
             dropout_p=self.attn_pdrop if self.training else 0.0, **({"enable_gqa": True} if grouped else {}),
@@ -113,6 +115,19 @@ class SelfAttention(nn.Module):
         slopes_A11 = torch.tensor(self.slopes, device=device).view(-1, 1, 1)
         scores = (-slopes_A11 * distance).masked_fill(distance < 0, float("-inf"))
         return scores.to(key_BALF.dtype)
+
+
+def _plain_products_win(query_BALF: Tensor) -> bool:
+    """Whether short rows are better attended without the fused kernels: they pay for every row on a CPU."""
+    return query_BALF.device.type == "cpu" and query_BALF.dtype == torch.float32
+
+
+def _attend_few(query_BALF: Tensor, key_BALF: Tensor, value_BALF: Tensor, dropout: float) -> Tensor:
+    """Causal attention by its definition."""
+    num, size = query_BALF.shape[2:]
+    later_LL = torch.full((num, num), float("-inf"), device=query_BALF.device).triu(1)
+    weights_BALL = (query_BALF * size**-0.5 @ key_BALF.transpose(2, 3) + later_LL).softmax(dim=-1)
+    return F.dropout(weights_BALL, dropout) @ value_BALF
 
 
 def _mask_after_past(num_new: int, past: int, device: torch.device) -> Tensor | None:
@@ -167,8 +182,8 @@ class FeedForward(nn.Sequential):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(..., C) -> (..., C), plus the residual."""
         if self._packed_up.active is None:
-            out = super().forward(x)
-            return out if residual is None else residual + out
+            up, activation, down, dropout = self
+            return drop_and_add(down(activation(up(x))), dropout.p if self.training else 0.0, residual)
         hidden = self._packed_up.active(x, gelu=self.exact_gelu)
         return self._packed_down.active(hidden if self.exact_gelu else self[1](hidden), residual)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from data import ImageDataset, TrainLoader, build_dataset, eval_loader
 from data.files import DataError
 from runtime import distributed
+from runtime.allocator import keep_freed_memory
 from runtime.cli import build_parser
 from runtime.config import load_config, save_config
 from runtime.distributed import DistEnv
@@ -362,6 +363,8 @@ def _find_weights(path: Path, epoch: float) -> Path:
 
 def use_device(env: DistEnv) -> None:
     """Switches of PyTorch that all training and extraction share."""
+    if env.device.type == "cpu":
+        keep_freed_memory()
     if env.device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         # the newer of PyTorch's two TF32 switches: the quantizer uses it too, and they must not be mixed

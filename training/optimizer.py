@@ -23,7 +23,7 @@ class OptimizerConfig:
         type: adam, adamW or sgd, in any case.
         max_gn: largest gradient norm; None does not clip.
         grad_accm_steps: micro-batches per optimizer step, where `experiment.total_batch_size` does not say it.
-        fused: 'auto' (one kernel for all parameters, on CUDA), true or false.
+        fused: 'auto' (one pass over every parameter, on CUDA and CPU), true or false.
     """
 
     type: str = "adamW"
@@ -46,7 +46,7 @@ def build_optimizer(
     """The optimizer of `config` over a module's trainable parameters (or given parameters or groups).
 
     As published there is one group: weight decay also covers biases, norms and embeddings. Its `lr` is `init_lr`; the
-    loop sets the rate of every step from the schedule. On CUDA the fused kernel, elsewhere the multi-tensor one.
+    loop sets the rate of every step from the schedule. On CUDA and CPU one fused kernel, elsewhere multi-tensor ones.
 
     Raises ValueError for an unknown type, bad numbers, or nothing to train.
     """
@@ -86,7 +86,7 @@ def _use_fused(fused: Any, device: Union[torch.device, str, None]) -> bool:
         return fused
     if fused != "auto":
         raise ValueError(f"optimizer.fused must be one of ['auto', true, false], got {fused!r}")
-    return device is not None and torch.device(device).type == "cuda"
+    return device is not None and torch.device(device).type in ("cuda", "cpu")
 
 
 def clip_gradients(params: Iterable[Tensor], max_norm: Optional[float] = None) -> Tensor:

@@ -141,8 +141,10 @@ def run_rank(flags: list[str], place: dict[str, str], rank: int, printed: str) -
 
 
 def _children(pid: int) -> list[int]:
-    files = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in files for child in _read(file).split()]
+    """Processes whose status names `pid` as their parent (not every kernel lists children of a process)."""
+    parents = {int(file.parent.name): _read(file).rpartition(")")[2].split()[1:2]
+               for file in Path("/proc").glob("[0-9]*/stat")}
+    return [child for child, parent in parents.items() if parent == [str(pid)]]
 
 
 def _command(pid: int) -> str:

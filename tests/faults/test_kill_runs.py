@@ -18,7 +18,7 @@ def test_killed_runs_end_like_an_untouched_one(tmp_path):
     straight = only_run(tmp_path / "straight")
     for victim, aim_at_saving in (("rank 0", True), ("worker", False)):
         results = tmp_path / victim.replace(" ", "")
-        kill_once(results, config, victim, random.Random(1), aim_at_saving)
+        assert kill_once(results, config, victim, random.Random(1), aim_at_saving).victim == victim
         assert set(compare(straight, only_run(results)).values()) == {True}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rqtransformer import RQTransformer, RQTransformerConfig, sample
-from rqtransformer.attention import NORMS
+from rqtransformer import RQTransformer, RQTransformerConfig, attention, sample
+from rqtransformer.attention import NORMS, SelfAttention
+from rqtransformer.config import BlockConfig
 
 ARCH = {
     "block_size": [2, 2, 3], "embed_dim": 16, "vocab_size": [7, 6, 5], "vocab_size_cond": 4,
@@ -78,3 +79,19 @@ def test_norms_take_the_number_type_of_their_input(name):
     expected = norm(x)
     assert torch.equal(norm.bfloat16()(x), expected), "ones and zeros are exact in bfloat16"
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("length", range(2, attention.FEW + 1))
+def test_short_rows_are_attended_like_long_ones(length, monkeypatch):
+    torch.manual_seed(length)
+    layer = SelfAttention(24, BlockConfig(n_head=3)).eval()
+    x_BLC = torch.randn(5, length, 24, requires_grad=True)
+
+    def attend() -> list[torch.Tensor]:
+        out_BLC = layer(x_BLC)
+        return [out_BLC, *torch.autograd.grad(out_BLC.square().sum(), [x_BLC, *layer.parameters()])]
+
+    by_products = attend()
+    monkeypatch.setattr(attention, "FEW", 0)
+    for ours, fused in zip(by_products, attend()):
+        torch.testing.assert_close(ours, fused, rtol=1e-4, atol=1e-5)

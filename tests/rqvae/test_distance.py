@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rqvae.quantizers import distance
-from rqvae.quantizers.distance import nearest_codes, sampled_codes, soft_code_probs
+from rqvae.quantizers.distance import _draw, nearest_codes, sampled_codes, soft_code_probs
 
 
 def pairwise(x_NE, weight_KE):
@@ -142,3 +142,20 @@ def test_rows_that_are_not_finite_get_a_valid_code_and_disturb_no_other():
     assert 0 <= codes.min() and codes.max() < 5000
     kept = [row for row in range(20) if row not in (3, 7)]
     assert torch.equal(codes[kept], expected[kept])
+
+
+@pytest.mark.parametrize("num_codes", [600, 640])
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1.0 - 2.0**-24])
+def test_a_draw_never_finds_what_was_cut_off(num_codes, uniform):
+    distance = torch.full((3, num_codes), 44.0)  # exp(-88) is not a normal number
+    distance[0], distance[1, 300], distance[2, 555] = 1e30, 0.0, 0.0
+    distance[0, 7] = 0.0
+    log_mass, index = _draw(distance, 0.5, torch.full((3,), uniform))
+    assert index.tolist() == [7, 300, 555]
+    assert log_mass.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_draw_counts_the_smallest_normal_weights():
+    distance = torch.full((1, 640), 1e6)
+    distance[0, [5, 400]] = torch.tensor([43.4, 0.0])  # weights exp(-86.8) and 1
+    assert _draw(distance, 0.5, torch.zeros(1))[1].tolist() == [5]
