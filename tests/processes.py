@@ -1,7 +1,10 @@
-"""Processes for tests: forked from one server that has imported torch already, so that each starts within 0.1 s."""
+"""Processes for tests: forked from one server that has imported torch already, so that each starts within 0.1 s; and
+who started whom."""
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable
+from pathlib import Path
 
 import torch.multiprocessing as mp
 
@@ -17,3 +20,13 @@ def start_processes(worker: Callable[..., None], *args: object, number: int = 2)
     """
     multiprocessing.set_forkserver_preload(IMPORTED_ONCE)
     mp.start_processes(worker, args, nprocs=number, start_method="forkserver")
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes whose status names `pid` as their parent (not every kernel lists the children of a process)."""
+    children = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended in the meantime
+            parent = file.read_text().rpartition(")")[2].split()[1]
+            children += [int(file.parent.name)] if int(parent) == pid else []
+    return sorted(children)

@@ -34,6 +34,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.processes import children_of
 from tests.training.tiny_runs import (
     checkpoint_tensors,
     differing,
@@ -119,7 +120,7 @@ class Ranks:
 
     def workers(self) -> list[int]:
         """Data workers of all ranks: the children that are copies of them."""
-        return [child for process in self.processes for child in _children(process.pid)
+        return [child for process in self.processes for child in children_of(process.pid)
                 if _command(child) == _command(process.pid)]
 
     def finish(self) -> list[tuple[int, str]]:
@@ -133,18 +134,12 @@ class Ranks:
 def run_rank(flags: list[str], place: dict[str, str], rank: int, printed: str) -> None:
     """One rank: what `main_stage1.py` does."""
     os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own; the server's is inherited here
     torch.set_num_threads(1)
     with open(printed, "w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
     sys.argv = ["main_stage1.py", *flags]
     launch(Stage1Config, Stage1, training_parser("").parse_args(flags))
-
-
-def _children(pid: int) -> list[int]:
-    """Processes whose status names `pid` as their parent (not every kernel lists children of a process)."""
-    parents = {int(file.parent.name): _read(file).rpartition(")")[2].split()[1:2]
-               for file in Path("/proc").glob("[0-9]*/stat")}
-    return [child for child, parent in parents.items() if parent == [str(pid)]]
 
 
 def _command(pid: int) -> str:

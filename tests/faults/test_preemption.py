@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from runtime import distributed
 from runtime.preemption import PREEMPTED_EXIT_CODE, Preempted, StopSignals
-from tests.processes import start_processes
+from tests.processes import children_of, start_processes
 from tests.training.tiny_runs import (
     REPOSITORY,
     checkpoint_tensors,
@@ -140,11 +140,6 @@ def test_auto_resume_continues_if_it_can(config, tmp_path):
     assert (stopped / END).is_dir()
 
 
-def _workers_of(launcher: subprocess.Popen) -> list[int]:
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
-    return [int(pid) for pid in children.read_text().split()]
-
-
 def _torchrun(*command: object) -> subprocess.Popen:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *command]
     return subprocess.Popen([str(word) for word in words], cwd=REPOSITORY, env=script_environment(),
@@ -167,7 +162,7 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on(tmp_path):
     straight = _torchrun(*flags, tmp_path / "straight")
     killed = _torchrun("--max-restarts", 2, *flags, tmp_path / "killed")
     _wait_for_a_checkpoint(killed, tmp_path / "killed")
-    os.kill(_workers_of(killed)[1], signal.SIGKILL)
+    os.kill(children_of(killed.pid)[1], signal.SIGKILL)
     printed = killed.communicate(timeout=300)[1]
     assert killed.returncode == 0, printed[-3000:]
     assert "resumed from" in printed

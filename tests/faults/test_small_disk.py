@@ -67,7 +67,9 @@ def test_a_disk_that_fills_up_then_turns_read_only(tmp_path):
     assert find_sound_checkpoint(run_dir).name == f"step_{max(steps):08d}"
     assert not list(run_dir.glob("checkpoints/.partial-*"))
     # with room again the run goes on from there
-    assert train("stage1", "--resume", "-l", run_dir, f"experiment.max_steps={max(steps) + 1}").step == max(steps) + 1
+    end = max(steps) + 1
+    assert train("stage1", "--resume", "-l", run_dir, f"experiment.max_steps={end}").step == max(steps)
+    assert find_sound_checkpoint(run_dir).name == f"step_{end:08d}"
 
     # and a disk that has turned read-only says so
     inner = shlex.quote(str(disk))
