@@ -3,6 +3,8 @@ who started whom."""
 
 import contextlib
 import multiprocessing
+import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,3 +32,13 @@ def children_of(pid: int) -> list[int]:
             parent = file.read_text().rpartition(")")[2].split()[1]
             children += [int(file.parent.name)] if int(parent) == pid else []
     return sorted(children)
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that the system hands out to others in the meantime."""
+    first_given_away = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(10_000, max(first_given_away, 20_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -23,7 +23,7 @@ class OptimizerConfig:
         type: adam, adamW or sgd, in any case.
         max_gn: largest gradient norm; None does not clip.
         grad_accm_steps: micro-batches per optimizer step, where `experiment.total_batch_size` does not say it.
-        fused: 'auto' (one pass over every parameter, on CUDA and CPU), true or false.
+        fused: 'auto' (one pass over every parameter: adam and adamW on CUDA and CPU), true or false.
     """
 
     type: str = "adamW"
@@ -46,7 +46,7 @@ def build_optimizer(
     """The optimizer of `config` over a module's trainable parameters (or given parameters or groups).
 
     As published there is one group: weight decay also covers biases, norms and embeddings. Its `lr` is `init_lr`; the
-    loop sets the rate of every step from the schedule. On CUDA and CPU one fused kernel, elsewhere multi-tensor ones.
+    loop sets the rate of every step from the schedule. Kernels are fused as `fused` says, else multi-tensor ones.
 
     Raises ValueError for an unknown type, bad numbers, or nothing to train.
     """
@@ -61,7 +61,7 @@ def build_optimizer(
         options["momentum"] = config.momentum
     else:
         options.update(betas=tuple(config.betas), eps=config.eps)
-    options["fused" if _use_fused(config.fused, device) else "foreach"] = True
+    options["fused" if _use_fused(config.fused, kind, device) else "foreach"] = True
     return OPTIMIZERS[kind](params, **options)
 
 
@@ -81,12 +81,13 @@ def _check(config: OptimizerConfig) -> str:
     return kind
 
 
-def _use_fused(fused: Any, device: Union[torch.device, str, None]) -> bool:
+def _use_fused(fused: Any, kind: str, device: Union[torch.device, str, None]) -> bool:
     if isinstance(fused, bool):
         return fused
     if fused != "auto":
         raise ValueError(f"optimizer.fused must be one of ['auto', true, false], got {fused!r}")
-    return device is not None and torch.device(device).type in ("cuda", "cpu")
+    # torch's fused sgd takes neither shares of parameters nor a parameter whose momentum is not there yet
+    return kind != "sgd" and device is not None and torch.device(device).type in ("cuda", "cpu")
 
 
 def clip_gradients(params: Iterable[Tensor], max_norm: Optional[float] = None) -> Tensor:

@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.processes import children_of
+from tests.processes import children_of, free_port
 from tests.training.tiny_runs import (
     checkpoint_tensors,
     differing,
@@ -94,10 +93,7 @@ class Ranks:
     """
 
     def __init__(self, printed: Path, *flags: Any) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS)}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(RANKS)}
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(["tests.training.tiny_runs", "torch.utils.tensorboard"])
         self.printed = [Path(f"{printed}.rank{rank}") for rank in range(RANKS)]

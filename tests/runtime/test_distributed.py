@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch.multiprocessing as mp
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.rundir import new_run_dir
+from tests.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -80,12 +80,6 @@ def test_wrong_settings_give_one_line(monkeypatch, variables, settings, message)
 
 def test_the_published_default_of_world_size_means_the_launchers():
     assert distributed.initialize(device="cpu", world_size=-1, node_rank=-1, local_rank=0).world_size == 1
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def use_every_collective(rank: int, port: int, folder: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from runtime import distributed
 from runtime.atomic import sha256_of_file
 from runtime.errors import UserError
-from tests.processes import start_processes
+from tests.processes import free_port, start_processes
 from training import checkpoint_files, checkpoint_storage
 from training.checkpoint import (
     CheckpointWriter,
@@ -32,12 +31,6 @@ from training.optimizer import allocate_optimizer_state
 from training.state_tree import encode, is_sharded
 
 QUIET = {"report": lambda line: None}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def on_ranks(number: int, work: Callable[..., None], *args: object) -> None:

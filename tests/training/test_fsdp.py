@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import start_processes
+from tests.processes import free_port, start_processes
 from tests.training import fsdp_ranks
 from tests.training.fsdp_ranks import ALONE, COMPILED, INITIAL, build, start, train_case
 from tests.training.tiny_runs import REPOSITORY, differing, session, stage1, stage2, train, write_config
@@ -24,12 +23,6 @@ def tokenizer(tmp_path_factory) -> Path:
     """A trained stage-1 run."""
     folder = tmp_path_factory.mktemp("tokenizer")
     return train("stage1", "-m", write_config(folder / "stage1.yaml", stage1()), "-r", folder).run_dir
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def result(folder: Path, name: str) -> tuple[dict, dict[str, torch.Tensor]]:

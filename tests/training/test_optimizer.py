@@ -88,17 +88,20 @@ def test_groups_keep_their_settings():
 
 
 @pytest.mark.parametrize(
-    ("fused", "device", "expected"),
+    ("kind", "fused", "device", "expected"),
     [
-        ("auto", "cpu", False),
-        ("auto", None, False),
-        ("auto", "cuda:0", True),
-        (True, "cpu", True),
-        (False, "cuda", False),
+        ("adamW", "auto", "cpu", True),
+        ("adam", "auto", "cpu", True),
+        ("adamW", "auto", None, False),
+        ("adamW", "auto", "cuda:0", True),
+        ("sgd", "auto", "cuda:0", False),
+        ("sgd", "auto", "cpu", False),
+        ("sgd", True, "cpu", True),
+        ("adamW", False, "cuda", False),
     ],
 )
-def test_fused_kernel_choice(fused, device, expected):
-    optimizer = build_optimizer([torch.ones(1, requires_grad=True)], section(fused=fused), device)
+def test_fused_kernel_choice(kind, fused, device, expected):
+    optimizer = build_optimizer([torch.ones(1, requires_grad=True)], section(type=kind, fused=fused), device)
     assert optimizer.param_groups[0]["fused"] is (True if expected else None)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from runtime import distributed
 from runtime.distributed import DistEnv
+from tests.processes import free_port
 from training.parallel import check_parallel, no_sync, unwrap, wrap
 
 ALONE = DistEnv(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="none")
@@ -84,10 +84,7 @@ def train_one_rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_ranks_have_the_gradients_of_the_joint_batch(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(train_one_rank, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(train_one_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
     alone = build(seed=0)
     output = alone(BATCH_NC)

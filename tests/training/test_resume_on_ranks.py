@@ -15,8 +15,7 @@ import torch
 
 from data.order import TrainOrder
 from runtime import distributed
-from tests.processes import start_processes
-from tests.training.test_checkpoint_ranks import free_port
+from tests.processes import free_port, start_processes
 from tests.training.tiny_runs import (
     metrics_without_time,
     only_run,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import free_port
 from tests.training.tiny_runs import (
     GAN,
     checkpoint_tensors,
@@ -173,12 +173,6 @@ def test_codebooks_were_restarted_and_moved(ranks, tmp_path):
     weight = "model/quantizer.codebooks.0.weight"
     moved = (rank_tensors(ranks / "deferred", 0)[weight] - early[weight]).abs().amax(dim=1)
     assert (moved > 1e-3).sum() > len(moved) // 2
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.mark.parametrize(

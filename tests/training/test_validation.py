@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from data import DatasetConfig, build_dataset, eval_loader
 from rqtransformer import RQTransformer, RQTransformerConfig
 from rqvae import RQVAE, RQVAEConfig
 from runtime import distributed
+from tests.processes import free_port
 from training.precision import Precision
 from training.validation import CodeCounts, validate_stage1, validate_stage2
 
@@ -99,10 +99,7 @@ def validate_one_rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_ranks_equal_one_even_if_one_has_no_image(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(validate_one_rank, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(validate_one_rank, args=(free_port(), str(tmp_path)), nprocs=2)
     alone = [both_stages(limit=limit) for limit in (1, 7)]
     for rank in range(2):
         for ours, theirs in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, strict=True):
