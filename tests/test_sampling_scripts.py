@@ -113,6 +113,7 @@ def test_other_settings_give_other_images(sampled, monkeypatch, checkpoints, cac
     assert (png_images(only_run(tmp_path / "d")) != png_images(sampled)).any()
 
 
+@pytest.mark.slow
 def test_rejection_keeps_the_clearest_on_any_number_of_processes(sampled, monkeypatch, checkpoints, cache, tmp_path):
     torch.manual_seed(0)
     torch.save(models.squeezenet1_1(num_classes=10).state_dict(), tmp_path / "judge.pth")

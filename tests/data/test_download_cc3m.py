@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import json
@@ -38,19 +39,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.asked[self.path] += 1
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._answer(self.path.split("?")[0], server.asked[self.path])
+
+    def _wait(self):
+        """Counts who waits at once; over before the answer, after which the asker may be back at any moment."""
+        server = self.server
+        with server.lock:
             server.active += 1
             server.most = max(server.most, server.active)
-        try:
-            self._answer(self.path.split("?")[0], server.asked[self.path])
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        finally:
-            with server.lock:
-                server.active -= 1
+        time.sleep(0.1)
+        with server.lock:
+            server.active -= 1
 
     def _answer(self, path, time_asked):
         if path.startswith("/slow"):
-            time.sleep(0.1)
+            self._wait()
         if path.startswith("/status/"):
             return self._send(int(path.split("/")[2]), b"")
         if path == "/flaky" and time_asked == 1:

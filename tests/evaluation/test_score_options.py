@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from evaluation.feature_bank import FeatureBank
 from evaluation.frechet import frechet_between
@@ -17,6 +15,7 @@ from evaluation.scores import metric_value, score_images
 from evaluation.statistics import statistics_of
 from runtime import distributed
 from tests.evaluation.pixel_features import PixelFeatures
+from tests.processes import free_port, start_processes
 
 NUM = 61
 KID = KernelSettings(subsets=4, subset_size=20, seed=1)
@@ -109,25 +108,21 @@ def test_ranks_and_batches_change_nothing(run_ranks, whole, world_size, batch_si
         assert line["num_images"] == NUM
 
 
-def _join(rank, port, results):
+def _join(rank, port, folder):
     import os
 
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     distributed.initialize(60, "gloo", device="cpu")
-    results[rank] = json.dumps(rank_line(rank, distributed.all_reduce_sum_, 2, 7))
+    line = rank_line(rank, distributed.all_reduce_sum_, 2, 7)
+    (folder / f"{rank}.json").write_text(json.dumps(line))
     distributed.shutdown()
 
 
-def test_two_processes_with_gloo(whole):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with mp.get_context("spawn").Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_join, args=(port, results), nprocs=2)
-        lines = [json.loads(results[rank]) for rank in range(2)]
+def test_two_processes_with_gloo(whole, tmp_path):
+    start_processes(_join, free_port(), tmp_path)
+    lines = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for line in lines:
         assert line["metrics"] == pytest.approx(whole["metrics"], rel=1e-9)
     assert lines[0]["metrics"] == lines[1]["metrics"]

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.rundir import new_run_dir
-from tests.processes import free_port
+from tests.processes import free_port, start_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -112,7 +111,7 @@ def use_every_collective(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_agree(tmp_path):
-    mp.spawn(use_every_collective, args=(free_port(), str(tmp_path)), nprocs=2)
+    start_processes(use_every_collective, free_port(), str(tmp_path))
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first.pop("env") == [0, 2, "gloo", True, True]
     assert second.pop("env") == [1, 2, "gloo", False, True]

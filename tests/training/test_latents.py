@@ -198,6 +198,7 @@ def test_other_tokenizers_and_stage_1_are_refused(tokenizer, exact, tmp_path):
         run(tmp_path, "none", tokenizer, from_latents(copy))
 
 
+@pytest.mark.slow
 def test_scores_while_training_use_the_images(tokenizer, exact, tmp_path):
     score = {"experiment.score": {"every_steps": 5, "num_images": 16, "features": "classifier",
                                   "features_cache": str(tmp_path / "cache")}}

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from runtime import distributed
 from runtime.distributed import DistEnv
-from tests.processes import free_port
+from tests.processes import free_port, start_processes
 from training.parallel import check_parallel, no_sync, unwrap, wrap
 
 ALONE = DistEnv(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="none")
@@ -84,7 +83,7 @@ def train_one_rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_ranks_have_the_gradients_of_the_joint_batch(tmp_path):
-    mp.spawn(train_one_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    start_processes(train_one_rank, free_port(), str(tmp_path))
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
     alone = build(seed=0)
     output = alone(BATCH_NC)

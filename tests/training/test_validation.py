@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from data import DatasetConfig, build_dataset, eval_loader
 from rqtransformer import RQTransformer, RQTransformerConfig
 from rqvae import RQVAE, RQVAEConfig
 from runtime import distributed
-from tests.processes import free_port
+from tests.processes import free_port, start_processes
 from training.precision import Precision
 from training.validation import CodeCounts, validate_stage1, validate_stage2
 
@@ -99,7 +98,7 @@ def validate_one_rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_ranks_equal_one_even_if_one_has_no_image(tmp_path):
-    mp.spawn(validate_one_rank, args=(free_port(), str(tmp_path)), nprocs=2)
+    start_processes(validate_one_rank, free_port(), str(tmp_path))
     alone = [both_stages(limit=limit) for limit in (1, 7)]
     for rank in range(2):
         for ours, theirs in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, strict=True):
