@@ -362,7 +362,7 @@ def _find_weights(path: Path, epoch: float) -> Path:
 
 
 def use_device(env: DistEnv) -> None:
-    """Switches of PyTorch that all training and extraction share."""
+    """Switches of PyTorch, and of the allocator below it, that all training and extraction share."""
     if env.device.type == "cpu":
         keep_freed_memory()
     if env.device.type == "cuda":
