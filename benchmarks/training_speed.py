@@ -9,7 +9,8 @@ and products take turns of the same length. On a CPU, in fp32:
 - stage 2: body 8, head 4 layers, width 256, stochastic soft targets from 64x64 images, batch 16.
 
 With `--device cuda`: the published ImageNet RQ-VAE with GAN and LPIPS (random VGG weights) in fp32, and in bf16 with
-channels_last and torch.compile; and the 1.4B stage-2 step in bf16. A table, then one JSON line.
+channels_last and torch.compile; and the 1.4B stage-2 step in bf16. The device is set up as for training, so that fp32
+products on it are TF32. A table, then one JSON line.
 `python -m benchmarks.training_speed [--threads N] [--rounds N] [--cpu-time] [--device cuda]`
 """
 

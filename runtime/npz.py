@@ -21,7 +21,7 @@ import numpy as np
 from runtime.atomic import flush_to_disk
 from runtime.errors import UserError, one_line
 
-_READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError, NotImplementedError)
+_READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal arrays make equal files
 
 

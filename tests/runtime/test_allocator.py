@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import subprocess
 import sys
@@ -11,8 +12,8 @@ import pytest
 PROGRAM = """
 import resource, sys, torch
 from runtime.allocator import keep_freed_memory
-if sys.argv[1] == "keep" and not keep_freed_memory():
-    raise SystemExit(3)
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
@@ -25,14 +26,13 @@ print(faults())
 
 def page_faults(mode: str) -> int:
     done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True)
-    if done.returncode == 3:
-        pytest.skip("another C library's allocator")
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="these are settings of glibc's allocator")
 def test_memory_is_used_again():
     pages = 5 * 3 * 40_000_000 // resource.getpagesize()
     by_default, kept = page_faults("default"), page_faults("keep")
     assert kept < pages / 50
-    assert kept < by_default
+    assert by_default > 10 * kept
