@@ -21,8 +21,8 @@ demo: $(STAMP)
 demo-text: $(STAMP)
 	$(BIN)/python -m demo.text
 
-# Coverage is asked of the two libraries' own tests; counting lines in all others would take minutes.
-LIBRARIES := rqvae rqtransformer
+# Coverage is asked of the libraries' own tests; counting lines in all others would take minutes.
+LIBRARIES := rqstack rqvae rqtransformer
 test: lint
 	$(PYTEST) $(LIBRARIES:%=tests/%) $(LIBRARIES:%=--cov=%) --cov-report=term --cov-fail-under=90
 	$(PYTEST) $(LIBRARIES:%=--ignore=tests/%)

@@ -20,16 +20,15 @@ from typing import Any, Optional
 
 from torch import Tensor
 
-from evaluation.class_scores import classification_accuracy_score
-from evaluation.clip_score import ClipScore
-from evaluation.image_source import ImageSource, open_source
+from evaluation.metrics.class_scores import classification_accuracy_score
+from evaluation.metrics.clip_score import ClipScore
 from evaluation.report import ImageSet, write_report
 from evaluation.scores import score_images
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.config import load_config
 from runtime.errors import UserError, exit_on_user_error
-from training.clip_scoring import (
+from scoring.clip_scoring import (
     CLIP_METRIC,
     add_clip_flags,
     add_clip_score,
@@ -38,9 +37,10 @@ from training.clip_scoring import (
     saved_captions,
     with_captions,
 )
-from training.comparison import Comparison, ComparisonConfig
-from training.metric_set import DEFAULT_METRICS, METRICS, MetricSet
-from training.scoring import add_scoring_flags, file_part, reference_facts, write_result
+from scoring.comparison import Comparison, ComparisonConfig
+from scoring.image_source import ImageSource, open_source
+from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
+from scoring.scoring_data import add_scoring_flags, file_part, reference_facts, write_result
 
 PLAIN_WORDS = ("fake_path", "ref_dataset", "metrics", "ref_split")
 RUN_FACTS = ("seed", "sampling", "checkpoint", "tokenizer", "dataset")

@@ -12,8 +12,8 @@ from rqvae import load_rqvae
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.errors import UserError, exit_on_user_error
-from training.reconstruction_scores import find_perceptual, score_reconstructions
-from training.scoring import (
+from scoring.reconstruction_scores import find_perceptual, score_reconstructions
+from scoring.scoring_data import (
     ScoringData,
     add_scoring_flags,
     config_beside,
@@ -22,8 +22,8 @@ from training.scoring import (
     split_name,
     write_result,
 )
-from training.snapshot import resolve_checkpoint, weights_digest
-from training.stage1 import Stage1Config
+from training.checkpoints.snapshots import resolve_checkpoint, weights_digest
+from training.stages.stage1 import Stage1Config
 
 
 def parse() -> argparse.Namespace:

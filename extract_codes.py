@@ -11,15 +11,15 @@ from pathlib import Path
 
 from data import build_dataset
 from data.config import SPLITS
-from data.shard_manifest import dataset_settings
+from data.shards.shard_manifest import dataset_settings
 from rqvae import load_rqvae
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.errors import UserError, exit_on_user_error
-from training.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor, dataset_section
-from training.data_checks import check_images, check_resolution, unreadable_images
-from training.launch import use_device
-from training.snapshot import resolve_checkpoint, weights_digest
+from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor, dataset_section
+from training.checkpoints.snapshots import resolve_checkpoint, weights_digest
+from training.launch.data_checks import check_images, check_resolution, unreadable_images
+from training.launch.session import use_device
 
 
 def parse() -> argparse.Namespace:

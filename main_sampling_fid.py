@@ -11,17 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluation.class_judge import OWN_CLASSIFIER, build_judge
+from evaluation.networks.class_judge import OWN_CLASSIFIER, build_judge
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.errors import UserError, exit_on_user_error
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
-from training.metric_set import DEFAULT_METRICS, METRICS, MetricSet
-from training.rejection import RejectionPlan, RejectionSampler
-from training.sample_files import save_images
-from training.sample_scores import check_reference, count_samples, score_samples
-from training.sampling import (
+from sampling.image_files import save_images
+from sampling.rejection import RejectionPlan, RejectionSampler
+from sampling.sampler import (
     ClassConditions,
     Sampler,
     add_sampling_flags,
@@ -31,9 +29,11 @@ from training.sampling import (
     sampling_facts,
     save_grid,
 )
-from training.scoring import ScoringData, add_scoring_flags, config_beside, write_result
-from training.snapshot import resolve_checkpoint
-from training.stage2 import Stage2Config
+from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
+from scoring.sample_scores import check_reference, count_samples, score_samples
+from scoring.scoring_data import ScoringData, add_scoring_flags, config_beside, write_result
+from training.checkpoints.snapshots import resolve_checkpoint
+from training.stages.stage2 import Stage2Config
 
 SAMPLE_METRICS = tuple(name for name in METRICS if name not in ("cas", "clip"))
 

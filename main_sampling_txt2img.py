@@ -16,18 +16,17 @@ from typing import Any
 
 from torch import Tensor
 
-from evaluation.clip_features import ClipFeatures
-from evaluation.clip_score import CaptionJudge, ClipScore
-from evaluation.features import FeatureExtractor
+from evaluation.metrics.clip_score import CaptionJudge, ClipScore
+from evaluation.networks.clip_features import ClipFeatures
+from evaluation.networks.feature_networks import FeatureExtractor
 from rqtransformer import RQTransformer
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.errors import UserError, exit_on_user_error
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
-from training.clip_scoring import CLIP_METRIC, add_clip_flags, add_clip_score, line_without_reference, load_clip
-from training.metric_set import METRICS, MetricSet
-from training.prompts import (
+from sampling.image_files import save_images
+from sampling.prompts import (
     Prompts,
     caption_file,
     dataset_named,
@@ -36,10 +35,8 @@ from training.prompts import (
     read_caption_file,
     tokenize,
 )
-from training.rejection import RejectionPlan, RejectionSampler
-from training.sample_files import save_images
-from training.sample_scores import check_reference, count_samples, score_samples
-from training.sampling import (
+from sampling.rejection import RejectionPlan, RejectionSampler
+from sampling.sampler import (
     GRID_COLUMNS,
     GRID_IMAGES,
     Sampler,
@@ -50,9 +47,12 @@ from training.sampling import (
     sampling_facts,
     save_grid,
 )
-from training.scoring import ScoringData, add_scoring_flags, config_beside, write_result
-from training.snapshot import resolve_checkpoint, weights_digest
-from training.stage2 import Stage2Config
+from scoring.clip_scoring import CLIP_METRIC, add_clip_flags, add_clip_score, line_without_reference, load_clip
+from scoring.metric_set import METRICS, MetricSet
+from scoring.sample_scores import check_reference, count_samples, score_samples
+from scoring.scoring_data import ScoringData, add_scoring_flags, config_beside, write_result
+from training.checkpoints.snapshots import resolve_checkpoint, weights_digest
+from training.stages.stage2 import Stage2Config
 
 TEXT_METRICS = tuple(name for name in METRICS if name not in ("cas", "class-fid", "accuracy"))
 

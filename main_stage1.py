@@ -1,7 +1,7 @@
 """Trains stage 1, the RQ-VAE: `python main_stage1.py -m CONFIG.yaml -r RESULTS [key=value ...]`."""
 
-from training.launch import launch, training_parser
-from training.stage1 import Stage1, Stage1Config
+from training.launch.session import launch, training_parser
+from training.stages.stage1 import Stage1, Stage1Config
 
 if __name__ == "__main__":
     launch(Stage1Config, Stage1, training_parser("Train the RQ-VAE (stage 1).").parse_args())

@@ -2,8 +2,8 @@
 
 import argparse
 
-from training.launch import launch, training_parser
-from training.stage2 import Stage2, Stage2Config
+from training.launch.session import launch, training_parser
+from training.stages.stage2 import Stage2, Stage2Config
 
 
 def use_vqvae(config: Stage2Config, args: argparse.Namespace) -> None:

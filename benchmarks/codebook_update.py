@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from runtime.runlog import METRICS_FILE, read_metrics
-from training.launch import Session, training_parser
-from training.stage1 import Stage1, Stage1Config
+from training.launch.session import Session, training_parser
+from training.stages.stage1 import Stage1, Stage1Config
 
 CONFIG = "configs/demo/stage1/digits.yaml"
 # 16x16 pixels, and one codebook for all depths as in every published model

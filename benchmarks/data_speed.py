@@ -34,15 +34,15 @@ from torchvision.transforms.v2 import functional as F
 
 from benchmarks.latent_training import write_images
 from data import DatasetConfig, build_dataset
-from data.files import decode_rgb
+from data.images.file_dataset import decode_rgb
+from data.images.transforms import Pipeline
 from data.prepare import pack
 from data.roots import find_root
-from data.shard_manifest import dataset_settings
-from data.transforms import Pipeline
+from data.shards.shard_manifest import dataset_settings
 from runtime.atomic import write_text_atomically
 from runtime.runlog import read_metrics
-from training.launch import Session, training_parser
-from training.stage1 import Stage1, Stage1Config
+from training.launch.session import Session, training_parser
+from training.stages.stage1 import Stage1, Stage1Config
 
 CASES = ("decode", "fashion-mnist", "shards")
 LIMIT = 0.05  # of the time of a run

@@ -29,8 +29,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evaluation.frechet import frechet_distance
-from evaluation.inception import INPUT_SIZE, InceptionFeatures, fid_inception_network
+from evaluation.metrics.frechet import frechet_distance
+from evaluation.networks.inception import INPUT_SIZE, InceptionFeatures, fid_inception_network
 from evaluation.statistics import statistics_of
 
 NUM_FEATURES, DIM, FEATURE_BATCH = 50_000, 2048, 250

@@ -27,16 +27,16 @@ from PIL import Image
 
 from data import DatasetConfig, TrainLoader, build_dataset
 from data.prepare import pack
-from data.shard_manifest import dataset_settings
+from data.shards.shard_manifest import dataset_settings
 from rqvae import RQVAE
 from runtime.atomic import write_text_atomically
 from runtime.config import load_config
 from runtime.distributed import DistEnv
-from training.code_extraction import ExtractionSettings, Extractor
+from sampling.code_extraction import ExtractionSettings, Extractor
+from training.checkpoints.snapshots import save_snapshot, weights_digest
 from training.experiment import plan_batches
-from training.snapshot import save_snapshot, weights_digest
-from training.stage1 import Stage1Config
-from training.stage2 import Stage2, Stage2Config
+from training.stages.stage1 import Stage1Config
+from training.stages.stage2 import Stage2, Stage2Config
 
 STAGE1 = Path("configs/imagenet256/stage1/in256-rqvae-8x8x4.yaml")
 STAGE2: dict[str, Any] = {

@@ -27,8 +27,8 @@ from benchmarks.bar_chart import draw_bars
 from benchmarks.comparison_methods import METHODS, NUM_CODES, RESOLUTION, Method, config_of
 from data import DatasetConfig, ImageDataset, build_dataset
 from data.dataset import to_float_batch
+from rqstack.quantizers.usage import CodeUsage
 from rqvae import RQVAE
-from rqvae.quantizers.usage import CodeUsage
 from runtime.errors import exit_on_user_error
 
 DATASETS = {"digits": "digits", "fashion_mnist": "fashion-mnist"}

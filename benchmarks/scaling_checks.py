@@ -25,13 +25,13 @@ from rqtransformer import RQTransformer, RQTransformerConfig
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
 from runtime import distributed
 from runtime.distributed import DistEnv
-from training.ema import EMA
+from runtime.precision import Precision
 from training.experiment import BatchPlan, ExperimentConfig, plan_batches
-from training.optimizer import OptimizerConfig
-from training.parallel import local, no_sync
-from training.precision import Precision
-from training.transformer import build_transformer
-from training.update import ScaledUpdate, build_update
+from training.optimization.ema import EMA
+from training.optimization.optimizer import OptimizerConfig
+from training.optimization.parallel import local, no_sync
+from training.optimization.update import ScaledUpdate, build_update
+from training.stages.transformer_building import build_transformer
 
 CODES, CODE_DIM, BATCH, ACCUMULATION = 80, 24, 4, 2
 GEMM_SIZE = 768

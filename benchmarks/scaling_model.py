@@ -23,8 +23,8 @@ from rqtransformer import RQTransformerConfig
 from rqvae import RQVAE
 from runtime.config import load_config
 from runtime.errors import exit_on_user_error
-from training.stage1 import Stage1Config
-from training.stage2 import Stage2Config
+from training.stages.stage1 import Stage1Config
+from training.stages.stage2 import Stage2Config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "imagenet256"
 MODELS = ("480M", "800M", "1400M", "3800M")

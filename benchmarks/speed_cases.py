@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rqvae.quantizers import (
+from rqstack.quantizers import (
     FiniteScalarQuantizer,
     LookupFreeQuantizer,
     Quantizer,
@@ -17,7 +17,7 @@ from rqvae.quantizers import (
     residual_fsq,
     residual_lfq,
 )
-from rqvae.quantizers.residual_vector import ResidualVectorQuantizer
+from rqstack.quantizers.methods.residual_vector import ResidualVectorQuantizer
 
 LEVELS = [8, 5, 5, 5]
 

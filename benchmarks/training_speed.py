@@ -33,11 +33,11 @@ from torchvision.models import vgg16
 from measure_throughput.roofline import GEMM_SIZES, synchronize
 from runtime.config import load_config
 from runtime.distributed import DistEnv
+from training.checkpoints.snapshots import save_snapshot
 from training.experiment import plan_batches
-from training.launch import use_device
-from training.snapshot import save_snapshot
-from training.stage1 import Stage1, Stage1Config
-from training.stage2 import Stage2, Stage2Config
+from training.launch.session import use_device
+from training.stages.stage1 import Stage1, Stage1Config
+from training.stages.stage2 import Stage2, Stage2Config
 
 IMAGENET_STAGE1 = Path("configs/imagenet256/stage1/in256-rqvae-8x8x4.yaml")
 IMAGENET_STAGE2 = Path("configs/imagenet256/stage2/in256-rqtransformer-8x8x4-1400M.yaml")

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data.binary import build_cifar10, build_fashion_mnist
-from data.caption_files import build_caption_folder
-from data.cc3m import build_cc3m
-from data.coco import build_coco
+from data.captions.caption_folder import build_caption_folder
+from data.captions.cc3m import build_cc3m
+from data.captions.coco import build_coco
+from data.captions.synthetic_pairs import build_synthetic_pairs
+from data.captions.synthetic_shapes import build_synthetic
 from data.config import SPLITS, DatasetConfig
 from data.dataset import ImageDataset
-from data.digits import build_digits
-from data.folders import build_ffhq, build_folder, build_imagenet
-from data.latents import build_latents
-from data.lsun import build_lsun
-from data.shards import build_shards
-from data.synthetic import build_synthetic
-from data.synthetic_pairs import build_synthetic_pairs
+from data.images.binary_formats import build_cifar10, build_fashion_mnist
+from data.images.digits import build_digits
+from data.images.image_folders import build_ffhq, build_folder, build_imagenet
+from data.images.lsun import build_lsun
+from data.shards.cached_latents import build_latents
+from data.shards.shard_dataset import build_shards
 
 _BUILDERS: dict[str, Callable[[DatasetConfig, str, int], ImageDataset]] = {
     "digits": build_digits,

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.caption_tokenizer import CaptionTokenizer
 from data.noise import permutation
 from data.order import Groups
+from data.tokenizers.caption_tokenizer import CaptionTokenizer
 
 VAL_FRACTION = 0.1  # held out where a data set has no validation split, unless the config says otherwise
 Item = int | tuple[int, int]

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.captions.url_fetching import PASSING, SCHEMES, FetchFailed, Limits, build_opener, fetch_image
 from data.config import SPLITS
-from data.url_fetching import PASSING, SCHEMES, FetchFailed, Limits, build_opener, fetch_image
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error, one_line

@@ -2,7 +2,7 @@
 
 A batch is a dict of stacked tensors: `image` float32 (B, 3, H, W) in [-1, 1], `label` and `index` int64 (B,), and
 `cond` int64 (B, L) where images have captions. Images travel as uint8 between processes and to the device, and
-become float32 there; cached latents (data/latents.py) travel as they are stored. Axes: B batch.
+become float32 there; cached latents (data/shards/cached_latents.py) travel as they are stored. Axes: B batch.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ from tqdm import tqdm
 from data.build import build_dataset
 from data.config import DATASET_TYPES, SPLITS, DatasetConfig
 from data.dataset import ImageDataset
-from data.files import UNREADABLE, ReplacingDataset, decode_rgb
-from data.latents import LatentDataset
-from data.shard_manifest import IMAGES, begin, dataset_settings, finish, shard_name, verify
-from data.shard_writer import finished_shard, sample_key, write_shard
+from data.images.file_dataset import UNREADABLE, ReplacingDataset, decode_rgb
+from data.shards.cached_latents import LatentDataset
+from data.shards.shard_manifest import IMAGES, begin, dataset_settings, finish, shard_name, verify
+from data.shards.shard_writer import finished_shard, sample_key, write_shard
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
 from runtime.errors import EXIT_CODE, UserError, exit_on_user_error, one_line

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.features import build_features
-from evaluation.frechet import frechet_between
+from evaluation.metrics.frechet import frechet_between
+from evaluation.networks.feature_networks import build_features
 from evaluation.protocol import to_uint8
 from evaluation.scores import metric_value, score_images
+from rqstack.quantizers.usage import code_histogram
 from rqvae import RQVAE, load_rqvae
-from rqvae.quantizers.usage import code_histogram
 from runtime.distributed import DistEnv
 from runtime.runlog import METRICS_FILE, read_metrics
 from runtime.seeding import generator
-from training.scoring import ScoringData, config_beside, reconstructed
-from training.snapshot import find_latest_snapshot
-from training.stage1 import Stage1Config
+from scoring.scoring_data import ScoringData, config_beside, reconstructed
+from training.checkpoints.snapshots import find_latest_snapshot
+from training.stages.stage1 import Stage1Config
 
 BATCH_SIZE = 200
 

@@ -1,6 +1,6 @@
 """Scores that mean one thing: protocol, features, streaming statistics, FID, IS, recognition accuracy.
 
 The package sees tensors and iterables of tensors, never a model of ours or a data set. Import the module you need:
-`evaluation.protocol`, `evaluation.statistics`, `evaluation.frechet`, `evaluation.inception_score`,
-`evaluation.features` (`inception`, `classifier`), `evaluation.scores`.
+`evaluation.protocol`, `evaluation.statistics`, `evaluation.metrics.frechet`, `evaluation.metrics.inception_score`,
+`evaluation.networks.feature_networks` (`inception`, `classifier`), `evaluation.scores`.
 """

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.manifold import ManifoldSettings, overlap
-from evaluation.neighbours import Closeness, Neighbours, closeness, nearest_neighbours, spread, take_images
+from evaluation.metrics.manifold import ManifoldSettings, overlap
+from evaluation.metrics.neighbours import Closeness, Neighbours, closeness, nearest_neighbours, spread, take_images
 from runtime.atomic import write_text_atomically
 
 Batches = Callable[[], Iterable[Mapping[str, Tensor]]]

@@ -1,6 +1,6 @@
 """From batches of uint8 images to one result line: every score asked for in one pass over exactly N images.
 
-The images go through the feature network once; every score is a small accumulator (`evaluation.accumulators`), or is
+The images go through the feature network once; every score is a small accumulator (`metrics.accumulators`), or is
 taken at the end on a bank of all features. Axes: B batch, C channels, H W image, F features, N images.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.accumulators import (
+from evaluation.metrics.accumulators import (
     Accumulator,
     BankFeeder,
     FrechetScores,
@@ -23,11 +23,11 @@ from evaluation.accumulators import (
     ScoredBatch,
     SpatialFrechetScores,
 )
-from evaluation.class_scores import ClassFrechetScores, ClassMoments, count_images
-from evaluation.feature_bank import FeatureBank
-from evaluation.features import FeatureExtractor
-from evaluation.kid import KernelScores, KernelSettings
-from evaluation.manifold import ManifoldScores, ManifoldSettings
+from evaluation.metrics.class_scores import ClassFrechetScores, ClassMoments, count_images
+from evaluation.metrics.feature_bank import FeatureBank
+from evaluation.metrics.kid import KernelScores, KernelSettings
+from evaluation.metrics.manifold import ManifoldScores, ManifoldSettings
+from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.protocol import shard_indices
 from evaluation.statistics import Gaussian, Reduce, no_reduce
 

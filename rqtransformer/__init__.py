@@ -3,8 +3,8 @@
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.decoding import sample, sample_stream
 from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
-from rqtransformer.images import decode_in_batches
 from rqtransformer.model import RQTransformer
+from rqtransformer.pixel_decoding import decode_in_batches
 from rqtransformer.pretrained import load_rqtransformer
 
 __all__ = [

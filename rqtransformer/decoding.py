@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rqtransformer import native
+from rqtransformer.cuda_graph import StepGraph
 from rqtransformer.embedding import ImageTokenizer
-from rqtransformer.graphs import StepGraph
 from rqtransformer.logits import guide, uniform_noise
 from rqtransformer.model import RQTransformer
 from rqtransformer.native import HeadParts, NativePosition, NativeStack
-from rqtransformer.request import Guidance, SamplingRequest, check_request
+from rqtransformer.sampling_request import Guidance, SamplingRequest, check_request
 from rqtransformer.truncation import draw_truncated
 
 

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqstack.hub import PretrainedMixin
 from rqtransformer.attention import TransformerStack
 from rqtransformer.checkpoint_files import load_checkpoint
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
-from rqtransformer.hub import PretrainedMixin
 from rqtransformer.packing import PackedLinear, PackedSlot, WeightFormat
 
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import nn
 from yaml import YAMLError
 
+from rqvae.bottleneck import build_quantizer
 from rqvae.config import RQVAEConfig
-from rqvae.quantizers import build_quantizer
 
 Tensors = dict[str, torch.Tensor]
 Model = TypeVar("Model", bound=nn.Module)

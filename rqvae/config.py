@@ -13,7 +13,7 @@ from typing import Any, get_args
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rqvae.bottlenecks import BOTTLENECK_OPTIONS, SIZE_PER_DEPTH
+from rqvae.bottleneck_options import BOTTLENECK_OPTIONS, SIZE_PER_DEPTH
 
 BOTTLENECKS = ("rq", "none", *BOTTLENECK_OPTIONS)
 LOSS_TYPES = ("mse", "l1")
@@ -47,8 +47,8 @@ class QuantizerHParams:
 
     latent_shape: [H, W, E] of the encoder's output. code_shape: [h, w, D]; a code grid smaller than the latent grid
     joins neighbouring latent vectors. codebook_update: 'per_depth' (published) or 'deferred' (once per optimizer step).
-    bottleneck: options of a `bottleneck_type` other than 'rq' and 'none', see `rqvae.bottlenecks`; n_embed may be left
-    out where the options give the codebook size.
+    bottleneck: options of a `bottleneck_type` other than 'rq' and 'none', see `bottleneck_options`; n_embed may be
+    left out where the options give the codebook size.
     """
 
     bottleneck_type: str = "rq"

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rqstack.hub import PretrainedMixin
+from rqstack.quantizers import EMACodebook, QuantizerOutput
+from rqvae.bottleneck import build_quantizer
 from rqvae.checkpoint_files import load_checkpoint
 from rqvae.config import RQVAEConfig
 from rqvae.encoder_decoder import Decoder, Encoder
-from rqvae.hub import PretrainedMixin
-from rqvae.quantizers import EMACodebook, QuantizerOutput, build_quantizer
 
 
 class RQVAEOutput(NamedTuple):
@@ -30,7 +31,7 @@ class RQVAEOutput(NamedTuple):
 
 
 class RQVAE(PretrainedMixin, nn.Module):
-    """Encoder, residual quantizer, decoder; `from_pretrained`, `save_pretrained`, `push_to_hub` are `rqvae.hub`'s.
+    """Encoder, residual quantizer, decoder; `from_pretrained`, `save_pretrained`, `push_to_hub` are `rqstack.hub`'s.
 
     Images are (B, C, R, R) in [-1, 1], latents channels-last, codes int64 (B, h, w, D). Raises ValueError for a config
     whose values do not fit together and for images whose size the encoder cannot halve often enough.

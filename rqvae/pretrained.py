@@ -1,6 +1,6 @@
 """A checkpoint on disk -> an RQVAE, and its tensors in the published layout.
 
-What checkpoints look like is in `rqvae.checkpoint_files`; models from a hub, and saving, in `rqvae.hub`.
+What checkpoints look like is in `rqvae.checkpoint_files`; models from a hub, and saving, in `rqstack.hub`.
 """
 
 from __future__ import annotations

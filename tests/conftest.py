@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -34,3 +37,21 @@ def golden_keys() -> dict:
 def _fixed_torch_seed() -> None:
     """A test's random inputs do not depend on which tests ran before it in the same process."""
     torch.manual_seed(0)
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> Callable:
+    """`command("evaluation.networks", "where")`: what `python -m` gives: exit code, stdout, stderr."""
+
+    def run(module: str, *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*found in sys.modules.*")  # it runs as a second copy
+                runpy.run_module(module, run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        return (code, *capsys.readouterr())
+
+    return run

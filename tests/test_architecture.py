@@ -19,16 +19,19 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 400
 FORBIDDEN_FILES = {"utils.py", "helpers.py", "misc.py", "common.py"}
 
-LIBRARY = {"rqvae", "rqtransformer"}
+LIBRARY = {"rqstack", "rqvae", "rqtransformer"}
 MIDDLE = LIBRARY | {"data", "evaluation"}
-BELOW_SCRIPTS = MIDDLE | {"training", "runtime"}
+BELOW_SCRIPTS = MIDDLE | {"sampling", "scoring", "training", "runtime"}
 MAY_IMPORT = {
     "runtime": set(),
-    "rqvae": set(),
-    "rqtransformer": set(),
+    "rqstack": set(),
+    "rqvae": {"rqstack"},
+    "rqtransformer": {"rqstack"},
     "data": {"runtime"},
-    "evaluation": {"runtime"},
-    "training": MIDDLE | {"runtime"},
+    "evaluation": {"runtime", "scoring"},
+    "sampling": BELOW_SCRIPTS,
+    "scoring": BELOW_SCRIPTS,
+    "training": BELOW_SCRIPTS,
     "measure_throughput": BELOW_SCRIPTS,
     "benchmarks": BELOW_SCRIPTS | {"measure_throughput"},
     "demo": BELOW_SCRIPTS,
@@ -37,20 +40,20 @@ PRODUCT_FOLDERS = tuple(MAY_IMPORT)
 
 LIBRARY_DEPENDENCIES = {"torch", "safetensors", "omegaconf", "einops", "yaml"}  # yaml: omegaconf's own
 LOSS_DEPENDENCIES = {"lpips", "torchvision"}
-KERNEL_FILE, KERNEL_DEPENDENCIES = "rqvae/quantizers/triton_nearest.py", {"triton"}
-HUB_FILES, HUB_DEPENDENCIES = {"rqvae/hub.py", "rqtransformer/hub.py"}, {"huggingface_hub"}
+KERNEL_FILE, KERNEL_DEPENDENCIES = "rqstack/quantizers/arithmetic/nearest_triton.py", {"triton"}
+HUB_FILES, HUB_DEPENDENCIES = {"rqstack/hub.py"}, {"huggingface_hub"}
 # Back to the published format, which is a torch.save file: only `convert --to published` does it.
 PUBLISHED_WRITER = "rqtransformer/pretrained/published_file.py"
 
 TORCH_DISTRIBUTED = {
     "runtime/distributed.py": ("torch.distributed",),
-    "rqvae/quantizers/sync.py": ("torch.distributed",),
-    "training/parallel.py": (
+    "rqstack/quantizers/arithmetic/sync.py": ("torch.distributed",),
+    "training/optimization/parallel.py": (
         "torch.distributed.fsdp", "torch.distributed.device_mesh", "torch.distributed.tensor", "torch.nn.parallel",
     ),
-    "training/checkpoint.py": ("torch.distributed.checkpoint",),
-    "training/checkpoint_index.py": ("torch.distributed.checkpoint",),
-    "training/checkpoint_storage.py": ("torch.distributed.checkpoint",),
+    "training/checkpoints/checkpoint.py": ("torch.distributed.checkpoint",),
+    "training/checkpoints/checkpoint_index.py": ("torch.distributed.checkpoint",),
+    "training/checkpoints/checkpoint_storage.py": ("torch.distributed.checkpoint",),
 }
 DISTRIBUTED_NAMES = ("torch.distributed", "torch.nn.parallel", "torch.utils.data.distributed")
 
@@ -171,7 +174,7 @@ def library_dependencies(root: Path) -> Iterator[str]:
     for source in product_sources(root):
         if source.top not in LIBRARY:
             continue
-        allowed = LIBRARY_DEPENDENCIES | {source.top} | set(sys.stdlib_module_names)
+        allowed = LIBRARY_DEPENDENCIES | {"rqstack", source.top} | set(sys.stdlib_module_names)
         if source.name.startswith("rqvae/losses/"):
             allowed |= LOSS_DEPENDENCIES
         if source.name == KERNEL_FILE:
@@ -290,7 +293,7 @@ VIOLATIONS = [
     ("imports_that_go_up", {"rqvae/a.py": "import runtime.config"}),
     ("imports_that_go_up", {"rqtransformer/a.py": "def f():\n    from rqvae import model"}),
     ("imports_that_go_up", {"data/a.py": "import evaluation"}),
-    ("imports_that_go_up", {"evaluation/a.py": "import importlib\nimportlib.import_module('training.loop')"}),
+    ("imports_that_go_up", {"evaluation/a.py": "import importlib\nimportlib.import_module('training.loop.loop')"}),
     ("imports_that_go_up", {"runtime/a.py": "from data import order"}),
     ("imports_that_go_up", {"training/a.py": "import tests.conftest"}),
     ("imported_entry_scripts", {"main_x.py": "", "demo/a.py": "from main_x import main"}),
@@ -299,7 +302,7 @@ VIOLATIONS = [
     ("distributed_outside_its_files", {"training/a.py": "from torch import distributed"}),
     ("distributed_outside_its_files", {"training/a.py": "import torch\ntorch.distributed.barrier()"}),
     ("distributed_outside_its_files", {"training/a.py": "from torch.nn.parallel import DistributedDataParallel"}),
-    ("distributed_outside_its_files", {"training/parallel.py": "import torch.distributed as dist"}),
+    ("distributed_outside_its_files", {"training/optimization/parallel.py": "import torch.distributed as dist"}),
     ("library_dependencies", {"rqvae/a.py": "def f():\n    import hydra"}),
     ("library_dependencies", {"rqvae/a.py": "import lpips"}),
     ("library_dependencies", {"rqvae/a.py": "import triton"}),
@@ -316,13 +319,13 @@ VIOLATIONS = [
     ("long_files", {"tests/rqvae/test_a.py": "x = 1\n" * (MAX_LINES + 1)}),
 ]
 ALLOWED = {
-    "main_x.py": "import training.loop\nif __name__ == '__main__':\n    print(1)",
-    "training/loop.py": "from rqvae import RQVAE\nfrom runtime import config",
+    "main_x.py": "import training.loop.loop\nif __name__ == '__main__':\n    print(1)",
+    "training/loop/loop.py": "from rqvae import RQVAE\nfrom runtime import config",
     "rqvae/__init__.py": "from rqvae.model import RQVAE",
-    "rqvae/model.py": "import torch\nfrom rqvae.quantizers import sync",
-    "rqvae/quantizers/sync.py": "import torch.distributed as dist",
+    "rqvae/model.py": "import torch\nfrom rqstack.quantizers import sync",
+    "rqstack/quantizers/arithmetic/sync.py": "import torch.distributed as dist",
     "rqvae/losses/perceptual.py": "def f():\n    import lpips",
-    "training/parallel.py": "from torch.nn.parallel import DistributedDataParallel",
+    "training/optimization/parallel.py": "from torch.nn.parallel import DistributedDataParallel",
     "tests/conftest.py": "import os\nos.environ.setdefault('A', '1')",
 }
 

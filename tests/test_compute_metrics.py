@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from data import DatasetConfig, build_dataset
-from evaluation.reference_files import Reference
+from evaluation.references.reference_files import Reference
 from evaluation.statistics import Gaussian
+from scoring.metric_set import MetricSet
 from tests.training.tiny_runs import REPOSITORY, script_environment
-from training.metric_set import MetricSet
 
 COUNT, SIZE = 33, 16
 DATA = ["dataset.num_samples=64"]

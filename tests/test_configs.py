@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import build_dataset, captions, pair_captions
-from data.tokenizer_loading import find_tokenizer
+from data import build_dataset
+from data.captions import pair_grammar, shape_grammar
+from data.tokenizers.tokenizer_loading import find_tokenizer
 from rqtransformer import RQTransformer
 from rqtransformer.model import count_parameters as count_transformer_parameters
 from rqvae import RQVAE
@@ -21,8 +22,8 @@ from rqvae.model import count_parameters
 from runtime.config import load_config
 from tests.golden_files import published_keys
 from training.experiment import plan_batches
-from training.stage1 import Stage1Config
-from training.stage2 import Stage2Config, complete_arch
+from training.stages.stage1 import Stage1Config
+from training.stages.stage2 import Stage2Config, complete_arch
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PUBLISHED = {
@@ -159,8 +160,8 @@ def test_our_stage2_fits_its_stage1(path):
 
 
 GRAMMARS = {
-    "synthetic": (len(captions.caption_vocabulary()), captions.CAPTION_LENGTH),
-    "synthetic-pairs": (len(pair_captions.pair_vocabulary()), pair_captions.CAPTION_LENGTH),
+    "synthetic": (len(shape_grammar.caption_vocabulary()), shape_grammar.CAPTION_LENGTH),
+    "synthetic-pairs": (len(pair_grammar.pair_vocabulary()), pair_grammar.CAPTION_LENGTH),
 }
 
 

@@ -148,7 +148,3 @@ def test_what_cannot_work_is_one_line(hub, monkeypatch, tmp_path):
             call()
         assert "\n" not in str(error.value)
 
-
-def test_the_two_packages_share_one_text():
-    """They may not import each other; what differs between the models is in the models."""
-    assert (ROOT / "rqvae" / "hub.py").read_bytes() == (ROOT / "rqtransformer" / "hub.py").read_bytes()

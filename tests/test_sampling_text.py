@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.tokenizer_loading import load_tokenizer
+from data.tokenizers.tokenizer_loading import load_tokenizer
 from evaluation.protocol import to_uint8
 from rqtransformer import load_rqtransformer, sample
 from rqvae import load_rqvae

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import ImageDataset
-from data.pair_captions import COLOURS, RELATIONS, SHAPES, SIZES, Scene
+from data.captions.pair_grammar import COLOURS, RELATIONS, SHAPES, SIZES, Scene
 from evaluation.protocol import from_uint8
 from runtime.seeding import derive_seed, generator
 

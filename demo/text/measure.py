@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from data import build_dataset
+from data.captions.pair_grammar import Scene, tokenize_pair_caption
+from data.captions.synthetic_pairs import SyntheticPairs
 from data.noise import permutation
-from data.pair_captions import Scene, tokenize_pair_caption
-from data.synthetic_pairs import SyntheticPairs
 from demo.measure import last_validation
 from demo.text.judge import NUM_IMAGES, judge_images, train_judge
 from evaluation.protocol import to_uint8
 from rqtransformer import RQTransformer, decode_in_batches, load_rqtransformer, sample
 from rqtransformer.pretrained import sampling_settings
 from rqvae import RQVAE, load_rqvae
-from training.scoring import config_beside
-from training.snapshot import find_latest_snapshot
-from training.stage2 import Stage2Config
+from scoring.scoring_data import config_beside
+from training.checkpoints.snapshots import find_latest_snapshot
+from training.stages.stage2 import Stage2Config
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 HEADLINE_SCALE = 3.0

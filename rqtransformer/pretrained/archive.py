@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from rqtransformer.pretrained.layout import stage_of
+from rqstack.published_layout import stage_of
 from rqtransformer.pretrained.published_file import Parts, read_published_file
 
 CONFIG_FILE, METADATA_FILE, COMPLETE = "config.yaml", "metadata.json", "COMPLETE"

@@ -19,14 +19,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rqtransformer.pretrained.archive import COMPLETE, CONFIG_FILE, METADATA_FILE, WEIGHT_FILES, Archive, read_archive
-from rqtransformer.pretrained.layout import (
+from rqstack.published_layout import (
     WEIGHT_PARTS,
     ours_from_published,
     published_config,
     published_from_ours,
     without_wrapper,
 )
+from rqtransformer.pretrained.archive import COMPLETE, CONFIG_FILE, METADATA_FILE, WEIGHT_FILES, Archive, read_archive
 from rqtransformer.pretrained.published_file import Parts, write_published_file
 
 FORMATS = ("snapshot", "published")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..quantizers import sync
+from rqstack.quantizers.arithmetic import sync
 
 
 class TermAverage:

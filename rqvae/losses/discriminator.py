@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as add_spectral_norm
 
-from .config import DiscriminatorConfig
-from .normalization import ActNorm, SyncBatchNorm
+from rqvae.losses.config import DiscriminatorConfig
+from rqvae.losses.normalization import ActNorm, SyncBatchNorm
 
 NORM_LAYERS = {"batch": nn.BatchNorm2d, "act": ActNorm, "sync": SyncBatchNorm}
 MAX_WIDTH_FACTOR = 8

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..quantizers import sync
+from rqstack.quantizers.arithmetic import sync
 
 
 class _AllReduceSum(torch.autograd.Function):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import data_speed, latent_training
-from data.binary import read_idx
+from data.images.binary_formats import read_idx
 
 
 def test_decoders_agree_and_are_timed():

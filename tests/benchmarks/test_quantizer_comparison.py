@@ -10,8 +10,7 @@ from PIL import Image
 from benchmarks import quantizer_comparison as comparison
 from benchmarks.bar_chart import draw_bars
 from benchmarks.comparison_methods import METHODS, config_of
-from rqvae.quantizers import build_quantizer
-from rqvae.quantizers.build import QUANTIZERS
+from rqvae.bottleneck import QUANTIZERS, build_quantizer
 
 KEYS = ["benchmark", "dataset", "resolution", "steps", "batch_size", "lr", "seed", "held_out_images", "torch",
         "machine", "threads", "rows"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks import quantizer_speed, speed_cases
 from benchmarks.speed_cases import CASES, Case
-from rqvae.quantizers import FiniteScalarQuantizer, RandomProjectionQuantizer, VectorQuantizer
+from rqstack.quantizers import FiniteScalarQuantizer, RandomProjectionQuantizer, VectorQuantizer
 
 TINY = [
     Case("tiny-vq", 40, 6, lambda: VectorQuantizer(6, 20), {"class": "PeerVQ", "dim": 6}, floor=(1, 6, 20)),

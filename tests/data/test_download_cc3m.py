@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from data import DatasetConfig, build_dataset
+from data.captions.url_fetching import FetchFailed, Limits, build_opener, check_url, fetch_image
 from data.download_cc3m import Download, main, parse, read_url_list
-from data.url_fetching import FetchFailed, Limits, build_opener, check_url, fetch_image
 from runtime.errors import UserError
 
 FAST = Limits(timeout=20, retries=1, backoff=0.01, max_bytes=50_000, max_pixels=1_000_000, resize=16)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from data import DatasetConfig, build_dataset
 from data.export import export_npz, main, parse
-from evaluation.image_source import open_source
 from runtime.errors import UserError
+from scoring.image_source import open_source
 
 SYNTHETIC = ["--dataset", "synthetic", "--split", "train", "num_samples=70", "resolution=16"]
 

@@ -16,9 +16,9 @@ import webdataset
 from PIL import Image
 
 from data import DatasetConfig, build_dataset
-from data.bpe_training import train_bpe
 from data.prepare import main, pack, parse
-from data.shard_index import INDEX_SUFFIX
+from data.shards.shard_index import INDEX_SUFFIX
+from data.tokenizers.bpe_training import train_bpe
 from runtime.errors import UserError, exit_on_user_error
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -156,7 +156,7 @@ def test_too_many_unreadable_images_and_full_disks_stop(images, tmp_path, monkey
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data.shard_writer.flush_to_disk", full)
+    monkeypatch.setattr("data.shards.shard_writer.flush_to_disk", full)
     with pytest.raises(UserError, match="cannot write .*train-000000.tar: .*No space left"):
         run("--dataset", "folder", "--data-root", images, tmp_path / "full")
     assert not list((tmp_path / "full").glob("*.tar")) and not list((tmp_path / "full").glob(".partial*"))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data import DatasetConfig, build_dataset
-from data.pair_captions import parse_pair_caption
+from data.captions.pair_grammar import parse_pair_caption
 from demo.text.judge import ANSWERS, agreement, answers, judge_images, train_judge
 from demo.text.measure import SCALES, held_out_scenes
 from demo.text.pictures import COLORS, draw_prompts, draw_sweep

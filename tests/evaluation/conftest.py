@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 import threading
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -39,24 +36,5 @@ def run_ranks() -> Callable:
         with ThreadPoolExecutor(world_size) as pool:
             futures = [pool.submit(function, rank, ranks.of_rank(rank)) for rank in range(world_size)]
             return [future.result() for future in futures]
-
-    return run
-
-
-@pytest.fixture
-def command(monkeypatch, capsys) -> Callable:
-    """`command("evaluation.weights", "where")`: what `python -m` gives: exit code, stdout, stderr."""
-
-    def run(module: str, *words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
-        capsys.readouterr()
-        code = 0
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*found in sys.modules.*")  # it runs as a second copy
-                runpy.run_module(module, run_name="__main__")
-        except SystemExit as end:
-            code = end.code or 0
-        return (code, *capsys.readouterr())
 
     return run

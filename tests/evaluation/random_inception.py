@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.inception import fid_inception_network
+from evaluation.networks.inception import fid_inception_network
 
 
 def write_random_weights(path: Path) -> Path:

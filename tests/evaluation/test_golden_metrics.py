@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from evaluation.frechet import frechet_distance
-from evaluation.inception_score import inception_score
+from evaluation.metrics.frechet import frechet_distance
+from evaluation.metrics.inception_score import inception_score
 from evaluation.statistics import statistics_of
 
 TOLERANCE = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.neighbours import nearest_neighbours
+from evaluation.metrics.neighbours import nearest_neighbours
 from evaluation.report import ImageSet, chosen_rows, class_tables, overlap_plot, picture, write_report
 
 SIZE, DIM = 4, 5

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from evaluation.feature_bank import FeatureBank
-from evaluation.frechet import frechet_between
-from evaluation.kid import KernelSettings, kernel_distance
-from evaluation.manifold import ManifoldSettings, overlap
+from evaluation.metrics.feature_bank import FeatureBank
+from evaluation.metrics.frechet import frechet_between
+from evaluation.metrics.kid import KernelSettings, kernel_distance
+from evaluation.metrics.manifold import ManifoldSettings, overlap
 from evaluation.scores import metric_value, score_images
 from evaluation.statistics import statistics_of
 from runtime import distributed

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from evaluation.classifier import ClassifierConfig
-from evaluation.features import FEATURES, build_features
-from evaluation.frechet import frechet_between
-from evaluation.inception_score import inception_score
+from evaluation.metrics.frechet import frechet_between
+from evaluation.metrics.inception_score import inception_score
+from evaluation.networks.classifier import ClassifierConfig
+from evaluation.networks.feature_networks import FEATURES, build_features
 from evaluation.scores import metric_value, reference_statistics, score_images
 from evaluation.statistics import statistics_of
 from tests.evaluation.pixel_features import PixelFeatures

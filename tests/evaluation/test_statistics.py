@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation.frechet import frechet_between
+from evaluation.metrics.frechet import frechet_between
 from evaluation.statistics import StreamingStatistics, no_reduce, statistics_of
 
 FEATURES_NF = torch.randn(101, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3 + 50

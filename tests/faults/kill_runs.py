@@ -42,9 +42,9 @@ from tests.training.tiny_runs import (
     stage1,
     write_config,
 )
-from training.checkpoint import complete_checkpoints, load_checkpoint
-from training.launch import launch, training_parser
-from training.stage1 import Stage1, Stage1Config
+from training.checkpoints.checkpoint import complete_checkpoints, load_checkpoint
+from training.launch.session import launch, training_parser
+from training.stages.stage1 import Stage1, Stage1Config
 
 STEPS, SAVE_STEPS = 24, 3
 RANKS = 2

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.training.tiny_runs import launch_in_process, only_run, stage1, train, write_config
-from training.checkpoint import find_sound_checkpoint
+from training.checkpoints.checkpoint import find_sound_checkpoint
 
 PLAN = {"experiment.max_steps": 6, "experiment.save_steps": 2, "experiment.test_steps": 6}
 
@@ -58,7 +58,7 @@ def test_data_that_vanish(monkeypatch, capsys, tmp_path):
             Image.fromarray(np.full((8, 8, 3), index, dtype=np.uint8)).save(path)
     config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {
         "dataset": {"type": "folder", "root": str(root), "resolution": 8, "max_corrupt": 5}}))
-    from training.stage1 import Stage1
+    from training.stages.stage1 import Stage1
 
     original = Stage1.train_step
 

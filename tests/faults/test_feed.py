@@ -25,7 +25,7 @@ from tests.training.tiny_runs import (
     train,
     write_config,
 )
-from training.feed import Feed, Survivor, let_deaths_wait
+from training.loop.feed import Feed, Survivor, let_deaths_wait
 
 DEATH = "DataLoader worker (pid(s) 17) exited unexpectedly"
 

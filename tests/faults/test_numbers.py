@@ -20,8 +20,8 @@ from tests.training.tiny_runs import (
     train,
     write_config,
 )
-from training.faults import MAX_KEPT, CollapseAlarm, NonFiniteStep, SpikeAlarm, load_fault
-from training.stage1 import Stage1
+from training.loop.faults import MAX_KEPT, CollapseAlarm, NonFiniteStep, SpikeAlarm, load_fault
+from training.stages.stage1 import Stage1
 
 STEPS = 6
 PLAN = {"experiment.max_steps": STEPS, "experiment.save_steps": 2, "experiment.test_steps": STEPS,
@@ -133,7 +133,7 @@ def test_faults_that_cannot_be_written_do_not_hide_the_cause(monkeypatch, tmp_pa
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("training.faults.save_file", full)
+    monkeypatch.setattr("training.loop.faults.save_file", full)
     with pytest.raises(NonFiniteStep, match="loss_total is inf at step 3.*its batch is not kept"):
         train("stage1", "-m", config, "-r", tmp_path / "runs")
     log = (only_run(tmp_path / "runs") / "train.log").read_text()

@@ -28,8 +28,8 @@ from tests.training.tiny_runs import (
     train,
     write_config,
 )
-from training.checkpoint import complete_checkpoints
-from training.restart import LAUNCH_FILE
+from training.checkpoints.checkpoint import complete_checkpoints
+from training.launch.continuation import LAUNCH_FILE
 
 STEPS = 6
 PLAN = {"experiment.max_steps": STEPS, "experiment.save_steps": STEPS, "experiment.test_steps": STEPS}

@@ -82,8 +82,8 @@ def test_without_a_timeout_nothing_is_watched():
 
 
 def test_the_rank_that_is_behind_comes_before_those_that_wait_for_it():
-    behind = Standing(2, 4, "waiting for data", 9.0, "data/files.py:7 read")
-    busy = Standing(1, 5, "training step", 9.5, "training/stage1.py:9 f")
+    behind = Standing(2, 4, "waiting for data", 9.0, "data/images/file_dataset.py:7 read")
+    busy = Standing(1, 5, "training step", 9.5, "training/stages/stage1.py:9 f")
     waiting = Standing(0, 5, "training step", 9.9, "distributed/distributed_c10d.py:1 all_reduce")
     line = describe([waiting, busy, behind], 9)
     places = [line.index(f"rank {rank}") for rank in (2, 1, 0)]

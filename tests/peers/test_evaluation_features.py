@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation.inception_score import inception_score
-from evaluation.kid import KernelSettings, kernel_distance
-from evaluation.manifold import ManifoldSettings, overlap
+from evaluation.metrics.inception_score import inception_score
+from evaluation.metrics.kid import KernelSettings, kernel_distance
+from evaluation.metrics.manifold import ManifoldSettings, overlap
 
 pytestmark = pytest.mark.peer
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.inception import InceptionFeatures
+from evaluation.networks.inception import InceptionFeatures
+from evaluation.networks.weight_files import FID_INCEPTION
 from evaluation.scores import metric_value, score_images
 from evaluation.statistics import Gaussian
-from evaluation.weights import FID_INCEPTION
 from tests.evaluation.random_inception import write_random_weights
 
 pytest.importorskip("pytorch_fid")

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from rqvae.quantizers.compat.vector_quantize_pytorch.hierarchical_vq import HierarchicalVQ
+from rqstack.quantizers.compat.vector_quantize_pytorch.hierarchical_vq import HierarchicalVQ
 
 peer = pytest.importorskip("vector_quantize_pytorch")
 pytestmark = pytest.mark.peer

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from rqvae.quantizers.compat.vector_quantize_pytorch.random_projection_quantizer import RandomProjectionQuantizer
+from rqstack.quantizers.compat.vector_quantize_pytorch.random_projection_quantizer import RandomProjectionQuantizer
 
 peer = pytest.importorskip("vector_quantize_pytorch")
 pytestmark = pytest.mark.peer

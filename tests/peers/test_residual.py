@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from rqvae.quantizers.compat.vector_quantize_pytorch.residual_vq import GroupedResidualVQ, ResidualVQ
+from rqstack.quantizers.compat.vector_quantize_pytorch.residual_vq import GroupedResidualVQ, ResidualVQ
 
 peer = pytest.importorskip("vector_quantize_pytorch")
 pytestmark = pytest.mark.peer

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-import rqvae.quantizers.compat.vector_quantize_pytorch as ours
+import rqstack.quantizers.compat.vector_quantize_pytorch as ours
 
 peer = pytest.importorskip("vector_quantize_pytorch")
 pytestmark = pytest.mark.peer

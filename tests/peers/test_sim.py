@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rqvae.quantizers.compat.vector_quantize_pytorch.residual_sim_vq import ResidualSimVQ
-from rqvae.quantizers.compat.vector_quantize_pytorch.sim_vq import SimVQ
+from rqstack.quantizers.compat.vector_quantize_pytorch.residual_sim_vq import ResidualSimVQ
+from rqstack.quantizers.compat.vector_quantize_pytorch.sim_vq import SimVQ
 
 peer = pytest.importorskip("vector_quantize_pytorch")
 pytestmark = pytest.mark.peer

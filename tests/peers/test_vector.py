@@ -1,7 +1,7 @@
 """`VectorQuantize` beside the package whose signature it has: training and evaluation in every setting of the table.
 
 Run with `make test-peers`. Outputs, indices, losses, gradients of inputs and parameters, and all state are compared.
-What is known to differ is in docs/migrating.md and tested in tests/rqvae/compat.
+What is known to differ is in docs/migrating.md and tested in tests/rqstack/quantizers/compat.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from rqvae.quantizers.compat import vector_quantize_pytorch as compat
-from rqvae.quantizers.compat.vector_quantize_pytorch import VectorQuantize
+from rqstack.quantizers.compat import vector_quantize_pytorch as compat
+from rqstack.quantizers.compat.vector_quantize_pytorch import VectorQuantize
 from tests.peers.vector_settings import (
     IMAGE,
     LEARNED,

@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from rqvae.quantizers.compat.vector_quantize_pytorch import VectorQuantize
+from rqstack.quantizers.compat.vector_quantize_pytorch import VectorQuantize
 
 TIGHT = dict(rtol=1e-5, atol=1e-5)
 SEQUENCE, IMAGE, VIDEO, TOKENS, CHANNELS_FIRST = (2, 12, 8), (2, 8, 3, 4), (2, 8, 2, 3, 2), (6, 8), (2, 8, 12)

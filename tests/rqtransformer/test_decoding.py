@@ -8,7 +8,7 @@ import torch
 from rqtransformer import sample
 from rqtransformer.decoding import sample_batches, sample_stream
 from rqtransformer.logits import draw, sampling_probs
-from rqtransformer.request import guidance_scales
+from rqtransformer.sampling_request import guidance_scales
 
 
 def test_samples_do_not_depend_on_the_batch_size(build):

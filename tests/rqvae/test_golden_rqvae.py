@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rqstack.quantizers import EMACodebook
+from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 from rqvae import RQVAE, load_rqvae
 from rqvae.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
 from rqvae.losses.discriminator import PatchDiscriminator
 from rqvae.model import count_parameters
 from rqvae.pretrained import state_dict_from_published, state_dict_to_published
-from rqvae.quantizers import EMACodebook
-from rqvae.quantizers.restart import CodedVectors
 
 SETS = ["rqvae-shared", "rqvae-chmult", "rqvae-deep"]
 BUFFERS = ("weight", "cluster_size_ema", "embed_ema")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from runtime import distributed
 from tests.training.tiny_runs import only_run, train, train_until
-from training.state_tree import encode
+from training.checkpoints.state_tree import encode
 
 
 def main(cases_file: str, out: str) -> None:

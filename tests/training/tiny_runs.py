@@ -21,11 +21,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from runtime.runlog import read_metrics
-from training.checkpoint import load_checkpoint
-from training.launch import Session, launch, training_parser
-from training.stage1 import Stage1, Stage1Config
-from training.stage2 import Stage2, Stage2Config
-from training.state_tree import encode
+from training.checkpoints.checkpoint import load_checkpoint
+from training.checkpoints.state_tree import encode
+from training.launch.session import Session, launch, training_parser
+from training.stages.stage1 import Stage1, Stage1Config
+from training.stages.stage2 import Stage2, Stage2Config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = {"stage1": (Stage1Config, Stage1), "stage2": (Stage2Config, Stage2)}

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rqstack.quantizers.usage import CodeUsage
 from rqvae.losses.adversarial import adaptive_weight
 from rqvae.losses.average import TermAverage
 from rqvae.losses.normalization import ActNorm, SyncBatchNorm
-from rqvae.quantizers.usage import CodeUsage
 from tests.processes import start_processes
 
 SPLIT = 3  # ranks get 3 and 5 of 8 images: counts differ, means are not means of means

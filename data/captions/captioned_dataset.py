@@ -1,0 +1,114 @@
+"""Images with captions: texts kept compactly, one chosen per image, turned into token ids in one place.
+
+In training the caption of an image that has several, and the dropout of the tokenizer, are decided by the noise key; in
+evaluation the first caption is taken, without dropout.
+
+Axes: B batch, L tokens of a caption, M captions, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from data.config import DatasetConfig
+from data.images.file_dataset import Encoded, FileDataset, PackedPaths
+from data.noise import hash_keys, uniforms
+from data.tokenizers.caption_tokenizer import CaptionTokenizer
+from data.tokenizers.tokenizer_loading import find_or_warn
+
+_CHOICE_STREAM = 0x4343  # keep these draws apart from every other use of the same seed
+_SEGMENTATION_STREAM = 0x4353
+
+
+def segmentation_keys(seed: int, noise_key_B: np.ndarray | None) -> list[int] | None:
+    """The tokenizer's noise keys of a batch: derived from the seed and the keys of the images; None for none."""
+    return None if noise_key_B is None else hash_keys(_SEGMENTATION_STREAM, seed, noise_key_B).view(np.int64).tolist()
+
+
+def caption_numbers(seed: int, noise_key_B: np.ndarray | None, count_B: np.ndarray) -> np.ndarray:
+    """Which caption each image of a batch gets, of the `count_B` that it has: the first where there is no noise key."""
+    if noise_key_B is None:
+        return np.zeros(len(count_B), dtype=np.int64)
+    return (uniforms(1, _CHOICE_STREAM, seed, noise_key_B)[:, 0] * count_B).astype(np.int64)
+
+
+def captioned_files(
+    config: DatasetConfig, split: str, root: Path, pairs: Sequence[tuple[str, Sequence[str]]], seed: int
+) -> CaptionedFiles:
+    """The data set of (path below root, captions) pairs, with the tokenizer that the config names, if it does."""
+    source, table = PackedPaths(root, [name for name, _ in pairs]), CaptionTable(texts for _, texts in pairs)
+    return CaptionedFiles(config, split, source, table, find_or_warn(config), seed)
+
+
+class CaptionTable:
+    """The captions of N images, at least one each, in one buffer: millions of Python strings would be copied into every
+    data worker as their reference counts change.
+    """
+
+    def __init__(self, captions: Iterable[Sequence[str]]) -> None:
+        encoded, count_N = [], []
+        for texts in captions:
+            assert texts, "every image has a caption"
+            encoded += [text.encode("utf-8", "replace") for text in texts]
+            count_N.append(len(texts))
+        self.count_N = np.array(count_N, dtype=np.int64)
+        self.first_N = np.concatenate([[0], np.cumsum(self.count_N)[:-1]]).astype(np.int64)
+        self.end_M = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        self.text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.count_N)
+
+    def text_of(self, index: int, number: int = 0) -> str:
+        """Caption `number` of image `index`."""
+        place = int(self.first_N[index]) + number
+        start = int(self.end_M[place - 1]) if place else 0
+        return self.text[start : int(self.end_M[place])].tobytes().decode("utf-8")
+
+    def texts_of(self, index: int) -> list[str]:
+        """All captions of image `index`."""
+        return [self.text_of(index, number) for number in range(int(self.count_N[index]))]
+
+
+class CaptionedFiles(FileDataset):
+    """Encoded images with captions. With a tokenizer, batches also hold `cond`: caption token ids (B, L), int64.
+
+    An unreadable image is replaced together with its caption.
+    """
+
+    def __init__(
+        self,
+        config: DatasetConfig,
+        split: str,
+        source: Encoded,
+        table: CaptionTable,
+        tokenizer: CaptionTokenizer | None,
+        seed: int,
+    ) -> None:
+        assert len(source) == len(table)
+        super().__init__(config, split, source, np.zeros(len(source), dtype=np.int64), [config.name], seed)
+        self.table, self.tokenizer = table, tokenizer
+
+    def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
+        batch = super().fetch(index_B, noise_key_B)
+        if self.tokenizer is None:
+            return batch
+        training_key_B = noise_key_B if self.split == "train" else None
+        used_B = np.array([self._read_for(index) for index in index_B.tolist()], dtype=np.int64)
+        numbers_B = caption_numbers(self.seed, training_key_B, self.table.count_N[used_B])
+        texts = [self.table.text_of(index, number) for index, number in zip(used_B.tolist(), numbers_B.tolist())]
+        return {**batch, "cond": self.tokenizer.encode_batch(texts, segmentation_keys(self.seed, training_key_B))}
+
+    def _read_for(self, index: int) -> int:
+        """The image that was read when `index` was asked for: all before it are marked by now."""
+        while self.corrupt_N[index]:
+            index = (index + 1) % len(self)
+        return index
+
+    def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
+        """The first captions of these images, in words."""
+        return [self.table.text_of(int(index)) for index in index_B]

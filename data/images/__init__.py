@@ -1,0 +1,1 @@
+"""Data sets of images: file formats, folders, decoding, crops."""

@@ -1,0 +1,123 @@
+"""The two binary formats small image sets come in: IDX (MNIST and its kin) and CIFAR-10's records.
+
+Axes: N images of the split, C channels, H W image.
+"""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.config import DatasetConfig
+from data.dataset import ImageDataset
+from data.images.memory_dataset import MemoryDataset, resize_all
+from data.roots import find_root, missing
+
+FASHION_LAYOUT = (
+    "train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz] and the two t10k- files (or FashionMNIST/raw)"
+)
+FASHION_CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+CIFAR_LAYOUT = "cifar-10-batches-bin/ (data_batch_1.bin ...) or cifar-10-batches-py/ (data_batch_1 ...)"
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_IDX_UBYTE = 0x08
+_CIFAR_RECORD = 1 + 3 * 32 * 32
+
+
+def build_fashion_mnist(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+    """60,000 training and 10,000 validation images of 28x28, padded to 32x32 and then resized to the wanted side."""
+    root = find_root(config, FASHION_LAYOUT)
+    prefix = "train" if split == "train" else "t10k"
+    image_NHW = read_idx(_find(config, root, f"{prefix}-images-idx3-ubyte"), num_axes=3)
+    labels_N = read_idx(_find(config, root, f"{prefix}-labels-idx1-ubyte"), num_axes=1)
+    image_N1HW = torch.nn.functional.pad(torch.from_numpy(image_NHW).unsqueeze(1), (2, 2, 2, 2))
+    return _in_memory(config, split, image_N1HW, labels_N, FASHION_CLASSES, seed)
+
+
+def build_cifar10(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+    """50,000 training and 10,000 validation images of 32x32.
+
+    The binary version is read here; the Python version (pickles) through torchvision, which first compares every file
+    with its published checksum.
+    """
+    root = find_root(config, CIFAR_LAYOUT)
+    folder = root if (root / "test_batch.bin").is_file() else root / "cifar-10-batches-bin"
+    if folder.is_dir():
+        image_NCHW, labels_N = _read_cifar_records(config, folder, split)
+    elif (root / "cifar-10-batches-py").is_dir():
+        image_NCHW, labels_N = _read_cifar_pickles(root, split)
+    else:
+        raise missing(config, root, CIFAR_LAYOUT)
+    return _in_memory(config, split, image_NCHW, labels_N, CIFAR_CLASSES, seed)
+
+
+def read_idx(path: Path, num_axes: int) -> np.ndarray:
+    """An IDX file of unsigned bytes, gzipped or not, as a writable uint8 array; ValueError for anything else."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    header_size = 4 + 4 * num_axes
+    if content[:4] != bytes((0, 0, _IDX_UBYTE, num_axes)) or len(content) < header_size:
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes with {num_axes} axes")
+    shape = np.frombuffer(content, dtype=">u4", count=num_axes, offset=4).astype(np.int64)
+    if len(content) - header_size != shape.prod():
+        raise ValueError(f"{path} is damaged: {len(content) - header_size} bytes of data, {shape.prod()} expected")
+    return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape).copy()
+
+
+def _find(config: DatasetConfig, root: Path, name: str) -> Path:
+    for folder in (root, root / "raw", root / "FashionMNIST" / "raw"):
+        for candidate in (folder / name, folder / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
+    raise missing(config, root, FASHION_LAYOUT)
+
+
+def _read_cifar_records(config: DatasetConfig, folder: Path, split: str) -> tuple[Tensor, np.ndarray]:
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    parts = []
+    for path in (folder / name for name in names):
+        if not path.is_file():
+            raise missing(config, path, CIFAR_LAYOUT)
+        content = np.fromfile(path, dtype=np.uint8)
+        if not len(content) or len(content) % _CIFAR_RECORD:
+            raise ValueError(
+                f"{path} is damaged: {len(content)} bytes are no whole number of {_CIFAR_RECORD}-byte records"
+            )
+        parts.append(content.reshape(-1, _CIFAR_RECORD))
+    records = np.concatenate(parts)
+    return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy()), records[:, 0]
+
+
+def _read_cifar_pickles(root: Path, split: str) -> tuple[Tensor, np.ndarray]:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        raw = CIFAR10(root, train=split == "train")
+    except RuntimeError as error:
+        raise ValueError(f"{root / 'cifar-10-batches-py'} is incomplete or damaged: its checksums are wrong") from error
+    return torch.from_numpy(raw.data).permute(0, 3, 1, 2), np.asarray(raw.targets)
+
+
+def _in_memory(
+    config: DatasetConfig, split: str, image_NCHW: Tensor, labels_N: np.ndarray, classes: tuple[str, ...], seed: int
+) -> ImageDataset:
+    if len(image_NCHW) != len(labels_N) or (len(labels_N) and labels_N.max() >= len(classes)):
+        raise ValueError(f"{config.name} ({split}): {len(image_NCHW)} images and {len(labels_N)} labels do not fit")
+    _, resolution = config.style_and_resolution()
+    return MemoryDataset(
+        config.name,
+        split,
+        resize_all(image_NCHW, resolution),
+        labels_N,
+        classes,
+        seed=seed,
+        hflip=bool(config.hflip),
+        random_shift=config.random_shift,
+    )

@@ -1,0 +1,102 @@
+"""LSUN (church, bedroom, cat): exported image folders, or the LMDB databases it is distributed as.
+
+The databases need the `lmdb` package. They are read here and not through torchvision, which keeps its list of keys in a
+pickle in the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.config import DatasetConfig
+from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
+from data.images.file_dataset import Chosen, Encoded, FileDataset, PackedPaths, list_images
+from data.roots import find_root, missing
+
+_FILE_STEMS = {"lsun-church": "church_outdoor", "lsun-bedroom": "bedroom", "lsun-cat": "cat"}
+
+
+def build_lsun(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+    """One LSUN category without labels.
+
+    In order of preference: the databases <stem>_train_lmdb and <stem>_val_lmdb, one database <stem> (as `cat` comes),
+    two folders of images; from one database, or images in one place, val_fraction of them is held out.
+    """
+    stem = _FILE_STEMS[config.name]
+    layout = f"{stem}_train_lmdb/ and {stem}_val_lmdb/, or folders of images train/ and val/, or images"
+    root = find_root(config, layout)
+    if (root / f"{stem}_{split}_lmdb").is_dir():
+        return _whole(config, split, LmdbImages(root / f"{stem}_{split}_lmdb"), seed)
+    if (root / stem / "data.mdb").is_file():
+        return _held_out(config, split, LmdbImages(root / stem), seed)
+    for train, val in ((f"{stem}_train", f"{stem}_val"), ("train", "val")):
+        if (root / train).is_dir() and (root / val).is_dir():
+            folder = root / (train if split == "train" else val)
+            return _whole(config, split, _images(config, folder, layout), seed)
+    return _held_out(config, split, _images(config, root, layout), seed)
+
+
+def _images(config: DatasetConfig, folder: Path, layout: str) -> PackedPaths:
+    if not (paths := list_images(folder)):
+        raise missing(config, folder, layout)
+    return PackedPaths(folder, paths)
+
+
+class LmdbImages:
+    """Encoded images of an LMDB database, numbered in the order of their keys."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        with _environment(self.path).begin() as transaction:
+            self.keys = np.array(list(transaction.cursor().iternext(keys=True, values=False)))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}:{self.keys[index].decode(errors='replace')}"
+
+    def read(self, index: int) -> bytes:
+        with _environment(self.path).begin() as transaction:
+            value = transaction.get(bytes(self.keys[index]))
+        if value is None:
+            raise OSError("the key is gone from the database")
+        return value
+
+
+# path -> (process, environment). A process may open a database once, whatever the number of data sets over it, and must
+# not use one that was opened before it was forked.
+_OPEN: dict[str, tuple[int, Any]] = {}
+
+
+def _environment(path: str) -> Any:
+    process, environment = _OPEN.get(path, (None, None))
+    if process != os.getpid():
+        if environment is not None:
+            environment.close()  # of this process only: without locks the parent's stays as it is
+        _OPEN[path] = os.getpid(), _open_lmdb(path)
+    return _OPEN[path][1]
+
+
+def _open_lmdb(path: str) -> Any:
+    try:
+        import lmdb
+    except ImportError:
+        raise ValueError(
+            f"{path} is an LMDB database: install the lmdb package (pip install lmdb), or export the images to a folder"
+        ) from None
+    return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+
+
+def _whole(config: DatasetConfig, split: str, source: Encoded, seed: int) -> ImageDataset:
+    return FileDataset(config, split, source, np.zeros(len(source), dtype=np.int64), [config.name], seed)
+
+
+def _held_out(config: DatasetConfig, split: str, source: Encoded, seed: int) -> ImageDataset:
+    labels_N = np.zeros(len(source), dtype=np.int64)
+    train_N, val_N = stratified_split(labels_N, config.val_fraction or VAL_FRACTION, config.split_seed)
+    return _whole(config, split, Chosen(source, train_N if split == "train" else val_N), seed)

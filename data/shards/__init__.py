@@ -1,0 +1,1 @@
+"""WebDataset shards: reading, writing, manifests, and the latents kept in them."""

@@ -1,0 +1,231 @@
+"""`dataset.type: shards`: images (with labels and captions) in WebDataset tar files, read at random by their index.
+
+`dataset.root` is a folder, a brace pattern (`/data/in256-train-{000000..000127}.tar`), a list, or any of these as URLs.
+Local shards are shuffled as a whole; URLs shard by shard within a window, because random access to them is slow.
+
+Axes: B batch, N samples of the split, L caption tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from data.captions.captioned_dataset import caption_numbers, segmentation_keys
+from data.config import SPLITS, DatasetConfig
+from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
+from data.images.file_dataset import FileDataset
+from data.order import Groups
+from data.roots import ENVIRONMENT, find_root
+from data.shards.shard_files import ShardFiles, default_cache, filesystem, is_remote, load_index, local_path
+from data.shards.shard_index import CAPTION, FIELDS, IMAGE, NO_LABEL, ShardIndex
+from data.shards.shard_manifest import IMAGES, read_manifest
+from data.tokenizers.caption_tokenizer import CaptionTokenizer
+from data.tokenizers.tokenizer_loading import find_tokenizer
+
+LAYOUT = "tar files of images (<key>.jpg, <key>.cls, <key>.txt), with train or val in their names for given splits"
+_SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_INDEX_THREADS = 16
+
+
+class ShardSamples:
+    """Chosen samples of several shards under one numbering.
+
+    Args:
+        places: paths or URLs of the shards.
+        indexes: what is in them.
+        config: for the cache and the order.
+        chosen_N: which of all samples, in increasing order; None takes all.
+    """
+
+    def __init__(self, places: Sequence[str], indexes: Sequence[ShardIndex], config: DatasetConfig,
+                 chosen_N: np.ndarray | None = None) -> None:
+        counts = [len(index) for index in indexes]
+        chosen_N = np.arange(sum(counts)) if chosen_N is None else chosen_N
+        self.shard_N = np.repeat(np.arange(len(places)), counts)[chosen_N]
+        self.keys_N = np.concatenate([index.keys_N for index in indexes])[chosen_N]
+        self.start_NF = np.concatenate([index.start_NF for index in indexes])[chosen_N]
+        self.size_NF = np.concatenate([index.size_NF for index in indexes])[chosen_N]
+        self.files = ShardFiles(places, [index.shard_size for index in indexes], cache_folder(config),
+                                config.shard_cache_size)
+        by_shard = config.shuffle == "shards" or (config.shuffle == "auto" and any(map(is_remote, places)))
+        sizes = np.bincount(self.shard_N, minlength=len(places))
+        self.groups = Groups(tuple(sizes[sizes > 0].tolist()), config.shuffle_window) if by_shard else None
+
+    def __len__(self) -> int:
+        return len(self.shard_N)
+
+    def name(self, index: int) -> str:
+        """What a report calls a sample: its shard and its key."""
+        return f"{self.files.places[self.shard_N[index]]}:{self.keys_N[index].decode('utf-8', 'replace')}"
+
+    def field(self, index: int, field: int, start: int = 0, size: int | None = None) -> bytes:
+        """The bytes of one member of a sample, or `size` of them from `start` on; OSError where there is none."""
+        length = int(self.size_NF[index, field])
+        if length < 0:
+            raise OSError(f"the sample has no {FIELDS[field]}")
+        size = length - start if size is None else size
+        if start + size > length:
+            raise OSError(f"its {FIELDS[field]} has {length} bytes only")
+        return self.files.read(int(self.shard_N[index]), int(self.start_NF[index, field]) + start, size)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        return self.field(index, IMAGE)
+
+
+class CaptionedShards(FileDataset):
+    """Images of shards with captions, one a line of `txt`. Batches also hold `cond`: caption token ids (B, L)."""
+
+    def __init__(self, *args: object, tokenizer: CaptionTokenizer) -> None:
+        super().__init__(*args)
+        self.tokenizer = tokenizer
+
+    def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
+        batch = super().fetch(index_B, noise_key_B)
+        training_key_B = noise_key_B if self.split == "train" else None
+        lines = [self._lines(self.first_readable(index, lambda found: found)[0]) for index in index_B.tolist()]
+        numbers_B = caption_numbers(self.seed, training_key_B, np.array([len(texts) for texts in lines]))
+        texts = [texts[number] for texts, number in zip(lines, numbers_B.tolist())]
+        return {**batch, "cond": self.tokenizer.encode_batch(texts, segmentation_keys(self.seed, training_key_B))}
+
+    def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
+        """The first captions of these images, in words."""
+        return [self._lines(int(index))[0] for index in index_B]
+
+    def _lines(self, index: int) -> list[str]:
+        """All captions of an image; one that is empty where it has none."""
+        if self.source.size_NF[index, CAPTION] < 0:
+            return [""]
+        return self.source.field(index, CAPTION).decode("utf-8", "replace").strip().splitlines() or [""]
+
+
+def build_shards(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+    """A split of a folder of shards with manifest; or of any shards, by the `train` and `val` in their names.
+
+    Where only training shards, or shards of no split, are there, val_fraction of every class is held out.
+    """
+    root = root_of(config)
+    is_folder = isinstance(root, str) and not root.endswith(".tar") and "{" not in root
+    manifest = read_manifest(root, split) if is_folder else None
+    if manifest is not None:
+        if manifest["kind"] != IMAGES:
+            raise ValueError(f"shards: {root} holds {manifest['kind']}; read it with dataset.type={manifest['kind']}")
+        places = [join(root, shard["name"]) for shard in manifest["shards"]]
+        indexes = load_indexes(places, config)
+        samples, labels_N = ShardSamples(places, indexes, config), _labels(indexes, root)
+        return _dataset(config, split, samples, labels_N, manifest["class_names"], seed)
+    by_split = _by_split(expand(root), root)
+    indexes = {name: load_indexes(places, config) for name, places in by_split.items()}
+    labels = {name: _labels(found, root) for name, found in indexes.items()}
+    class_names = [str(label) for label in range(1 + max(labels_N.max() for labels_N in labels.values()))]
+    if split in by_split and (split == "val" or "val" in by_split):
+        samples, labels_N = ShardSamples(by_split[split], indexes[split], config), labels[split]
+    elif "train" in by_split:
+        train_N, val_N = stratified_split(labels["train"], config.val_fraction or VAL_FRACTION, config.split_seed)
+        chosen_N = train_N if split == "train" else val_N
+        samples = ShardSamples(by_split["train"], indexes["train"], config, chosen_N)
+        labels_N = labels["train"][chosen_N]
+    else:
+        raise _missing(root)
+    return _dataset(config, split, samples, labels_N, class_names, seed)
+
+
+def root_of(config: DatasetConfig, layout: str = LAYOUT) -> str | list[str]:
+    """dataset.root where it is given, else the folder `find_root` finds."""
+    if config.root is None:
+        return str(find_root(config, layout))
+    return list(config.root) if isinstance(config.root, (list, tuple)) else str(config.root)
+
+
+def join(root: str, name: str) -> str:
+    """The place of a file below a folder or URL."""
+    return f"{root.rstrip('/')}/{name}" if is_remote(root) else str(local_path(root) / name)
+
+
+def cache_folder(config: DatasetConfig) -> Path:
+    return Path(config.shard_cache).expanduser() if config.shard_cache else default_cache()
+
+
+def expand(root: str | Sequence[str]) -> list[str]:
+    """Every shard that a folder, a brace pattern, or a list of these stands for, in order.
+
+    Raises:
+        FileNotFoundError: there are none, or not all of a pattern.
+    """
+    from braceexpand import UnbalancedBracesError, braceexpand
+
+    found: list[str] = []
+    for pattern in [root] if isinstance(root, str) else root:
+        try:
+            for place in braceexpand(pattern):
+                found += [place] if re.search(r"\.(tar|tgz|tar\.\w+)$", place) else _list_folder(place)
+        except UnbalancedBracesError as error:
+            raise ValueError(f"dataset.root {pattern!r} is no brace pattern: {error}") from error
+    if not found:
+        raise _missing(root)
+    if missing := [place for place in found if not is_remote(place) and not local_path(place).is_file()]:
+        raise FileNotFoundError(f"shards: there is no {missing[0]} ({len(missing)} of {len(found)} are missing)")
+    return found
+
+
+def load_indexes(places: Sequence[str], config: DatasetConfig) -> list[ShardIndex]:
+    """The indexes of all shards, several at a time."""
+    with ThreadPoolExecutor(_INDEX_THREADS) as pool:
+        return list(pool.map(lambda place: load_index(place, cache_folder(config)), places))
+
+
+def _list_folder(place: str) -> list[str]:
+    if is_remote(place):
+        system, path = filesystem(place)
+        return sorted(system.unstrip_protocol(found) for found in system.find(path) if found.endswith(".tar"))
+    folder = local_path(place)
+    return sorted(str(path) for path in folder.rglob("*.tar") if not path.name.startswith("."))
+
+
+def _by_split(places: Sequence[str], root: str | Sequence[str]) -> dict[str, list[str]]:
+    """The shards of each split, by the words in their names or their folders'; all are for training where no name
+    tells."""
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for place in places:
+        for part in reversed(place.split("/")[-2:]):
+            words = {_SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in _SPLIT_WORDS}
+            if len(words) == 1:
+                found[words.pop()].append(place)
+                break
+    if not any(found.values()):
+        found["train"] = list(places)
+    return {split: chosen for split, chosen in found.items() if chosen}
+
+
+def _labels(indexes: Sequence[ShardIndex], root: str | Sequence[str]) -> np.ndarray:
+    """The labels of all samples; zeros where no sample has one."""
+    label_N = np.concatenate([index.label_N for index in indexes])
+    without = np.count_nonzero(label_N == NO_LABEL)
+    if without == len(label_N):
+        return np.zeros(len(label_N), dtype=np.int64)
+    if without:
+        raise ValueError(f"shards: {without} of {len(label_N)} samples in {root} have no label (.cls)")
+    return label_N
+
+
+def _dataset(config: DatasetConfig, split: str, samples: ShardSamples, labels_N: np.ndarray,
+             class_names: Sequence[str], seed: int) -> ImageDataset:
+    if labels_N.max() >= len(class_names):
+        raise ValueError(f"shards: label {labels_N.max()} is none of the {len(class_names)} classes of the manifest")
+    arguments = (config, split, samples, labels_N, class_names, seed)
+    if (config.tokenizer or config.txt_tok_name) is None or (samples.size_NF[:, CAPTION] < 0).all():
+        return FileDataset(*arguments)
+    return CaptionedShards(*arguments, tokenizer=find_tokenizer(config))
+
+
+def _missing(root: str | Sequence[str]) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"shards: no shards found in {root}; expected {LAYOUT}. Set dataset.root=<folder, URL, brace pattern or list> "
+        f"or the environment variable {ENVIRONMENT} (see docs/data_at_scale.md)"
+    )

@@ -1,0 +1,1 @@
+"""What turns captions into token ids: `python -m data.tokenizers` trains and shows."""

@@ -1,0 +1,79 @@
+"""The command that trains and shows tokenizers of captions.
+
+    python -m data.tokenizers train captions.txt --vocab-size 16384 --out DIR
+    python -m data.tokenizers show DIR --text "a cat on a mat"
+
+`data.tokenizers.tokenizer_loading` reads what the first one writes. Nothing imports this module.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data.tokenizers.bpe_training import read_captions, train_bpe
+from data.tokenizers.tokenizer_loading import load_tokenizer
+from runtime.cli import ArgumentParser
+from runtime.errors import UserError, exit_on_user_error
+
+
+def parse(words: Sequence[str] | None = None) -> Namespace:
+    parser = ArgumentParser(prog="python -m data.tokenizers", description="Tokenizers of captions.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
+    train = commands.add_parser("train", help="byte-level BPE of the captions in a text file")
+    train.add_argument("captions", type=Path, nargs="+", help="text files, one caption a line")
+    train.add_argument("--vocab-size", type=int, required=True, help="tokens, padding included")
+    train.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    train.add_argument("--context-length", type=int, default=64, help="tokens per caption (default: 64)")
+    train.add_argument("--column", type=int, help="which column of tab-separated lines (train_list.txt: 2)")
+    train.add_argument("--min-frequency", type=int, default=2, help="of a pair that becomes a token (default: 2)")
+    train.add_argument("--keep-case", action="store_true", help="capital letters are letters of their own")
+    show = commands.add_parser("show", help="what a tokenizer is, and how it reads a text")
+    show.add_argument("path", type=Path, help="anything that dataset.tokenizer may name")
+    show.add_argument("--text", default="", help="a caption")
+    show.add_argument("--context-length", type=int, help="needed for published pairs")
+    args = parser.parse_args(words)
+    if args.overrides:
+        parser.error(f"unexpected argument {args.overrides[0]!r}")
+    return args
+
+
+def main(args: Namespace) -> None:
+    (_train if args.command == "train" else _show)(args)
+
+
+def _train(args: Namespace) -> None:
+    def captions() -> Iterator[str]:
+        for path in args.captions:
+            yield from read_captions(path, args.column)
+
+    tokenizer = train_bpe(captions(), args.vocab_size, args.context_length, lowercase=not args.keep_case,
+                          min_frequency=args.min_frequency)
+    count = tokens = cut = 0
+    for text in captions():
+        length = len(tokenizer.backend.encode(text, add_special_tokens=False).ids)
+        count, tokens, cut = count + 1, tokens + length, cut + (length > args.context_length)
+    if not count:
+        raise UserError(f"{args.captions[0]} holds no captions")
+    tokenizer.save(args.out)
+    print(f"{tokenizer.vocab_size} tokens to {args.out}: {count} captions have {tokens / count:.1f} tokens each, "
+          f"{cut} of them more than --context-length {args.context_length}")
+    if tokenizer.vocab_size < args.vocab_size:
+        print(f"warning: the captions give only {tokenizer.vocab_size} of {args.vocab_size} tokens", file=sys.stderr)
+
+
+def _show(args: Namespace) -> None:
+    tokenizer = load_tokenizer(args.path, args.context_length)
+    print(f"{tokenizer.kind}: {tokenizer.vocab_size} tokens, {tokenizer.context_length} per caption, padding is "
+          f"{tokenizer.pad_id}")
+    if args.text:
+        ids = tokenizer.encode(args.text)
+        print(" ".join(map(str, ids)))
+        print(tokenizer.decode(ids))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError, OSError):
+        main(parse())

@@ -1,0 +1,86 @@
+"""A byte-pair encoding as the tokenizer of captions: what the `tokenizers` library does, and what is ours around it."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Optional
+
+from data.tokenizers.bpe_dropout import DropoutMerges
+from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, as_json
+
+
+@dataclass(frozen=True)
+class BPESettings:
+    """What a tokenizer needs beyond the library's file. `start_id` and `end_id` stand around every caption."""
+
+    kind: str
+    context_length: int
+    pad_id: int
+    bpe_dropout: float = 0.0
+    start_id: Optional[int] = None
+    end_id: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bpe_dropout <= 1:
+            raise ValueError(f"dataset.bpe_dropout must lie in [0, 1], not {self.bpe_dropout}")
+        marks = (self.start_id is not None) + (self.end_id is not None)
+        if self.context_length <= marks:
+            raise ValueError(f"dataset.context_length must be at least {marks + 1}, not {self.context_length}")
+
+
+class BPETokenizer(CaptionTokenizer):
+    """A byte-pair encoding. With a noise key, merges are dropped with probability `settings.bpe_dropout`.
+
+    backend: a `tokenizers.Tokenizer` with a BPE model, without dropout, padding and truncation of its own.
+    """
+
+    def __init__(self, backend: Any, settings: BPESettings) -> None:
+        self.backend, self.settings, self.kind = backend, settings, settings.kind
+        vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        super().__init__(vocab_size, settings.context_length, settings.pad_id)
+
+    @cached_property
+    def _merges(self) -> DropoutMerges:
+        content = json.loads(self.backend.to_str())
+        unknown = content["model"].get("unk_token")
+        fixed = {entry["id"] for entry in content["added_tokens"]} | {content["model"]["vocab"].get(unknown, -1)}
+        return DropoutMerges(content["model"], fixed)
+
+    def encode(self, text: str, noise_key: int | None = None) -> list[int]:
+        """The ids of any text: nothing is refused, and what is no valid Unicode becomes a question mark."""
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+        if self.kind == "clip-bpe":
+            text = clean_for_clip(text)
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        ids, settings = encoding.ids, self.settings
+        if noise_key is not None and settings.bpe_dropout > 0:
+            ids = self._merges.resegment(ids, encoding.word_ids, settings.bpe_dropout, noise_key)
+        start = [] if settings.start_id is None else [settings.start_id]
+        end = [] if settings.end_id is None else [settings.end_id]
+        return self._fit([*start, *ids[: self.context_length - len(start) - len(end)], *end])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        ids, end = list(ids), self.settings.end_id
+        if end is None:
+            ids = [number for number in ids if number != self.pad_id]
+        elif end in ids:
+            ids = ids[: ids.index(end)]
+        text = self.backend.decode(ids, skip_special_tokens=True)
+        return text.replace("</w>", " ").strip()
+
+    def files(self) -> dict[str, str]:
+        return {TOKENIZER_FILE: self.backend.to_str(pretty=True) + "\n", SETTINGS_FILE: as_json(asdict(self.settings))}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_merges"}
+
+
+def clean_for_clip(text: str) -> str:
+    """HTML entities as characters, single spaces, lower case: CLIP's own clean-up less its repair of wrongly decoded
+    text (the package ftfy), which changes few captions.
+    """
+    return " ".join(html.unescape(html.unescape(text)).split()).lower()

@@ -1,0 +1,1 @@
+"""Feature networks, by name, and their weight files."""

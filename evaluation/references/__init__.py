@@ -1,0 +1,1 @@
+"""References: what a score compares with, on disk and in the cache."""

@@ -1,0 +1,120 @@
+"""From images to a reference: one pass through the feature network, and the digests that say what it is a reference of.
+
+Axes: B batch, N images, F features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from evaluation.metrics.accumulators import BankFeeder, FrechetScores, SpatialFrechetScores
+from evaluation.metrics.feature_bank import FeatureBank
+from evaluation.networks.feature_networks import FeatureExtractor
+from evaluation.references.image_digest import ImageDigest
+from evaluation.references.reference_files import FORMAT, Reference, network_of, read_reference
+from evaluation.scores import accumulate
+from evaluation.statistics import Gaussian, Reduce, no_reduce
+from runtime.errors import UserError
+from runtime.npz import read_headers
+from scoring.image_source import ArrayImages
+
+
+def measure_reference(
+    name: str,
+    batches: Iterable[Mapping[str, Tensor]],
+    extractor: FeatureExtractor,
+    *,
+    num_images: int,
+    source: str = "",
+    keep_features: bool = False,
+    spatial: bool = False,
+    reduce: Reduce = no_reduce,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Reference:
+    """The reference of exactly `num_images` images; moments, and their digest, are those of any order and batch size.
+
+    Args:
+        name: the reference's part of metric names.
+        batches: this rank's images: `image` uint8, `index`, and `label` if the classes are to be kept.
+        num_images: over all ranks.
+        source: written into the reference.
+        keep_features: keep the features (4 F bytes an image) and, when all images have one, the labels.
+        spatial: also the moments of the spatial features.
+        reduce: in-place sum of a tensor over ranks.
+
+    Raises:
+        ValueError: fewer than 2 images, not exactly `num_images`, or a network without spatial features.
+    """
+    if num_images < 2:
+        raise UserError(f"{source or name}: a covariance needs at least 2 images, there are {num_images}")
+    moments = FrechetScores(extractor, {})
+    accumulators: list = [moments]
+    if spatial:
+        accumulators.append(SpatialFrechetScores(extractor, {}))
+    bank = FeatureBank(extractor.dim, num_images, extractor.device) if keep_features else None
+    if bank is not None:
+        accumulators.append(BankFeeder(bank))
+    digest = ImageDigest()
+    accumulate(digested(batches, digest), extractor, accumulators, num_images, reduce=reduce, rank=rank,
+               world_size=world_size, spatial=spatial)
+    digest.all_reduce(reduce, extractor.device)
+    labelled = bank is not None and bool((bank.label_N >= 0).all())
+    return Reference(
+        name=name,
+        moments=_on_cpu(moments.statistics.gaussian()),
+        features_NF=None if bank is None else bank.features_NF,
+        spatial=_on_cpu(accumulators[1].statistics.gaussian()) if spatial else None,
+        label_N=bank.label_N if labelled else None,
+        digest=reference_digest(digest.hexdigest(), extractor),
+        source=source,
+        network=network_of(extractor),
+        images=digest.hexdigest(),
+    )
+
+
+def reference_digest(images: str, extractor: FeatureExtractor, **parts: object) -> str:
+    """Hash of the images' digest, the network's weights, the protocol and `parts`."""
+    described = [FORMAT, images, network_of(extractor), parts]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def digested(batches: Iterable[Mapping[str, Tensor]], digest: ImageDigest) -> Iterator[Mapping[str, Tensor]]:
+    """Passes batches through and adds them to a digest on the way."""
+    for batch in batches:
+        digest.update(batch["image"], batch.get("index"), batch.get("label"))
+        yield batch
+
+
+def _on_cpu(gaussian: Gaussian) -> Gaussian:
+    return Gaussian(gaussian.mean_F.cpu(), gaussian.covariance_FF.cpu(), gaussian.num)
+
+
+def load_reference(
+    path: str | Path, extractor: FeatureExtractor | None = None, *, batch_size: int = 64
+) -> Reference:
+    """The reference in an `.npz` file: ours, published moments, or a batch of images, whose features are then taken.
+
+    Args:
+        extractor: what it has to fit; needed for a file of images.
+
+    Raises:
+        UserError: no such file, a damaged one, one of another feature network, or images without `extractor`.
+    """
+    path = Path(path).expanduser()
+    headers = read_headers(path)
+    if "mu" in headers or "sigma" in headers:
+        reference = read_reference(path)
+        if extractor is not None:
+            reference.check_fits(extractor)
+        return reference
+    images = ArrayImages(path)
+    if extractor is None:
+        raise UserError(f"{path} holds images, not moments: make a reference of it with a feature network first")
+    return measure_reference(path.stem, images.batches(batch_size), extractor, num_images=len(images),
+                             source=str(path))

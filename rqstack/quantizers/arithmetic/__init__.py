@@ -1,0 +1,1 @@
+"""What quantizers compute with: searches, gradient estimators, loss terms, precision, collectives."""

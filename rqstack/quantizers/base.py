@@ -1,0 +1,173 @@
+"""The interface of every quantizer, its one result type, and the null quantizer.
+
+Legend: B batch, H W latent grid, h w code grid, D code depth, E code-vector size, K codebook size.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from rqstack.quantizers.arithmetic.nearest import soft_code_probs
+from rqstack.quantizers.arithmetic.precision import full_precision
+
+
+class QuantizerOutput(NamedTuple):
+    """What a quantizer returns.
+
+    quantized: shape and dtype of the input; its value equals `decode(codes)`.
+    codes: int64, the input's leading shape (on the code grid) plus the code depth.
+    loss: scalar, fp32, unweighted (the published `loss_latent`).
+    terms: named scalars that add up to `loss`.
+    """
+
+    quantized: torch.Tensor
+    codes: torch.Tensor
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+
+
+class Quantizer(nn.Module, abc.ABC):
+    """Channels-last vectors -> codes -> vectors.
+
+    `num_codes` holds the codebook size of every depth; its length is the code depth D.
+    """
+
+    num_codes: tuple[int, ...]
+
+    @abc.abstractmethod
+    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+        """Quantize `z` (..., E). Positions where `mask` is False count neither in the loss nor in the codebook."""
+
+    def as_level(
+        self, x: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """What a stack of quantizers needs of `forward` for fp32 x: code vectors without a gradient, codes, terms."""
+        out = self(x, mask)
+        return out.quantized.detach(), out.codes, out.terms
+
+    @abc.abstractmethod
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (..., D) -> the vectors that `forward` would return for them, fp32."""
+
+    @abc.abstractmethod
+    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (..., D) -> the part of `decode` that every depth adds (..., D, E), not cumulated, fp32."""
+
+    @abc.abstractmethod
+    def codebook(self, depth: int) -> torch.Tensor:
+        """The (K, C) code vectors that depth `depth` searches, fp32; C is E unless the method projects."""
+
+    def update_codebook(self) -> None:
+        """Apply what the train-mode forwards since the last call have gathered. Nothing to do by default."""
+
+    def discard_codebook_update(self) -> None:
+        """Forget what the train-mode forwards since the last call have gathered (a skipped optimizer step)."""
+
+    def restart_counts(self) -> torch.Tensor:
+        """Codebook entries restarted since construction, int64 (D,), equal on all processes; zeros by default.
+
+        Depths that share a codebook share its count.
+        """
+        device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)
+        return torch.zeros(len(self.num_codes), dtype=torch.int64, device=device)
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Whether every train-mode forward uses every trainable parameter. Not where levels are dropped at random."""
+        return True
+
+
+class TargetQuantizer(Quantizer):
+    """A quantizer whose depths each search `codebook(depth)` with a vector that `targets` can give."""
+
+    @abc.abstractmethod
+    def targets(
+        self,
+        z: torch.Tensor,
+        temp: float = 1.0,
+        stochastic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vector every depth searches with (..., D, C) fp32 and the code it finds (..., D); nothing is learned.
+
+        stochastic: draw the code from softmax(-squared distance / temp) over `codebook(depth)` instead.
+        """
+
+    @torch.no_grad()
+    def soft_codes(
+        self,
+        z: torch.Tensor,
+        temp: float = 1.0,
+        stochastic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """softmax(-squared distance / temp) (..., D, K) fp32 and the codes (..., D) of `targets`.
+
+        Depths with fewer codes than the largest are filled up with probability 0.
+        """
+        searched, codes = self.targets(z, temp, stochastic, generator)
+        probs = searched.new_zeros((*codes.shape, max(self.num_codes)))
+        for depth, size in enumerate(self.num_codes):
+            rows = searched[..., depth, :].reshape(-1, searched.shape[-1])
+            with full_precision(z.device):
+                soft = soft_code_probs(rows, self.codebook(depth), temp)
+            probs[..., depth, :size] = soft.view(*codes.shape[:-1], size)
+        return probs, codes
+
+    @property
+    def fixed_code_vectors(self) -> bool:
+        """Whether what a code adds to the output follows from the code alone, not from those of the depths before."""
+        return True
+
+    @torch.no_grad()
+    def code_vectors(self, depth: int) -> torch.Tensor:
+        """What each code of one depth adds to the output, (K, E) fp32: the rows that `embed_with_depth` looks up.
+
+        Equal to `codebook(depth)` where nothing is projected, grouped or cut. ValueError without `fixed_code_vectors`.
+        """
+        if not self.fixed_code_vectors:
+            raise ValueError("the code vectors of this quantizer depend on the codes before them: there is no table")
+        weight = self.codebook(depth)
+        codes_K = torch.arange(self.num_codes[depth], device=weight.device)
+        parts = []
+        for codes_k in codes_K.split(max(1, 2**14 // len(self.num_codes))):
+            codes_kD = codes_k.new_zeros(len(codes_k), len(self.num_codes))
+            codes_kD[:, depth] = codes_k
+            parts.append(self.embed_with_depth(codes_kD)[:, depth])
+        return torch.cat(parts)
+
+    def decode_depth(self, codes: torch.Tensor, depth: int) -> torch.Tensor:
+        """Codes (..., D) -> the part (..., E) of one depth alone."""
+        return self.embed_with_depth(codes)[..., depth, :]
+
+    def _check_codes(self, codes: torch.Tensor) -> None:
+        depth = codes.shape[-1]
+        if not 1 <= depth <= len(self.num_codes):
+            raise ValueError(f"codes have {depth} depths in their last dim; the quantizer has {len(self.num_codes)}")
+
+
+class NullQuantizer(Quantizer):
+    """No bottleneck: the latent passes unchanged and has no codes (D = 0)."""
+
+    num_codes: tuple[int, ...] = ()
+
+    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+        """Return `z` itself, an empty last axis of codes and a loss of zero."""
+        codes = torch.empty((*z.shape[:-1], 0), dtype=torch.int64, device=z.device)
+        return QuantizerOutput(z, codes, torch.zeros((), device=z.device), {})
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """There is nothing to decode."""
+        raise ValueError("bottleneck_type 'none' has no codes to decode; choose 'rq'")
+
+    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+        """There is nothing to look up."""
+        raise ValueError("bottleneck_type 'none' has no code vectors; choose 'rq'")
+
+    def codebook(self, depth: int) -> torch.Tensor:
+        """There is no codebook."""
+        raise ValueError("bottleneck_type 'none' has no codebook; choose 'rq'")

@@ -1,0 +1,1 @@
+"""Codebooks: how their entries are kept, learned, started and restarted."""

@@ -1,0 +1,13 @@
+"""Group vector quantization under vqtorch's name."""
+
+from __future__ import annotations
+
+from rqstack.quantizers.compat.vqtorch.nn.vq import VectorQuant
+
+
+class GroupVectorQuant(VectorQuant):
+    """`VectorQuant` whose third and fourth arguments are `groups` and `share`; the codes of a group follow those of the
+    one before where codebooks are separate."""
+
+    def __init__(self, feature_size: int, num_codes: int, groups: int = 1, share: bool = True, **kwargs):
+        super().__init__(feature_size, num_codes, groups=groups, share=share, **kwargs)

@@ -1,0 +1,22 @@
+"""Vector pooling under the names and defaults of vqtorch."""
+
+from __future__ import annotations
+
+from rqstack.quantizers.wrappers.vector_pooling import MaxVectorPool2d, SoftmaxVectorPool2d
+
+
+class MaxVecPool2d(MaxVectorPool2d):
+    """The longest vector of every window of (B, C, H, W)."""
+
+    def __init__(self, kernel_size=3, stride=2, padding=2, dilation=1):
+        super().__init__(kernel_size, stride, padding, dilation)
+
+
+class SoftMaxVecPool2d(SoftmaxVectorPool2d):
+    """The mean of every window weighted by the softmax of the vectors' lengths."""
+
+    def __init__(self, kernel_size=3, stride=2, padding=2, dilation=1):
+        super().__init__(kernel_size, stride, padding, dilation)
+
+
+SoftMaxPool2d = SoftMaxVecPool2d

@@ -1,0 +1,1 @@
+"""The quantizers, one a file."""

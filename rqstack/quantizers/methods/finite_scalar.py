@@ -1,0 +1,160 @@
+"""Finite scalar quantization: every scalar of a code vector is rounded to one of a few fixed values.
+
+Legend: N vectors, D codebooks side by side, C scalars of a code vector (one per entry of `levels`), M = N x D.
+
+Mentzer et al., Finite Scalar Quantization: VQ-VAE Made Simple, ICLR 2024 (arXiv 2309.15505).
+Symmetric variant: Parker et al., Scaling Transformers for Low-Bitrate High-Quality Speech Coding, 2024 (2411.19842).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rqstack.quantizers.arithmetic.gradient import straight_through
+from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
+from rqstack.quantizers.arithmetic.precision import KeepsFloat32
+from rqstack.quantizers.methods.side_by_side import ImplicitQuantizer
+
+BOUNDS = ("tanh", "clamp", "hard_tanh")
+MARGIN = 1e-3  # the bounded scalar reaches a little beyond the outermost values, so that these can be chosen
+
+
+class ScalarGrid(KeepsFloat32, MixedRadix):
+    """The grid of L fixed values per scalar: bounding, rounding, values. Scalars come first, (C, M), any float dtype.
+
+    Values are k / (L // 2) for k from -(L // 2) to (L - 1) // 2; symmetric: L values evenly from -1 to 1. bound: see
+    `FiniteScalarQuantizer`; 'hard_tanh' is 'tanh' with the function clamped to [-1, 1] in the place of tanh. margin: by
+    what share of the half range the bounded scalar may pass the outermost values, where the grid is not symmetric.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        symmetric: bool = False,
+        bound: str = "tanh",
+        counted: bool = True,
+        margin: float = MARGIN,
+    ):
+        super().__init__(levels, counted)
+        if bound not in BOUNDS:
+            raise ValueError(f"bound {bound!r} is not one of {', '.join(BOUNDS)}")
+        self.symmetric, self.bound_kind = symmetric, bound
+        level_C1 = self.levels[:, None]
+        half = (level_C1 - 1) * ((1 + margin) / 2)
+        offset = 0.5 * (1 - level_C1 % 2)
+        ratio = offset / half
+        self._constant("top", level_C1 - 1.0)
+        self._constant("centre", (level_C1 // 2).float())
+        self._constant("reach", half)
+        self._constant("offset", offset)
+        self._constant("shift", ratio.atanh() if bound == "tanh" else ratio)
+        self._constant("step", 2.0 / (level_C1 - 1))
+
+    def _constant(self, name: str, value_C1: torch.Tensor) -> None:
+        self.register_buffer(name, value_C1, persistent=False)
+
+    def units(self, x_CM: torch.Tensor) -> torch.Tensor:
+        """Bounded scalars in units of one level: from 0 (symmetric) or centred on level L // 2."""
+        squash = torch.tanh if self.bound_kind == "tanh" else _clamp_to_one
+        if self.symmetric:
+            return (squash(x_CM) + 1) * (self.top / 2)
+        if self.bound_kind == "clamp":
+            return (x_CM * self.centre).clamp_min(-self.centre).clamp_max(self.top - self.centre)
+        return (squash(x_CM + self.shift) * self.reach).sub_(self.offset)
+
+    def bounded(self, units_CM: torch.Tensor) -> torch.Tensor:
+        """Units -> the range of the values, without rounding."""
+        return units_CM * self.step - 1.0 if self.symmetric else units_CM / self.centre
+
+    def round(self, units_CM: torch.Tensor) -> torch.Tensor:
+        """Units -> digits 0 .. L - 1, in the dtype of the units; what is no number becomes the lowest."""
+        digits = (units_CM + 0.5).floor_() if self.symmetric else units_CM.round().add_(self.centre)
+        return digits.nan_to_num_(0.0).clamp_min_(0).clamp_max_(self.top)
+
+    def values(self, digits_CM: torch.Tensor) -> torch.Tensor:
+        """Digits -> values: floats for digits of an integer type, fp32."""
+        if self.symmetric:
+            return (digits_CM * self.step).sub_(1.0)
+        return (digits_CM - self.centre).div_(self.centre)
+
+    def nearest(
+        self, x_CM: torch.Tensor, moved: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scalars -> their values, with the gradient of the bound, and digits. moved: applied before the rounding."""
+        units_CM = self.units(x_CM)
+        with torch.no_grad():
+            digits_CM = self.round(units_CM if moved is None else moved(units_CM))
+            values_CM = self.values(digits_CM)
+        if units_CM.requires_grad:
+            values_CM = straight_through(self.bounded(units_CM), values_CM)
+        return values_CM, digits_CM
+
+    def digits_of_values(self, values_CM: torch.Tensor) -> torch.Tensor:
+        """Values, or scalars near them -> digits 0 .. L - 1, in the dtype given."""
+        units_CM = (values_CM + 1) / self.step if self.symmetric else values_CM * self.centre
+        return self.round(units_CM)
+
+
+class FiniteScalarQuantizer(ImplicitQuantizer):
+    """Bound every scalar, round it to one of L values; K is the product of the levels and no codebook is stored.
+
+    dim: E; projected to `num_codebooks` x `len(levels)` scalars where it differs. Values are k / (L // 2) for k from
+    -(L // 2) to (L - 1) // 2. preserve_symmetry: L values evenly from -1 to 1 instead, also for even L. bound: 'tanh';
+    'clamp' for inputs that have been bounded before, and take the nearest value; 'hard_tanh', 'tanh' made of straight
+    lines. noise_dropout: share of the scalars that are moved by a uniform offset of up to half a level before they are
+    rounded, in train mode; code and value still agree.
+    The first level varies fastest in a code. There is no loss. ValueError for levels below 2 and other wrong options.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        levels: Sequence[int],
+        *,
+        num_codebooks: int = 1,
+        preserve_symmetry: bool = False,
+        bound: str = "tanh",
+        noise_dropout: float = 0.0,
+        project: bool | None = None,
+    ):
+        check_levels(levels)
+        if not 0 <= noise_dropout <= 1:
+            raise ValueError(f"noise_dropout must be in [0, 1], got {noise_dropout}")
+        super().__init__(dim, len(levels), math.prod(levels), num_codebooks, project)
+        self.grid = ScalarGrid(levels, preserve_symmetry, bound)
+        self.noise_dropout = noise_dropout
+
+    def bound(self, x: torch.Tensor) -> torch.Tensor:
+        """Scalars (..., C) -> the range of the values, without rounding."""
+        bounded_CM = self.grid.bounded(self.grid.units(scalars_first(x)))
+        return scalars_last(bounded_CM, x.shape[:-1])
+
+    def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The code vectors, with the gradient of the bound, stand in for the searched vectors: no term needs these."""
+        values_CM, digits_CM = self.grid.nearest(scalars_first(x_NDC), self._dithered)
+        vectors_NDC = scalars_last(values_CM, x_NDC.shape[:2])
+        return vectors_NDC, vectors_NDC, self.grid.codes(digits_CM).view(x_NDC.shape[:2])
+
+    def _estimate(self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor) -> torch.Tensor:
+        return vectors_NDC
+
+    def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        units_CM = self.grid.units(scalars_first(x_NDC))
+        codes_M = self.grid.codes(self.grid.round(self._dithered(units_CM.detach())))
+        return scalars_last(self.grid.bounded(units_CM), x_NDC.shape[:2]), codes_M.view(x_NDC.shape[:2])
+
+    def _dithered(self, units: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.noise_dropout > 0):
+            return units
+        moved = torch.rand_like(units) < self.noise_dropout
+        return units + torch.where(moved, torch.rand_like(units) - 0.5, 0.0)
+
+    def _vectors(self, codes_ND: torch.Tensor) -> torch.Tensor:
+        return scalars_last(self.grid.values(self.grid.digits(codes_ND.reshape(-1))), codes_ND.shape)
+
+
+def _clamp_to_one(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(-1.0, 1.0)

@@ -1,0 +1,165 @@
+"""Latent quantization: every scalar has a small codebook of learned values of its own.
+
+Legend: N vectors, D codebooks side by side, C scalars of a code vector, M = N x D, L values of one scalar.
+
+Hsu et al., Disentanglement via Latent Quantization, NeurIPS 2023 (arXiv 2305.18378).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from rqstack.quantizers.arithmetic import sync
+from rqstack.quantizers.arithmetic.code_losses import mean_square
+from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
+from rqstack.quantizers.methods.side_by_side import ImplicitQuantizer
+
+
+class LatentQuantizer(ImplicitQuantizer):
+    """Every scalar takes the nearest of its L learned values; K is the product of the levels.
+
+    dim: E; projected to `num_codebooks` x `len(levels)` scalars where it differs. The values, shared by the codebooks
+    side by side, are fp32 parameters and start evenly in [-0.5, 0.5]. Terms of the loss: quantization =
+    quantization_weight x mean squared distance, pulls the values; commitment = commitment_weight x the same, pulls the
+    input. The first level varies fastest in a code. ValueError for levels below 2 and negative weights.
+    in_place_optimizer: makes an optimizer from the values, which then belong to no other: they leave the loss,
+    train-mode forwards gather the gradient of their mean squared distance, and `update_codebook()` takes one step on
+    that over all of them, of all processes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        levels: Sequence[int],
+        *,
+        num_codebooks: int = 1,
+        commitment_weight: float = 0.1,
+        quantization_weight: float = 0.1,
+        project: bool | None = None,
+        in_place_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    ):
+        check_levels(levels)
+        if min(commitment_weight, quantization_weight) < 0:
+            raise ValueError(f"weights must not be negative, got {commitment_weight} and {quantization_weight}")
+        super().__init__(dim, len(levels), math.prod(levels), num_codebooks, project)
+        self.levels, self.radix = tuple(levels), MixedRadix(levels)
+        self.commitment_weight, self.quantization_weight = commitment_weight, quantization_weight
+        self.values = nn.ParameterList([initial_values(level) for level in levels])
+        self.in_place_optimizer = None
+        self._gathered: list[tuple[torch.Tensor, list[torch.Tensor]]] = []  # rows, gradients of the mean over them
+        if in_place_optimizer is not None:
+            self.in_place_optimizer = in_place_optimizer(list(self.values))
+            self.values.requires_grad_(False)
+
+    def update_codebook(self) -> None:
+        """With an optimizer of its own: one step on the mean over all vectors seen since the last call."""
+        if not self._gathered:
+            return
+        rows = torch.stack([number for number, _ in self._gathered])
+        parts = zip(*(gradients for _, gradients in self._gathered), strict=True)
+        gradients = [(rows / rows.sum().clamp(min=1)) @ torch.stack(part) for part in parts]
+        step_in_place(self.in_place_optimizer, self.values, gradients, rows.sum())
+        self.discard_codebook_update()
+
+    def discard_codebook_update(self) -> None:
+        """Forget the gradients gathered since the last update."""
+        self._gathered = []
+
+    def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        digits_CM = nearest_digits(scalars_first(x_NDC.detach()), self.values)
+        vectors_NDC = scalars_last(look_up(digits_CM, self.values), x_NDC.shape[:2])
+        return x_NDC, vectors_NDC, self.radix.codes(digits_CM).view(x_NDC.shape[:2])
+
+    def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        digits_CM = nearest_digits(scalars_first(x_NDC.detach()), self.values)
+        return x_NDC, self.radix.codes(digits_CM).view(x_NDC.shape[:2])
+
+    def _vectors(self, codes_ND: torch.Tensor) -> torch.Tensor:
+        return scalars_last(look_up(self.radix.digits(codes_ND.reshape(-1)), self.values), codes_ND.shape)
+
+    def _terms(
+        self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor, mask_N: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        space_NE, vectors_NE = space_NDC.flatten(1), vectors_NDC.flatten(1)
+        commitment = mean_square(space_NE, vectors_NE.detach(), mask_N)
+        if self.in_place_optimizer is not None:
+            if self.training:
+                finite_N = space_NE.detach().sum(1).isfinite()  # one bad vector must not poison the values
+                valid_N = finite_N if mask_N is None else finite_N & mask_N
+                gradients = distance_gradients(space_NDC.detach(), self.values, valid_N)
+                self._gathered.append((valid_N.sum().float(), gradients))
+            return {"commitment": self.commitment_weight * commitment}
+        quantization = mean_square(vectors_NE, space_NE.detach(), mask_N)
+        return {
+            "quantization": self.quantization_weight * quantization,
+            "commitment": self.commitment_weight * commitment,
+        }
+
+
+def initial_values(level: int) -> nn.Parameter:
+    """L even steps: from -0.5 to 0.5 for odd L, from -0.5 to just below 0.5 (so that 0 is one of them) for even L."""
+    steps = torch.arange(level, dtype=torch.float32)
+    return nn.Parameter(steps / (level - level % 2) - 0.5)
+
+
+@torch.no_grad()
+def nearest_digits(x_CM: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Index of the nearest of its own values for every scalar, int64 (C, M)."""
+    found = [nearest_scalars(x_M, values_L.detach().to(x_CM.dtype)) for x_M, values_L in zip(x_CM, values, strict=True)]
+    return torch.stack(found)
+
+
+def look_up(digits_CM: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Values (C, M) of the digits, at least fp32, with the gradient of the values."""
+    rows = [
+        values_L.to(torch.promote_types(values_L.dtype, torch.float32))[digits_M]
+        for digits_M, values_L in zip(digits_CM, values, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def distance_gradients(
+    x_NDC: torch.Tensor, values: Sequence[torch.Tensor], mask_N: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    """Gradient of the mean squared distance of x to its nearest values in these values, (L,) per scalar."""
+    with torch.enable_grad():
+        leaves = [values_L.detach().clone().requires_grad_() for values_L in values]
+        digits_CM = nearest_digits(scalars_first(x_NDC), leaves)
+        vectors_NDC = scalars_last(look_up(digits_CM, leaves), x_NDC.shape[:2])
+        return list(torch.autograd.grad(mean_square(vectors_NDC.flatten(1), x_NDC.flatten(1), mask_N), leaves))
+
+
+def step_in_place(
+    optimizer: torch.optim.Optimizer,
+    values: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    rows: torch.Tensor | None = None,
+) -> None:
+    """One step of an optimizer of the values alone, on these gradients averaged over all processes.
+
+    rows: 0-dim, how many the gradients of this process are the mean over; None, as many as on every other.
+    """
+    rows = torch.ones((), device=gradients[0].device) if rows is None else rows
+    total = rows.clone()
+    sync.all_reduce_sum(total)
+    for values_L, gradient_L in zip(values, gradients, strict=True):
+        gradient_L = gradient_L * (rows / total.clamp(min=1))
+        sync.all_reduce_sum(gradient_L)
+        values_L.grad = gradient_L.to(values_L.dtype)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@torch.no_grad()
+def nearest_scalars(x: torch.Tensor, values_L: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest of L values for every scalar; a binary search, so nothing grows with N x L.
+
+    Values at the same distance: the one with the lower value.
+    """
+    ordered_L, order_L = values_L.sort(stable=True)
+    middles = (ordered_L[1:] + ordered_L[:-1]) / 2
+    return order_L[torch.bucketize(x.contiguous(), middles)]

@@ -1,0 +1,302 @@
+"""Multi-scale quantization: a map as the sum of quantized maps from coarse to fine.
+
+Legend: B batch, E code-vector size, K codebook size, L scales, S positions of all scales, "..." grid of 1 to 3 dims.
+
+Tian et al., Visual Autoregressive Modeling: Scalable Image Generation via Next-Scale Prediction, arXiv 2404.02905,
+Algorithms 1 (encoding) and 2 (decoding).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from rqstack.quantizers.arithmetic import sync
+from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
+from rqstack.quantizers.arithmetic.gradient import straight_through
+from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
+from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
+from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.methods.vector import VectorQuantizer
+
+# Settings of `VectorQuantizer` that a scale has no use for: only its codes and code vectors are taken.
+NOT_OF_SCALES = ("codebook_dim", "estimator", "heads", "keep_length", "losses", "separate_codebooks")
+
+
+class HierarchicalQuantizer(TargetQuantizer):
+    """Every scale quantizes what the coarser scales left over, pooled to its grid, and adds it back interpolated.
+
+    Input (B, ..., dim) with a grid of `grid_dims` dims. A whole map is one stack of codes (B, 1, ..., 1, S), a code
+    grid of one cell: those of the coarsest scale first, row by row, then those of the next; `num_codes` and
+    `codebook(depth)` go by position. `split` and `join` lead to and from one grid of codes per scale. Fewer positions
+    decode to a coarser map; negative codes decode to zero, as dropped scales.
+
+    scales: grids, coarse to fine, numbers or tuples. codebook_size: K, or one per scale where they are not `shared`.
+    blend: share of the convolution after interpolation; num_convs: how many the scales share evenly. scale_dropout:
+    probability in train mode that a random number of fine scales, not the first `kept_scales`, is dropped. kmeans_init
+    and further keywords: as of `VectorQuantizer`, those of NOT_OF_SCALES apart; `seed` grows by one per scale. Terms,
+    means over the scales of the mean squared distance between the input and the sum of the scales so far: commitment,
+    times commitment_weight, pulls the input; codebook, times codebook_weight, pulls the convolutions and learned code
+    vectors.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int | Sequence[int],
+        scales: Sequence[int | Sequence[int]],
+        *,
+        grid_dims: int = 2,
+        shared: bool = True,
+        blend: float = 0.5,
+        num_convs: int = 1,
+        scale_dropout: float = 0.0,
+        kept_scales: int = 1,
+        commitment_weight: float = 0.25,
+        codebook_weight: float = 1.0,
+        kmeans_init: bool = False,
+        **options: object,
+    ):
+        super().__init__()
+        _check_options(options)
+        self.dim, self.shapes, self.shared = dim, scale_shapes(scales, grid_dims), shared
+        num_scales = len(self.shapes)
+        sizes = [codebook_size] * num_scales if isinstance(codebook_size, int) else list(codebook_size)
+        if len(sizes) != num_scales or (shared and len(set(sizes)) > 1):
+            raise ValueError(f"codebook sizes {sizes} do not fit {num_scales} scales{' of one codebook' * shared}")
+        if not 0 <= scale_dropout <= 1 or not 1 <= kept_scales <= num_scales or not 1 <= num_convs <= num_scales:
+            raise ValueError(
+                f"scale_dropout must be in [0, 1], kept_scales and num_convs in 1 .. {num_scales}, "
+                f"got {scale_dropout}, {kept_scales} and {num_convs}"
+            )
+        self.lengths = [math.prod(shape) for shape in self.shapes]
+        self.num_codes = tuple(size for size, length in zip(sizes, self.lengths) for _ in range(length))
+        self.scale_dropout, self.kept_scales = scale_dropout, kept_scales
+        self.commitment_weight, self.codebook_weight = commitment_weight, codebook_weight
+        options |= {"losses": VectorLosses(commitment=0.0, codebook=0.0)}  # the terms below take their place
+        seed, own = options.pop("seed", 0), sizes[: 1 if shared else None]
+        self.books = nn.ModuleList(VectorQuantizer(dim, k, seed=seed + i, **options) for i, k in enumerate(own))
+        self.convs = nn.ModuleList(BlendedConv(dim, grid_dims, blend) for _ in range(num_convs))
+        self.register_buffer("initialized", torch.tensor(not kmeans_init))
+        self._known_initialized = not kmeans_init
+        self._warm_grid: torch.Size | None = None
+
+    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+        """Quantize maps z (B, ..., E). mask (B, ...): False positions take part in no mean, loss or codebook."""
+        self._check_map(z)
+        if mask is not None:
+            z = without_masked_nonfinite(z, mask)
+        with full_precision(z.device):
+            target = z.movedim(-1, 1).float()
+            if self.training and not self._is_initialized():
+                self._start(target, mask, "kmeans", 0)
+            codes, partial = self._quantize(target, mask, self._scales_kept(z.device))
+            total = straight_through(target, partial[-1])
+            terms = self._terms(target, partial, mask)
+            loss = sum(terms.values(), torch.zeros((), device=z.device))
+        codes = F.pad(codes, (0, len(self.num_codes) - codes.shape[-1]), value=-1)
+        return QuantizerOutput(total.movedim(1, -1).to(z.dtype), codes, loss, terms)
+
+    def decode(self, codes: torch.Tensor, grid: Sequence[int] | None = None) -> torch.Tensor:
+        """Codes (B, ..., S), or the first of them -> maps (B, *grid, E); by default on the grid of the finest scale."""
+        grid = self.shapes[-1] if grid is None else tuple(grid)
+        with full_precision(codes.device):
+            parts = [self._part(codes_of, scale, grid) for scale, codes_of in enumerate(self.split(codes))]
+            total = sum(parts, torch.zeros_like(parts[0]))
+        return total.movedim(1, -1)
+
+    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (..., S) -> the code vector of every position of every scale (..., S, E), before interpolation."""
+        vectors = [self._vectors(one, scale).flatten(1, -2) for scale, one in enumerate(self.split(codes))]
+        return torch.cat(vectors, 1)[:, : codes.shape[-1]].reshape(*codes.shape, self.dim)
+
+    def decode_depth(self, codes: torch.Tensor, depth: int) -> torch.Tensor:
+        """Codes (B, ..., S) -> what position `depth` alone decodes to, with its scale's convolution."""
+        alone = torch.full_like(codes, -1)
+        alone[..., depth] = codes[..., depth]
+        return self.decode(alone)
+
+    @torch.no_grad()
+    def targets(
+        self,
+        z: torch.Tensor,
+        temp: float = 1.0,
+        stochastic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors searched with (B, 1, ..., S, E) fp32 and their codes (B, 1, ..., S), nearest or drawn."""
+        self._check_map(z)
+        with full_precision(z.device):
+            target = z.movedim(-1, 1).float()
+            total, searched, codes = torch.zeros_like(target), [], []
+            for scale in range(len(self.shapes)):
+                rows, _ = self._pooled(target - total, scale, None)
+                found, drawn = self._book(scale).targets(rows, temp, stochastic, generator)
+                searched.append(found.reshape(len(z), -1, self.dim))
+                codes.append(drawn[..., 0])
+                total = total + self._part(codes[-1], scale, target.shape[2:])
+        joined = self.join(codes)
+        return torch.cat(searched, 1).reshape(*joined.shape, self.dim), joined
+
+    def codebook(self, depth: int) -> torch.Tensor:
+        """The (K, E) code vectors that position `depth` of the stack searches, fp32."""
+        scale = next(scale for scale in range(len(self.lengths)) if depth < sum(self.lengths[: scale + 1]))
+        return self._book(scale).codebook(0)
+
+    def split(self, codes: torch.Tensor) -> list[torch.Tensor]:
+        """Codes (B, ..., S), or the first of them -> one grid of codes (B, *shape) per scale that has any.
+
+        What a scale lacks is -1.
+        """
+        self._check_codes(codes)
+        ends = list(itertools.accumulate(self.lengths))
+        number = next(index for index, end in enumerate(ends) if codes.shape[-1] <= end) + 1
+        codes = F.pad(codes.reshape(-1, codes.shape[-1]), (0, ends[number - 1] - codes.shape[-1]), value=-1)
+        parts = codes.split(self.lengths[:number], 1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes)]
+
+    def join(self, grids: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One grid of codes per scale -> codes (B, 1, ..., 1, S)."""
+        codes = torch.cat([grid.flatten(1) for grid in grids], 1)
+        return codes.view(len(codes), *[1] * len(self.shapes[0]), -1)
+
+    def warmup_rows(self, z: torch.Tensor) -> torch.Tensor:
+        """Maps as rows, for `initialize_codebook`; all maps must have one grid."""
+        self._check_map(z)
+        self._warm_grid = z.shape[1:]
+        return z.flatten(1)
+
+    @torch.no_grad()
+    def initialize_codebook(self, z: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:
+        """Start the codebooks from maps (B, ..., E), or from the rows of `warmup_rows`, of all processes.
+
+        Scale by scale on the residuals each will see; a shared codebook first on the pooled maps, then on the residuals
+        of all scales. method: 'kmeans' or 'data'.
+        """
+        z = z.unflatten(1, self._warm_grid) if z.ndim == 2 else z
+        with full_precision(z.device):
+            self._start(z.movedim(-1, 1).float(), None, method, seed)
+
+    def update_codebook(self) -> None:
+        """Apply what the scales have gathered."""
+        for book in self.books:
+            book.update_codebook()
+
+    def discard_codebook_update(self) -> None:
+        """Forget what the scales have gathered."""
+        for book in self.books:
+            book.discard_codebook_update()
+
+    def restart_counts(self) -> torch.Tensor:
+        """Entries restarted since construction, int64 (S,): those of a scale at its first position."""
+        counts = [F.pad(self._book(scale).restart_counts(), (0, n - 1)) for scale, n in enumerate(self.lengths)]
+        return torch.cat(counts)
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Not where scales are dropped, nor where the convolutions have no share."""
+        return self.scale_dropout == 0 and all(conv.ratio > 1e-8 for conv in self.convs)
+
+    def _check_map(self, z: torch.Tensor) -> None:
+        if z.ndim != len(self.shapes[0]) + 2 or z.shape[-1] != self.dim:
+            raise ValueError(
+                f"input must be maps (B, ..., {self.dim}) with {len(self.shapes[0])} grid dims, got {tuple(z.shape)}"
+            )
+
+    def _is_initialized(self) -> bool:
+        """Reads the buffer until it is True, so that the host waits for the device only then."""
+        self._known_initialized = self._known_initialized or bool(self.initialized)
+        return self._known_initialized
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        self._known_initialized = False
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _book(self, scale: int) -> VectorQuantizer:
+        return self.books[0 if self.shared else scale]
+
+    def _vectors(self, codes: torch.Tensor, scale: int) -> torch.Tensor:
+        vectors = self._book(scale).decode(codes.clamp(min=0)[..., None])
+        return torch.where(codes[..., None] >= 0, vectors, 0.0)
+
+    def _part(self, codes: torch.Tensor, scale: int, grid: Sequence[int]) -> torch.Tensor:
+        """What a scale adds to the map (B, E, *grid)."""
+        conv = self.convs[conv_of_scale(scale, len(self.shapes), len(self.convs))]
+        vectors = self._vectors(codes, scale).movedim(-1, 1)
+        dropped = (codes < 0).flatten(1).all(1).view(-1, *[1] * (vectors.ndim - 1))  # the convolution has a bias
+        return torch.where(dropped, 0.0, conv(resize_to(vectors, grid)))
+
+    def _quantize(
+        self, target: torch.Tensor, mask: torch.Tensor | None, num_scales: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Codes of the first scales, and the sums up to each scale (B, E, ...), differentiable."""
+        total, codes, partial = torch.zeros_like(target), [], []
+        for scale in range(num_scales):
+            rows, counted = self._pooled(target - total.detach(), scale, mask)
+            with torch.no_grad():
+                codes.append(self._book(scale)(rows, counted).codes[..., 0])
+            total = total + self._part(codes[-1], scale, target.shape[2:])
+            partial.append(total)
+        return self.join(codes), partial
+
+    def _pooled(
+        self, residual: torch.Tensor, scale: int, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        means, counted = pool_to(residual.detach(), self.shapes[scale], mask)
+        return means.movedim(1, -1), counted
+
+    def _terms(
+        self, target: torch.Tensor, partial: list[torch.Tensor], mask: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        mask_N, rows = None if mask is None else mask.flatten(), target.movedim(1, -1).reshape(-1, self.dim)
+        sums = [total.movedim(1, -1).reshape(-1, self.dim) for total in partial]
+        commitment = torch.stack([mean_square(rows, total.detach(), mask_N) for total in sums]).mean()
+        terms = {"commitment": self.commitment_weight * commitment}
+        if sums[-1].requires_grad:
+            fit = torch.stack([mean_square(total, rows.detach(), mask_N) for total in sums]).mean()
+            terms["codebook"] = self.codebook_weight * fit
+        return terms
+
+    def _scales_kept(self, device: torch.device) -> int:
+        """All, or with dropout in train mode a random number; the same on all processes."""
+        num_scales = len(self.shapes)
+        if not (self.training and self.scale_dropout > 0 and self.kept_scales < num_scales):
+            return num_scales
+        drop = bool(torch.rand(()) < self.scale_dropout)
+        kept = int(torch.randint(self.kept_scales, num_scales, ())) if drop else num_scales
+        return sync.from_first_rank(kept, device)
+
+    @torch.no_grad()
+    def _start(self, target: torch.Tensor, mask: torch.Tensor | None, method: str, seed: int) -> None:
+        """Sets the codebooks; see `initialize_codebook`."""
+        if self.shared:
+            pooled = [self._pooled(target, scale, mask) for scale in range(len(self.shapes))]
+            self._start_book(0, pooled, method, seed)
+        total, seen = torch.zeros_like(target), []
+        for scale, shape in enumerate(self.shapes):
+            seen.append(self._pooled(target - total, scale, mask))
+            if not self.shared:
+                self._start_book(scale, seen[-1:], method, seed + scale)
+            codes_N = self._book(scale).codebook_at(0).nearest(seen[-1][0].reshape(-1, self.dim))
+            total = total + self._part(codes_N.view(-1, *shape), scale, target.shape[2:])
+        if self.shared:
+            self._start_book(0, seen, method, seed + 1)
+        self.initialized.fill_(True)
+
+    def _start_book(self, index: int, maps: list, method: str, seed: int) -> None:
+        # the scales of a map side by side: the same order for every split of the maps over processes
+        rows = torch.cat([means.flatten(1, -2) for means, _ in maps], 1)
+        counted = None if maps[0][1] is None else torch.cat([valid.flatten(1) for _, valid in maps], 1)
+        self.books[index].initialize_codebook(rows, counted, method=method, seed=seed)
+
+
+def _check_options(options: dict[str, object]) -> None:
+    if taken := [name for name in NOT_OF_SCALES if name in options]:
+        raise ValueError(f"scales have no setting {', '.join(taken)}")
+    if getattr(options.get("learning"), "sync_nu", 0) > 0:
+        raise ValueError("sync_nu needs a gradient that reaches single scales; here it goes to the map as it is")

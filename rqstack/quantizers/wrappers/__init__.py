@@ -1,0 +1,1 @@
+"""What goes around any quantizer: channel groups, patches, input layouts, pooling of vectors."""

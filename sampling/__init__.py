@@ -1,0 +1,1 @@
+"""From two trained models to images: conditions, draws, rejection, files."""

@@ -1,0 +1,130 @@
+"""What saved images are compared with: a data set's split, other images, or a file of moments.
+
+Legend: B batch, N images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Optional
+
+from torch import Tensor
+
+from data import DatasetConfig
+from data.config import DATASET_TYPES
+from evaluation.networks.feature_networks import FeatureExtractor, build_features
+from evaluation.references.reference_cache import cached_reference
+from evaluation.references.reference_files import Reference
+from runtime import distributed
+from runtime.distributed import DistEnv
+from runtime.errors import UserError
+from runtime.npz import read_headers
+from scoring.image_source import ImageSource, open_source
+from scoring.reference import default_name, load_reference
+from scoring.scoring_data import REFERENCES, ScoringData, split_name
+
+Batches = Callable[..., Iterable[dict[str, Tensor]]]
+
+
+@dataclass
+class ComparisonConfig:
+    """The reference side of a configuration.
+
+    ref_dataset: a data set of the configs, images, or an `.npz` file of moments. ref_split: of a data set. batch_size:
+    per process. skip_unreadable: leave out and count damaged images. dataset: settings of a data set named above.
+    """
+
+    ref_dataset: Optional[str] = None
+    ref_split: str = "train"
+    batch_size: int = 100
+    num_workers: int = 4
+    skip_unreadable: bool = False
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+
+
+class Comparison:
+    """The reference side: where its images and its features come from.
+
+    Args:
+        args: the flags of `add_scoring_flags`.
+        resolution: of a data set whose settings give none: that of the samples.
+
+    Attributes:
+        images: `(shared) -> batches` of uint8 images, of this rank or all of them; None where there are only moments.
+        num_classes: of its labels; None without labels.
+        name: its part of the metrics' names.
+
+    Raises:
+        UserError: neither a path nor a data set, or images that cannot be read.
+    """
+
+    name: str
+
+    images: Optional[Batches] = None
+    num_classes: Optional[int] = None
+    data: Optional[ScoringData] = None
+    source: Optional[ImageSource] = None
+
+    def __init__(self, config: ComparisonConfig, args: argparse.Namespace, env: DistEnv, resolution: int):
+        self.config, self.args, self.env = config, args, env
+        self.spec, split = config.ref_dataset, split_name(config.ref_split)
+        path = Path(self.spec).expanduser()
+        self.is_file_of_moments = path.suffix == ".npz" and path.is_file() and "mu" in read_headers(path)
+        if self.is_file_of_moments:
+            return
+        if not path.exists() and self.spec.lower().replace("_", "-") in DATASET_TYPES:
+            self._open_dataset(split, resolution)
+        else:
+            self._open_images(path)
+
+    def _open_dataset(self, split: str, resolution: int) -> None:
+        dataset = self.config.dataset
+        dataset.type, self.name = self.spec, split
+        if dataset.transforms is None and dataset.resolution is None:
+            dataset.resolution = resolution
+        self.data = ScoringData(dataset, self.config.batch_size, self.env, self.config.num_workers,
+                                cache=self.args.features_cache)
+        self.images = partial(self.data.uint8_batches, self.name)
+        self.num_classes = self.data.split("train").num_classes
+
+    def _open_images(self, path: Path) -> None:
+        if not path.exists() and ":" not in self.spec and not any(mark in self.spec for mark in "*{"):
+            raise UserError(f"ref_dataset={self.spec} is neither a path nor one of {', '.join(DATASET_TYPES)}")
+        self.source = open_source(self.spec, skip_unreadable=self.config.skip_unreadable)
+        self.name = default_name(self.spec)
+        self.images = self._source_batches
+        if "label" in next(iter(self.source.batches(1))):
+            self.num_classes = 1 + max(int(batch["label"].max()) for batch in self._source_batches(shared=False))
+
+    def _source_batches(self, shared: bool = True) -> Iterable[dict[str, Tensor]]:
+        place = (self.env.rank, self.env.world_size) if shared else (0, 1)
+        return self.source.batches(self.config.batch_size, *place)
+
+    def features(self) -> FeatureExtractor:
+        """The feature network of the flags; the classifier is trained on the data set, or on labelled images."""
+        if self.data is not None:
+            return self.data.features(self.args)
+        if self.args.features == "classifier" and (self.images is None or self.num_classes is None):
+            raise UserError("--features classifier needs ref_dataset to be a data set or images with classes")
+        return build_features(
+            self.args.features, device=self.env.device, weights=self.args.features_weights,
+            resize=self.args.features_resize,
+            train=partial(self.images, shared=False) if self.images else None, num_classes=self.num_classes,
+            cache_dir=self.args.features_cache,
+        )
+
+    def reference(self, extractor: FeatureExtractor, keep_features: bool, spatial: bool) -> Reference:
+        """Moments and what else is asked for, from the cache where the same images were measured before."""
+        if self.is_file_of_moments:
+            return load_reference(self.spec, extractor)
+        if self.data is not None:
+            return self.data.reference(self.name, extractor, keep_features, spatial)
+        return cached_reference(
+            Path(self.args.features_cache) / REFERENCES, self.name, self.images, extractor,
+            num_images=len(self.source), source=self.spec, keep_features=keep_features, spatial=spatial,
+            reduce=distributed.all_reduce_sum_, rank=self.env.rank, world_size=self.env.world_size,
+        )

@@ -1,0 +1,202 @@
+"""References: what a score compares with, made once from any images and read from any of the usual files.
+
+    python -m scoring.reference make SOURCE --output cifar10-train.npz
+    python -m scoring.reference show FILE
+    python -m scoring.reference check FILE SOURCE
+
+SOURCE is a folder of images, an `.npz` or `.npy` file, `.tar` shards, or `dataset:NAME:SPLIT` (`key=value` words are
+those of a config's `dataset` section, such as `resolution=256`). FILE is an `.npz` file: ours, published statistics
+(`mu`, `sigma`), or a reference batch of the ADM evaluator. Exit code 2 and one line for whatever is wrong; `check` ends
+the same way when FILE is not a reference of SOURCE.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from evaluation.metrics.frechet import frechet_between, frechet_warnings
+from evaluation.networks.feature_networks import FEATURES, FeatureExtractor, build_features
+from evaluation.protocol import RESIZES
+from evaluation.references.image_digest import ImageDigest
+from evaluation.references.reference_files import Reference, read_reference, save_reference
+from evaluation.references.reference_making import digested, load_reference, measure_reference
+from runtime.cli import ArgumentParser
+from runtime.errors import UserError, exit_on_user_error
+from scoring.exported_dataset import DATASET_PREFIX
+from scoring.image_source import SOURCES, ImageSource, open_source
+
+__all__ = ["Reference", "load_reference", "measure_reference", "save_reference"]
+
+ACTIONS = {"make": ("source",), "show": ("file",), "check": ("file", "source")}
+CLASSIFIER_CACHE = str(Path("runs") / "classifiers")  # where the scoring scripts keep theirs
+SAME_MOMENTS = 1e-3
+"""`check` of published moments: the largest Frechet distance to the source, as a share of the covariance's trace."""
+
+
+def parse(words: Sequence[str] | None = None) -> Namespace:
+    """The command line; `file` and `source` are None where an action takes none."""
+    parser = ArgumentParser(description="Make, show or check a reference.", allow_abbrev=False)
+    parser.add_argument("action", choices=tuple(ACTIONS))
+    parser.add_argument("places", nargs="+", metavar="FILE|SOURCE",
+                        help=f"make SOURCE | show FILE | check FILE SOURCE; SOURCE is {SOURCES}")
+    parser.add_argument("--output", help="make: where the reference goes (default: <name>_<features>_<resize>.npz)")
+    parser.add_argument("--name", help="make: its part of metric names (default: from the source)")
+    parser.add_argument("--features", choices=FEATURES, default="inception", help="network (default: inception)")
+    parser.add_argument("--features-weights", help="weight file of the feature network")
+    parser.add_argument("--features-resize", choices=tuple(RESIZES), default="bilinear",
+                        help="how images reach Inception's 299 pixels (default: bilinear)")
+    parser.add_argument("--features-cache", default=CLASSIFIER_CACHE,
+                        help=f"where trained classifiers are kept (default: {CLASSIFIER_CACHE})")
+    parser.add_argument("--classifier-data", metavar="SOURCE",
+                        help="labelled images that the classifier features are trained on "
+                             "(default: the train split of dataset:NAME:SPLIT)")
+    parser.add_argument("--keep-features", action="store_true", help="make: also what KID, precision and recall need")
+    parser.add_argument("--spatial", action="store_true", help="make: also what sFID needs")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out and count images that do not decode")
+    parser.add_argument("--data-root", help="where the files of dataset:NAME:SPLIT lie")
+    parser.add_argument("-bs", "--batch-size", type=int, default=64, help="images at a time (default: 64)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
+    args = parser.parse_args(words)
+    expected = ACTIONS[args.action]
+    if len(args.places) != len(expected):
+        parser.error(f"{args.action} takes {' and '.join(name.upper() for name in expected)}, got "
+                     f"{' '.join(args.places)}")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size {args.batch_size} must be at least 1")
+    given = dict(zip(expected, args.places))
+    args.file, args.source = given.get("file"), given.get("source")
+    return args
+
+
+def open_images(args: Namespace, spec: str) -> ImageSource:
+    """The source, with a line on stderr about what was left out."""
+    options = [*args.overrides, *(["--data-root", args.data_root] if args.data_root else [])]
+    source = open_source(spec, dataset_options=options, skip_unreadable=args.skip_unreadable)
+    if source.skipped:
+        names = ", ".join(source.skipped[:3])
+        print(f"warning: {len(source.skipped)} unreadable images of {spec} left out: {names}, ...", file=sys.stderr)
+    return source
+
+
+def build_extractor(args: Namespace) -> FeatureExtractor:
+    """The feature network of the flags."""
+    if args.features != "classifier":
+        return build_features(args.features, device=args.device, weights=args.features_weights,
+                              resize=args.features_resize)
+    spec = args.classifier_data
+    if spec is None and args.source.startswith(DATASET_PREFIX):
+        spec = ":".join([*args.source.split(":")[:2], "train"])
+    if spec is None:
+        raise UserError("--features classifier needs --classifier-data: the labelled images it is trained on")
+    images = open_images(args, spec)
+    num_classes = 0
+    for batch in images.batches(args.batch_size):
+        if "label" not in batch:
+            raise UserError(f"{spec} has no labels to train a classifier on")
+        num_classes = max(num_classes, 1 + int(batch["label"].max()))
+    return build_features("classifier", device=args.device, train=lambda: images.batches(args.batch_size),
+                          num_classes=num_classes, cache_dir=args.features_cache)
+
+
+def make(args: Namespace) -> None:
+    """Measures SOURCE and writes the reference."""
+    name = args.name or default_name(args.source)
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise UserError(f"--name {name!r} goes into metric names: letters, digits, '.', '+', '-' and '_' only")
+    if args.output and Path(args.output).suffix != ".npz":
+        raise UserError(f"--output {args.output!r} must end in .npz")
+    source = open_images(args, args.source)
+    if len(source) < 2:
+        raise UserError(f"{args.source}: a covariance needs at least 2 images, there is {len(source)}")
+    extractor = build_extractor(args)
+    reference = measure_reference(
+        name, source.batches(args.batch_size), extractor, num_images=len(source), source=args.source,
+        keep_features=args.keep_features, spatial=args.spatial,
+    )
+    output = Path(args.output or f"{name}_{_file_name(extractor.label)}_{_file_name(extractor.resize)}.npz")
+    save_reference(reference, output)
+    for line in frechet_warnings(reference.moments, name):
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"{len(source)} images of {args.source} to {output}")
+    show_reference(reference)
+
+
+def show_reference(reference: Reference) -> None:
+    """A table for people and a line of JSON for programs."""
+    moments = reference.moments
+    rows = {
+        "name": reference.name,
+        "source": reference.source,
+        "num_images": moments.num or "not recorded",
+        "dim": len(moments.mean_F),
+        "network": f"{reference.network['label']}_{reference.network['resize']}" if reference.network
+                   else "not recorded",
+        "weights": reference.network.get("fingerprint", "not recorded"),
+        "features": reference.features_NF is not None,
+        "classes": len(reference.classes or {}),
+        "spatial_dim": 0 if reference.spatial is None else len(reference.spatial.mean_F),
+        "mean_norm": round(float(moments.mean_F.norm()), 6),
+        "trace": round(float(moments.covariance_FF.trace()), 6),
+        "images": reference.images or "not recorded",
+        "digest": reference.digest,
+    }
+    for key, value in rows.items():
+        print(f"  {key:<11} {value}")
+    print(json.dumps(rows))
+
+
+def check(args: Namespace) -> None:
+    """Whether FILE is a reference of SOURCE: by digest where FILE records one, else by its moments."""
+    reference = read_reference(args.file)
+    source = open_images(args, args.source)
+    if reference.images:
+        digest = ImageDigest()
+        for _ in digested(source.batches(args.batch_size), digest):
+            pass
+        if digest.hexdigest() != reference.images:
+            raise UserError(f"{args.file} was made from other images than {args.source}: {reference.moments.num} with "
+                            f"digest {reference.images[:12]}, not {len(source)} with {digest.hexdigest()[:12]}")
+        print(f"ok: {args.file} was made from exactly the {len(source)} images of {args.source}")
+        return
+    extractor = build_extractor(args)
+    reference.check_fits(extractor)
+    measured = measure_reference(reference.name, source.batches(args.batch_size), extractor, num_images=len(source))
+    distance = frechet_between(reference.moments, measured.moments)
+    share = distance / max(float(reference.moments.covariance_FF.trace()), 1e-300)
+    text = f"Frechet distance {distance:.6g} to the {len(source)} images of {args.source} ({extractor.label})"
+    if share > SAME_MOMENTS:
+        raise UserError(f"{args.file} has other moments: {text}, {share:.2g} of its trace; expected {SAME_MOMENTS:g}")
+    print(f"ok: {args.file} records no images; {text}")
+
+
+def default_name(source: str) -> str:
+    """`cifar10-train` of `dataset:cifar10:train`, else the last part of a path without its ending."""
+    if source.startswith(DATASET_PREFIX):
+        return "-".join(source.split(":")[1:])
+    stem = Path(source).expanduser().resolve().name.removesuffix(".npz")
+    return _file_name(stem).strip("-") or "images"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text)
+
+
+def main(args: Namespace) -> None:
+    if args.action == "make":
+        make(args)
+    elif args.action == "check":
+        check(args)
+    else:
+        show_reference(read_reference(args.file))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError, OSError):
+        main(parse())

@@ -1,0 +1,206 @@
+"""What the scoring scripts share: a checkpoint's data set, its images as uint8, the feature network, the result files.
+
+Legend: B batch, C channels, H W image, N images.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
+from data.shards.cached_latents import LatentDataset, image_config
+from data.tokenizers.tokenizer_loading import tokenizer_beside
+from evaluation.networks.feature_networks import FEATURES, FeatureExtractor, build_features
+from evaluation.protocol import RESIZES, to_uint8
+from evaluation.references.reference_cache import cached_reference
+from evaluation.references.reference_files import Reference
+from evaluation.statistics import Gaussian
+from runtime import distributed
+from runtime.atomic import write_text_atomically
+from runtime.config import load_config
+from runtime.distributed import DistEnv
+from runtime.errors import UserError, one_line
+from training.launch.data_checks import unreadable_images
+
+Batches = Iterator[dict[str, Tensor]]
+SPLIT_NAMES = {"train": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val"}
+CLASSIFIER_CACHE = Path("runs") / "classifiers"
+REFERENCES = "references"
+
+
+def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose the feature network."""
+    parser.add_argument("--features", choices=FEATURES, default="inception",
+                        help="inception: the FID network (inception768, ... its earlier layers); classifier: a small "
+                             f"network trained on the data set itself; or {', '.join(FEATURES)}, clip:NAME, timm:NAME")
+    parser.add_argument("--features-weights", default=None,
+                        help="its weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)")
+    parser.add_argument("--features-resize", choices=tuple(RESIZES), default="bilinear",
+                        help="how images reach Inception's 299 pixels; part of every metric's name (default: bilinear)")
+    parser.add_argument("--features-cache", default=str(CLASSIFIER_CACHE),
+                        help="where trained classifiers and measured references are kept "
+                             f"(default: {CLASSIFIER_CACHE})")
+
+
+def file_part(features: str) -> str:
+    """The name of a feature network as a part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", features)
+
+
+def config_beside(checkpoint: Path, schema: type, overrides: list[str]) -> Any:
+    """The typed experiment config of a snapshot, or the one beside a published file, with overrides.
+
+    Captions are read by the tokenizer inside a snapshot, wherever the one it was trained with lay, or by the published
+    one beside a published file.
+    """
+    directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    config = load_config(schema, directory / "config.yaml", overrides)
+    if not any("dataset.tokenizer=" in word for word in overrides):
+        config.dataset.tokenizer = tokenizer_beside(config.dataset, directory) or config.dataset.tokenizer
+    return config
+
+
+def split_name(name: str) -> str:
+    """`train` or `val`, from the published spellings.
+
+    Raises:
+        UserError: any other name.
+    """
+    if name not in SPLIT_NAMES:
+        raise UserError(f"split {name!r} is unknown; choose one of {', '.join(SPLIT_NAMES)}")
+    return SPLIT_NAMES[name]
+
+
+class ScoringData:
+    """The two splits of a data set as batches of uint8 images, shared out over the ranks."""
+
+    def __init__(self, config: DatasetConfig, batch_size: int, env: DistEnv, num_workers: int = 0,
+                 splits: Mapping[str, ImageDataset] | None = None, cache: str | Path | None = None):
+        if batch_size < 1:
+            raise UserError(f"--batch-size {batch_size} must be at least 1")
+        self.config, self.batch_size, self.env, self.num_workers = image_config(config), batch_size, env, num_workers
+        # cached latents are trained on, but scores compare images: those that the latents were made from
+        self._splits = {name: found for name, found in (splits or {}).items() if not isinstance(found, LatentDataset)}
+        self.cache = None if cache is None else Path(cache) / REFERENCES
+
+    def split(self, name: str) -> ImageDataset:
+        """The data set of one split, read once."""
+        if name not in self._splits:
+            self._splits[name] = build_dataset(self.config, name)
+        return self._splits[name]
+
+    def float_batches(self, name: str, shared: bool = True) -> Iterable[dict[str, Tensor]]:
+        """Batches in [-1, 1]: this rank's share, or with `shared=False` the whole split."""
+        rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)
+        return eval_loader(self.split(name), self.batch_size, rank, world_size, self.num_workers,
+                           device=self.env.device)
+
+    def uint8_batches(self, name: str, shared: bool = True) -> Batches:
+        """The same as uint8, with `label`; numbered for exact counting."""
+        for batch in self.float_batches(name, shared):
+            yield {**_counted(batch), "image": to_uint8(batch["image"])}
+
+    def spread_float_batches(self, name: str, num_images: int, shared: bool = True) -> Iterable[dict[str, Tensor]]:
+        """Batches in [-1, 1] of `num_images` images spread evenly over a split; `index` numbers these alone."""
+        rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)
+        number = rank
+        for batch in eval_loader(self.split(name), self.batch_size, rank, world_size, self.num_workers, num_images,
+                                 device=self.env.device):
+            index_B = torch.arange(len(batch["image"])) * world_size + number
+            number += len(index_B) * world_size
+            yield {**batch, "index": index_B}
+
+    def spread_batches(self, name: str, num_images: int) -> Batches:
+        """The same as uint8."""
+        for batch in self.spread_float_batches(name, num_images):
+            yield {**_counted(batch), "image": to_uint8(batch["image"])}
+
+    def features(self, args: argparse.Namespace) -> FeatureExtractor:
+        """The feature network of the flags; a classifier is trained on all training images, alike on every rank.
+
+        Raises:
+            ValueError, OSError: it cannot be had; then on every rank.
+        """
+        if args.features == "classifier" and self.env.is_distributed:
+            # the main process trains and stores it, the others find it stored
+            distributed.run_on_main(lambda: self._build_features(args).fingerprint)
+        extractor, failure = None, None
+        try:
+            extractor = self._build_features(args)
+        except (ValueError, OSError) as error:
+            failure = error
+        known = distributed.gather_objects([failure and one_line(failure), extractor and extractor.fingerprint])
+        if failure is not None:
+            raise failure
+        for rank, (reason, _) in enumerate(known):
+            if reason is not None:
+                raise UserError(f"rank {rank}: {reason}")
+        if len({fingerprint for _, fingerprint in known}) > 1:
+            raise UserError("the processes have different feature networks; give all of them the same --features-cache")
+        return extractor
+
+    def _build_features(self, args: argparse.Namespace) -> FeatureExtractor:
+        return build_features(
+            args.features, device=self.env.device, weights=args.features_weights,
+            resize=getattr(args, "features_resize", "bilinear"),
+            train=partial(self.uint8_batches, "train", shared=False),
+            validation=partial(self.uint8_batches, "val", shared=False),
+            num_classes=self.split("train").num_classes if args.features == "classifier" else None,
+            cache_dir=args.features_cache,
+        )
+
+    def report_unreadable(self) -> None:
+        """Says on stderr which images this process could not read."""
+        for dataset in self._splits.values():
+            if line := unreadable_images(dataset):
+                print(f"warning: {line}", file=sys.stderr)
+
+    def reference(self, name: str, extractor: FeatureExtractor, keep_features: bool = False,
+                  spatial: bool = False) -> Reference:
+        """What scores against a whole split need, from the cache where the same images were measured before."""
+        return cached_reference(
+            self.cache, name, partial(self.uint8_batches, name), extractor, num_images=len(self.split(name)),
+            source=f"{self.config.name}:{name}", keep_features=keep_features, spatial=spatial,
+            reduce=distributed.all_reduce_sum_, rank=self.env.rank, world_size=self.env.world_size,
+        )
+
+    def moments(self, name: str, extractor: FeatureExtractor) -> Gaussian:
+        """Mean and covariance of the features of a whole split."""
+        return self.reference(name, extractor).moments
+
+
+def _counted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: batch[name] for name in ("label", "index")}
+
+
+def reconstructed(batches: Iterable[dict[str, Tensor]], reconstruct: Callable[[Tensor], Tensor]) -> Batches:
+    """Batches of uint8 images after `reconstruct` ([-1, 1] in and out), under the numbers of the originals."""
+    with torch.no_grad():
+        for batch in batches:
+            yield {**_counted(batch), "image": to_uint8(reconstruct(batch["image"]))}
+
+
+def reference_facts(reference: Reference) -> dict[str, Any]:
+    """What a result line says about the reference beside its name: source, number of images, hash."""
+    return {"source": reference.source, "num_images": reference.moments.num or None, "digest": reference.digest}
+
+
+def write_result(path: Path, line: Mapping[str, Any]) -> None:
+    """Writes the result line as JSON, and prints its warnings, a readable table and the line itself, last."""
+    text = json.dumps(line)
+    write_text_atomically(path, text + "\n")
+    for warning in line.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    width = max((len(name) for name in line["metrics"]), default=0)
+    print(f"{line['num_images']} images, features {line['features']['name']}, {line['seconds']:.1f} s")
+    for name, value in line["metrics"].items():
+        print(f"  {name:<{width}}  {value:.4f}")
+    print(text, flush=True)

@@ -1,0 +1,271 @@
+"""Images with captions: CC-3M's lists, COCO's annotations, folders; tokens, choice of captions, what cannot be read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
+from data.captions.captioned_dataset import CaptionTable
+from data.images.transforms import Pipeline
+from data.tokenizers.bpe_training import train_bpe
+from data.tokenizers.tokenizer_loading import find_tokenizer, load_tokenizer, tokenizer_beside
+
+LENGTH = 12
+COCO_DOG = ["a dog", "the dog sits", "one brown dog", "dogs are nice"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    texts = ["a dog", "a cat on a mat", "the dog sits", "one brown dog"] * 5
+    return train_bpe(texts, 300, LENGTH).save(tmp_path_factory.mktemp("tokenizer"))
+
+
+def _save(path, value, size=(20, 16)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((size[1], size[0], 3), value, dtype=np.uint8)).save(path, "png")
+
+
+def _build(tokenizer, split="train", **settings):
+    values = {"resolution": 8, "tokenizer": str(tokenizer), **settings}
+    return build_dataset(DatasetConfig(**values), split)
+
+
+def _cc3m(root, captions, split="train"):
+    for number in range(len(captions)):
+        _save(root / split / f"{number:032x}", number)  # no extension, as the published script saves them
+    lines = [f"./{split}/{number:032x}\t{text}\n" for number, text in enumerate(captions)]
+    (root / f"{split}_list.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _decoded(tokenizer, dataset, key=None):
+    reader = load_tokenizer(tokenizer)
+    return [reader.decode(dataset[i if key is None else (i, key)]["cond"].tolist()) for i in range(len(dataset))]
+
+
+def test_cc3m_lists(tokenizer, tmp_path):
+    captions = ["a dog", "", "Ünï 😀 cat", "a cat on a mat " * 10]
+    _cc3m(tmp_path, captions)
+    _cc3m(tmp_path, ["the val dog"], "val")
+    train, val = (_build(tokenizer, split, type="cc3m", root=str(tmp_path)) for split in ("train", "val"))
+    assert (len(train), len(val), train.num_classes) == (4, 1, 1)
+    assert train.captions([0, 1, 2]) == captions[:3] and val.captions(range(1)) == ["the val dog"]
+    batch = train.fetch(np.arange(4), None)
+    assert batch["cond"].dtype == torch.int64 and batch["cond"].shape == (4, LENGTH)
+    assert batch["image"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert batch["cond"][1].tolist() == [0] * LENGTH and batch["cond"][3].min() > 0
+    assert _decoded(tokenizer, val) == ["the val dog"] and _decoded(tokenizer, train)[2] == "ünï 😀 cat"
+    config = DatasetConfig(dataset="cc3m", image_resolution=256, transforms="dalle-vqvae")  # the published keys
+    assert (config.name, config.style_and_resolution()) == ("cc3m", ("dalle", 256))
+
+
+def test_cc3m_lists_that_are_wrong(tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="train_list.txt; expected train_list.txt and val_list.txt"):
+        _build(tokenizer, type="cc3m", root=str(tmp_path))
+    (tmp_path / "train_list.txt").write_text("a\tb\nc d\n")
+    with pytest.raises(ValueError, match="train_list.txt, line 2 has 1 columns; expected path<TAB>caption"):
+        _build(tokenizer, type="cc3m", root=str(tmp_path))
+    (tmp_path / "train_list.txt").write_text("")
+    with pytest.raises(ValueError, match="train_list.txt is empty"):
+        _build(tokenizer, type="cc3m", root=str(tmp_path))
+
+
+def test_an_unreadable_image_is_replaced_with_its_caption_and_counted(tokenizer, tmp_path):
+    _cc3m(tmp_path, ["a dog", "broken", "missing", "a cat on a mat"])
+    (tmp_path / "train" / f"{1:032x}").write_bytes(b"no image")
+    (tmp_path / "train" / f"{2:032x}").unlink()
+    train = _build(tokenizer, type="cc3m", root=str(tmp_path))
+    batch = train.fetch(np.arange(4), np.arange(4))
+    assert batch["index"].tolist() == [0, 1, 2, 3] and batch["image"][:, 0, 0, 0].tolist() == [0, 3, 3, 3]
+    reader = load_tokenizer(tokenizer)
+    texts = [reader.decode(row) for row in batch["cond"].tolist()]
+    assert texts == ["a dog", "a cat on a mat", "a cat on a mat", "a cat on a mat"]
+    assert train.corrupt_count() == 2 and train.captions([1]) == ["broken"]
+    with pytest.raises(ValueError, match="2 images of cc3m .* dataset.max_corrupt is 1"):
+        _build(tokenizer, type="cc3m", root=str(tmp_path), max_corrupt=1).fetch(np.arange(4), None)
+
+
+def _coco(root, split, captions, name=None, missing_image=False):
+    content = {"images": [], "annotations": []}
+    for number, texts in captions.items():
+        file_name = f"COCO_{split}2014_{number:012d}.jpg"
+        content["images"].insert(0, {"id": number, "file_name": file_name})  # not in the order of the ids
+        content["annotations"] += [{"image_id": number, "id": 9, "caption": text + "\n"} for text in texts]
+        _save(root / "images" / f"{split}2014" / file_name, number)
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / (name or f"captions_{split}2014.json")).write_text(json.dumps(content))
+
+
+def test_coco(tokenizer, tmp_path):
+    _coco(tmp_path, "train", {5: COCO_DOG, 3: ["a cat on a mat"], 9: []})
+    _coco(tmp_path, "val", {1: ["first", "second"], 2: ["third"]})
+    train, val = (_build(tokenizer, split, type="coco", root=str(tmp_path)) for split in ("train", "val"))
+    assert train.captions(range(2)) == ["a cat on a mat", "a dog"] and val.captions([0, 1]) == ["first", "third"]
+    assert train.fetch(np.arange(2), None)["image"][:, 0, 0, 0].tolist() == [3, 5]
+    assert train.table.texts_of(1) == COCO_DOG
+    _coco(tmp_path, "val", {2: ["sampled"]}, "captions_val2014_30K_samples.json")
+    published = _build(tokenizer, "val", dataset="coco_2014val", root=str(tmp_path))
+    assert published.name == "coco" and published.captions(range(len(published))) == ["sampled"]
+    whole = _build(tokenizer, "val", type="coco", root=str(tmp_path), val_captions="captions_val2014.json")
+    assert len(whole) == 2
+    for content in ("{", "[]", '{"images": [{"id": 1}], "annotations": []}'):
+        (tmp_path / "annotations" / "captions_train2014.json").write_text(content)
+        with pytest.raises(ValueError, match="captions_train2014.json is no COCO caption file"):
+            _build(tokenizer, type="coco", root=str(tmp_path))
+    (tmp_path / "annotations" / "captions_train2014.json").unlink()
+    with pytest.raises(FileNotFoundError, match="captions_train2014.json; expected annotations"):
+        _build(tokenizer, type="coco", root=str(tmp_path))
+
+
+def test_one_of_several_captions_is_chosen_by_the_noise_key_in_training_and_the_first_in_evaluation(
+    tokenizer, tmp_path
+):
+    _coco(tmp_path, "train", {5: COCO_DOG})
+    _coco(tmp_path, "val", {5: COCO_DOG})
+    train, val = (_build(tokenizer, split, type="coco", root=str(tmp_path)) for split in ("train", "val"))
+    reader = load_tokenizer(tokenizer)
+    zeros = np.zeros(400, dtype=np.int64)
+    chosen = [reader.decode(row) for row in train.fetch(zeros, np.arange(400))["cond"].tolist()]
+    assert [reader.decode(row) for row in train.fetch(zeros[:1], np.array([17]))["cond"].tolist()] == [chosen[17]]
+    counts = [chosen.count(text) for text in COCO_DOG]
+    assert sum(counts) == 400 and min(counts) > 60
+    assert _decoded(tokenizer, train) == _decoded(tokenizer, val) == _decoded(tokenizer, val, 17) == ["a dog"]
+
+
+def test_dropout_is_for_training_only_and_depends_on_seed_and_noise_key(tokenizer, tmp_path):
+    _cc3m(tmp_path, ["a cat on a mat"] * 3)
+    _cc3m(tmp_path, ["a cat on a mat"] * 3, "val")
+    settings = {"type": "cc3m", "root": str(tmp_path), "bpe_dropout": 0.5, "context_length": 32}
+    train, val = (_build(tokenizer, split, **settings) for split in ("train", "val"))
+    other_seed = build_dataset(DatasetConfig(tokenizer=str(tokenizer), resolution=8, **settings), "train", seed=1)
+    keys = np.arange(30)
+    rows = train.fetch(keys % 3, keys)["cond"]
+    assert len({tuple(row) for row in rows.tolist()}) > 10
+    assert torch.equal(rows, train.fetch(keys % 3, keys)["cond"])
+    assert not torch.equal(rows, other_seed.fetch(keys % 3, keys)["cond"])
+    plain = train.fetch(keys % 3, None)["cond"]
+    assert torch.equal(plain, val.fetch(keys % 3, keys)["cond"]) and (plain == plain[0]).all()
+
+
+def test_batches_do_not_depend_on_workers_and_ranks(tokenizer, tmp_path):
+    _cc3m(tmp_path, [f"a dog {number}" for number in range(8)])
+    train = _build(tokenizer, type="cc3m", root=str(tmp_path), bpe_dropout=0.3)
+
+    def conditions(count, **settings):
+        batches = iter(TrainLoader(train, seed=3, **settings))
+        return torch.cat([next(batches)["cond"] for _ in range(count)])
+
+    alone = conditions(2, batch_size=8)
+    assert torch.equal(alone, conditions(2, batch_size=8, num_workers=2))
+    halves = [conditions(2, batch_size=4, rank=rank, world_size=2) for rank in range(2)]
+    assert torch.equal(alone, torch.cat([halves[0][:4], halves[1][:4], halves[0][4:], halves[1][4:]]))
+    assert torch.cat([batch["cond"] for batch in eval_loader(train, 3)]).shape == (8, LENGTH)
+    assert torch.equal(pickle.loads(pickle.dumps(train)).fetch(np.arange(8), np.arange(8))["cond"],
+                       train.fetch(np.arange(8), np.arange(8))["cond"])
+
+
+def test_folder_with_text_files(tokenizer, tmp_path, caplog):
+    for number in range(20):
+        _save(tmp_path / "sub" / f"{number:02d}.png", number)
+        (tmp_path / "sub" / f"{number:02d}.txt").write_text(f"dog {number}\n\n  brown dog {number} \n")
+    (tmp_path / "sub" / "00.txt").write_text("")
+    (tmp_path / "sub" / "01.txt").unlink()
+    with caplog.at_level(logging.WARNING):
+        train, val = (_build(tokenizer, split, type="caption-folder", root=str(tmp_path)) for split in ("train", "val"))
+    assert "1 of 20 images have no caption and are left out" in caplog.text
+    captions = train.captions(range(len(train))) + val.captions(range(len(val)))
+    assert (len(train), len(val)) == (17, 2) and sorted(captions) == sorted(["", *(f"dog {i}" for i in range(2, 20))])
+    assert train.table.texts_of(train.captions(range(17)).index("dog 5")) == ["dog 5", "brown dog 5"]
+    images = train.fetch(np.arange(17), None)["image"][:, 0, 0, 0].tolist()
+    assert train.captions(range(17)) == [f"dog {value}" if value else "" for value in images]
+
+
+def test_folder_with_metadata_and_given_splits(tokenizer, tmp_path):
+    for split in ("train", "val"):
+        _save(tmp_path / split / "x.png", 1)
+        _save(tmp_path / split / "y.png", 2)
+    lines = ['{"file_name": "y.png", "text": ["one", "two"]}', "", '{"file_name": "x.png", "caption": "a dog"}']
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(lines))
+    (tmp_path / "val" / "metadata.jsonl").write_text('{"file_name": "y.png", "text": "val"}\n')
+    train, val = (_build(tokenizer, split, type="caption-folder", root=str(tmp_path)) for split in ("train", "val"))
+    assert train.captions([0, 1]) == ["a dog", "one"] and val.captions(range(len(val))) == ["val"]
+    assert train.fetch(np.arange(2), None)["image"][:, 0, 0, 0].tolist() == [1, 2]
+    wrong = ["{", '{"file_name": "x.png"}', '{"file_name": "x.png", "text": [1]}', '{"file_name": 1, "text": ""}']
+    for line in wrong:
+        (tmp_path / "train" / "metadata.jsonl").write_text(lines[0] + "\n" + line + "\n")
+        with pytest.raises(ValueError, match="metadata.jsonl, line 2"):
+            _build(tokenizer, type="caption-folder", root=str(tmp_path))
+
+
+def test_folder_without_captions(tokenizer, tmp_path):
+    _save(tmp_path / "x.png", 1)
+    with pytest.raises(FileNotFoundError, match="expected images with a .txt file beside each"):
+        _build(tokenizer, type="caption-folder", root=str(tmp_path))
+
+
+def test_images_are_of_use_without_a_tokenizer(tmp_path, caplog):
+    _cc3m(tmp_path, ["a dog"])
+    with caplog.at_level(logging.WARNING):
+        train = build_dataset(DatasetConfig(type="cc3m", root=str(tmp_path), resolution=8), "train")
+    assert "cc3m gives images without captions: dataset.tokenizer is missing" in caplog.text
+    assert train.tokenizer is None and sorted(train[0]) == ["image", "index", "label"]
+    assert train.captions([0]) == ["a dog"]
+    with pytest.raises(ValueError, match="no tokenizer at"):  # one that is named has to be there
+        build_dataset(DatasetConfig(type="cc3m", root=str(tmp_path), resolution=8, tokenizer="/nowhere"), "train")
+
+
+def test_which_tokenizer(tokenizer, tmp_path, monkeypatch):
+    def build(beside=None, **settings):
+        return find_tokenizer(DatasetConfig(**settings), beside)
+
+    with pytest.raises(ValueError, match="dataset.tokenizer is missing: captions need a folder"):
+        build()
+    with pytest.raises(ValueError, match="'bpe' is unknown; choose one of bpe16k_huggingface, bpe30k"):
+        build(txt_tok_name="bpe")
+    monkeypatch.setenv("RQ_DATA_ROOT", str(tmp_path))
+    with pytest.raises(ValueError, match="no .*tokenizer-files/bpe-16k or data/tokenizer-files/bpe-16k; put its files"):
+        build(txt_tok_name="bpe16k_huggingface", context_length=8)
+    files = tmp_path / "tokenizer-files"
+    files.mkdir()
+    (files / "bpe-16k-vocab.json").write_text(json.dumps({"[PAD]": 0, "[UNK]": 1, "a": 2, "a</w>": 3}))
+    (files / "bpe-16k-merges.txt").write_text("#version: 0.2\n")
+    found = build(txt_tok_name="bpe16k_huggingface", context_length=4, bpe_dropout=0.1, vocab_size_txt=16384)
+    assert found.encode("a aa b") == [3, 2, 3, 1] and found.settings.bpe_dropout == 0.1
+    assert build(txt_tok_name="bpe16k_huggingface", tokenizer=str(tokenizer)).vocab_size > 257
+    beside = files.rename(tmp_path / "checkpoint")
+    published = DatasetConfig(txt_tok_name="bpe16k_huggingface")
+    assert tokenizer_beside(published, beside) == str(beside / "bpe-16k")
+    assert tokenizer_beside(DatasetConfig(), beside) is tokenizer_beside(published, tmp_path) is None
+    assert tokenizer_beside(DatasetConfig(), tokenizer) == str(tokenizer)
+    assert build(beside, txt_tok_name="bpe16k_huggingface", context_length=4).encode("a") == [3, 0, 0, 0]
+    with pytest.raises(ValueError, match=r"vocab_size_txt=100 is less than the \d+ tokens of"):
+        build(tokenizer=str(tokenizer), vocab_size_txt=100)
+
+
+def test_caption_table():
+    captions = [["é", ""], ["b"], ["", "", "日本 \ud83d"]]
+    table = CaptionTable(captions)
+    assert len(table) == 3 and table.texts_of(0) == ["é", ""] and table.texts_of(1) == ["b"]
+    assert table.texts_of(2) == ["", "", "日本 ?"] and table.text_of(1) == "b"
+
+
+def test_published_crop():
+    """A square near the middle, at most 9/8 of the size, cut at random; squeezed for evaluation."""
+    pixels = np.zeros((16, 80, 3), dtype=np.uint8)
+    pixels[..., 0] = np.arange(80)
+    image = Image.fromarray(pixels)
+    crop = Pipeline("dalle", 16)
+    squeezed = crop(image, None)
+    assert squeezed.shape == (3, 16, 16) and squeezed[0, 0, 0] < 6 and squeezed[0, 0, -1] > 73
+    for place, first in ((0.0, 24), (0.5, 32), (0.999, 39)):  # 64 columns go away: 24 to 40 on the left
+        assert crop(image, np.array([0, 0, 0, 0, place]))[0, 0].tolist() == list(range(first, first + 16))
+    large = Image.fromarray(np.arange(64, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2))
+    largest = crop(large, np.array([0.0, 0.999, 0.9, 0.999, 0.0]))
+    assert largest.shape == (3, 16, 16) and largest[0, 0, 0] > 6 and largest[0, 0, -1] > 60  # 2 of 18 columns go
+    assert crop(large, np.array([0.0, 0.0, 0.0, 0.0, 0.0]))[0, 0, 0] < 4  # not mirrored, not enlarged

@@ -1,0 +1,244 @@
+"""Folders, array files and tar shards give the same images; what cannot be scored is one line or a counted skip."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.images.threaded_decoding import decode_rgb
+from runtime.errors import UserError
+from scoring.image_source import open_source
+from tests.evaluation.image_files import as_png, images_of, random_images, write_array, write_folder, write_shard
+
+IMAGES = random_images(13)
+
+
+def two_shards(folder, labels=True):
+    for shard, rows in enumerate((range(0, 6), range(6, 13))):
+        members = {}
+        for index in rows:
+            if labels:
+                members[f"{index:04d}.cls"] = str(index % 3).encode() + b"\n"
+            members[f"{index:04d}.png"] = as_png(IMAGES[index])
+            members[f"{index:04d}.json"] = b"{}"
+        write_shard(folder / f"part-{shard:03d}.tar", members)
+    return str(folder / "part-{000..001}.tar")
+
+
+def sources(tmp_path):
+    write_folder(tmp_path / "png", IMAGES, "{:04d}/x.PNG")
+    write_array(tmp_path / "a.npz", IMAGES)
+    np.save(tmp_path / "a.npy", IMAGES.permute(0, 2, 3, 1).numpy())
+    (tmp_path / "tars").mkdir()
+    shards = two_shards(tmp_path / "tars")
+    return [str(tmp_path / "png"), str(tmp_path / "a.npz"), str(tmp_path / "a.npy"), shards, str(tmp_path / "tars"),
+            str(tmp_path / "tars" / "part-*.tar")]
+
+
+def test_every_form_gives_the_same_images(tmp_path):
+    for spec in sources(tmp_path):
+        source = open_source(spec)
+        assert len(source) == 13
+        for _ in range(2):  # and gives them again
+            assert torch.equal(images_of(source), IMAGES), spec
+        for batch in source.batches(5):
+            assert batch["image"].dtype == torch.uint8
+            assert len(batch["image"]) == len(batch["index"]) <= 5
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 14])
+def test_ranks_share_the_images_out(tmp_path, world_size):
+    for spec in sources(tmp_path):
+        source = open_source(spec)
+        seen = {}
+        for rank in range(world_size):
+            for batch in source.batches(2, rank, world_size):
+                assert len(batch["image"]) <= 2
+                assert (batch["index"] % world_size == rank).all()
+                seen |= dict(zip(batch["index"].tolist(), batch["image"]))
+        assert torch.equal(torch.stack([seen[index] for index in range(13)]), IMAGES)
+
+
+def labels_of(source):
+    return torch.cat([batch["label"] for batch in source.batches(4)]).tolist()
+
+
+def test_labels(tmp_path):
+    expected = [index % 3 for index in range(13)]
+    assert labels_of(open_source(two_shards(tmp_path))) == expected
+    for key in ("arr_1", "labels"):
+        array = write_array(tmp_path / "a.npz", IMAGES, **{key: np.array(expected)})
+        assert labels_of(open_source(str(array))) == expected
+    for index in range(13):
+        write_folder(tmp_path / "named", IMAGES[index : index + 1], f"{index:06d}_class{expected[index]}.png")
+    assert labels_of(open_source(str(tmp_path / "named"))) == expected
+    write_folder(tmp_path / "named", IMAGES[:1], "z.png")
+    assert "label" not in next(open_source(str(tmp_path / "named")).batches(4))
+
+
+def test_a_run_of_samples_is_its_images_without_the_preview(tmp_path):
+    write_folder(tmp_path / "run" / "images", IMAGES)
+    (tmp_path / "run" / "samples.png").write_bytes(as_png(random_images(1, 40)[0]))
+    assert torch.equal(images_of(open_source(str(tmp_path / "run"))), IMAGES)
+    write_array(tmp_path / "run" / "samples.npz", IMAGES[:5])
+    assert torch.equal(images_of(open_source(str(tmp_path / "run"))), IMAGES[:5])
+
+
+def test_modes_become_rgb(tmp_path):
+    grey_HW = IMAGES[0, 0].numpy()
+    for name, mode in (("grey", "L"), ("palette", "P"), ("alpha", "RGBA"), ("bit", "1")):
+        Image.fromarray(grey_HW).convert(mode).save(tmp_path / f"{name}.png")
+    image_NCHW = images_of(open_source(str(tmp_path)))
+    assert image_NCHW.shape == (4, 3, 12, 12)
+    np.testing.assert_array_equal(image_NCHW[2].numpy(), np.stack([grey_HW] * 3))
+    for array in (IMAGES[:, 0].numpy(), IMAGES[:, :1].permute(0, 2, 3, 1).numpy()):
+        np.savez(tmp_path / "a.npz", arr_0=array)
+        assert torch.equal(images_of(open_source(str(tmp_path / "a.npz"))), IMAGES[:, :1].expand(-1, 3, -1, -1))
+
+
+def refused(spec, match, **settings):
+    with pytest.raises(UserError, match=match) as error:
+        images_of(open_source(str(spec), **settings))
+    assert "\n" not in str(error.value)
+
+
+def test_mixed_sizes(tmp_path):
+    write_folder(tmp_path, IMAGES)
+    write_folder(tmp_path, random_images(1, 9), "0003b.png")
+    refused(tmp_path, r"0003b\.png is 9x9, .*0000\.png is 12x12: the images of a source must have one size")
+
+
+def test_nothing_there(tmp_path):
+    refused(tmp_path, "no images in .*; images end in .jpg")
+    refused(tmp_path / "nowhere", "no images at .*nowhere.*expected a folder of images, an .npz")
+    refused(tmp_path / "x.npz", "no file .*x.npz")
+    refused(tmp_path / "x.tar", "no shard .*x.tar")
+    refused(tmp_path / "x-{0..2}.tar", "no shard .*x-0.tar")
+    refused(tmp_path / "x-*.tar", r"no shard .*x-\*.tar")
+    refused(tmp_path / "x-{2..0}.tar", "must count upwards")
+    refused("dataset:digits", "must be dataset:NAME:SPLIT")
+    write_shard(tmp_path / "y.tar", {"readme.txt": b"none"})
+    refused(tmp_path / "y.tar", "no images in")
+    write_folder(tmp_path, IMAGES[:2])
+    refused(tmp_path, "holds both images and .tar files")
+
+
+@pytest.mark.parametrize(("array", "match"), [
+    (IMAGES.permute(0, 2, 3, 1).numpy() / np.float32(255), "is float32; images must be uint8"),
+    (IMAGES.permute(0, 2, 3, 1).numpy().astype(np.int64) * 2, "is int64; images must be uint8"),
+    (IMAGES.numpy(), r"shape \(13, 3, 12, 12\); images must be \(N, height, width, 3 or 1\)"),
+    (np.zeros((0, 4, 4, 3), np.uint8), "no images in it"),
+    (np.array(3, np.uint8), r"shape \(\)"),
+])
+def test_arrays_that_are_no_images(tmp_path, array, match):
+    np.savez(tmp_path / "a.npz", arr_0=array)
+    refused(tmp_path / "a.npz", match)
+    np.savez(tmp_path / "b.npz", pixels=array)
+    refused(tmp_path / "b.npz", "holds no images: it has pixels, not arr_0")
+
+
+def damaged_folder(folder):
+    write_folder(folder, IMAGES)
+    content = (folder / "0004.png").read_bytes()
+    (folder / "0004.png").write_bytes(content[: len(content) // 2])
+    (folder / "0007.png").write_bytes(b"no image")
+    return folder
+
+
+def test_unreadable_images_are_an_error_or_left_out_and_counted(tmp_path):
+    folder = damaged_folder(tmp_path / "png")
+    refused(folder, r"0004\.png cannot be read: ")
+    source = open_source(str(folder), skip_unreadable=True)
+    assert [name[-8:] for name in source.skipped] == ["0004.png", "0007.png"]
+    assert len(source) == 11
+    kept = [index for index in range(13) if index not in (4, 7)]
+    assert torch.equal(images_of(source), IMAGES[kept])
+
+    members = {f"{file.stem}{end}": content for file in sorted(folder.iterdir())
+               for end, content in ((".png", file.read_bytes()), (".cls", file.stem.encode()))}
+    shard = write_shard(tmp_path / "a.tar", members)
+    refused(shard, r"0004\.png of .*a\.tar cannot be read")
+    source = open_source(str(shard), skip_unreadable=True)
+    assert torch.equal(images_of(source), IMAGES[kept])
+    assert labels_of(source) == kept
+    for file in folder.iterdir():
+        file.write_bytes(b"")
+    refused(folder, "no readable images", skip_unreadable=True)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.97])
+def test_truncated_array_files(tmp_path, kept):
+    for path in (write_array(tmp_path / "a.npz", IMAGES), tmp_path / "a.npy"):
+        if path.suffix == ".npy":
+            np.save(path, IMAGES.permute(0, 2, 3, 1).numpy())
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * kept)])
+        refused(path, rf"{path.name} is not a readable {path.suffix} file")
+
+
+def test_truncated_and_damaged_shards(tmp_path):
+    shard = write_shard(tmp_path / "a.tar", {f"{index}.png": as_png(IMAGES[index]) for index in range(4)})
+    content = shard.read_bytes()
+    with tarfile.open(shard) as archive:
+        starts = [member.offset for member in archive]
+    # in the middle of an image; exactly between two images; inside a header; a damaged header; compressed
+    for damaged in (content[: starts[2] + 700], content[: starts[3]], content[: starts[3] + 100],
+                    content[: starts[2]] + b"x" + content[starts[2] + 1 :], zlib.compress(content)):
+        shard.write_bytes(damaged)
+        refused(shard, r"a\.tar is not a whole uncompressed tar file")
+
+
+def test_names_in_shards_are_keys_only(tmp_path):
+    """Members that point outside are read as data like any other; links are passed over; nothing is written."""
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(as_png(IMAGES[5]))
+    (tmp_path / "in").mkdir()
+    shard = tmp_path / "in" / "a.tar"
+    with tarfile.open(shard, "w") as archive:
+        for name, content in (("../../out.png", as_png(IMAGES[0])), ("/etc/abs.png", as_png(IMAGES[1]))):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
+            info = tarfile.TarInfo(f"link{kind.decode()}.png")
+            info.type, info.linkname = kind, str(secret)
+            archive.addfile(info)
+    assert torch.equal(images_of(open_source(str(shard))), IMAGES[:2])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "in", "secret.png"]
+
+
+def test_shards_with_wrong_members(tmp_path):
+    image = as_png(IMAGES[0])
+    refused(write_shard(tmp_path / "a.tar", {"x.png": image, "x.jpg": image}), "two images under x: x.png, x.jpg")
+    refused(write_shard(tmp_path / "b.tar", {"x.png": image, "x.cls": b"cat"}), r"x\.cls of .* holds b'cat'")
+    # the same key in two folders, and an image that belongs to another modality
+    shard = write_shard(tmp_path / "c.tar", {"a/x.png": image, "b/x.png": image, "b/x.seg.png": image})
+    assert len(open_source(str(shard))) == 2
+
+
+def bomb(side):
+    """A PNG of a few hundred bytes whose header says side x side pixels."""
+    content = io.BytesIO()
+    Image.new("L", (1, 1)).save(content, "PNG")
+    data = bytearray(content.getvalue())
+    data[16:24] = struct.pack(">2I", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
+def test_decompression_bombs_and_deep_pixels(tmp_path):
+    (tmp_path / "a.png").write_bytes(bomb(9_500))
+    with pytest.warns(Image.DecompressionBombWarning):
+        refused(tmp_path, r"a\.png cannot be read: 9500x9500 pixels are more than")
+    (tmp_path / "a.png").write_bytes(bomb(60_000))
+    refused(tmp_path, r"a\.png cannot be read: .*decompression bomb")
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "a.png")
+    refused(tmp_path, "more than 8 bits")
+    assert decode_rgb(as_png(IMAGES[0])).shape == (12, 12, 3)

@@ -1,0 +1,98 @@
+"""Data-parallel wrapping: the module alone in one process, equal gradients in two."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from runtime import distributed
+from runtime.distributed import DistEnv
+from tests.processes import free_port, start_processes
+from training.optimization.parallel import check_parallel, no_sync, unwrap, wrap
+
+ALONE = DistEnv(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="none")
+BATCH_NC = torch.arange(12.0).view(6, 2) / 10
+
+
+def build(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    model.register_buffer("codebook", torch.randn(4))
+    model.register_buffer("count", torch.tensor(seed))
+    return model
+
+
+def test_alone_there_is_no_wrapper():
+    model = build(0)
+    assert wrap(model, ALONE) is model
+    assert unwrap(model) is model
+    assert isinstance(no_sync(model), nullcontext)
+
+
+def test_choices():
+    two = DistEnv(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"), backend="gloo")
+    assert [check_parallel(name, ALONE) for name in ("ddp", "fsdp", "none")] == ["ddp", "fsdp", "none"]
+    assert check_parallel("fsdp", two) == "fsdp"
+    with pytest.raises(ValueError, match="'none' is one process, and these are 2: choose ddp or fsdp"):
+        check_parallel("none", two)
+    with pytest.raises(ValueError, match="'fsdp': choose from ddp, none; too small"):
+        check_parallel("fsdp", two, ("ddp", "none"), "too small")
+    with pytest.raises(ValueError, match="'fdsp': choose from ddp, none$"):
+        check_parallel("fdsp", two, ("ddp", "none"), "too small")
+
+
+def test_a_compiled_model_is_unwrapped():
+    model = build(0)
+    assert unwrap(torch.compile(model)) is model
+
+
+def test_a_frozen_model_is_not_wrapped():
+    model = build(0).requires_grad_(False)
+    two = DistEnv(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"), backend="gloo")
+    assert wrap(model, two) is model
+
+
+def train_one_rank(rank: int, port: int, folder: str) -> None:
+    variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    torch.set_num_threads(1)
+    env = distributed.initialize(timeout=60, device="cpu")
+    model = build(seed=rank)
+    parallel = wrap(model, env)
+    assert unwrap(parallel) is model
+    seen = {f"buffer.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+    mine = BATCH_NC[rank * 3 : rank * 3 + 3]
+    with no_sync(parallel, enabled=True):
+        parallel(mine).mean().backward()
+    seen["local"] = model[0].weight.grad.clone()
+    with no_sync(parallel, enabled=False):
+        parallel(mine).square().mean().backward()
+    seen |= {f"grad.{name}": parameter.grad.clone() for name, parameter in model.named_parameters()}
+    # The first forward after a synchronised backward is the one that would broadcast buffers.
+    model.codebook.fill_(float(rank))
+    parallel(mine)
+    seen["codebook after"] = model.codebook.clone()
+    distributed.shutdown()
+    save_file(seen, Path(folder) / f"rank{rank}.safetensors")
+
+
+def test_two_ranks_have_the_gradients_of_the_joint_batch(tmp_path):
+    start_processes(train_one_rank, free_port(), str(tmp_path))
+    first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
+    alone = build(seed=0)
+    output = alone(BATCH_NC)
+    (output.mean() + output.square().mean()).backward()
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(first[f"grad.{name}"], parameter.grad)
+        assert torch.equal(first[f"grad.{name}"], second[f"grad.{name}"])
+    for name, buffer in alone.named_buffers():
+        assert torch.equal(first[f"buffer.{name}"], buffer), "buffers start as rank 0's"
+        assert torch.equal(second[f"buffer.{name}"], buffer)
+    assert not torch.equal(first["local"], second["local"]), "no_sync leaves gradients to each rank"
+    assert (first["codebook after"].max(), second["codebook after"].max()) == (0, 1), "buffers are a rank's own"

@@ -1,0 +1,105 @@
+"""Metrics of a split: exact, in one collective, also where a rank has no image."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import DatasetConfig, build_dataset, eval_loader
+from rqtransformer import RQTransformer, RQTransformerConfig
+from rqvae import RQVAE, RQVAEConfig
+from runtime import distributed
+from runtime.precision import Precision
+from tests.processes import free_port, start_processes
+from training.stages.validation import CodeCounts, validate_stage1, validate_stage2
+
+CPU = torch.device("cpu")
+FP32 = Precision("fp32", CPU)
+
+
+def tokenizer(bottleneck: str = "rq") -> RQVAE:
+    torch.manual_seed(0)
+    halves = {"z_channels": 8, "resolution": 8, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1}
+    return RQVAE(RQVAEConfig.from_mapping({
+        "bottleneck_type": bottleneck, "embed_dim": 8, "n_embed": 16, "latent_shape": [4, 4, 8],
+        "code_shape": [4, 4, 2], "ddconfig": halves,
+    }))
+
+
+def transformer() -> RQTransformer:
+    torch.manual_seed(1)
+    return RQTransformer(RQTransformerConfig.from_mapping({
+        "block_size": [4, 4, 2], "embed_dim": 16, "input_embed_dim": 8, "vocab_size": 16, "input_emb_vqvae": True,
+        "head_emb_vqvae": True, "shared_cls_emb": True, "body": {"n_layer": 1, "block": {"n_head": 2}},
+        "head": {"n_layer": 1, "block": {"n_head": 2}},
+    }))
+
+
+def batches(batch_size: int, rank: int = 0, world_size: int = 1, limit: int | None = 7):
+    dataset = build_dataset(DatasetConfig(type="digits", resolution=8), "val")
+    return eval_loader(dataset, batch_size, rank, world_size, limit=limit)
+
+
+def both_stages(rank: int = 0, world_size: int = 1, batch_size: int = 3, limit: int = 7) -> dict[str, object]:
+    shard = batches(batch_size, rank, world_size, limit)
+    stage1 = validate_stage1(tokenizer(), shard, CPU, FP32)
+    counts = CodeCounts([16, 16], CPU)
+    stage2 = validate_stage2(transformer(), tokenizer(), shard, CPU, FP32, counts)
+    return {**stage1, **{f"stage2_{name}": value for name, value in stage2.items()}}
+
+
+def assert_same(ours: dict[str, object], theirs: dict[str, object]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value == pytest.approx(theirs[name], rel=1e-5), name
+
+
+def test_batch_sizes_do_not_matter():
+    assert_same(both_stages(batch_size=1), both_stages(batch_size=7))
+
+
+def test_means_are_those_of_the_images():
+    model, images = tokenizer().eval(), torch.cat([batch["image"] for batch in batches(7)])
+    metrics = validate_stage1(model, batches(2), CPU, FP32)
+    with torch.no_grad():
+        recon = model(images).recon
+        first = model.decode_partial_code(model.get_codes(images), 0, "add")
+    assert metrics["recon_mse"] == pytest.approx((recon - images).square().mean().item(), rel=1e-5)
+    assert metrics["recon_l1"] == pytest.approx((recon - images).abs().mean().item(), rel=1e-5)
+    assert metrics["recon_mse_by_depth"][0] == pytest.approx((first - images).square().mean().item(), rel=1e-5)
+    assert metrics["recon_mse_by_depth"][1] == metrics["recon_mse"]
+
+
+def test_baselines_of_stage2():
+    metrics = both_stages()
+    assert metrics["stage2_uniform_nll"] == pytest.approx(math.log(16))
+    assert len(metrics["stage2_nll_by_depth"]) == len(metrics["stage2_unigram_nll_by_depth"]) == 2
+    assert metrics["stage2_nll"] == pytest.approx(sum(metrics["stage2_nll_by_depth"]) / 2)
+
+
+def test_no_bottleneck_has_errors_but_no_usage():
+    metrics = validate_stage1(tokenizer("none"), batches(3), CPU, FP32)
+    assert metrics["recon_mse"] == metrics["recon_mse_by_depth"][0] > 0
+    assert not [name for name in metrics if "perplexity" in name]
+
+
+def validate_one_rank(rank: int, port: int, folder: str) -> None:
+    variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    torch.set_num_threads(1)
+    distributed.initialize(timeout=60, device="cpu")
+    results = [both_stages(rank, 2, limit=limit) for limit in (1, 7)]
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    distributed.shutdown()
+
+
+def test_two_ranks_equal_one_even_if_one_has_no_image(tmp_path):
+    start_processes(validate_one_rank, free_port(), str(tmp_path))
+    alone = [both_stages(limit=limit) for limit in (1, 7)]
+    for rank in range(2):
+        for ours, theirs in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, strict=True):
+            assert_same(ours, theirs)

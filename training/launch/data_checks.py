@@ -1,0 +1,74 @@
+"""Whether a data set suits the model: asked before anything is written.
+
+Legend: L caption tokens.
+"""
+
+from typing import Any
+
+from data import ImageDataset
+from data.shards.cached_latents import LatentDataset
+from rqtransformer import RQTransformerConfig
+
+
+def unreadable_images(dataset: ImageDataset) -> str:
+    """A line on the images that this process could not read and replaced; empty when there were none."""
+    count = dataset.corrupt_count()
+    if not count:
+        return ""
+    return f"{count} unreadable {dataset.split} images were replaced: {', '.join(dataset.corrupt_names(3))}, ..."
+
+
+def tokenizer_files(config: Any, dataset: ImageDataset) -> dict[str, str]:
+    """Name -> content of the files of the tokenizer, where the model of this config is conditioned on captions."""
+    on_captions = getattr(config.arch, "block_size_cond", 1) > 1
+    return dataset.tokenizer.files() if on_captions and dataset.tokenizer is not None else {}
+
+
+def check_images(dataset: ImageDataset) -> None:
+    """ValueError when there are no images to train on."""
+    if isinstance(dataset, LatentDataset):
+        raise ValueError("dataset.type latents has no images; stage 1 is trained on the data set they were made from")
+
+
+def check_resolution(dataset: ImageDataset, resolution: int, origin: str) -> None:
+    """ValueError when the images have another size than the one that `origin` asks for."""
+    if dataset.resolution != resolution:
+        raise ValueError(
+            f"dataset.resolution: images of {dataset.name} are {dataset.resolution} pixels wide, "
+            f"{origin} is {resolution}"
+        )
+
+
+def check_condition(dataset: ImageDataset, arch: RQTransformerConfig) -> None:
+    """ValueError when the data set does not give the condition that the model takes: classes or caption tokens."""
+    if arch.block_size_cond > 1:
+        _check_captions(dataset, arch)
+    elif 1 < arch.vocab_size_cond < dataset.num_classes:
+        raise ValueError(
+            f"arch.vocab_size_cond={arch.vocab_size_cond} is less than the {dataset.num_classes} classes of "
+            f"{dataset.name}"
+        )
+
+
+def _check_captions(dataset: ImageDataset, arch: RQTransformerConfig) -> None:
+    caption_L = dataset[0].get("cond")
+    if caption_L is None:
+        raise ValueError(
+            f"arch.block_size_cond={arch.block_size_cond} wants a text condition, but {dataset.name} has no captions, "
+            "or no tokenizer for them (dataset.tokenizer)"
+        )
+    if len(caption_L) != arch.block_size_cond:
+        raise ValueError(
+            f"arch.block_size_cond={arch.block_size_cond} does not fit the captions of {dataset.name}, which have "
+            f"{len(caption_L)} tokens (dataset.context_length)"
+        )
+    tokens = 0 if dataset.tokenizer is None else dataset.tokenizer.vocab_size
+    if tokens > arch.vocab_size_cond:
+        raise ValueError(
+            f"arch.vocab_size_cond={arch.vocab_size_cond} is less than the {tokens} tokens that {dataset.name} has"
+        )
+    if caption_L.max() >= arch.vocab_size_cond:
+        raise ValueError(
+            f"arch.vocab_size_cond={arch.vocab_size_cond} is too small: captions of {dataset.name} use token "
+            f"{caption_L.max()}"
+        )

@@ -1,0 +1,96 @@
+"""What watches over a training run: stop signals, the watchdog, alarms, fault records and how fast it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.distributed import HostAgreement
+from runtime.preemption import StopSignals
+from runtime.runlog import RunLog
+from runtime.watchdog import Watchdog
+from training.experiment import BatchPlan, ExperimentConfig
+from training.loop.faults import CollapseAlarm, FaultRecorder, SpikeAlarm
+from training.loop.feed import Feed
+from training.loop.throughput import StepFlops, device_peak, peak_memory_gib
+
+
+class Guards:
+    """All of them for one run; entered while the loop runs.
+
+    Args:
+        config: the experiment section, which sets every limit.
+        plan: counts of the run.
+        log: gets warnings and alarms.
+        run_dir: receives fault records.
+        feed: the loop's batches.
+        seed: the run's seed.
+        device, precision: what the step computes on and in.
+        known_flops: what a resumed run counted before.
+    """
+
+    def __init__(self, config: ExperimentConfig, plan: BatchPlan, log: RunLog, run_dir: Path, feed: Feed, *, seed: int,
+                 device: torch.device, precision: str, known_flops: Mapping[str, int] | None = None) -> None:
+        self.log, self.policy = log, config.non_finite
+        self.device, self.precision = device, precision
+        self.world_size, self.signal_steps = plan.world_size, config.signal_steps
+        self.signals, self.agreement = StopSignals(), HostAgreement()
+        self.watchdog = Watchdog(config.hang_timeout, log.warning)
+        self.spikes = SpikeAlarm(config.spike_factor, config.spike_window, self._alarm)
+        self.collapse = CollapseAlarm(config.min_code_usage, self._alarm)
+        self.recorder = FaultRecorder(run_dir, feed, seed, plan.global_batch, log.warning)
+        self.flops = StepFlops(config.count_flops, known_flops)
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Guards:
+        self._entered.enter_context(self.signals)
+        self._entered.enter_context(self.watchdog)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.__exit__(*error)
+
+    def must_stop(self, step: int) -> bool:
+        """Whether a rank was told to stop, the same answer on all of them. Ranks ask each other every `signal_steps`
+        steps; a single process looks after every step.
+        """
+        if self.world_size > 1 and step % self.signal_steps:
+            return False
+        return self.agreement.any(self.signals.received is not None)
+
+    def look_at(self, step: int, values: Sequence[tuple[int, str, float]], metrics: Mapping[str, Any]) -> None:
+        """Raises the alarms of a log window: (step, name, value) of its steps, and its metrics."""
+        self.spikes.look_at(values)
+        self.collapse.look_at(step, metrics)
+
+    def record(self, step: int, first_image: int, terms: Mapping[str, Any]) -> str:
+        """Keeps a non-finite step for replay and warns; where it lies, in words."""
+        folder = self.recorder.record(step, first_image, terms, self.policy)
+        where = "its batch is not kept" if folder is None else f"its batch is kept in {folder}"
+        if self.policy == "skip":
+            named = ", ".join(f"{name} {value}" for name, value in terms.items())
+            self._alarm(f"step {step} was skipped: {named}; {where}")
+        return where
+
+    def timing(self, steps_per_second: float) -> dict[str, float]:
+        """Model FLOPs utilisation and TFLOP/s of this process, where FLOPs were counted, and its peak memory."""
+        timing = {"peak_memory_gib": peak_memory_gib(self.device)}
+        if self.flops.last is None:
+            return timing
+        rate = self.flops.last * steps_per_second
+        peak = device_peak(self.device, self.precision)
+        return {"mfu": rate / peak.flops, "tflops": rate / 1e12, **timing}
+
+    def describe(self) -> str:
+        """One line on what MFU is measured against."""
+        peak = device_peak(self.device, self.precision)
+        return f"MFU is of {peak.flops / 1e12:.4g} TFLOP/s per process ({peak.source})"
+
+    def _alarm(self, line: str) -> None:
+        # what is looked at is equal on all ranks: one of them says it
+        if self.log.is_main:
+            self.log.warning(line)

@@ -1,0 +1,1 @@
+"""Optimizers, schedules, weight averages, and how a model is spread over devices."""

@@ -1,0 +1,1 @@
+"""The two stages: what one optimizer step is."""
