@@ -85,8 +85,10 @@ def open_samples(config: MetricsConfig) -> ImageSource:
     path = Path(config.fake_path).expanduser()
     pickles = [path] if path.suffix in (".pkl", ".pickle") else sorted(path.glob("*.pkl")) if path.is_dir() else []
     if pickles:
-        raise UserError(f"{pickles[0]} is a pickle, which is not read: save the samples as .png files or as an .npz "
-                        "file with arr_0 (uint8, N x H x W x 3), as main_sampling_fid.py does")
+        raise UserError(
+            f"{pickles[0]} is a pickle, which is not read: save the samples as .png files or as an .npz "
+            "file with arr_0 (uint8, N x H x W x 3), as main_sampling_fid.py does"
+        )
     return open_source(str(path), skip_unreadable=config.skip_unreadable)
 
 
@@ -94,10 +96,15 @@ def add_accuracy_score(line: dict[str, Any], samples: ImageSource, comparison: C
     """Trains the classifier on the samples and tests it on the reference images."""
     if comparison.num_classes is None or comparison.images is None:
         raise UserError("metrics=cas needs ref_dataset to be a data set or images with classes")
-    line["metrics"] |= distributed.run_on_main(lambda: classification_accuracy_score(
-        samples.batches(bs), comparison.images(shared=False), comparison.num_classes, reference=comparison.name,
-        cache_dir=comparison.args.features_cache,
-    ))
+    line["metrics"] |= distributed.run_on_main(
+        lambda: classification_accuracy_score(
+            samples.batches(bs),
+            comparison.images(shared=False),
+            comparison.num_classes,
+            reference=comparison.name,
+            cache_dir=comparison.args.features_cache,
+        )
+    )
 
 
 def run_facts(path: Path) -> dict[str, Any]:
@@ -125,8 +132,13 @@ def main(args: argparse.Namespace) -> None:
     samples = open_samples(config)
     path = Path(config.fake_path).expanduser()
     first = next(iter(samples.batches(1)))
-    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
-                                 world_size=args.world_size, node_rank=args.node_rank)
+    env = distributed.initialize(
+        args.timeout,
+        args.dist_backend,
+        local_rank=args.local_rank,
+        world_size=args.world_size,
+        node_rank=args.node_rank,
+    )
     batches = samples.batches(config.batch_size, env.rank, env.world_size)
     clip_score = None
     if metrics.names == (CLIP_METRIC,) and args.report:
@@ -152,8 +164,15 @@ def main(args: argparse.Namespace) -> None:
         comparison.data.report_unreadable()
 
 
-def compare(args: argparse.Namespace, config: MetricsConfig, metrics: MetricSet, samples: ImageSource,
-            batches: Iterable[dict[str, Tensor]], comparison: Comparison, labelled: bool) -> dict[str, Any]:
+def compare(
+    args: argparse.Namespace,
+    config: MetricsConfig,
+    metrics: MetricSet,
+    samples: ImageSource,
+    batches: Iterable[dict[str, Tensor]],
+    comparison: Comparison,
+    labelled: bool,
+) -> dict[str, Any]:
     """The result line of everything that needs a reference; with `--report` also the page."""
     env, path = comparison.env, Path(config.fake_path).expanduser()
     if args.report and comparison.images is None:
@@ -161,25 +180,39 @@ def compare(args: argparse.Namespace, config: MetricsConfig, metrics: MetricSet,
     metrics.check_name(args.features)
     for name in ("accuracy", "cas", "class-fid"):
         if name in metrics and not labelled:
-            raise UserError(f"metrics={name} needs the classes of the samples: files such as 000012_class7.png, or an "
-                            "array `labels`")
+            raise UserError(
+                f"metrics={name} needs the classes of the samples: files such as 000012_class7.png, or an "
+                "array `labels`"
+            )
     extractor = comparison.features()
     metrics.check(extractor)
     reference = comparison.reference(extractor, metrics.needs_features or args.report, metrics.needs_spatial)
     banks: list[Any] = []
     line = score_images(
-        batches, extractor, num_images=len(samples), reduce=distributed.all_reduce_sum_, rank=env.rank,
-        world_size=env.world_size, keep_bank=banks.append if args.report else None, **metrics.arguments(reference),
+        batches,
+        extractor,
+        num_images=len(samples),
+        reduce=distributed.all_reduce_sum_,
+        rank=env.rank,
+        world_size=env.world_size,
+        keep_bank=banks.append if args.report else None,
+        **metrics.arguments(reference),
     )
-    line |= run_facts(path) | {"fake_path": config.fake_path, "ref_dataset": config.ref_dataset,
-                               "reference": reference_facts(reference), "unreadable": len(samples.skipped)}
+    line |= run_facts(path) | {
+        "fake_path": config.fake_path,
+        "ref_dataset": config.ref_dataset,
+        "reference": reference_facts(reference),
+        "unreadable": len(samples.skipped),
+    }
     if "cas" in metrics:
         add_accuracy_score(line, samples, comparison, config.batch_size)
     if args.report and env.is_main:
         line["neighbours"] = write_report(
-            result_file(args, path, metrics).with_name("metrics.html"), line,
+            result_file(args, path, metrics).with_name("metrics.html"),
+            line,
             ImageSet(config.fake_path, banks[0].features_NF, partial(samples.batches, config.batch_size)),
-            ImageSet(reference.source, reference.features_NF, partial(comparison.images, shared=False)), env.device,
+            ImageSet(reference.source, reference.features_NF, partial(comparison.images, shared=False)),
+            env.device,
         )
     return line
 

@@ -43,8 +43,13 @@ def main(args: argparse.Namespace) -> None:
     if args.per_depth and args.depth is not None:
         raise UserError("--depth and --per-depth exclude each other")
     config = config_beside(path, Stage1Config, args.overrides)
-    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
-                                 world_size=args.world_size, node_rank=args.node_rank)
+    env = distributed.initialize(
+        args.timeout,
+        args.dist_backend,
+        local_rank=args.local_rank,
+        world_size=args.world_size,
+        node_rank=args.node_rank,
+    )
     model = load_rqvae(path, ema=args.ema, device=env.device)
     deepest = len(model.quantizer.num_codes)
     depth = deepest if args.depth is None else args.depth
@@ -57,8 +62,16 @@ def main(args: argparse.Namespace) -> None:
     digest = weights_digest(model)
     lines = {
         codes: score_reconstructions(
-            model, data, split, extractor, reference, codes, perceptual, seed=args.seed,
-            sampling={"codes": codes, "ema": args.ema}, checkpoint=digest,
+            model,
+            data,
+            split,
+            extractor,
+            reference,
+            codes,
+            perceptual,
+            seed=args.seed,
+            sampling={"codes": codes, "ema": args.ema},
+            checkpoint=digest,
         )
         for codes in (range(1, deepest + 1) if args.per_depth else [depth])
     }

@@ -45,15 +45,21 @@ def parse() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     checkpoint = resolve_checkpoint(args.vqvae)
     config = dataset_section(checkpoint, args.model_config, args.overrides)
-    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
-                                 world_size=args.world_size, node_rank=args.node_rank)
+    env = distributed.initialize(
+        args.timeout,
+        args.dist_backend,
+        local_rank=args.local_rank,
+        world_size=args.world_size,
+        node_rank=args.node_rank,
+    )
     use_device(env)
     tokenizer = load_rqvae(checkpoint, ema=args.ema)
     if not tokenizer.quantizer.num_codes:
         raise UserError(f"{checkpoint} has no bottleneck, and so no codes")
     digest = weights_digest(tokenizer)
-    settings = ExtractionSettings(args.crops, args.keep, args.dtype, args.seed, args.batch_size,
-                                  args.samples_per_shard, args.num_workers)
+    settings = ExtractionSettings(
+        args.crops, args.keep, args.dtype, args.seed, args.batch_size, args.samples_per_shard, args.num_workers
+    )
     for split in SPLITS if args.split == "both" else (args.split,):
         dataset = build_dataset(config, split, args.seed)
         check_images(dataset)

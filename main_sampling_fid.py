@@ -42,15 +42,26 @@ def parse() -> argparse.Namespace:
     parser = build_parser("Sample from an RQ-Transformer and compute FID and IS.")
     add_sampling_flags(parser)
     parser.add_argument("-n", "--n-samples", type=int, default=50000, help="number of samples (default: 50000)")
-    parser.add_argument("--reject-keep", type=float, metavar="SHARE",
-                        help="draw n / SHARE candidates per class and keep the best (the paper's 5 %%: 0.05)")
-    parser.add_argument("--reject-model", metavar="MODEL",
-                        help="who judges candidates: a torchvision classifier as NAME or NAME:FILE, or "
-                             f"{OWN_CLASSIFIER!r}, trained on the data set itself (default)")
-    parser.add_argument("--reference", default="train",
-                        help="split that scores compare with, or an .npz file of moments (default: train)")
-    parser.add_argument("--metrics", default=DEFAULT_METRICS,
-                        help=f"out of {', '.join(SAMPLE_METRICS)} (default: {DEFAULT_METRICS})")
+    parser.add_argument(
+        "--reject-keep",
+        type=float,
+        metavar="SHARE",
+        help="draw n / SHARE candidates per class and keep the best (the paper's 5 %%: 0.05)",
+    )
+    parser.add_argument(
+        "--reject-model",
+        metavar="MODEL",
+        help="who judges candidates: a torchvision classifier as NAME or NAME:FILE, or "
+        f"{OWN_CLASSIFIER!r}, trained on the data set itself (default)",
+    )
+    parser.add_argument(
+        "--reference",
+        default="train",
+        help="split that scores compare with, or an .npz file of moments (default: train)",
+    )
+    parser.add_argument(
+        "--metrics", default=DEFAULT_METRICS, help=f"out of {', '.join(SAMPLE_METRICS)} (default: {DEFAULT_METRICS})"
+    )
     parser.add_argument("--report", action="store_true", help="also write metrics.html beside the images")
     add_scoring_flags(parser)
     return parser.parse_args()
@@ -65,8 +76,9 @@ def add_rejection(args: argparse.Namespace, sampler: Sampler, data: ScoringData)
         raise UserError("rejection sampling needs a class-conditional model: this one has no classes")
     plan = RejectionPlan(args.n_samples, num_classes, args.reject_keep)
     own = partial(data.features, argparse.Namespace(**{**vars(args), "features": OWN_CLASSIFIER}))
-    judge = build_judge(args.reject_model or OWN_CLASSIFIER, num_classes=num_classes, own_classifier=own,
-                        device=sampler.env.device)
+    judge = build_judge(
+        args.reject_model or OWN_CLASSIFIER, num_classes=num_classes, own_classifier=own, device=sampler.env.device
+    )
     sampler.reject = RejectionSampler(plan, sampler.draw, sampler.decode, judge, args.batch_size)
     return {"reject_keep": args.reject_keep, "reject_model": judge.label, "candidates": len(plan.candidates())}
 
@@ -78,8 +90,13 @@ def main(args: argparse.Namespace) -> None:
     check_rejection(args)
     checkpoint = resolve_checkpoint(args.model_ar_path)
     config = config_beside(checkpoint, Stage2Config, args.overrides)
-    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
-                                 world_size=args.world_size, node_rank=args.node_rank)
+    env = distributed.initialize(
+        args.timeout,
+        args.dist_backend,
+        local_rank=args.local_rank,
+        world_size=args.world_size,
+        node_rank=args.node_rank,
+    )
     stage1, stage2 = load_models(args, config.vqvae.ema, env)
     if stage2.config.block_size_cond > 1:
         raise UserError(f"{args.model_ar_path} is conditioned on text: sample it with main_sampling_txt2img.py")

@@ -62,20 +62,34 @@ def parse() -> argparse.Namespace:
     add_sampling_flags(parser)
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="a caption; may be given several times")
     parser.add_argument("--num", type=int, default=1, help="images of each --prompt (default: 1)")
-    parser.add_argument("--dataset", metavar="NAME|FILE",
-                        help="captions: of a data set such as cc3m or coco_2014val, or of a text file with one a line "
-                             "(default: the data set of the stage-2 checkpoint)")
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME|FILE",
+        help="captions: of a data set such as cc3m or coco_2014val, or of a text file with one a line "
+        "(default: the data set of the stage-2 checkpoint)",
+    )
     parser.add_argument("-n", "--n-samples", type=int, help="number of samples (default: one for each caption)")
-    parser.add_argument("--tokenizer", metavar="PATH",
-                        help="of the captions (default: the one beside the stage-2 weights, or of its data set)")
-    parser.add_argument("--reject-keep", type=float, metavar="SHARE",
-                        help="draw 1 / SHARE candidates for each sample and keep those that CLIP finds to fit best")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="of the captions (default: the one beside the stage-2 weights, or of its data set)",
+    )
+    parser.add_argument(
+        "--reject-keep",
+        type=float,
+        metavar="SHARE",
+        help="draw 1 / SHARE candidates for each sample and keep those that CLIP finds to fit best",
+    )
     add_clip_flags(parser)
-    parser.add_argument("--metrics", metavar="NAMES",
-                        help=f"out of {', '.join(TEXT_METRICS)}, or none (default: fid,clip for a data set, clip for a "
-                             "file, none for prompts)")
-    parser.add_argument("--reference", default="val",
-                        help="split that scores compare with, or an .npz file of moments (default: val)")
+    parser.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        help=f"out of {', '.join(TEXT_METRICS)}, or none (default: fid,clip for a data set, clip for a "
+        "file, none for prompts)",
+    )
+    parser.add_argument(
+        "--reference", default="val", help="split that scores compare with, or an .npz file of moments (default: val)"
+    )
     parser.add_argument("--report", action="store_true", help="also write metrics.html beside the images")
     add_scoring_flags(parser)
     return parser.parse_args()
@@ -97,8 +111,10 @@ def wanted_metrics(args: argparse.Namespace) -> tuple[MetricSet | None, bool]:
         metrics.check_name(args.features)
         check_reference(args)
         if (args.prompt or is_file) and not args.reference.endswith(".npz"):
-            raise UserError(f"--metrics {of_images[0]} compares with images, and {args.dataset or '--prompt'} has "
-                            f"none: give --reference FILE.npz, or --metrics {CLIP_METRIC}")
+            raise UserError(
+                f"--metrics {of_images[0]} compares with images, and {args.dataset or '--prompt'} has "
+                f"none: give --reference FILE.npz, or --metrics {CLIP_METRIC}"
+            )
     return metrics, CLIP_METRIC in names
 
 
@@ -146,10 +162,20 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = resolve_checkpoint(args.model_ar_path)
     config = config_beside(checkpoint, Stage2Config, args.overrides)
     named = None if args.dataset is None or caption_file(args.dataset) else args.dataset
-    env = distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
-                                 world_size=args.world_size, node_rank=args.node_rank)
-    data = ScoringData(dataset_named(config.dataset, named, args.overrides), args.batch_size, env,
-                       config.experiment.num_workers, cache=args.features_cache)
+    env = distributed.initialize(
+        args.timeout,
+        args.dist_backend,
+        local_rank=args.local_rank,
+        world_size=args.world_size,
+        node_rank=args.node_rank,
+    )
+    data = ScoringData(
+        dataset_named(config.dataset, named, args.overrides),
+        args.batch_size,
+        env,
+        config.experiment.num_workers,
+        cache=args.features_cache,
+    )
     prompts = find_prompts(args, data)
     clip = load_clip(args, env) if with_clip_score or args.reject_keep is not None else None
     extractor = None if metrics is None else data.features(args)
@@ -163,13 +189,24 @@ def main(args: argparse.Namespace) -> None:
     directory = new_run_dir(args.save_dir or directory_beside(checkpoint), "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
         log.info(f"{num_samples} samples of {len(prompts.captions)} captions to {directory}, settings {sampling}")
-        order, columns = preview(len(prompts.captions) if args.prompt else 1,
-                                 args.num if args.prompt else num_samples, GRID_IMAGES)
+        order, columns = preview(
+            len(prompts.captions) if args.prompt else 1, args.num if args.prompt else num_samples, GRID_IMAGES
+        )
         kept: dict[int, Tensor] = {}
         batches = keep_images(iter(sampler), kept, set(order))
         batches = save_images(batches, directory, args.format, num_samples, (stage1.config.ddconfig.resolution,) * 2)
-        line = score(args, batches, data, sampler, prompts, directory, metrics, extractor,
-                     clip if with_clip_score else None, sampling)
+        line = score(
+            args,
+            batches,
+            data,
+            sampler,
+            prompts,
+            directory,
+            metrics,
+            extractor,
+            clip if with_clip_score else None,
+            sampling,
+        )
         if env.is_main:
             prompts.write(directory, num_samples, args.format)
             if line is not None:
@@ -179,9 +216,18 @@ def main(args: argparse.Namespace) -> None:
     data.report_unreadable()
 
 
-def score(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]], data: ScoringData, sampler: Sampler,
-          prompts: Prompts, directory: Path, metrics: MetricSet | None, extractor: FeatureExtractor | None,
-          clip: ClipFeatures | None, sampling: dict[str, Any]) -> dict[str, Any] | None:
+def score(
+    args: argparse.Namespace,
+    batches: Iterator[dict[str, Tensor]],
+    data: ScoringData,
+    sampler: Sampler,
+    prompts: Prompts,
+    directory: Path,
+    metrics: MetricSet | None,
+    extractor: FeatureExtractor | None,
+    clip: ClipFeatures | None,
+    sampling: dict[str, Any],
+) -> dict[str, Any] | None:
     """Draws everything and scores it by what is given; the result line, or None where nothing is asked for."""
     started = time.perf_counter()
     clip_score = None if clip is None else ClipScore(clip)
@@ -193,16 +239,22 @@ def score(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]], data: 
         count_samples(batches, sampler)
         if clip is None:
             return None
-        line = line_without_reference(clip, sampler.num_samples, seed=args.seed, sampling=sampling,
-                                      checkpoint=weights_digest(sampler.stage2),
-                                      tokenizer=weights_digest(sampler.stage1))
+        line = line_without_reference(
+            clip,
+            sampler.num_samples,
+            seed=args.seed,
+            sampling=sampling,
+            checkpoint=weights_digest(sampler.stage2),
+            tokenizer=weights_digest(sampler.stage1),
+        )
     if clip_score is not None:
         add_clip_score(line, clip_score, sampler.num_samples)
     return line | {"captions": prompts.facts(), "seconds": round(time.perf_counter() - started, 3)}
 
 
-def add_rejection(args: argparse.Namespace, sampler: Sampler, prompts: Prompts,
-                  clip: ClipFeatures | None) -> dict[str, Any]:
+def add_rejection(
+    args: argparse.Namespace, sampler: Sampler, prompts: Prompts, clip: ClipFeatures | None
+) -> dict[str, Any]:
     """Sets the sampler up for `--reject-keep`; returns what the result line says about it."""
     if args.reject_keep is None:
         return {}

@@ -21,27 +21,47 @@ from training.stages.stage1 import Stage1, Stage1Config
 
 CONFIG = "configs/demo/stage1/digits.yaml"
 # 16x16 pixels, and one codebook for all depths as in every published model
-CHANGES = ["dataset.resolution=16", "arch.ddconfig.resolution=16", "arch.ddconfig.ch_mult=[1,1,2]",
-           "arch.hparams.shared_codebook=true", "arch.hparams.n_embed=256"]
+CHANGES = [
+    "dataset.resolution=16",
+    "arch.ddconfig.resolution=16",
+    "arch.ddconfig.ch_mult=[1,1,2]",
+    "arch.hparams.shared_codebook=true",
+    "arch.hparams.n_embed=256",
+]
 UPDATES = ("per_depth", "deferred")
 
 
 def measure(update: str, batch_size: int, num_images: int, result_path: str, seed: int) -> dict[str, Any]:
     """One training run; mean squared errors on the [-1, 1] scale."""
     steps = num_images // batch_size
-    overrides = [*CHANGES, f"arch.hparams.codebook_update={update}", f"experiment.batch_size={batch_size}",
-                 f"experiment.max_steps={steps}", f"experiment.test_steps={steps}", f"experiment.save_steps={steps}",
-                 f"experiment.log_steps={max(1, steps // 8)}"]
+    overrides = [
+        *CHANGES,
+        f"arch.hparams.codebook_update={update}",
+        f"experiment.batch_size={batch_size}",
+        f"experiment.max_steps={steps}",
+        f"experiment.test_steps={steps}",
+        f"experiment.save_steps={steps}",
+        f"experiment.log_steps={max(1, steps // 8)}",
+    ]
     args = training_parser("").parse_args(["-m", CONFIG, "-r", result_path, "--seed", str(seed), *overrides])
     session = Session(Stage1Config, Stage1, args, None)
     with session.log:
         session.train()
-        splits = {name: session.stage.evaluate(session.batches(dataset))["recon_mse"]
-                  for name, dataset in (("train", session.train_set), ("val", session.val_set))}
-    windows = [line["train/loss_recon"] for line in read_metrics(session.run_dir / METRICS_FILE)
-               if "train/loss_recon" in line]
-    return {"update": update, "batch_size": batch_size, "steps": steps, "train_mode": windows[-1],
-            "eval_train": splits["train"], "eval_val": splits["val"]}
+        splits = {
+            name: session.stage.evaluate(session.batches(dataset))["recon_mse"]
+            for name, dataset in (("train", session.train_set), ("val", session.val_set))
+        }
+    windows = [
+        line["train/loss_recon"] for line in read_metrics(session.run_dir / METRICS_FILE) if "train/loss_recon" in line
+    ]
+    return {
+        "update": update,
+        "batch_size": batch_size,
+        "steps": steps,
+        "train_mode": windows[-1],
+        "eval_train": splits["train"],
+        "eval_val": splits["val"],
+    }
 
 
 def main() -> None:
@@ -52,16 +72,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as result_path:
-        rows = [measure(update, batch_size, args.num_images, result_path, args.seed)
-                for batch_size in args.batch_sizes for update in UPDATES]
+        rows = [
+            measure(update, batch_size, args.num_images, result_path, args.seed)
+            for batch_size in args.batch_sizes
+            for update in UPDATES
+        ]
     print("| batch | codebook update | steps | train mode | train split, eval | validation split, eval |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         errors = " | ".join(f"{row[name]:.5f}" for name in ("train_mode", "eval_train", "eval_val"))
         print(f"| {row['batch_size']} | {row['update']} | {row['steps']} | {errors} |")
-    result = {"benchmark": "codebook_update", "config": [CONFIG, *CHANGES], "num_images": args.num_images,
-              "seed": args.seed, "torch": torch.__version__, "machine": platform.machine(),
-              "threads": torch.get_num_threads(), "rows": rows}
+    result = {
+        "benchmark": "codebook_update",
+        "config": [CONFIG, *CHANGES],
+        "num_images": args.num_images,
+        "seed": args.seed,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+    }
     line = json.dumps(result)
     if args.output is not None:
         args.output.write_text(line + "\n", encoding="utf-8")

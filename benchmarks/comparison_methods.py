@@ -37,16 +37,23 @@ METHODS: dict[str, Method] = {
     "vq_kmeans": Method("vq", {**DEAD_CODES, "kmeans_init": True}),
     "vq_rotation": Method("vq", {**DEAD_CODES, "kmeans_init": True, "estimator": "rotation"}),
     "vq_cosine": Method("vq", {**DEAD_CODES, "kmeans_init": True, "distance": "cosine"}),
-    "vq_learned": Method("vq", {"codebook": "learned", "kmeans_init": True,
-                                "losses": {"commitment": 0.25, "codebook": 1.0}}, weight=1.0),
+    "vq_learned": Method(
+        "vq", {"codebook": "learned", "kmeans_init": True, "losses": {"commitment": 0.25, "codebook": 1.0}}, weight=1.0
+    ),
     "rq": Method("rq", restart=True),
     "rq_shared": Method("rq", restart=True, shared=True),
     "residual_vq": Method("residual_vq", {**DEAD_CODES, "kmeans_init": True}),
     "residual_vq_beam4": Method("residual_vq", {**DEAD_CODES, "kmeans_init": True, "beam_width": 4}),
     "residual_vq_groups2": Method("residual_vq", {**DEAD_CODES, "kmeans_init": True, "groups": 2}),
     "implicit_residual_vq": Method("implicit_residual_vq", {"kmeans_init": True}),
-    "hierarchical": Method("hierarchical", {"scales": SCALES, "kmeans_init": True}, weight=1.0, shared=True,
-                           restart=True, code_shape=(1, 1, 64)),
+    "hierarchical": Method(
+        "hierarchical",
+        {"scales": SCALES, "kmeans_init": True},
+        weight=1.0,
+        shared=True,
+        restart=True,
+        code_shape=(1, 1, 64),
+    ),
     "fsq": Method("fsq", {"levels": LEVELS}, weight=1.0),
     "fsp": Method("fsp", {"levels": LEVELS}, weight=1.0),
     "residual_fsq": Method("residual_fsq", {"levels": LEVELS}, weight=1.0),
@@ -63,15 +70,23 @@ METHODS: dict[str, Method] = {
 
 def config_of(method: Method) -> RQVAEConfig:
     """The RQ-VAE of a method; all differ in the bottleneck alone."""
-    return RQVAEConfig.from_mapping({
-        "bottleneck_type": method.kind,
-        "embed_dim": EMBED_DIM,
-        "n_embed": NUM_CODES,
-        "latent_shape": [GRID, GRID, EMBED_DIM],
-        "code_shape": list(method.code_shape),
-        "shared_codebook": method.shared,
-        "restart_unused_codes": method.restart,
-        "codebook_update": "deferred",
-        "bottleneck": method.bottleneck,
-        "ddconfig": {"z_channels": 32, "resolution": RESOLUTION, "ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1},
-    })
+    return RQVAEConfig.from_mapping(
+        {
+            "bottleneck_type": method.kind,
+            "embed_dim": EMBED_DIM,
+            "n_embed": NUM_CODES,
+            "latent_shape": [GRID, GRID, EMBED_DIM],
+            "code_shape": list(method.code_shape),
+            "shared_codebook": method.shared,
+            "restart_unused_codes": method.restart,
+            "codebook_update": "deferred",
+            "bottleneck": method.bottleneck,
+            "ddconfig": {
+                "z_channels": 32,
+                "resolution": RESOLUTION,
+                "ch": 32,
+                "ch_mult": [1, 1, 1],
+                "num_res_blocks": 1,
+            },
+        }
+    )

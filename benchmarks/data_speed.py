@@ -99,34 +99,63 @@ def measure_decoding(count: int, size: tuple[int, int], rounds: int = 5) -> dict
                 times[name].append(time.process_time() - start)
     pixels = {name: torch.stack(list(map(decode, files))).float() for name, decode in ways.items()}
     off = {name: (found - pixels["pillow"]).abs().mean().item() for name, found in pixels.items()}
-    return {name: {"images_per_second": round(count / statistics.median(times[name]), 1),
-                   "mean_pixel_difference": round(off[name], 3)} for name in ways}
+    return {
+        name: {
+            "images_per_second": round(count / statistics.median(times[name]), 1),
+            "mean_pixel_difference": round(off[name], 3),
+        }
+        for name in ways
+    }
 
 
 def waiting_share(config: str, folder: Path, *overrides: str) -> dict[str, Any]:
     """Trains and gives the share of time that waited for data: of the first log line, and of all others."""
-    args = training_parser("data_speed").parse_args([
-        "-m", config, "-r", str(folder), "gan.loss.perceptual_weight=0", "experiment.test_images=2",
-        "experiment.grid_images=2", f"experiment.num_workers={NUM_WORKERS}", *overrides])
+    args = training_parser("data_speed").parse_args(
+        [
+            "-m",
+            config,
+            "-r",
+            str(folder),
+            "gan.loss.perceptual_weight=0",
+            "experiment.test_images=2",
+            "experiment.grid_images=2",
+            f"experiment.num_workers={NUM_WORKERS}",
+            *overrides,
+        ]
+    )
     session = Session(Stage1Config, Stage1, args, None)
     with session.log:
         session.train()
-    lines = [line["timing"] for line in read_metrics(session.run_dir / "metrics.jsonl")
-             if "data_wait_share" in line.get("timing", {})]
+    lines = [
+        line["timing"]
+        for line in read_metrics(session.run_dir / "metrics.jsonl")
+        if "data_wait_share" in line.get("timing", {})
+    ]
     first, *others = lines
     # every line but the last stands for the same number of images: seconds are proportional to 1 / speed
     weights = [1 / line["images_per_second"] for line in others]
     share = sum(weight * line["data_wait_share"] for weight, line in zip(weights, others)) / sum(weights)
-    return {"data_wait_share": round(share, 5), "first_line": round(first["data_wait_share"], 5),
-            "images_per_second": round(len(weights) / sum(weights), 3), "batch_size": session.plan.micro_batch,
-            "steps": session.plan.total_steps, "holds": share < LIMIT}
+    return {
+        "data_wait_share": round(share, 5),
+        "first_line": round(first["data_wait_share"], 5),
+        "images_per_second": round(len(weights) / sum(weights), 3),
+        "batch_size": session.plan.micro_batch,
+        "steps": session.plan.total_steps,
+        "holds": share < LIMIT,
+    }
 
 
 def steps_of(steps: int, batch_size: int) -> list[str]:
     """Overrides: a run of `steps` steps with five log lines, and one validation at its end."""
-    return [f"experiment.batch_size={batch_size}", "experiment.epochs=null", f"experiment.max_steps={steps}",
-            f"experiment.test_steps={steps}", f"experiment.save_steps={steps}",
-            f"experiment.log_steps={max(1, steps // 5)}", "experiment.precision=fp32"]
+    return [
+        f"experiment.batch_size={batch_size}",
+        "experiment.epochs=null",
+        f"experiment.max_steps={steps}",
+        f"experiment.test_steps={steps}",
+        f"experiment.save_steps={steps}",
+        f"experiment.log_steps={max(1, steps // 5)}",
+        "experiment.precision=fp32",
+    ]
 
 
 def fashion_mnist(folder: Path, given: Path | None, steps: int, batch_size: int) -> dict[str, Any]:
@@ -161,8 +190,9 @@ def jpeg_shards(folder: Path, config: str, steps: int, batch_size: int, num_imag
     source = DatasetConfig(type="folder", root=str(folder / "images"), resolution=RESOLUTION)
     for split in ("train", "val"):
         pack(build_dataset(source, split), dataset_settings(source), folder / "packed", 100)
-    return waiting_share(config, folder, "dataset.type=shards", f"dataset.root={folder / 'packed'}",
-                         *steps_of(steps, batch_size))
+    return waiting_share(
+        config, folder, "dataset.type=shards", f"dataset.root={folder / 'packed'}", *steps_of(steps, batch_size)
+    )
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -187,13 +217,20 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    line: dict[str, Any] = {"benchmark": "data_speed", "threads": torch.get_num_threads(), "limit": LIMIT,
-                            "num_workers": NUM_WORKERS, "machine": platform.machine(), "torch": torch.__version__}
+    line: dict[str, Any] = {
+        "benchmark": "data_speed",
+        "threads": torch.get_num_threads(),
+        "limit": LIMIT,
+        "num_workers": NUM_WORKERS,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "decode" in args.only:
-            line["decode"] = {f"{width}x{height}": measure_decoding(args.num_photographs, (width, height))
-                              for width, height in PHOTOS}
+            line["decode"] = {
+                f"{width}x{height}": measure_decoding(args.num_photographs, (width, height)) for width, height in PHOTOS
+            }
         if "fashion-mnist" in args.only:
             line["fashion-mnist"] = fashion_mnist(folder, args.fashion_mnist, args.steps, args.fashion_batch)
         if "shards" in args.only:

@@ -99,11 +99,19 @@ def measure_frechet(rounds: int, dim: int = DIM) -> dict[str, Any]:
         "ours": lambda: frechet_distance(*moments),
         "sqrtm": lambda: roots.append(float(scipy.linalg.sqrtm(covariances[0] @ covariances[1]).trace().real)),
     }, rounds, warm_up=False)  # fmt: skip
-    expected = float((first.mean_F - second.mean_F).square().sum() + first.covariance_FF.trace()
-                     + second.covariance_FF.trace() - 2 * roots[-1])
-    return {"case": "frechet", "dim": dim, **{f"{name}_seconds": round(s, 3) for name, s in times.items()},
-            "times_faster": round(times["sqrtm"] / times["ours"], 2),
-            "relative_difference": abs(frechet_distance(*moments) / expected - 1)}
+    expected = float(
+        (first.mean_F - second.mean_F).square().sum()
+        + first.covariance_FF.trace()
+        + second.covariance_FF.trace()
+        - 2 * roots[-1]
+    )
+    return {
+        "case": "frechet",
+        "dim": dim,
+        **{f"{name}_seconds": round(s, 3) for name, s in times.items()},
+        "times_faster": round(times["sqrtm"] / times["ours"], 2),
+        "relative_difference": abs(frechet_distance(*moments) / expected - 1),
+    }
 
 
 def _mixed(dim: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -131,9 +139,12 @@ def measure_extraction(rounds: int, device: str) -> dict[str, Any]:
         return network(ready_BCHW)
 
     times = medians({"ours": lambda: extractor(image_BCHW), "bare": bare}, rounds, warm_up=True)
-    return {"case": "extraction", "batch": batch, **{f"{n}_images_per_second": round(batch / s, 2)
-                                                     for n, s in times.items()},
-            "share_of_bare_speed": round(times["bare"] / times["ours"], 3)}
+    return {
+        "case": "extraction",
+        "batch": batch,
+        **{f"{n}_images_per_second": round(batch / s, 2) for n, s in times.items()},
+        "share_of_bare_speed": round(times["bare"] / times["ours"], 3),
+    }
 
 
 def main() -> None:
@@ -145,16 +156,28 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    cases = (measure_statistics, lambda: measure_frechet(min(args.rounds, 3)),
-                lambda: measure_extraction(args.rounds, args.device))
+    cases = (
+        measure_statistics,
+        lambda: measure_frechet(min(args.rounds, 3)),
+        lambda: measure_extraction(args.rounds, args.device),
+    )
     rows = []
     for measure in cases:
         rows.append(measure())
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
-    line = json.dumps({"benchmark": "evaluation_speed", "device": device, "torch": torch.__version__,
-                       "scipy": scipy.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(),
-                       "rounds": args.rounds, "rows": rows})
+    line = json.dumps(
+        {
+            "benchmark": "evaluation_speed",
+            "device": device,
+            "torch": torch.__version__,
+            "scipy": scipy.__version__,
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "rounds": args.rounds,
+            "rows": rows,
+        }
+    )
     if args.output is not None:
         args.output.write_text(line + "\n", encoding="utf-8")
     print(line)

@@ -41,9 +41,16 @@ from training.stages.stage2 import Stage2, Stage2Config
 STAGE1 = Path("configs/imagenet256/stage1/in256-rqvae-8x8x4.yaml")
 STAGE2: dict[str, Any] = {
     "arch": {
-        "block_size": [8, 8, 4], "embed_dim": 256, "input_embed_dim": 256, "shared_tok_emb": True,
-        "shared_cls_emb": True, "input_emb_vqvae": True, "head_emb_vqvae": True, "cumsum_depth_ctx": True,
-        "vocab_size_cond": 1000, "body": {"n_layer": 4, "block": {"n_head": 8}},
+        "block_size": [8, 8, 4],
+        "embed_dim": 256,
+        "input_embed_dim": 256,
+        "shared_tok_emb": True,
+        "shared_cls_emb": True,
+        "input_emb_vqvae": True,
+        "head_emb_vqvae": True,
+        "cumsum_depth_ctx": True,
+        "vocab_size_cond": 1000,
+        "body": {"n_layer": 4, "block": {"n_head": 8}},
         "head": {"n_layer": 2, "block": {"n_head": 8}},
     },
     "loss": {"type": "soft_target_cross_entropy", "stochastic_codes": True, "temp": 0.5},
@@ -78,16 +85,20 @@ def prepare(folder: Path, stage1: Path, count: int, batch_size: int) -> tuple[Pa
     for dtype in ("fp16", "fp32"):
         settings = ExtractionSettings(dtype=dtype, keep="latents", seed=SEED, batch_size=batch_size, num_workers=0)
         shards = build_dataset(sets["images"], "train", SEED)
-        Extractor(tokenizer, weights_digest(tokenizer), shards, dataset_settings(sets["images"]), settings,
-                  env).run(folder / dtype)
+        Extractor(tokenizer, weights_digest(tokenizer), shards, dataset_settings(sets["images"]), settings, env).run(
+            folder / dtype
+        )
         sets[f"latents {dtype}"] = DatasetConfig(type="latents", root=str(folder / dtype))
     return snapshot, sets
 
 
 def stage_of(snapshot: Path, dataset: DatasetConfig, batch_size: int, num_images: int) -> Stage2:
     """Stage 2 as main_stage2.py builds it."""
-    merged = OmegaConf.merge(OmegaConf.structured(Stage2Config), STAGE2,
-                             {"experiment": {"batch_size": batch_size}, "vqvae": {"ckpt": str(snapshot)}})
+    merged = OmegaConf.merge(
+        OmegaConf.structured(Stage2Config),
+        STAGE2,
+        {"experiment": {"batch_size": batch_size}, "vqvae": {"ckpt": str(snapshot)}},
+    )
     config = OmegaConf.to_object(merged)
     config.dataset = dataset
     torch.manual_seed(SEED)
@@ -123,15 +134,24 @@ def report(results: dict[str, dict[str, Any]], batch_size: int, clock: str) -> d
     """Prints the table; gives the JSON line."""
     images = results["images"]
     print(f"stage-2 step at batch {batch_size}, {RESOLUTION}x{RESOLUTION} images, {clock}")
-    line: dict[str, Any] = {"benchmark": "latent_training", "batch_size": batch_size, "clock": clock,
-                            "threads": torch.get_num_threads(), "machine": platform.machine(),
-                            "torch": torch.__version__, "variants": {}}
+    line: dict[str, Any] = {
+        "benchmark": "latent_training",
+        "batch_size": batch_size,
+        "clock": clock,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "variants": {},
+    }
     for name, found in results.items():
         speedup = images["seconds_per_step"] / found["seconds_per_step"]
         off = max(abs(ours / theirs - 1) for ours, theirs in zip(found["losses"], images["losses"], strict=True))
         print(f"  {name:<14} {found['seconds_per_step']:8.3f} s  {speedup:5.2f}x  losses off by {off:.1e} at most")
-        line["variants"][name] = {"seconds_per_step": round(found["seconds_per_step"], 4),
-                                  "speedup": round(speedup, 3), "largest_relative_loss_difference": off}
+        line["variants"][name] = {
+            "seconds_per_step": round(found["seconds_per_step"], 4),
+            "speedup": round(speedup, 3),
+            "largest_relative_loss_difference": off,
+        }
     line["target"], line["holds"] = 2.0, line["variants"]["latents fp16"]["speedup"] >= 2.0
     return line
 

@@ -108,19 +108,26 @@ def measure(name: str, splits: dict[str, ImageDataset], args: argparse.Namespace
     model = build_model(method, args.seed)
     step_ms = train(model, method, splits["train"], args)
     result = evaluate(model, splits["val"], args.held_out_images, args.batch_size)
-    return {"method": name, "bottleneck_type": method.kind, "bits": bits_of(method),
-            **{key: None if value is None else round(value, 5) for key, value in result.items()},
-            "step_ms": round(step_ms, 2)}
+    return {
+        "method": name,
+        "bottleneck_type": method.kind,
+        "bits": bits_of(method),
+        **{key: None if value is None else round(value, 5) for key, value in result.items()},
+        "step_ms": round(step_ms, 2),
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
-    lines = ["| method | error (MSE) | codes used | perplexity of 256 | ms per step | bits per image |",
-             "|---|---|---|---|---|---|"]
+    lines = [
+        "| method | error (MSE) | codes used | perplexity of 256 | ms per step | bits per image |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         used = "-" if row["used_fraction"] is None else f"{row['used_fraction']:.0%}"
-        perplexity, step_ms, bits = ("-" if row[name] is None else f"{row[name]:.0f}"
-                                     for name in ("perplexity", "step_ms", "bits"))
+        perplexity, step_ms, bits = (
+            "-" if row[name] is None else f"{row[name]:.0f}" for name in ("perplexity", "step_ms", "bits")
+        )
         lines.append(f"| {row['method']} | {row['mse']:.4f} | {used} | {perplexity} | {step_ms} | {bits} |")
     return "\n".join(lines)
 
@@ -132,12 +139,16 @@ def write_document(path: Path, result: dict[str, Any]) -> None:
     text = path.read_text(encoding="utf-8")
     if begin not in text or text.find(end) < text.find(begin):
         raise ValueError(f"{path} has no lines {begin} and {end}")
-    command = (f"python -m benchmarks.{NAME} --dataset {result['dataset']} --steps {result['steps']} "
-               f"--batch-size {result['batch_size']} --lr {result['lr']} --seed {result['seed']}")
-    where = (f"torch {result['torch']}, {result['threads']} thread(s) of an {result['machine']} CPU, "
-             f"{result['held_out_images']} held-out images; error on the [-1, 1] scale, usage averaged over depths.")
+    command = (
+        f"python -m benchmarks.{NAME} --dataset {result['dataset']} --steps {result['steps']} "
+        f"--batch-size {result['batch_size']} --lr {result['lr']} --seed {result['seed']}"
+    )
+    where = (
+        f"torch {result['torch']}, {result['threads']} thread(s) of an {result['machine']} CPU, "
+        f"{result['held_out_images']} held-out images; error on the [-1, 1] scale, usage averaged over depths."
+    )
     body = f"`{command}`\n\n{where}\n\n{table(result['rows'])}\n\n![The table as bars]({NAME}.png)"
-    path.write_text(f"{text[:text.index(begin)]}{begin}\n{body}\n{text[text.index(end):]}", encoding="utf-8")
+    path.write_text(f"{text[: text.index(begin)]}{begin}\n{body}\n{text[text.index(end) :]}", encoding="utf-8")
     draw(path.parent / f"{NAME}.png", result)
 
 
@@ -145,9 +156,11 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     """The table as bars."""
     rows = result["rows"]
     title = f"{result['dataset']}, {result['steps']} steps of {result['batch_size']} images, 512 bits per image"
-    panels = [("error on held-out images (MSE)", [row["mse"] for row in rows], "{:.4f}"),
-              ("codes used", [row["used_fraction"] for row in rows], "{:.0%}"),
-              ("milliseconds per training step", [row["step_ms"] for row in rows], "{:.0f}")]
+    panels = [
+        ("error on held-out images (MSE)", [row["mse"] for row in rows], "{:.4f}"),
+        ("codes used", [row["used_fraction"] for row in rows], "{:.0%}"),
+        ("milliseconds per training step", [row["step_ms"] for row in rows], "{:.0f}"),
+    ]
     draw_bars(path, title, [row["method"] for row in rows], panels)
 
 
@@ -170,8 +183,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", choices=sorted(DATASETS), default="digits")
     parser.add_argument("--data-root", help="folder of the data set's files (see data/README.md)")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="METHOD",
-                        help=f"default: all of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"default: all of {', '.join(METHODS)}",
+    )
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -201,9 +220,18 @@ def main(argv: list[str] | None = None) -> None:
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     print(table(rows))
     result = {
-        "benchmark": NAME, "dataset": args.dataset, "resolution": RESOLUTION, "steps": args.steps,
-        "batch_size": args.batch_size, "lr": args.lr, "seed": args.seed, "held_out_images": args.held_out_images,
-        "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(), "rows": rows,
+        "benchmark": NAME,
+        "dataset": args.dataset,
+        "resolution": RESOLUTION,
+        "steps": args.steps,
+        "batch_size": args.batch_size,
+        "lr": args.lr,
+        "seed": args.seed,
+        "held_out_images": args.held_out_images,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "rows": rows,
     }
     with exit_on_user_error(ValueError, OSError):
         write_results(args, result)

@@ -134,8 +134,13 @@ def load_peer() -> Any:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", action="store_true", help=f"also measure {PEER}, where it is installed")
-    parser.add_argument("--cases", nargs="+", choices=[case.name for case in CASES], metavar="CASE",
-                        help=f"default: all of {', '.join(case.name for case in CASES)}")
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        choices=[case.name for case in CASES],
+        metavar="CASE",
+        help=f"default: all of {', '.join(case.name for case in CASES)}",
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
@@ -149,10 +154,19 @@ def main(argv: list[str] | None = None) -> None:
             continue
         rows.append(measure(case, args.rounds, torch.device(args.device), peer))
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    line = json.dumps({"benchmark": "quantizer_speed", "unit": "multiples of the floor; *_ms, *_mb absolute",
-                       "device": args.device, "torch": torch.__version__, "machine": platform.machine(),
-                       "rounds": args.rounds, "threads": torch.get_num_threads(),
-                       "peer": getattr(peer, "__version__", "installed") if peer is not None else None, "rows": rows})
+    line = json.dumps(
+        {
+            "benchmark": "quantizer_speed",
+            "unit": "multiples of the floor; *_ms, *_mb absolute",
+            "device": args.device,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "rounds": args.rounds,
+            "threads": torch.get_num_threads(),
+            "peer": getattr(peer, "__version__", "installed") if peer is not None else None,
+            "rows": rows,
+        }
+    )
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(line + "\n", encoding="utf-8")

@@ -31,13 +31,29 @@ BODY, HEAD, HEADS, CLASSES = 8, 4, 8, 10
 GEMM_SIZE, COPY_MB = 2048, 256
 SAMPLING = {"top_k": 256, "top_p": 0.95}
 PEER = "rq_transformer"
-TWO_LEVEL = {"num_tokens": 1024, "dim": 512, "max_spatial_seq_len": 64, "depth_seq_len": 4, "spatial_layers": 8,
-             "depth_layers": 4, "dim_head": 64, "heads": 8}
-THREE_LEVEL = {"num_tokens": 1024, "dim": 512, "depth": (4, 4, 2), "max_seq_len": (16, 4, 5), "dim_head": 64,
-               "heads": 8}
-PEER_CASES = [("RQTransformer, batch 8", "RQTransformer", TWO_LEVEL, 8),
-              ("RQTransformer, batch 1", "RQTransformer", TWO_LEVEL, 1),
-              ("HierarchicalCausalTransformer, batch 1", "HierarchicalCausalTransformer", THREE_LEVEL, 1)]
+TWO_LEVEL = {
+    "num_tokens": 1024,
+    "dim": 512,
+    "max_spatial_seq_len": 64,
+    "depth_seq_len": 4,
+    "spatial_layers": 8,
+    "depth_layers": 4,
+    "dim_head": 64,
+    "heads": 8,
+}
+THREE_LEVEL = {
+    "num_tokens": 1024,
+    "dim": 512,
+    "depth": (4, 4, 2),
+    "max_seq_len": (16, 4, 5),
+    "dim_head": 64,
+    "heads": 8,
+}
+PEER_CASES = [
+    ("RQTransformer, batch 8", "RQTransformer", TWO_LEVEL, 8),
+    ("RQTransformer, batch 1", "RQTransformer", TWO_LEVEL, 1),
+    ("HierarchicalCausalTransformer, batch 1", "HierarchicalCausalTransformer", THREE_LEVEL, 1),
+]
 
 
 class Codebook:
@@ -54,12 +70,23 @@ class Codebook:
 
 
 def build_model() -> RQTransformer:
-    config = RQTransformerConfig.from_mapping({
-        "block_size": list(GRID), "embed_dim": WIDTH, "input_embed_dim": WIDTH, "vocab_size": CODES,
-        "shared_tok_emb": True, "shared_cls_emb": True, "input_emb_vqvae": True, "head_emb_vqvae": True,
-        "cumsum_depth_ctx": True, "vocab_size_cond": CLASSES, "block_size_cond": 1,
-        "body": {"n_layer": BODY, "block": {"n_head": HEADS}}, "head": {"n_layer": HEAD, "block": {"n_head": HEADS}},
-    })
+    config = RQTransformerConfig.from_mapping(
+        {
+            "block_size": list(GRID),
+            "embed_dim": WIDTH,
+            "input_embed_dim": WIDTH,
+            "vocab_size": CODES,
+            "shared_tok_emb": True,
+            "shared_cls_emb": True,
+            "input_emb_vqvae": True,
+            "head_emb_vqvae": True,
+            "cumsum_depth_ctx": True,
+            "vocab_size_cond": CLASSES,
+            "block_size_cond": 1,
+            "body": {"n_layer": BODY, "block": {"n_head": HEADS}},
+            "head": {"n_layer": HEAD, "block": {"n_head": HEADS}},
+        }
+    )
     torch.manual_seed(0)
     return RQTransformer(config)
 
@@ -80,8 +107,12 @@ def model_cost(model: RQTransformer, batch: int) -> tuple[float, float]:
     return flops, 4 * (weights + 2 * batch * WIDTH * seen)
 
 
-def medians(variants: dict[str, Callable[[], Any]], rounds: int, warm_up: bool = True,
-            clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+def medians(
+    variants: dict[str, Callable[[], Any]],
+    rounds: int,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Seconds per call: the variants take turns, so that all of them see the same machine."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + warm_up):
@@ -124,25 +155,34 @@ def measure_images(rounds: int, clock: Callable[[], float] = time.perf_counter) 
     trained = build_model()
     cond_B = torch.arange(BATCH) % CLASSES
     flops, moved = model_cost(model, BATCH)
-    times = medians(machine_variants() | {
-        "sampling": lambda: sample(model, tokenizer, cond_B, **SAMPLING),
-        "sampling_one": lambda: sample(model, tokenizer, cond_B[:1], **SAMPLING),
-        "training": training_step(trained, tokenizer),
-    }, rounds, clock=clock)
+    times = medians(
+        machine_variants()
+        | {
+            "sampling": lambda: sample(model, tokenizer, cond_B, **SAMPLING),
+            "sampling_one": lambda: sample(model, tokenizer, cond_B[:1], **SAMPLING),
+            "training": training_step(trained, tokenizer),
+        },
+        rounds,
+        clock=clock,
+    )
     rate, bandwidth = 2 * GEMM_SIZE**3 / times["gemm"], 2 * COPY_MB * 2**20 / times["copy"]
     terms = {"flops_s": flops / rate, "bytes_s": moved / bandwidth}
     machine = {"gemm_gflops": round(rate / 1e9, 1), "copy_gb_s": round(bandwidth / 1e9, 2)}
     sampling = {
-        "case": f"sampling, batch {BATCH}", "seconds": round(times["sampling"], 4),
+        "case": f"sampling, batch {BATCH}",
+        "seconds": round(times["sampling"], 4),
         **{name: round(value, 4) for name, value in terms.items()},
         "roofline_percent": round(100 * max(terms.values()) / times["sampling"], 1),
         "flops_percent": round(100 * terms["flops_s"] / times["sampling"], 1),
         "codes_per_s": round(BATCH * GRID[0] * GRID[1] * GRID[2] / times["sampling"]),
-        "batch_1_seconds": round(times["sampling_one"], 4), **machine,
+        "batch_1_seconds": round(times["sampling_one"], 4),
+        **machine,
     }
     training = {
-        "case": f"training step, batch {BATCH}", "seconds": round(times["training"], 4),
-        "flops_s": round(3 * flops / rate, 4), "model_flops_percent": round(300 * flops / rate / times["training"], 1),
+        "case": f"training step, batch {BATCH}",
+        "seconds": round(times["training"], 4),
+        "flops_s": round(3 * flops / rate, 4),
+        "model_flops_percent": round(300 * flops / rate / times["training"], 1),
     }
     return [sampling, training]
 
@@ -171,13 +211,19 @@ def format_costs(positions: int = 4) -> list[dict[str, Any]]:
     for weights, dtype in (("dense", torch.bfloat16), ("int8", torch.float32), ("int8", torch.bfloat16)):
         rounded = log_probs(weights, dtype)
         divergence = (exact.exp() * (exact - rounded)).sum(dim=-1).mean().item()
-        rows.append({"case": f"{weights} weights, {str(dtype).removeprefix('torch.')}", "kl_nats": f"{divergence:.1e}",
-                     "largest_change_nats": round((exact - rounded).abs().max().item(), 4)})
+        rows.append(
+            {
+                "case": f"{weights} weights, {str(dtype).removeprefix('torch.')}",
+                "kl_nats": f"{divergence:.1e}",
+                "largest_change_nats": round((exact - rounded).abs().max().item(), 4),
+            }
+        )
     return rows
 
 
-def measure_peer(name: str, class_name: str, arguments: dict[str, Any], batch: int, rounds: int,
-                 libraries: dict[str, Any]) -> dict[str, Any]:
+def measure_peer(
+    name: str, class_name: str, arguments: dict[str, Any], batch: int, rounds: int, libraries: dict[str, Any]
+) -> dict[str, Any]:
     """`generate` of the same model in each library."""
     variants = {}
     for library, module in libraries.items():
@@ -211,8 +257,11 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help=f"also measure {PEER}, where it is installed")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
-    parser.add_argument("--cpu-time", action="store_true",
-                        help="shares of the roofline from processor time, with one thread: for a busy machine")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="shares of the roofline from processor time, with one thread: for a busy machine",
+    )
     parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
     args = parser.parse_args()
     if args.threads is not None:
@@ -228,11 +277,19 @@ def main() -> None:
         rows += [measure_peer(*case, args.rounds, libraries) for case in PEER_CASES] if libraries else []
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    line = json.dumps({"benchmark": "sampling_speed", "device": "cpu", "torch": torch.__version__,
-                       "machine": platform.machine(), "threads": torch.get_num_threads(), "rounds": args.rounds,
-                       "compiled": native.serves(torch.empty(0)),
-                       "clock": "cpu" if args.cpu_time else "wall",
-                       "rows": rows})
+    line = json.dumps(
+        {
+            "benchmark": "sampling_speed",
+            "device": "cpu",
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "rounds": args.rounds,
+            "compiled": native.serves(torch.empty(0)),
+            "clock": "cpu" if args.cpu_time else "wall",
+            "rows": rows,
+        }
+    )
     if args.output is not None:
         args.output.write_text(line + "\n", encoding="utf-8")
     print(line)

@@ -51,12 +51,22 @@ class Codebook:
 def small_arch(dropout: float = 0.0) -> RQTransformerConfig:
     """The published shape, small: 8 + 2 blocks of width 128 on 4x4x4 codes. No dropout: a CPU keeps it differently."""
     block = {"n_head": 4, "resid_pdrop": dropout}
-    return RQTransformerConfig.from_mapping({
-        "block_size": [4, 4, 4], "embed_dim": 128, "input_embed_dim": CODE_DIM, "vocab_size": CODES,
-        "shared_tok_emb": True, "shared_cls_emb": True, "input_emb_vqvae": True, "head_emb_vqvae": True,
-        "cumsum_depth_ctx": True, "vocab_size_cond": 10, "body": {"n_layer": 8, "block": block},
-        "head": {"n_layer": 2, "block": block},
-    })
+    return RQTransformerConfig.from_mapping(
+        {
+            "block_size": [4, 4, 4],
+            "embed_dim": 128,
+            "input_embed_dim": CODE_DIM,
+            "vocab_size": CODES,
+            "shared_tok_emb": True,
+            "shared_cls_emb": True,
+            "input_emb_vqvae": True,
+            "head_emb_vqvae": True,
+            "cumsum_depth_ctx": True,
+            "vocab_size_cond": 10,
+            "body": {"n_layer": 8, "block": block},
+            "head": {"n_layer": 2, "block": block},
+        }
+    )
 
 
 class SmallRun:
@@ -64,8 +74,9 @@ class SmallRun:
 
     def __init__(self, parallel: str, env: DistEnv, precision: str = "fp32", recompute: bool = False):
         torch.manual_seed(0)
-        experiment = ExperimentConfig(batch_size=BATCH, max_steps=1000, parallel=parallel,
-                                      gradient_checkpointing=recompute)
+        experiment = ExperimentConfig(
+            batch_size=BATCH, max_steps=1000, parallel=parallel, gradient_checkpointing=recompute
+        )
         plan: BatchPlan = plan_batches(experiment, 10_000, env.world_size)
         self.precision = Precision(precision, env.device)
         self.model, self.parallel = build_transformer(small_arch(), experiment, env, self.precision, accumulates=True)
@@ -132,8 +143,12 @@ def check_small_step() -> list[dict[str, Any]]:
 def held_bytes(run: SmallRun) -> dict[str, int]:
     """Bytes of this process by what they hold; counters left out."""
     parameters = list(run.model.parameters())
-    moments = [value for entry in run.update.optimizer.state.values() for value in entry.values()
-               if isinstance(value, Tensor) and value.dim()]
+    moments = [
+        value
+        for entry in run.update.optimizer.state.values()
+        for value in entry.values()
+        if isinstance(value, Tensor) and value.dim()
+    ]
     return {
         "parameters": sum(local(parameter).nbytes for parameter in parameters),
         "gradients": sum(local(parameter.grad).nbytes for parameter in parameters),
@@ -184,8 +199,12 @@ def check_speed(rounds: int = 7) -> dict[str, Any]:
     product, step = (statistics.median(values) for values in times.values())
     rate = 2 * GEMM_SIZE**3 / product
     flops = BATCH * (3 * counts.forward + counts.targets)
-    return {"check": "efficiency of a small step on this processor, one thread", "gflop_s": round(rate / 1e9, 1),
-            "step_seconds": round(step, 4), "efficiency": round(flops / step / rate, 3)}
+    return {
+        "check": "efficiency of a small step on this processor, one thread",
+        "gflop_s": round(rate / 1e9, 1),
+        "step_seconds": round(step, 4),
+        "efficiency": round(flops / step / rate, 3),
+    }
 
 
 def check_traffic() -> list[dict[str, Any]]:

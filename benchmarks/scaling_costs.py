@@ -98,7 +98,9 @@ def describe(arch: RQTransformerConfig, element: int = BF16, dropout: bool = Tru
     return Transformer(
         params=sum(parameter.numel() for parameter in model.parameters()),
         block_params=sum(parameter.numel() for parameter in model.blocks[0].parameters()),
-        num_blocks=len(model.blocks), forward=blocks + 2 * rest, block_forward=blocks,
+        num_blocks=len(model.blocks),
+        forward=blocks + 2 * rest,
+        block_forward=blocks,
         targets=2 * 2 * positions * depth * vocab * arch.code_dim if soft else 0,
         block_bytes=sum(count * size for count, size in zip(counts, per_block)),
         largest_block_bytes=max(per_block),
@@ -185,8 +187,16 @@ def volumes(model: Transformer, parallel: str, accumulation: int, element: int =
     return {"all_gather": 2 * accumulation * gathered, "reduce_scatter": FP32 * model.params}
 
 
-def memory_of(model: Transformer, parallel: str, devices: int, micro: int, accumulation: int, recompute: bool,
-              ema: bool, element: int = BF16) -> dict[str, float]:
+def memory_of(
+    model: Transformer,
+    parallel: str,
+    devices: int,
+    micro: int,
+    accumulation: int,
+    recompute: bool,
+    ema: bool,
+    element: int = BF16,
+) -> dict[str, float]:
     """Bytes per device by what they hold, at the peak of the backward pass."""
     memory = state_bytes(model.params, devices if parallel == "fsdp" else 1, ema)
     if parallel == "fsdp":
@@ -203,8 +213,17 @@ def memory_of(model: Transformer, parallel: str, devices: int, micro: int, accum
     return memory
 
 
-def step_cost(model: Transformer, device: Device, parallel: str, devices: int, batch: int, micro: int,
-              recompute: bool = False, ema: bool = False, encoder: float = 0.0) -> Step:
+def step_cost(
+    model: Transformer,
+    device: Device,
+    parallel: str,
+    devices: int,
+    batch: int,
+    micro: int,
+    recompute: bool = False,
+    ema: bool = False,
+    encoder: float = 0.0,
+) -> Step:
     """The step of a global batch on so many devices.
 
     Args:
@@ -242,5 +261,6 @@ def step_cost(model: Transformer, device: Device, parallel: str, devices: int, b
     sent = ring * sum(size * (2 if name == "all_reduce" else 1) for name, size in sizes.items())
     flops = batch * (3 * model.forward + model.targets + encoder)
     assert math.isfinite(seconds) and seconds > 0
-    return Step(parallel, recompute, devices, micro, accumulation, memory, compute, communication, seconds, sent, batch,
-                flops)
+    return Step(
+        parallel, recompute, devices, micro, accumulation, memory, compute, communication, seconds, sent, batch, flops
+    )

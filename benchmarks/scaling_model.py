@@ -59,8 +59,7 @@ def step_rows(args: argparse.Namespace, device: Device, encoder: float) -> list[
             per_device = math.gcd(batch // devices, args.micro_batch or micro)
             for parallel in ("ddp", "fsdp"):
                 for recompute in (False, True):
-                    step = step_cost(model, device, parallel, devices, batch, per_device, recompute,
-                                     args.ema, encoder)
+                    step = step_cost(model, device, parallel, devices, batch, per_device, recompute, args.ema, encoder)
                     rows.append(as_row(name, step, device))
     return rows
 
@@ -68,25 +67,37 @@ def step_rows(args: argparse.Namespace, device: Device, encoder: float) -> list[
 def as_row(name: str, step: Step, device: Device) -> dict[str, Any]:
     """The numbers of a step in readable units."""
     return {
-        "model": name, "devices": step.devices, "parallel": step.parallel, "recompute": step.recompute,
-        "micro_batch": step.micro, "accumulation": step.accumulation,
-        "memory_gb": round(step.total_memory / GB, 1), "fits": step.total_memory <= device.memory_gb * GB,
+        "model": name,
+        "devices": step.devices,
+        "parallel": step.parallel,
+        "recompute": step.recompute,
+        "micro_batch": step.micro,
+        "accumulation": step.accumulation,
+        "memory_gb": round(step.total_memory / GB, 1),
+        "fits": step.total_memory <= device.memory_gb * GB,
         "memory": {part: round(size / GB, 2) for part, size in step.memory.items()},
-        "compute_s": round(step.compute, 4), "communication_s": round(step.communication, 4),
-        "sent_gb": round(step.sent / GB, 2), "step_s": round(step.seconds, 4),
-        "images_per_s": round(step.images / step.seconds), "utilisation": round(step.utilisation(device), 3),
+        "compute_s": round(step.compute, 4),
+        "communication_s": round(step.communication, 4),
+        "sent_gb": round(step.sent / GB, 2),
+        "step_s": round(step.seconds, 4),
+        "images_per_s": round(step.images / step.seconds),
+        "utilisation": round(step.utilisation(device), 3),
     }
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """The table."""
-    print(f"{'model':>6} {'N':>5} {'kind':>5} {'recomp':>6} {'batch':>7} {'GB':>6} {'fits':>4} {'comp s':>8} "
-          f"{'comm s':>8} {'GB sent':>8} {'step s':>8} {'img/s':>8} {'MFU':>5}")
+    print(
+        f"{'model':>6} {'N':>5} {'kind':>5} {'recomp':>6} {'batch':>7} {'GB':>6} {'fits':>4} {'comp s':>8} "
+        f"{'comm s':>8} {'GB sent':>8} {'step s':>8} {'img/s':>8} {'MFU':>5}"
+    )
     for row in rows:
-        print(f"{row['model']:>6} {row['devices']:>5} {row['parallel']:>5} {'yes' if row['recompute'] else 'no':>6} "
-              f"{row['micro_batch']:>3} x{row['accumulation']:>2} {row['memory_gb']:>6.1f} "
-              f"{'yes' if row['fits'] else 'NO':>4} {row['compute_s']:>8.3f} {row['communication_s']:>8.3f} "
-              f"{row['sent_gb']:>8.1f} {row['step_s']:>8.3f} {row['images_per_s']:>8} {row['utilisation']:>5.2f}")
+        print(
+            f"{row['model']:>6} {row['devices']:>5} {row['parallel']:>5} {'yes' if row['recompute'] else 'no':>6} "
+            f"{row['micro_batch']:>3} x{row['accumulation']:>2} {row['memory_gb']:>6.1f} "
+            f"{'yes' if row['fits'] else 'NO':>4} {row['compute_s']:>8.3f} {row['communication_s']:>8.3f} "
+            f"{row['sent_gb']:>8.1f} {row['step_s']:>8.3f} {row['images_per_s']:>8} {row['utilisation']:>5.2f}"
+        )
 
 
 def measured_rows(names: list[str]) -> list[dict[str, Any]]:
@@ -135,9 +146,17 @@ def main() -> None:
     measured = [] if args.no_checks else measured_rows(args.models)
     for row in measured:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    line = json.dumps({"benchmark": "scaling_model", "torch": torch.__version__, "machine": platform.machine(),
-                       "stated": dataclasses.asdict(device), "encoder_flops": encoder, "rows": rows,
-                       "checks": measured})
+    line = json.dumps(
+        {
+            "benchmark": "scaling_model",
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "stated": dataclasses.asdict(device),
+            "encoder_flops": encoder,
+            "rows": rows,
+            "checks": measured,
+        }
+    )
     if args.output is not None:
         args.output.write_text(line + "\n", encoding="utf-8")
     print(line)

@@ -49,19 +49,35 @@ class Case:
 
 def _vector(name: str, num_vectors: int, num_codes: int, **settings: Any) -> Case:
     heads = settings.get("heads", 1)
-    peer: dict[str, Any] = {"class": "VectorQuantize", "dim": 256, "codebook_size": num_codes,
-                            "rotation_trick": settings.get("estimator") == "rotation"}
+    peer: dict[str, Any] = {
+        "class": "VectorQuantize",
+        "dim": 256,
+        "codebook_size": num_codes,
+        "rotation_trick": settings.get("estimator") == "rotation",
+    }
     if settings.get("distance") == "cosine":
         peer["use_cosine_sim"] = True
     if heads > 1:
         peer |= {"heads": heads, "codebook_dim": 256 // heads, "separate_codebook_per_head": True}
-    return Case(name, num_vectors, 256, lambda: VectorQuantizer(256, num_codes, **settings), peer,
-                floor=(heads, 256 // heads, num_codes))
+    return Case(
+        name,
+        num_vectors,
+        256,
+        lambda: VectorQuantizer(256, num_codes, **settings),
+        peer,
+        floor=(heads, 256 // heads, num_codes),
+    )
 
 
 def _residual(name: str, num_vectors: int, num_codes: int, levels: int, beam: int | None = None) -> Case:
-    peer = {"class": "ResidualVQ", "dim": 256, "codebook_size": num_codes, "num_quantizers": levels,
-            "shared_codebook": True, "rotation_trick": False}
+    peer = {
+        "class": "ResidualVQ",
+        "dim": 256,
+        "codebook_size": num_codes,
+        "num_quantizers": levels,
+        "shared_codebook": True,
+        "rotation_trick": False,
+    }
 
     def make() -> Quantizer:
         if beam is None:
@@ -87,15 +103,21 @@ class _CodesOnly(nn.Module):
 
 
 _LFQ = Case(
-    "lfq-65536-8x32x32", 8 * 32 * 32, 16, lambda: LookupFreeQuantizer(16, 65536),
+    "lfq-65536-8x32x32",
+    8 * 32 * 32,
+    16,
+    lambda: LookupFreeQuantizer(16, 65536),
     {"class": "LFQ", "dim": 16, "codebook_size": 65536, "entropy_loss_weight": 0.1, "commitment_loss_weight": 0.25},
     peer_image=(8, 32, 32),
 )
 _RANDOM_PROJECTION = Case(
-    "random-projection-readme", 1024, 512,
+    "random-projection-readme",
+    1024,
+    512,
     lambda: _CodesOnly(RandomProjectionQuantizer(512, 1024, 256, num_codebooks=16)),
-    {"class": "RandomProjectionQuantizer", "dim": 512, "num_codebooks": 16, "codebook_dim": 256,
-     "codebook_size": 1024}, floor=(16, 256, 1024), passes=("eval",),
+    {"class": "RandomProjectionQuantizer", "dim": 512, "num_codebooks": 16, "codebook_dim": 256, "codebook_size": 1024},
+    floor=(16, 256, 1024),
+    passes=("eval",),
 )
 
 CASES = [
@@ -111,12 +133,27 @@ CASES = [
     _LFQ,
     _RANDOM_PROJECTION,
     Case("fsq-n65536", 65536, 4, lambda: FiniteScalarQuantizer(4, LEVELS), {"class": "FSQ", "levels": LEVELS}),
-    Case("fsq-projected-n8192", 8192, 256, lambda: FiniteScalarQuantizer(256, LEVELS),
-            {"class": "FSQ", "levels": LEVELS, "dim": 256}),
-    Case("residual-fsq-8-n8192", 8192, 256, lambda: residual_fsq(256, LEVELS, 8),
-            {"class": "ResidualFSQ", "levels": LEVELS, "num_quantizers": 8, "dim": 256}),
-    Case("residual-lfq-8x256-n8192", 8192, 256, lambda: residual_lfq(256, 256, 8),
-            {"class": "ResidualLFQ", "dim": 256, "codebook_size": 256, "num_quantizers": 8}),
+    Case(
+        "fsq-projected-n8192",
+        8192,
+        256,
+        lambda: FiniteScalarQuantizer(256, LEVELS),
+        {"class": "FSQ", "levels": LEVELS, "dim": 256},
+    ),
+    Case(
+        "residual-fsq-8-n8192",
+        8192,
+        256,
+        lambda: residual_fsq(256, LEVELS, 8),
+        {"class": "ResidualFSQ", "levels": LEVELS, "num_quantizers": 8, "dim": 256},
+    ),
+    Case(
+        "residual-lfq-8x256-n8192",
+        8192,
+        256,
+        lambda: residual_lfq(256, 256, 8),
+        {"class": "ResidualLFQ", "dim": 256, "codebook_size": 256, "num_quantizers": 8},
+    ),
 ]
 
 

@@ -44,19 +44,39 @@ IMAGENET_STAGE2 = Path("configs/imagenet256/stage2/in256-rqtransformer-8x8x4-140
 NUM_IMAGES = 10_000  # of the data set that the step counts are planned for; no image is read
 STAGE1: dict[str, Any] = {
     "arch": {
-        "hparams": {"embed_dim": 128, "n_embed": 2048, "latent_shape": [8, 8, 128], "code_shape": [8, 8, 4],
-                    "shared_codebook": True, "restart_unused_codes": True, "codebook_update": "deferred"},
-        "ddconfig": {"z_channels": 128, "resolution": 64, "ch": 64, "ch_mult": [1, 1, 2, 2], "num_res_blocks": 2,
-                     "attn_resolutions": [8]},
+        "hparams": {
+            "embed_dim": 128,
+            "n_embed": 2048,
+            "latent_shape": [8, 8, 128],
+            "code_shape": [8, 8, 4],
+            "shared_codebook": True,
+            "restart_unused_codes": True,
+            "codebook_update": "deferred",
+        },
+        "ddconfig": {
+            "z_channels": 128,
+            "resolution": 64,
+            "ch": 64,
+            "ch_mult": [1, 1, 2, 2],
+            "num_res_blocks": 2,
+            "attn_resolutions": [8],
+        },
     },
     "optimizer": {"type": "adam", "init_lr": 4e-5, "betas": [0.5, 0.9]},
     "experiment": {"batch_size": 8, "max_steps": 1000, "precision": "fp32"},
 }
 STAGE2: dict[str, Any] = {
     "arch": {
-        "block_size": [8, 8, 4], "embed_dim": 256, "input_embed_dim": 128, "shared_tok_emb": True,
-        "shared_cls_emb": True, "input_emb_vqvae": True, "head_emb_vqvae": True, "cumsum_depth_ctx": True,
-        "vocab_size_cond": 10, "body": {"n_layer": 8, "block": {"n_head": 8}},
+        "block_size": [8, 8, 4],
+        "embed_dim": 256,
+        "input_embed_dim": 128,
+        "shared_tok_emb": True,
+        "shared_cls_emb": True,
+        "input_emb_vqvae": True,
+        "head_emb_vqvae": True,
+        "cumsum_depth_ctx": True,
+        "vocab_size_cond": 10,
+        "body": {"n_layer": 8, "block": {"n_head": 8}},
         "head": {"n_layer": 4, "block": {"n_head": 8}},
     },
     "loss": {"type": "soft_target_cross_entropy", "stochastic_codes": True, "temp": 0.5},
@@ -109,8 +129,10 @@ def build_stage2(config: Stage2Config, tokenizer: Stage1, env: DistEnv) -> Stage
 def prepare(name: str, stage: Stage1 | Stage2, resolution: int, env: DistEnv) -> Case:
     """Makes a batch, warms the step up and counts its operations."""
     batch_size = stage.config.experiment.batch_size
-    batch = {"image": torch.rand(batch_size, 3, resolution, resolution, device=env.device) * 2 - 1,
-             "label": torch.arange(batch_size, device=env.device) % 10}
+    batch = {
+        "image": torch.rand(batch_size, 3, resolution, resolution, device=env.device) * 2 - 1,
+        "label": torch.arange(batch_size, device=env.device) % 10,
+    }
 
     def step() -> Any:
         return stage.train_step([batch], 1)
@@ -149,8 +171,11 @@ def measure(case: Case, env: DistEnv, dtype: torch.dtype, rounds: int, clock: Ca
     gemm_seconds, seconds = map(statistics.median, zip(*turns))
     rate = product_flops / gemm_seconds
     return {
-        "case": case.name, "seconds": round(seconds, 4), "images_per_s": round(case.images / seconds, 2),
-        "gflop": round(case.flops / 1e9, 1), "gemm_gflops": round(rate / 1e9, 1),
+        "case": case.name,
+        "seconds": round(seconds, 4),
+        "images_per_s": round(case.images / seconds, 2),
+        "gflop": round(case.flops / 1e9, 1),
+        "gemm_gflops": round(rate / 1e9, 1),
         "model_flops_percent": round(100 * case.flops / rate / seconds, 1),
     }
 
@@ -160,8 +185,10 @@ def cpu_rows(env: DistEnv, rounds: int, clock: Callable[[], float]) -> list[dict
     stage1 = build_stage1(typed(Stage1Config, STAGE1), env)
     stage2 = build_stage2(typed(Stage2Config, STAGE2), stage1, env)
     resolution = stage1.config.arch.ddconfig.resolution
-    return [measure(prepare(name, stage, resolution, env), env, torch.float32, rounds, clock)
-            for name, stage in (("stage-1 step, fp32", stage1), ("stage-2 step, fp32", stage2))]
+    return [
+        measure(prepare(name, stage, resolution, env), env, torch.float32, rounds, clock)
+        for name, stage in (("stage-1 step, fp32", stage1), ("stage-2 step, fp32", stage2))
+    ]
 
 
 def gpu_rows(env: DistEnv, rounds: int, batch_sizes: tuple[int, int]) -> list[dict[str, Any]]:
@@ -169,8 +196,11 @@ def gpu_rows(env: DistEnv, rounds: int, batch_sizes: tuple[int, int]) -> list[di
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         vgg = write_random_vgg16(Path(folder) / "vgg16.safetensors")
-        shared = [f"experiment.batch_size={batch_sizes[0]}", f"gan.loss.perceptual_backbone={vgg}",
-                  "arch.checkpointing=false"]
+        shared = [
+            f"experiment.batch_size={batch_sizes[0]}",
+            f"gan.loss.perceptual_backbone={vgg}",
+            "arch.checkpointing=false",
+        ]
         fast = ["experiment.channels_last=true", "experiment.compile=true"]
         for name, dtype, extra in (("fp32", torch.float32, []), ("bf16", torch.bfloat16, fast)):
             config = load_config(Stage1Config, IMAGENET_STAGE1, [*shared, f"experiment.precision={name}", *extra])
@@ -182,8 +212,9 @@ def gpu_rows(env: DistEnv, rounds: int, batch_sizes: tuple[int, int]) -> list[di
     rows[1]["gflop"] = rows[0]["gflop"]
     rows[1]["model_flops_percent"] = round(100 * rows[0]["gflop"] / rows[1]["gemm_gflops"] / rows[1]["seconds"], 1)
     rows[1]["times_faster"] = round(rows[0]["seconds"] / rows[1]["seconds"], 2)
-    config = load_config(Stage2Config, IMAGENET_STAGE2, [f"experiment.batch_size={batch_sizes[1]}",
-                                                         "experiment.precision=bf16"])
+    config = load_config(
+        Stage2Config, IMAGENET_STAGE2, [f"experiment.batch_size={batch_sizes[1]}", "experiment.precision=bf16"]
+    )
     case = prepare("ImageNet stage 2, 1.4B, bf16", build_stage2(config, stage1, env), 256, env)
     rows.append(measure(case, env, torch.bfloat16, rounds, time.perf_counter))
     return rows
@@ -195,8 +226,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: as torch chooses")
     parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread: for a busy machine")
-    parser.add_argument("--batch-sizes", type=int, nargs=2, default=(32, 32), metavar=("STAGE1", "STAGE2"),
-                        help="of the two GPU models")
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs=2, default=(32, 32), metavar=("STAGE1", "STAGE2"), help="of the two GPU models"
+    )
     parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
     args = parser.parse_args()
     if args.cpu_time and (args.device != "cpu" or args.threads not in (None, 1)):
@@ -212,9 +244,18 @@ def main() -> None:
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-    line = json.dumps({"benchmark": "training_speed", "device": args.device, "machine": name,
-                       "torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": args.rounds,
-                       "clock": "cpu" if args.cpu_time else "wall", "rows": rows})
+    line = json.dumps(
+        {
+            "benchmark": "training_speed",
+            "device": args.device,
+            "machine": name,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "rounds": args.rounds,
+            "clock": "cpu" if args.cpu_time else "wall",
+            "rows": rows,
+        }
+    )
     if args.output is not None:
         args.output.write_text(line + "\n", encoding="utf-8")
     print(line)

@@ -37,30 +37,58 @@ _WINDOW = 4  # URLs handed out per worker: memory does not grow with the list
 
 def parse(words: Sequence[str] | None = None) -> Namespace:
     default = Limits()
-    parser = ArgumentParser(prog="python -m data.download_cc3m", allow_abbrev=False,
-                            description="Download the images of a list of captions and URLs.")
+    parser = ArgumentParser(
+        prog="python -m data.download_cc3m",
+        allow_abbrev=False,
+        description="Download the images of a list of captions and URLs.",
+    )
     parser.add_argument("list", type=Path, help="tab-separated lines of a caption and a URL")
     parser.add_argument("--out", type=Path, required=True, help="folder of the data set (dataset.root)")
     parser.add_argument("--split", choices=SPLITS, required=True)
     parser.add_argument("--workers", type=int, default=16, help="images at a time (default: 16)")
     parser.add_argument("--limit", type=int, help="only the first lines of the list")
-    parser.add_argument("--timeout", type=float, default=default.timeout,
-                        help=f"seconds for an answer; a transfer may last four times that (default: {default.timeout})")
-    parser.add_argument("--retries", type=int, default=default.retries,
-                        help=f"after failures that may pass (default: {default.retries})")
-    parser.add_argument("--backoff", type=float, default=default.backoff,
-                        help=f"seconds before the first retry, doubled for the next (default: {default.backoff})")
-    parser.add_argument("--resize", type=int, default=default.resize,
-                        help=f"shrink larger images to this shorter side, 0: keep (default: {default.resize})")
-    parser.add_argument("--max-bytes", type=int, default=default.max_bytes,
-                        help=f"larger files count as dead (default: {default.max_bytes})")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=default.timeout,
+        help=f"seconds for an answer; a transfer may last four times that (default: {default.timeout})",
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=default.retries,
+        help=f"after failures that may pass (default: {default.retries})",
+    )
+    parser.add_argument(
+        "--backoff",
+        type=float,
+        default=default.backoff,
+        help=f"seconds before the first retry, doubled for the next (default: {default.backoff})",
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        default=default.resize,
+        help=f"shrink larger images to this shorter side, 0: keep (default: {default.resize})",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=int,
+        default=default.max_bytes,
+        help=f"larger files count as dead (default: {default.max_bytes})",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="also try what failed for good before")
     args = parser.parse_args(words)
     if args.overrides:
         parser.error(f"unexpected argument {args.overrides[0]!r}")
-    for flag, value, low in (("--workers", args.workers, 1), ("--limit", args.limit, 1), ("--retries", args.retries, 0),
-                             ("--backoff", args.backoff, 0), ("--resize", args.resize, 0),
-                             ("--max-bytes", args.max_bytes, 1)):
+    for flag, value, low in (
+        ("--workers", args.workers, 1),
+        ("--limit", args.limit, 1),
+        ("--retries", args.retries, 0),
+        ("--backoff", args.backoff, 0),
+        ("--resize", args.resize, 0),
+        ("--max-bytes", args.max_bytes, 1),
+    ):
         if value is not None and value < low:
             parser.error(f"{flag} {value} must be at least {low}")
     if args.timeout <= 0:
@@ -109,8 +137,11 @@ class Download:
         """Tries every URL whose fate is open, `workers` at a time. UserError when the disk refuses."""
         waiting = iter([url for url, status in self.status.items() if status == NOT_TRIED])
         pending: dict[Future[str], str] = {}
-        with ThreadPoolExecutor(workers) as pool, open(self.failures, "a", encoding="utf-8") as journal, \
-                tqdm(total=len(self.status), desc=self.split, unit="url", disable=None) as bar:
+        with (
+            ThreadPoolExecutor(workers) as pool,
+            open(self.failures, "a", encoding="utf-8") as journal,
+            tqdm(total=len(self.status), desc=self.split, unit="url", disable=None) as bar,
+        ):
             bar.update(sum(status != NOT_TRIED for status in self.status.values()))
             try:
                 while self._hand_out(pool, waiting, pending, _WINDOW * workers):
@@ -126,8 +157,9 @@ class Download:
                 pool.shutdown(cancel_futures=True)  # after Ctrl-C or a full disk only the transfers under way end
                 self.status.update((url, ALIVE) for url in pending.values() if self.path_of(url).is_file())
 
-    def _hand_out(self, pool: ThreadPoolExecutor, waiting: Iterator[str], pending: dict[Future[str], str],
-                  window: int) -> bool:
+    def _hand_out(
+        self, pool: ThreadPoolExecutor, waiting: Iterator[str], pending: dict[Future[str], str], window: int
+    ) -> bool:
         while len(pending) < window and (url := next(waiting, None)) is not None:
             pending[pool.submit(self._fetch, url)] = url
         return bool(pending)

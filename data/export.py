@@ -62,10 +62,13 @@ def export_npz(dataset: ImageDataset, path: Path, num_workers: int = 0) -> None:
             yield batch["image"].permute(0, 2, 3, 1).numpy()
 
     size = len(dataset)
-    write_npz(path, {
-        "arr_0": (Header((size, dataset.resolution, dataset.resolution, 3), np.dtype(np.uint8)), images()),
-        "labels": (Header((size,), np.dtype(np.int64)), (rows for rows in labels)),
-    })
+    write_npz(
+        path,
+        {
+            "arr_0": (Header((size, dataset.resolution, dataset.resolution, 3), np.dtype(np.uint8)), images()),
+            "labels": (Header((size,), np.dtype(np.int64)), (rows for rows in labels)),
+        },
+    )
 
 
 def export_stream(dataset: ImageDataset, num_workers: int = 0) -> None:
@@ -95,8 +98,9 @@ def main(args: Namespace) -> None:
         print(f"{len(dataset)} images to {args.output}")
     if count := dataset.corrupt_count():
         names = ", ".join(dataset.corrupt_names(3))
-        print(f"warning: {count} unreadable images were replaced by the next readable one: {names}, ...",
-              file=sys.stderr)
+        print(
+            f"warning: {count} unreadable images were replaced by the next readable one: {names}, ...", file=sys.stderr
+        )
 
 
 def _unchanged(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

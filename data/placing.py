@@ -25,8 +25,9 @@ def place(raw: Iterable[Batch], pin_memory: bool, device: torch.device | str | N
     return (_on_host(batch, pin_memory, device) for batch in raw)
 
 
-def one_ahead(raw: Iterable[Batch], start: Callable[[Batch], Started], finish: Callable[[Started], Batch]
-              ) -> Iterator[Batch]:
+def one_ahead(
+    raw: Iterable[Batch], start: Callable[[Batch], Started], finish: Callable[[Started], Batch]
+) -> Iterator[Batch]:
     """Starts with every batch before the one in front of it is finished and given out."""
     pending: list[Started] = []
     for batch in raw:

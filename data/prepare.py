@@ -84,16 +84,30 @@ class Packer:
         self.unreadable.append(name)
         tqdm.write(f"warning: left out {name} ({one_line(error)})", file=sys.stderr)
         if len(self.unreadable) > getattr(self.dataset, "max_corrupt", 0):
-            raise UserError(f"{len(self.unreadable)} images cannot be read, dataset.max_corrupt is "
-                            f"{self.dataset.max_corrupt}; the last one is {name}")
+            raise UserError(
+                f"{len(self.unreadable)} images cannot be read, dataset.max_corrupt is "
+                f"{self.dataset.max_corrupt}; the last one is {name}"
+            )
 
 
-def pack(dataset: ImageDataset, settings: dict[str, Any], folder: Path, samples_per_shard: int, threads: int = 1,
-         check: bool = False) -> Packer:
+def pack(
+    dataset: ImageDataset,
+    settings: dict[str, Any],
+    folder: Path,
+    samples_per_shard: int,
+    threads: int = 1,
+    check: bool = False,
+) -> Packer:
     """Writes the missing shards of a split and its manifest; gives the packer, which knows what was left out."""
     split, total = dataset.split, len(dataset)
-    header = {"kind": IMAGES, "split": split, "dataset": settings, "class_names": list(dataset.class_names),
-              "source_samples": total, "samples_per_shard": samples_per_shard}
+    header = {
+        "kind": IMAGES,
+        "split": split,
+        "dataset": settings,
+        "class_names": list(dataset.class_names),
+        "source_samples": total,
+        "samples_per_shard": samples_per_shard,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     begin(folder, header)
     packer = Packer(dataset, check)
@@ -115,8 +129,9 @@ def pack(dataset: ImageDataset, settings: dict[str, Any], folder: Path, samples_
 
 
 def parse(words: Sequence[str] | None = None) -> Namespace:
-    parser = ArgumentParser(prog="python -m data.prepare", description="Pack a data set into WebDataset shards.",
-                            allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="python -m data.prepare", description="Pack a data set into WebDataset shards.", allow_abbrev=False
+    )
     parser.add_argument("--dataset", help=f"one of {', '.join(DATASET_TYPES)}")
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--split", choices=(*SPLITS, "both"), default="both", help="default: both")

@@ -32,8 +32,21 @@ def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_sa
     )
     stage2 = latest_run(out / "stage2", CONFIG)
     seconds["seconds_sampling"] = run(
-        ["main_sampling_fid.py", "-v", str(stage1), "-a", str(stage2), "-n", str(num_samples), "--features",
-         "classifier", "--features-cache", str(out / "classifiers"), "--save-dir", str(out)]
+        [
+            "main_sampling_fid.py",
+            "-v",
+            str(stage1),
+            "-a",
+            str(stage2),
+            "-n",
+            str(num_samples),
+            "--features",
+            "classifier",
+            "--features-cache",
+            str(out / "classifiers"),
+            "--save-dir",
+            str(out),
+        ]
     )
     sampling = latest_run(out, "samples")
     summary = measure(stage1, stage2, sampling, out / "classifiers") | {

@@ -31,8 +31,7 @@ def line_plot(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], l
         path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
         parts.append(
-            f'<text x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + 14 * index}" fill="{color}">'
-            f"{html.escape(name)}</text>"
+            f'<text x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + 14 * index}" fill="{color}">{html.escape(name)}</text>'
         )
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" font-size="11">{"".join(parts)}</svg>'
 

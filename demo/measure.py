@@ -42,8 +42,11 @@ def measure(stage1: Path, stage2: Path, sampling: Path, classifier_cache: Path) 
     env = DistEnv(0, 1, 0, torch.device("cpu"), "none")
     data = ScoringData(config_beside(snapshot, Stage1Config, []).dataset, BATCH_SIZE, env)
     extractor = build_features(
-        "classifier", train=lambda: data.uint8_batches("train"), validation=lambda: data.uint8_batches("val"),
-        num_classes=data.split("train").num_classes, cache_dir=classifier_cache,
+        "classifier",
+        train=lambda: data.uint8_batches("train"),
+        validation=lambda: data.uint8_batches("val"),
+        num_classes=data.split("train").num_classes,
+        cache_dir=classifier_cache,
     )
     train, val, num_val = data.moments("train", extractor), data.moments("val", extractor), len(data.split("val"))
 

@@ -15,8 +15,17 @@ def depth_rows(summary: Summary) -> list[list[str]]:
     rows = []
     for depth, values in enumerate(zip(*(summary[name] for name in columns), strict=True), start=1):
         mse, rfid, usage, nll, unigram = values
-        rows.append([str(depth), f"{mse:.4f}", f"{rfid:.2f}", f"{usage:.0%}", f"{nll:.3f}", f"{unigram:.3f}",
-                     f"{summary['uniform_nll']:.3f}"])
+        rows.append(
+            [
+                str(depth),
+                f"{mse:.4f}",
+                f"{rfid:.2f}",
+                f"{usage:.0%}",
+                f"{nll:.3f}",
+                f"{unigram:.3f}",
+                f"{summary['uniform_nll']:.3f}",
+            ]
+        )
     return rows
 
 
@@ -26,8 +35,10 @@ SCORES: list[tuple[str, Callable[[Summary], str]]] = [
     ("FID* of samples", lambda s: f"{s['fid_samples']:.2f}"),
     ("FID* of images from codes drawn by frequency (unigram)", lambda s: f"{s['fid_unigram']:.2f}"),
     ("samples recognised as the digit they were asked for", lambda s: f"{s['sample_accuracy']:.1%}"),
-    ("seconds: stage 1, stage 2, sampling",
-     lambda s: f"{s['seconds_stage1']:.0f}, {s['seconds_stage2']:.0f}, {s['seconds_sampling']:.0f}"),
+    (
+        "seconds: stage 1, stage 2, sampling",
+        lambda s: f"{s['seconds_stage1']:.0f}, {s['seconds_stage2']:.0f}, {s['seconds_sampling']:.0f}",
+    ),
 ]
 
 
@@ -67,10 +78,14 @@ def write_report(path: Path, summary: Summary, stage1: Path, stage2: Path, sampl
         table(DEPTH_HEADER, depth_rows(summary)),
         table(["score", "value"], [[label, show(summary)] for label, show in SCORES]),
         f"<p>{footnote(summary)}</p>",
-        "<h2>Samples</h2><p>Column c: ten draws for class c.</p>", picture(samples),
+        "<h2>Samples</h2><p>Column c: ten draws for class c.</p>",
+        picture(samples),
         "<h2>Reconstructions from coarse to fine</h2><p>First row: validation images; below: from the first code, the "
-        "first two, ...</p>", newest_picture(stage1, "reconstruction_coarse_to_fine"),
-        "<h2>Stage 1</h2>", curves(stage1, STAGE1_PLOTS),
-        "<h2>Stage 2</h2>", curves(stage2, stage2_plots(len(summary["nll_by_depth"]))),
+        "first two, ...</p>",
+        newest_picture(stage1, "reconstruction_coarse_to_fine"),
+        "<h2>Stage 1</h2>",
+        curves(stage1, STAGE1_PLOTS),
+        "<h2>Stage 2</h2>",
+        curves(stage2, stage2_plots(len(summary["nll_by_depth"]))),
     ]
     write_page(path, "Demo", body)

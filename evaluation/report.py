@@ -49,8 +49,9 @@ class ImageSet:
     batches: Batches
 
 
-def write_report(path: Path, line: Mapping[str, object], samples: ImageSet, reference: ImageSet,
-                 device: torch.device | str = "cpu") -> dict[str, float]:
+def write_report(
+    path: Path, line: Mapping[str, object], samples: ImageSet, reference: ImageSet, device: torch.device | str = "cpu"
+) -> dict[str, float]:
     """Writes the page and returns what it found on memorisation, as named numbers.
 
     Neighbours are looked up for at most 2,048 samples, evenly spread, among all reference images.
@@ -70,16 +71,26 @@ def write_report(path: Path, line: Mapping[str, object], samples: ImageSet, refe
         f"<h1>{html.escape(samples.name)}</h1>",
         f"<p>{line['num_images']} images against {html.escape(reference.name)} "
         f"({len(reference.features_NF)} images)</p>",
-        scores_table(line), warnings_list(line), "<h2>Samples</h2>", grid_of([wanted[index] for index in grid]),
-        "<h2>Nearest training images</h2>", closeness_text(close, len(queries_M)),
+        scores_table(line),
+        warnings_list(line),
+        "<h2>Samples</h2>",
+        grid_of([wanted[index] for index in grid]),
+        "<h2>Nearest training images</h2>",
+        closeness_text(close, len(queries_M)),
         neighbour_table(neighbours, shown, queries_M, wanted, originals),
-        "<h2>Precision and recall</h2>", overlap_section(samples.features_NF, reference.features_NF, device),
-        class_tables(line), "<h2>Result line</h2>", f"<pre>{html.escape(json.dumps(line))}</pre>",
+        "<h2>Precision and recall</h2>",
+        overlap_section(samples.features_NF, reference.features_NF, device),
+        class_tables(line),
+        "<h2>Result line</h2>",
+        f"<pre>{html.escape(json.dumps(line))}</pre>",
     ]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Metrics</title><style>{STYLE}</style>'
     write_text_atomically(path, f"{page}<body>{''.join(body)}</body></html>\n")
-    return {"close_share": close.close_share, "median_distance": close.median,
-            "training_median_distance": close.training_median}
+    return {
+        "close_share": close.close_share,
+        "median_distance": close.median,
+        "training_median_distance": close.training_median,
+    }
 
 
 def chosen_rows(neighbours: Neighbours) -> list[int]:
@@ -116,8 +127,13 @@ def closeness_text(close: Closeness, num_queries: int) -> str:
     )
 
 
-def neighbour_table(neighbours: Neighbours, rows: Sequence[int], queries_M: Tensor, samples: Mapping[int, Tensor],
-                    originals: Mapping[int, Tensor]) -> str:
+def neighbour_table(
+    neighbours: Neighbours,
+    rows: Sequence[int],
+    queries_M: Tensor,
+    samples: Mapping[int, Tensor],
+    originals: Mapping[int, Tensor],
+) -> str:
     """One row for each sample shown: the sample, then its neighbours."""
     lines = []
     for row in rows:

@@ -110,8 +110,16 @@ def score_images(
             finishers.append(ManifoldScores(extractor, bank, manifold, manifold_settings))
         if per_class:
             finishers.append(ClassFrechetScores(extractor, bank, per_class, "class-" + kind))
-    accumulate(batches, extractor, accumulators, num_images, reduce=reduce, rank=rank, world_size=world_size,
-               spatial=bool(spatial))
+    accumulate(
+        batches,
+        extractor,
+        accumulators,
+        num_images,
+        reduce=reduce,
+        rank=rank,
+        world_size=world_size,
+        spatial=bool(spatial),
+    )
     if keep_moments is not None and references:
         keep_moments(accumulators[0].statistics.gaussian())  # type: ignore[attr-defined]
     if keep_bank is not None:
@@ -121,8 +129,10 @@ def score_images(
     line: dict[str, object] = {
         "metrics": metrics,
         "num_images": num_images,
-        "references": {name: {"num_images": count} for name, count in
-                       _reference_sizes(references, spatial, kid, manifold, per_class).items()},
+        "references": {
+            name: {"num_images": count}
+            for name, count in _reference_sizes(references, spatial, kid, manifold, per_class).items()
+        },
         "features": {
             "name": extractor.name,
             "dim": extractor.dim,

@@ -66,22 +66,36 @@ def result_line(base: Experiment, rows: list[dict[str, Any]], roofline: Roofline
     """Everything needed to read the numbers again, as JSON."""
     device = base.torch_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return json.dumps({
-        "benchmark": "measure_throughput", "device": device.type, "device_name": name,
-        "dtype": str(base.torch_dtype).removeprefix("torch."), "weights": base.weights, "compile": base.compile,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if device.type == "cuda" else None, "python": platform.python_version(),
-        "threads": torch.get_num_threads(), "compiled": native.serves(torch.empty(0)),
-        "settings": dataclasses.asdict(base),
-        "roofline_gflops": roofline.flops / 1e9, "roofline_gbytes": roofline.bytes / 1e9, "rows": rows,
-    })
+    return json.dumps(
+        {
+            "benchmark": "measure_throughput",
+            "device": device.type,
+            "device_name": name,
+            "dtype": str(base.torch_dtype).removeprefix("torch."),
+            "weights": base.weights,
+            "compile": base.compile,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda if device.type == "cuda" else None,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+            "compiled": native.serves(torch.empty(0)),
+            "settings": dataclasses.asdict(base),
+            "roofline_gflops": roofline.flops / 1e9,
+            "roofline_gbytes": roofline.bytes / 1e9,
+            "rows": rows,
+        }
+    )
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--sweep", action="store_true", help="the published figure: both code shapes, all batch sizes")
-    parser.add_argument("--batches", type=int, nargs="+",
-                        help=f"batch sizes of the sweep (default: {' '.join(map(str, SWEEP_BATCHES))})")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        help=f"batch sizes of the sweep (default: {' '.join(map(str, SWEEP_BATCHES))})",
+    )
     parser.add_argument("--output-dir", type=Path, help="where JSON and, of a sweep, the PNG go (sweep: default '.')")
     args = parser.parse_args()
     base = parse_experiment(args.overrides)

@@ -24,8 +24,9 @@ class Cost(NamedTuple):
         return self.flops / flops_per_second, self.bytes / bytes_per_second
 
 
-def decoding_cost(model: RQTransformer, batch_size: int, bytes_per_value: int,
-                  bytes_per_weight: float | None = None) -> Cost:
+def decoding_cost(
+    model: RQTransformer, batch_size: int, bytes_per_value: int, bytes_per_weight: float | None = None
+) -> Cost:
     """Cost of `sample` for one batch with caches: T body steps (the first one over L positions), T x D head steps.
 
     Embedding look-ups, norms, activations and the draw are left out: they are small beside the products. Guidance runs

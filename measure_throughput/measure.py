@@ -62,8 +62,10 @@ class Experiment:
         if not 0 <= self.warmup < self.n_loop:
             raise ValueError(f"warmup={self.warmup} must be at least 0 and below n_loop={self.n_loop}")
         if self.batch_size < 1 or min(self.samples, self.decode_batch) < 0:
-            raise ValueError(f"batch_size={self.batch_size} must be at least 1, samples={self.samples} and "
-                             f"decode_batch={self.decode_batch} at least 0")
+            raise ValueError(
+                f"batch_size={self.batch_size} must be at least 1, samples={self.samples} and "
+                f"decode_batch={self.decode_batch} at least 0"
+            )
         if self.weights not in WEIGHT_FORMATS:
             raise ValueError(f"weights={self.weights!r} is not one of {', '.join(WEIGHT_FORMATS)}")
         if self.dtype not in ("auto", *DTYPES):
@@ -200,16 +202,20 @@ def measure_peer(experiment: Experiment) -> float:
     sizes = presets.TRANSFORMERS[experiment.model]
     alone = experiment.d == 1
     torch.manual_seed(SEED)
-    model = package.RQTransformer(
-        num_tokens=experiment.c,
-        dim=sizes.width,
-        max_spatial_seq_len=(presets.RESOLUTION // experiment.f) ** 2,
-        depth_seq_len=experiment.d,
-        spatial_layers=sizes.body_alone if alone else sizes.body,
-        depth_layers=max(1, sizes.head),
-        dim_head=sizes.width // sizes.num_heads,
-        heads=sizes.num_heads,
-    ).to(experiment.torch_device).eval()
+    model = (
+        package.RQTransformer(
+            num_tokens=experiment.c,
+            dim=sizes.width,
+            max_spatial_seq_len=(presets.RESOLUTION // experiment.f) ** 2,
+            depth_seq_len=experiment.d,
+            spatial_layers=sizes.body_alone if alone else sizes.body,
+            depth_layers=max(1, sizes.head),
+            dim_head=sizes.width // sizes.num_heads,
+            heads=sizes.num_heads,
+        )
+        .to(experiment.torch_device)
+        .eval()
+    )
     device, dtype = experiment.torch_device, experiment.torch_dtype
 
     def draw() -> None:

@@ -48,30 +48,33 @@ def check(factor: int, depth: int, num_codes: int, model: str) -> None:
         raise ValueError(f"d={depth} and c={num_codes} must be at least 1")
     only = ONLY_WITH.get(model)
     if only not in (None, (factor, depth, num_codes)):
-        raise ValueError(f"model={model} exists for f={only[0]} d={only[1]} c={only[2]} only, "
-                         f"not f={factor} d={depth} c={num_codes}")
+        raise ValueError(
+            f"model={model} exists for f={only[0]} d={only[1]} c={only[2]} only, not f={factor} d={depth} c={num_codes}"
+        )
 
 
 def tokenizer_config(factor: int, depth: int, num_codes: int) -> RQVAEConfig:
     """RQ-VAE whose code map is 256 / factor on a side, `depth` codes deep."""
     side = RESOLUTION // factor
-    return RQVAEConfig.from_mapping({
-        "embed_dim": CODE_DIM,
-        "n_embed": num_codes,
-        "latent_shape": [side, side, CODE_DIM],
-        "code_shape": [side, side, depth],
-        "shared_codebook": True,
-        "restart_unused_codes": True,
-        "loss_type": "mse",
-        "ddconfig": {
-            "z_channels": CODE_DIM,
-            "resolution": RESOLUTION,
-            "ch": 128,
-            "ch_mult": CHANNEL_MULTIPLIERS[factor],
-            "num_res_blocks": 2,
-            "attn_resolutions": [side],
-        },
-    })
+    return RQVAEConfig.from_mapping(
+        {
+            "embed_dim": CODE_DIM,
+            "n_embed": num_codes,
+            "latent_shape": [side, side, CODE_DIM],
+            "code_shape": [side, side, depth],
+            "shared_codebook": True,
+            "restart_unused_codes": True,
+            "loss_type": "mse",
+            "ddconfig": {
+                "z_channels": CODE_DIM,
+                "resolution": RESOLUTION,
+                "ch": 128,
+                "ch_mult": CHANNEL_MULTIPLIERS[factor],
+                "num_res_blocks": 2,
+                "attn_resolutions": [side],
+            },
+        }
+    )
 
 
 def transformer_config(model: str, code_shape: tuple[int, int, int], num_codes: int) -> RQTransformerConfig:
@@ -79,17 +82,19 @@ def transformer_config(model: str, code_shape: tuple[int, int, int], num_codes: 
     sizes = TRANSFORMERS[model]
     alone = code_shape[2] == 1
     block = {"n_head": sizes.num_heads}
-    return RQTransformerConfig.from_mapping({
-        "block_size": list(code_shape),
-        "vocab_size": num_codes,
-        "vocab_size_cond": NUM_CLASSES,
-        "embed_dim": sizes.width,
-        "input_embed_dim": CODE_DIM,
-        "shared_tok_emb": True,
-        "shared_cls_emb": True,
-        "input_emb_vqvae": True,
-        "head_emb_vqvae": True,
-        "cumsum_depth_ctx": True,
-        "body": {"n_layer": sizes.body_alone if alone else sizes.body, "block": block},
-        "head": {"n_layer": 0 if alone else sizes.head, "block": block},
-    })
+    return RQTransformerConfig.from_mapping(
+        {
+            "block_size": list(code_shape),
+            "vocab_size": num_codes,
+            "vocab_size_cond": NUM_CLASSES,
+            "embed_dim": sizes.width,
+            "input_embed_dim": CODE_DIM,
+            "shared_tok_emb": True,
+            "shared_cls_emb": True,
+            "input_emb_vqvae": True,
+            "head_emb_vqvae": True,
+            "cumsum_depth_ctx": True,
+            "body": {"n_layer": sizes.body_alone if alone else sizes.body, "block": block},
+            "head": {"n_layer": 0 if alone else sizes.head, "block": block},
+        }
+    )

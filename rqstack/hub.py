@@ -46,8 +46,16 @@ class PretrainedMixin:
         raise AssertionError(f"{type(self).__name__} must give _card")
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, ema: bool = False, device: str | torch.device = "cpu",
-                        revision: str | None = None, token: str | None = None, cache_dir: str | Path | None = None):
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        ema: bool = False,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+    ):
         """The model, in eval mode.
 
         Args:
@@ -64,8 +72,9 @@ class PretrainedMixin:
             source = _fetch(cls.__name__, str(source), revision, token, cache_dir)
         return cls._from_checkpoint(Path(source).expanduser(), ema, device)
 
-    def save_pretrained(self, directory: str | Path, *, metadata: Mapping[str, Any] | None = None,
-                        files: Sequence[str | Path] = ()) -> Path:
+    def save_pretrained(
+        self, directory: str | Path, *, metadata: Mapping[str, Any] | None = None, files: Sequence[str | Path] = ()
+    ) -> Path:
         """Writes a snapshot with a model card: `model.safetensors`, `config.yaml`, `metadata.json`, `README.md`.
 
         Args:
@@ -93,8 +102,10 @@ class PretrainedMixin:
 
     def _write(self, directory: Path, metadata: Mapping[str, Any], files: Sequence[str | Path]) -> None:
         assert isinstance(self, nn.Module)
-        tensors = {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-                   for name, tensor in self.state_dict().items()}
+        tensors = {
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in self.state_dict().items()
+        }
         save_file(tensors, directory / "model.safetensors")
         OmegaConf.save(OmegaConf.create(self._sections()), directory / "config.yaml")
         (directory / "metadata.json").write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
@@ -103,9 +114,17 @@ class PretrainedMixin:
             shutil.copy(Path(file).expanduser(), directory)
         (directory / COMPLETE).touch()
 
-    def push_to_hub(self, repo_id: str, *, metadata: Mapping[str, Any] | None = None, files: Sequence[str | Path] = (),
-                    private: bool | None = None, token: str | None = None, revision: str | None = None,
-                    message: str = "Upload model") -> str:
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        files: Sequence[str | Path] = (),
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        message: str = "Upload model",
+    ) -> str:
         """Uploads what `save_pretrained` writes; the repository is made if it is not there. Returns the commit's URL.
 
         Raises:
@@ -117,8 +136,9 @@ class PretrainedMixin:
             try:
                 api = hub.HfApi(token=token)
                 repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-                done = api.upload_folder(repo_id=repo_id, folder_path=directory, revision=revision,
-                                         commit_message=message)
+                done = api.upload_folder(
+                    repo_id=repo_id, folder_path=directory, revision=revision, commit_message=message
+                )
             except (OSError, ValueError) as error:
                 raise ValueError(f"{repo_id} cannot be uploaded: {_first_line(error)}") from error
         return str(getattr(done, "commit_url", done))
@@ -137,9 +157,11 @@ class PretrainedMixin:
         rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
         known = {key: value for key, value in metadata.items() if key != "license"}
         about = f"\n## About these weights\n\n```json\n{json.dumps(known, indent=2)}\n```\n" if known else ""
-        return (f"---\n{OmegaConf.to_yaml(OmegaConf.create(header))}---\n\n# {name}\n\n{summary}\n\n| | |\n|---|---|\n"
-                f"{rows}\n\n```python\nfrom {package} import {name}\n\n"
-                f"model = {name}.from_pretrained(\"PATH-OR-OWNER/NAME\")\n```\n{about}")
+        return (
+            f"---\n{OmegaConf.to_yaml(OmegaConf.create(header))}---\n\n# {name}\n\n{summary}\n\n| | |\n|---|---|\n"
+            f"{rows}\n\n```python\nfrom {package} import {name}\n\n"
+            f'model = {name}.from_pretrained("PATH-OR-OWNER/NAME")\n```\n{about}'
+        )
 
 
 def _fetch(name: str, repo_id: str, revision: str | None, token: str | None, cache_dir: str | Path | None) -> str:
@@ -148,11 +170,13 @@ def _fetch(name: str, repo_id: str, revision: str | None, token: str | None, cac
         raise FileNotFoundError(f"no checkpoint at {repo_id}, and it is no id of a repository, such as owner/name")
     hub = _import_hub(f"there is no folder {repo_id}; {name}.from_pretrained by a repository's id")
     try:
-        return hub.snapshot_download(repo_id, revision=revision, token=token, cache_dir=cache_dir,
-                                     allow_patterns=SNAPSHOT_PATTERNS)
+        return hub.snapshot_download(
+            repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=SNAPSHOT_PATTERNS
+        )
     except (OSError, ValueError) as error:
-        raise ValueError(f"{repo_id} is no local path and cannot be fetched from the hub: {_first_line(error)}"
-                         ) from error
+        raise ValueError(
+            f"{repo_id} is no local path and cannot be fetched from the hub: {_first_line(error)}"
+        ) from error
 
 
 def _import_hub(purpose: str) -> ModuleType:

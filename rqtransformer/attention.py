@@ -49,8 +49,9 @@ class SelfAttention(nn.Module):
             self.slopes = tuple(2.0 ** (-8.0 * (head + 1) / self.num_heads) for head in range(self.num_heads))
         self.slots = self._packed_input, self._packed_proj = PackedSlot(), PackedSlot()
 
-    def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0,
-                residual_BLC: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0, residual_BLC: Tensor | None = None
+    ) -> Tensor:
         """Attends from every position to itself, to those before it and to the cached past; adds the residual."""
         query_BALF, key_BALF, value_BALF = self._project(x_BLC)
         if cache is None:
@@ -88,8 +89,9 @@ class SelfAttention(nn.Module):
         query, key, value = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         return query, key, value
 
-    def _attend(self, query_BALF: Tensor, key_BALF: Tensor, value_BALF: Tensor, past: int,
-                visible: Tensor | None) -> Tensor:
+    def _attend(
+        self, query_BALF: Tensor, key_BALF: Tensor, value_BALF: Tensor, past: int, visible: Tensor | None
+    ) -> Tensor:
         new = query_BALF.shape[2]
         mask = visible if new == 1 else _mask_after_past(new, past, query_BALF.device)
         if self.slopes is not None:
@@ -100,8 +102,13 @@ class SelfAttention(nn.Module):
         if causal and new <= FEW and not grouped and _plain_products_win(query_BALF):
             return _attend_few(query_BALF, key_BALF, value_BALF, self.attn_pdrop if self.training else 0.0)
         return F.scaled_dot_product_attention(
-            query_BALF, key_BALF, value_BALF, attn_mask=mask, is_causal=causal,
-            dropout_p=self.attn_pdrop if self.training else 0.0, **({"enable_gqa": True} if grouped else {}),
+            query_BALF,
+            key_BALF,
+            value_BALF,
+            attn_mask=mask,
+            is_causal=causal,
+            dropout_p=self.attn_pdrop if self.training else 0.0,
+            **({"enable_gqa": True} if grouped else {}),
         )
 
     def _falling_scores(self, new: int, key_BALF: Tensor, past: int, visible: Tensor | None) -> Tensor:
@@ -259,11 +266,20 @@ class TransformerStack(nn.Module):
             cache.advance(x_BLC.shape[1])
         return x_BLC
 
-    def new_cache(self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device,
-                  on_device: bool = False) -> KVCache:
+    def new_cache(
+        self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device, on_device: bool = False
+    ) -> KVCache:
         """An empty cache that fits this stack; see `KVCache`."""
-        return KVCache(len(self.blocks), batch_size, self.kv_heads, max_length, self.head_dim, dtype=dtype,
-                       device=device, on_device=on_device)
+        return KVCache(
+            len(self.blocks),
+            batch_size,
+            self.kv_heads,
+            max_length,
+            self.head_dim,
+            dtype=dtype,
+            device=device,
+            on_device=on_device,
+        )
 
     def pack(self, form: WeightFormat) -> None:
         """See `SelfAttention.pack`."""

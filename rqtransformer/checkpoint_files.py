@@ -20,8 +20,9 @@ COMPLETE = "COMPLETE"
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_checkpoint(model_class: type[Model], path: str | Path, ema: bool = False,
-                    device: str | torch.device = "cpu") -> Model:
+def load_checkpoint(
+    model_class: type[Model], path: str | Path, ema: bool = False, device: str | torch.device = "cpu"
+) -> Model:
     """A model in eval mode; arguments and errors are those of `rqtransformer.load_rqtransformer`.
 
     model_class: built from an `RQTransformerConfig`. The snapshot's metadata is put on the model as `metadata`.
@@ -36,8 +37,9 @@ def load_checkpoint(model_class: type[Model], path: str | Path, ema: bool = Fals
         model = model_class(arch)
     _load_strictly(model, state_dict, path)
     sampling = config.get("sampling") or {}
-    model.sampling_defaults = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-                               for key, value in sampling.items()}
+    model.sampling_defaults = {
+        key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in sampling.items()
+    }
     model.metadata = _read_metadata(path / "metadata.json") if is_snapshot else {}
     return model.to(device).eval()
 

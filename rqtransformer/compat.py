@@ -43,8 +43,9 @@ class NextTokenModel(HierarchicalTransformer):
         """
         full = math.prod(self.max_seq_len)
         if math.prod(ids.shape[1:]) > full:
-            raise ValueError(f"ids of shape {tuple(ids.shape)} hold more than {full} tokens, max_seq_len="
-                             f"{self.max_seq_len}")
+            raise ValueError(
+                f"ids of shape {tuple(ids.shape)} hold more than {full} tokens, max_seq_len={self.max_seq_len}"
+            )
         if return_loss:
             return self.loss(ids)
         if ids.ndim > 2:
@@ -54,8 +55,14 @@ class NextTokenModel(HierarchicalTransformer):
             logits_BNV = logits_BNV[:, 1:]
         return logits_BNV if ids.ndim == 2 else logits_BNV.unflatten(1, ids.shape[1:])
 
-    def generate(self, prime: Tensor | None = None, filter_thres: float = 0.9, temperature: float = 1.0,
-                 default_batch_size: int = 1, seed: int | None = None) -> Tensor:
+    def generate(
+        self,
+        prime: Tensor | None = None,
+        filter_thres: float = 0.9,
+        temperature: float = 1.0,
+        default_batch_size: int = 1,
+        seed: int | None = None,
+    ) -> Tensor:
         """Draws full sequences (B, S_0, ..., S_last), which begin with `prime`. Dropout is off while it runs.
 
         Args:
@@ -71,8 +78,14 @@ class NextTokenModel(HierarchicalTransformer):
         kept = max(1, math.floor(round((1 - filter_thres) * self.config.num_tokens, 9)))
         if seed is None:
             seed = int(torch.randint(2**62, ()))
-        return super().generate(prime, batch_size=default_batch_size, num_blocks=self.max_seq_len[0],
-                                temperature=temperature, top_k=kept, seed=seed)
+        return super().generate(
+            prime,
+            batch_size=default_batch_size,
+            num_blocks=self.max_seq_len[0],
+            temperature=temperature,
+            top_k=kept,
+            seed=seed,
+        )
 
 
 class HierarchicalCausalTransformer(NextTokenModel):
@@ -85,14 +98,38 @@ class HierarchicalCausalTransformer(NextTokenModel):
         rel_pos_bias: attention scores fall with the distance (ALiBi), besides the absolute positions.
     """
 
-    def __init__(self, *, num_tokens: int, dim: int, depth: Sequence[int], max_seq_len: Sequence[int],
-                 dim_head: int = 64, heads: int = 8, attn_dropout: float = 0.0, ff_mult: int = 4,
-                 ff_dropout: float = 0.0, pad_id: int | None = None, rel_pos_bias: bool = True):
-        super().__init__(HierarchicalConfig(
-            num_tokens=num_tokens, dim=dim, depth=tuple(depth), max_seq_len=tuple(max_seq_len), heads=heads,
-            dim_head=dim_head, kv_heads=1, ff_mult=ff_mult, attn_dropout=attn_dropout, ff_dropout=ff_dropout,
-            norm="rms", alibi=rel_pos_bias, pad_id=pad_id,
-        ))
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        dim: int,
+        depth: Sequence[int],
+        max_seq_len: Sequence[int],
+        dim_head: int = 64,
+        heads: int = 8,
+        attn_dropout: float = 0.0,
+        ff_mult: int = 4,
+        ff_dropout: float = 0.0,
+        pad_id: int | None = None,
+        rel_pos_bias: bool = True,
+    ):
+        super().__init__(
+            HierarchicalConfig(
+                num_tokens=num_tokens,
+                dim=dim,
+                depth=tuple(depth),
+                max_seq_len=tuple(max_seq_len),
+                heads=heads,
+                dim_head=dim_head,
+                kv_heads=1,
+                ff_mult=ff_mult,
+                attn_dropout=attn_dropout,
+                ff_dropout=ff_dropout,
+                norm="rms",
+                alibi=rel_pos_bias,
+                pad_id=pad_id,
+            )
+        )
 
 
 class RQTransformer(NextTokenModel):
@@ -104,14 +141,36 @@ class RQTransformer(NextTokenModel):
         others: see `HierarchicalCausalTransformer`.
     """
 
-    def __init__(self, *, num_tokens: int, dim: int, max_spatial_seq_len: int, depth_seq_len: int,
-                 spatial_layers: int, depth_layers: int, dim_head: int = 64, heads: int = 8,
-                 attn_dropout: float = 0.0, ff_mult: int = 4, ff_dropout: float = 0.0, pad_id: int | None = None):
-        super().__init__(HierarchicalConfig(
-            num_tokens=num_tokens, dim=dim, depth=(spatial_layers, depth_layers),
-            max_seq_len=(max_spatial_seq_len, depth_seq_len), heads=heads, dim_head=dim_head, ff_mult=ff_mult,
-            attn_dropout=attn_dropout, ff_dropout=ff_dropout, pad_id=pad_id,
-        ))
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        dim: int,
+        max_spatial_seq_len: int,
+        depth_seq_len: int,
+        spatial_layers: int,
+        depth_layers: int,
+        dim_head: int = 64,
+        heads: int = 8,
+        attn_dropout: float = 0.0,
+        ff_mult: int = 4,
+        ff_dropout: float = 0.0,
+        pad_id: int | None = None,
+    ):
+        super().__init__(
+            HierarchicalConfig(
+                num_tokens=num_tokens,
+                dim=dim,
+                depth=(spatial_layers, depth_layers),
+                max_seq_len=(max_spatial_seq_len, depth_seq_len),
+                heads=heads,
+                dim_head=dim_head,
+                ff_mult=ff_mult,
+                attn_dropout=attn_dropout,
+                ff_dropout=ff_dropout,
+                pad_id=pad_id,
+            )
+        )
 
     def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor:
         """See `NextTokenModel.forward`."""

@@ -12,7 +12,10 @@ GELU_NAMES = ("v1", "v2")
 NORM_NAMES = ("layer", "rms")
 # Published files write these, always with these values; nothing here reads them, so no other value is accepted.
 FIXED_VALUES = {
-    "type": "rq-transformer", "ar_hierarchy": None, "use_padding_emb": False, "scaled_head_emb_vqvae": False
+    "type": "rq-transformer",
+    "ar_hierarchy": None,
+    "use_padding_emb": False,
+    "scaled_head_emb_vqvae": False,
 }
 
 

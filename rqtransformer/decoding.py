@@ -38,8 +38,15 @@ class Decoder:
         on_device: keep the position in a tensor, so that every step is the same kernels; see `KVCache`.
     """
 
-    def __init__(self, model: RQTransformer, tokenizer: ImageTokenizer | None, cond_BL: Tensor, prefix_BPD: Tensor,
-                 dtype: torch.dtype, on_device: bool = False):
+    def __init__(
+        self,
+        model: RQTransformer,
+        tokenizer: ImageTokenizer | None,
+        cond_BL: Tensor,
+        prefix_BPD: Tensor,
+        dtype: torch.dtype,
+        on_device: bool = False,
+    ):
         self.model, self.on_device = model, on_device
         self.position, self.depth = prefix_BPD.shape[1], 0
         batch_size, device = len(cond_BL), cond_BL.device
@@ -93,12 +100,20 @@ class Decoder:
         stack = model.head_transformer.packed_step
         if not isinstance(stack, NativeStack) or None in maps or not all(native.serves(t.detach()) for t in tables):
             return None
-        return NativePosition(HeadParts(
-            stack=stack, norm=model.classifier.layer_norm, classifiers=maps[: model.depth],
-            project=None if model.head_mlp is None else maps[-1], tokens_DC=model.pos_emb_d[0].detach().contiguous(),
-            input_tables=[table.detach().contiguous() for table in self._input_tables],
-            head_tables=[table.detach().contiguous() for table in self._head_tables],
-            cumulate=model.config.cumsum_depth_ctx, vocab_sizes=model.classifier.vocab_sizes), settings)
+        return NativePosition(
+            HeadParts(
+                stack=stack,
+                norm=model.classifier.layer_norm,
+                classifiers=maps[: model.depth],
+                project=None if model.head_mlp is None else maps[-1],
+                tokens_DC=model.pos_emb_d[0].detach().contiguous(),
+                input_tables=[table.detach().contiguous() for table in self._input_tables],
+                head_tables=[table.detach().contiguous() for table in self._head_tables],
+                cumulate=model.config.cumsum_depth_ctx,
+                vocab_sizes=model.classifier.vocab_sizes,
+            ),
+            settings,
+        )
 
     def draw_position(self, compiled: NativePosition, uniform_DB: Tensor) -> Tensor:
         """Codes (B, D) of the whole position; moves on to the next."""
@@ -183,13 +198,25 @@ def sample(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor 
     return codes_BHWD
 
 
-def sample_stream(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor | None = None, *,
-                  num_samples: int | None = None, temperature: float | Sequence[float] = 1.0,
-                  top_k: int | Sequence[int] | None = None, top_p: float | Sequence[float] | None = None,
-                  cfg_scale: Guidance = None, seed: int = 0, start_index: int = 0,
-                  indices: Sequence[int] | Tensor | None = None, prefix: Tensor | None = None,
-                  known: tuple[Tensor, Tensor] | None = None, amp_dtype: torch.dtype | None = None,
-                  weights: str = "dense", graphs: bool | None = None) -> Iterator[PartialCodes]:
+def sample_stream(
+    model: RQTransformer,
+    tokenizer: ImageTokenizer | None,
+    cond: Tensor | None = None,
+    *,
+    num_samples: int | None = None,
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | Sequence[int] | None = None,
+    top_p: float | Sequence[float] | None = None,
+    cfg_scale: Guidance = None,
+    seed: int = 0,
+    start_index: int = 0,
+    indices: Sequence[int] | Tensor | None = None,
+    prefix: Tensor | None = None,
+    known: tuple[Tensor, Tensor] | None = None,
+    amp_dtype: torch.dtype | None = None,
+    weights: str = "dense",
+    graphs: bool | None = None,
+) -> Iterator[PartialCodes]:
     """`sample`, position by position: yields what is given, then once per position, for previews.
 
     Nothing waits for the device until the caller looks at the codes. The model is in decoding mode until the iterator
@@ -214,8 +241,19 @@ def sample_stream(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: 
     Raises:
         ValueError: see `sample`.
     """
-    request = check_request(model, cond, num_samples=num_samples, temperature=temperature, top_k=top_k, top_p=top_p,
-                            cfg_scale=cfg_scale, start_index=start_index, indices=indices, prefix=prefix, known=known)
+    request = check_request(
+        model,
+        cond,
+        num_samples=num_samples,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        cfg_scale=cfg_scale,
+        start_index=start_index,
+        indices=indices,
+        prefix=prefix,
+        known=known,
+    )
     device = model.pos_emb_hw.device
     # Made here, outside of inference mode, so that a caller may train on what is drawn.
     codes_BTD = torch.zeros(request.batch_size, model.num_positions, model.depth, dtype=torch.long, device=device)
@@ -231,8 +269,15 @@ def sample_stream(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: 
 
 
 @torch.inference_mode()
-def _draw_positions(model: RQTransformer, tokenizer: ImageTokenizer | None, request: SamplingRequest,
-                    codes_BTD: Tensor, seed: int, amp_dtype: torch.dtype | None, on_device: bool) -> Iterator[int]:
+def _draw_positions(
+    model: RQTransformer,
+    tokenizer: ImageTokenizer | None,
+    request: SamplingRequest,
+    codes_BTD: Tensor,
+    seed: int,
+    amp_dtype: torch.dtype | None,
+    on_device: bool,
+) -> Iterator[int]:
     """Draws the positions after the prefix into `codes_BTD`; yields how many are finished."""
     prefix_BPD = request.prefix_BPD if request.scale_T is None else request.prefix_BPD.repeat(2, 1, 1)
     dtype = amp_dtype or model.pos_emb_hw.dtype
@@ -299,8 +344,16 @@ class _PositionStep:
             self.codes_BTD[:, index] = codes_BD
 
 
-def sample_batches(model: RQTransformer, tokenizer: ImageTokenizer | None, conditions: Iterable, batch_size: int, *,
-                   indices: Iterable[int] | None = None, start_index: int = 0, **settings) -> Iterator[SampledBatch]:
+def sample_batches(
+    model: RQTransformer,
+    tokenizer: ImageTokenizer | None,
+    conditions: Iterable,
+    batch_size: int,
+    *,
+    indices: Iterable[int] | None = None,
+    start_index: int = 0,
+    **settings,
+) -> Iterator[SampledBatch]:
     """Draws one code map per condition, batch after batch.
 
     Args:

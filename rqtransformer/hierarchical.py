@@ -93,8 +93,10 @@ class HierarchicalConfig:
     def validate(self) -> None:
         """Raises ValueError in one line for values that do not fit together."""
         if len(self.depth) != len(self.max_seq_len) or len(self.depth) < 2:
-            raise ValueError(f"depth={tuple(self.depth)} and max_seq_len={tuple(self.max_seq_len)} must have one entry "
-                             "per level, for two levels or more")
+            raise ValueError(
+                f"depth={tuple(self.depth)} and max_seq_len={tuple(self.max_seq_len)} must have one entry "
+                "per level, for two levels or more"
+            )
         sizes = (self.num_tokens, self.dim, self.heads, self.dim_head, self.ff_mult, *self.max_seq_len)
         if min(sizes) < 1 or min(self.depth) < 0:
             raise ValueError(f"all sizes must be at least 1, layers at least 0, got {self}")
@@ -113,8 +115,14 @@ class HierarchicalConfig:
     def stack(self) -> BlockConfig:
         """The blocks of every level."""
         return BlockConfig(
-            n_head=self.heads, head_dim=self.dim_head, n_kv_head=self.kv_heads, mlp_ratio=self.ff_mult,
-            attn_pdrop=self.attn_dropout, resid_pdrop=self.ff_dropout, norm=self.norm, alibi=self.alibi,
+            n_head=self.heads,
+            head_dim=self.dim_head,
+            n_kv_head=self.kv_heads,
+            mlp_ratio=self.ff_mult,
+            attn_pdrop=self.attn_dropout,
+            resid_pdrop=self.ff_dropout,
+            norm=self.norm,
+            alibi=self.alibi,
         )
 
 
@@ -202,9 +210,18 @@ class HierarchicalTransformer(nn.Module):
         return total / (target_N != IGNORED).sum().clamp(min=1)
 
     @torch.no_grad()
-    def generate(self, prime: Tensor | None = None, *, batch_size: int = 1, num_blocks: int | None = None,
-                 temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int = 0,
-                 start_index: int = 0) -> Tensor:
+    def generate(
+        self,
+        prime: Tensor | None = None,
+        *,
+        batch_size: int = 1,
+        num_blocks: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        start_index: int = 0,
+    ) -> Tensor:
         """Draws sequences (B, num_blocks, S_1, ..., S_last), with caches at every level.
 
         The draw of token n of a sequence depends on (seed, the sequence's index, n) only.
@@ -226,8 +243,10 @@ class HierarchicalTransformer(nn.Module):
             given_BN = prime.flatten(1).to(device)
         total = num_blocks * math.prod(self.block_shape)
         if given_BN.shape[1] > total or not 0 < num_blocks <= self._most_blocks():
-            raise ValueError(f"{num_blocks} blocks of {math.prod(self.block_shape)} tokens do not hold a prime of "
-                             f"{given_BN.shape[1]}, or are more than the model's {self._most_blocks()}")
+            raise ValueError(
+                f"{num_blocks} blocks of {math.prod(self.block_shape)} tokens do not hold a prime of "
+                f"{given_BN.shape[1]}, or are more than the model's {self._most_blocks()}"
+            )
         drawn_BN = torch.empty(len(given_BN), total, dtype=torch.long, device=device)
         drawn_BN[:, : given_BN.shape[1]] = given_BN
         if given_BN.shape[1] < total:
@@ -267,8 +286,10 @@ class HierarchicalTransformer(nn.Module):
             fill = 0 if self.config.pad_id is None else self.config.pad_id
             ids = F.pad(ids, (0, short), value=fill).unflatten(1, (-1, *self.block_shape))
         if ids.ndim != len(self.levels) + 1 or tuple(ids.shape[2:]) != self.block_shape or not ids.shape[1]:
-            raise ValueError(f"ids of shape {tuple(ids.shape)} must be (batch, tokens) or (batch, blocks, "
-                             f"{', '.join(map(str, self.block_shape))})")
+            raise ValueError(
+                f"ids of shape {tuple(ids.shape)} must be (batch, tokens) or (batch, blocks, "
+                f"{', '.join(map(str, self.block_shape))})"
+            )
         if ids.shape[1] > self._most_blocks():
             raise ValueError(f"{ids.shape[1]} blocks are more than max_seq_len[0]={self.config.max_seq_len[0]}")
         return ids

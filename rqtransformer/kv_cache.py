@@ -26,8 +26,18 @@ class KVCache:
         on_device: keep the length of single steps in a tensor.
     """
 
-    def __init__(self, num_layers: int, batch_size: int, num_heads: int, max_length: int, head_dim: int, *,
-                 dtype: torch.dtype, device: torch.device | str, on_device: bool = False):
+    def __init__(
+        self,
+        num_layers: int,
+        batch_size: int,
+        num_heads: int,
+        max_length: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        on_device: bool = False,
+    ):
         shape = (num_layers, 2, batch_size, num_heads, max_length, head_dim)
         self.memory = torch.zeros(shape, dtype=dtype, device=device)
         self._layers = self.memory.unbind(0)

@@ -55,8 +55,9 @@ def guide(cond_logits: Tensor, uncond_logits: Tensor, scale: float) -> Tensor:
     return uncond_logits + scale * (cond_logits - uncond_logits)
 
 
-def sampling_probs(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
-                   top_p: float | None = None) -> Tensor:
+def sampling_probs(
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
     """Logits (..., V) -> the fp32 distribution that is drawn from: temperature, top-k, softmax, top-p, in this order.
 
     Raises:

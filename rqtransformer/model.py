@@ -107,8 +107,9 @@ class RQTransformer(PretrainedMixin, nn.Module):
         self.body_transformer.gradient_checkpointing = enabled
         self.head_transformer.gradient_checkpointing = enabled
 
-    def forward(self, codes_BHWD: Tensor, tokenizer: ImageTokenizer | None,
-                cond: Tensor | None = None) -> RQTransformerOutput:
+    def forward(
+        self, codes_BHWD: Tensor, tokenizer: ImageTokenizer | None, cond: Tensor | None = None
+    ) -> RQTransformerOutput:
         """Logits of every code given all codes before it (raster order over positions, then depth).
 
         In training mode the condition is dropped at `config.cond_drop_prob` (torch's global random state).
@@ -154,8 +155,12 @@ class RQTransformer(PretrainedMixin, nn.Module):
             "parameters": f"{count_parameters(self):,}",
         }
         tag = {"text": "text-to-image", "class": "class-conditional-image-generation"}
-        return (f"A transformer over stacks of image codes, conditioned on {kind}; images need the RQ-VAE it was "
-                "trained with.", [tag.get(kind, "unconditional-image-generation")], facts)
+        return (
+            f"A transformer over stacks of image codes, conditioned on {kind}; images need the RQ-VAE it was "
+            "trained with.",
+            [tag.get(kind, "unconditional-image-generation")],
+            facts,
+        )
 
     def condition_ids(self, cond: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
         """Any accepted form of condition -> ids (B, L).

@@ -34,8 +34,15 @@ class PackedLayer:
         slopes: one per head of queries (ALiBi), or None.
     """
 
-    def __init__(self, norms: tuple[nn.Module, nn.Module], maps: Sequence[PackedLinear], exact_gelu: bool,
-                 activation: nn.Module, heads: tuple[int, int, int], slopes: Sequence[float] | None = None):
+    def __init__(
+        self,
+        norms: tuple[nn.Module, nn.Module],
+        maps: Sequence[PackedLinear],
+        exact_gelu: bool,
+        activation: nn.Module,
+        heads: tuple[int, int, int],
+        slopes: Sequence[float] | None = None,
+    ):
         self.norms, self.maps = norms, maps
         self.exact_gelu, self.activation, self.heads, self.slopes = exact_gelu, activation, heads, slopes
 
@@ -59,9 +66,13 @@ class NativeStep(native.NativeStack):
 
     def __init__(self, layers: Sequence[PackedLayer]):
         first = layers[0]
-        super().__init__([layer.norms for layer in layers],
-                         [[packed.native for packed in layer.maps] for layer in layers],
-                         native.GELU if first.exact_gelu else native.SIGMOID_GELU, first.heads, first.slopes)
+        super().__init__(
+            [layer.norms for layer in layers],
+            [[packed.native for packed in layer.maps] for layer in layers],
+            native.GELU if first.exact_gelu else native.SIGMOID_GELU,
+            first.heads,
+            first.slopes,
+        )
 
 
 class BlockedStep:
@@ -106,8 +117,7 @@ class BlockedStep:
         if cache.length == 0 and kv_heads == heads:
             return joint.narrow(1, width + kv_width, kv_width)  # the first position sees only itself
         # The queries that share a head of keys see the same past: they stand in a row as if they were positions.
-        query = joint.as_strided((batch, kv_heads, heads // kv_heads, features),
-                                 (row, width // kv_heads, features, 1))
+        query = joint.as_strided((batch, kv_heads, heads // kv_heads, features), (row, width // kv_heads, features, 1))
         mask = self._mask(cache.length + 1, query.dtype)
         return F.scaled_dot_product_attention(query, key_BALF, value_BALF, attn_mask=mask).reshape(batch, width)
 

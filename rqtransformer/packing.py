@@ -149,8 +149,13 @@ class PackedSlot:
         self._kept: PackedLinear | None = None
         self._key: tuple | None = None
 
-    def fill(self, weights_OI: Sequence[Tensor], biases_O: Sequence[Tensor | None], form: WeightFormat,
-             bias_scale: float = 1.0) -> None:
+    def fill(
+        self,
+        weights_OI: Sequence[Tensor],
+        biases_O: Sequence[Tensor | None],
+        form: WeightFormat,
+        bias_scale: float = 1.0,
+    ) -> None:
         """Activates the map of these weights, joined along O; what was packed before serves while it is current."""
         key = (form, tuple(_identity(tensor) for tensor in (*weights_OI, *biases_O) if tensor is not None))
         if self._kept is None or self._key != key:

@@ -20,8 +20,9 @@ DEFAULT_BUDGET = 2 * 2**30
 SAFETY = 2
 
 
-def decode_in_batches(tokenizer: ImageTokenizer, codes_BHWD: Tensor, *, memory_budget: int = DEFAULT_BUDGET,
-                      batch_size: int | None = None) -> Iterator[Tensor]:
+def decode_in_batches(
+    tokenizer: ImageTokenizer, codes_BHWD: Tensor, *, memory_budget: int = DEFAULT_BUDGET, batch_size: int | None = None
+) -> Iterator[Tensor]:
     """Codes -> images in [-1, 1], some at a time, in order.
 
     What one image takes is measured at the first call for a tokenizer and a shape, by decoding one image alone.
@@ -43,8 +44,9 @@ def decode_in_batches(tokenizer: ImageTokenizer, codes_BHWD: Tensor, *, memory_b
 
 
 @torch.no_grad()
-def _decode(tokenizer: ImageTokenizer, codes_BHWD: Tensor, memory_budget: int,
-            batch_size: int | None) -> Iterator[Tensor]:
+def _decode(
+    tokenizer: ImageTokenizer, codes_BHWD: Tensor, memory_budget: int, batch_size: int | None
+) -> Iterator[Tensor]:
     if not len(codes_BHWD):
         return
     if batch_size is None:

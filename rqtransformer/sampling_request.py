@@ -47,9 +47,20 @@ class SamplingRequest:
         return len(self.index_B)
 
 
-def check_request(model: RQTransformer, cond: Tensor | None, *, num_samples: int | None, temperature: Any, top_k: Any,
-                  top_p: Any, cfg_scale: Guidance, start_index: int, indices: Sequence[int] | Tensor | None,
-                  prefix: Tensor | None, known: tuple[Tensor, Tensor] | None) -> SamplingRequest:
+def check_request(
+    model: RQTransformer,
+    cond: Tensor | None,
+    *,
+    num_samples: int | None,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    cfg_scale: Guidance,
+    start_index: int,
+    indices: Sequence[int] | Tensor | None,
+    prefix: Tensor | None,
+    known: tuple[Tensor, Tensor] | None,
+) -> SamplingRequest:
     """The arguments of `decoding.sample` -> a `SamplingRequest`. Raises ValueError as `sample` says."""
     device = model.pos_emb_hw.device
     given = None if known is None else known[1]
@@ -66,8 +77,9 @@ def check_request(model: RQTransformer, cond: Tensor | None, *, num_samples: int
     scale_T = guidance_scales(cfg_scale, model.num_positions)
     if scale_T is not None:
         if not model.config.has_null_condition:
-            raise ValueError("guidance (cfg_scale) needs a model trained with condition dropout; this one has "
-                             "arch.cond_drop_prob=0")
+            raise ValueError(
+                "guidance (cfg_scale) needs a model trained with condition dropout; this one has arch.cond_drop_prob=0"
+            )
         cond_BL = torch.cat([cond_BL, torch.full_like(cond_BL, model.null_condition)])
     index_B = torch.arange(start_index, start_index + batch_size, device=device)
     if indices is not None:
@@ -108,8 +120,10 @@ def _scheduled(text: str, num_positions: int) -> list[float]:
     except ValueError:
         scale = math.nan
     if name not in GUIDANCE_SCHEDULES or not math.isfinite(scale):
-        raise ValueError(f"cfg_scale={text!r} must be a number or one of "
-                         + ", ".join(f"'{known}:<scale>'" for known in GUIDANCE_SCHEDULES))
+        raise ValueError(
+            f"cfg_scale={text!r} must be a number or one of "
+            + ", ".join(f"'{known}:<scale>'" for known in GUIDANCE_SCHEDULES)
+        )
     shares = [position / max(1, num_positions - 1) for position in range(num_positions)]
     if name == "constant":
         shares = [1.0] * num_positions
@@ -133,13 +147,15 @@ def _prefix(model: RQTransformer, prefix: Tensor | None, batch_size: int, device
     if prefix is None:
         return torch.empty(batch_size, 0, model.depth, dtype=torch.long, device=device)
     if prefix.ndim != 3 or prefix.shape[1] > model.num_positions or prefix.shape[2] != model.depth:
-        raise ValueError(f"prefix of shape {tuple(prefix.shape)} must be (batch, up to {model.num_positions}, "
-                         f"{model.depth})")
+        raise ValueError(
+            f"prefix of shape {tuple(prefix.shape)} must be (batch, up to {model.num_positions}, {model.depth})"
+        )
     return prefix.to(device)
 
 
-def _known(model: RQTransformer, mask: Tensor, codes_BHWD: Tensor, batch_size: int,
-           device: torch.device) -> tuple[Tensor, Tensor]:
+def _known(
+    model: RQTransformer, mask: Tensor, codes_BHWD: Tensor, batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """(Which codes are given, their values or 0), both (B, T, D)."""
     shape = (batch_size, *model.config.block_size)
     if tuple(codes_BHWD.shape) != shape:
@@ -154,8 +170,9 @@ def _known(model: RQTransformer, mask: Tensor, codes_BHWD: Tensor, batch_size: i
     try:
         mask = mask.expand(shape)
     except RuntimeError:
-        raise ValueError(f"the mask of known has shape {tuple(mask.shape)}; it must be {shape}, {shape[:3]} or "
-                         f"{shape[1:3]}") from None
+        raise ValueError(
+            f"the mask of known has shape {tuple(mask.shape)}; it must be {shape}, {shape[:3]} or {shape[1:3]}"
+        ) from None
     codes_BHWD = codes_BHWD.to(device).masked_fill(~mask, 0)
     sizes_D = torch.tensor(model.config.vocab_sizes, device=device)
     if ((codes_BHWD < 0) | (codes_BHWD >= sizes_D)).any():

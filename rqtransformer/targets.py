@@ -86,8 +86,11 @@ class SoftTargets:
         residual_nE = self.residual_NDE[start:end, depth].float()
         with torch.autocast(residual_nE.device.type, enabled=False):
             scores_nK = torch.addmm(
-                self._negative_squares_K[depth], residual_nE, self.codebooks_KE[depth].T, alpha=2 / self.temp,
-                beta=1 / self.temp
+                self._negative_squares_K[depth],
+                residual_nE,
+                self.codebooks_KE[depth].T,
+                alpha=2 / self.temp,
+                beta=1 / self.temp,
             )
         return scores_nK.softmax(dim=-1)
 
@@ -107,8 +110,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """(logits (N, D, V), codes (N, D), targets or None, rows per chunk) -> loss, code NLL, accuracy: (D,) each."""
 
     @staticmethod
-    def forward(ctx, logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None,
-                chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx, logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         num_rows, depth, _ = logits_NDV.shape
         loss_D, nll_D, correct_D = torch.zeros(3, depth, device=logits_NDV.device, dtype=torch.float32).unbind(0)
         log_norm_ND = torch.empty(num_rows, depth, device=logits_NDV.device, dtype=torch.float32)
@@ -151,8 +155,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_NDV, None, None, None
 
 
-def cross_entropy_per_depth(logits_BHWDV: Tensor, codes_BHWD: Tensor, targets: TargetDistribution | None = None,
-                            chunk: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def cross_entropy_per_depth(
+    logits_BHWDV: Tensor, codes_BHWD: Tensor, targets: TargetDistribution | None = None, chunk: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cross entropy of logits against codes or soft targets, one number per depth, in nats per code.
 
     Args:
@@ -187,8 +192,13 @@ def condition_loss(cond_logits: Tensor, cond_BL: Tensor) -> Tensor:
     return total / (targets != null).sum().clamp(min=1)
 
 
-def stage2_loss(output: RQTransformerOutput, codes_BHWD: Tensor, targets: TargetDistribution | None,
-                cond: Tensor | None, config: Stage2LossConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def stage2_loss(
+    output: RQTransformerOutput,
+    codes_BHWD: Tensor,
+    targets: TargetDistribution | None,
+    cond: Tensor | None,
+    config: Stage2LossConfig,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The training loss and its parts, without waiting for the device.
 
     Args:
@@ -209,8 +219,9 @@ def stage2_loss(output: RQTransformerOutput, codes_BHWD: Tensor, targets: Target
     soft = config.type == "soft_target_cross_entropy"
     if soft and targets is None:
         raise ValueError("loss.type='soft_target_cross_entropy' needs targets (SoftTargets or DenseTargets)")
-    loss_D, nll_D, accuracy_D = cross_entropy_per_depth(output.logits, codes_BHWD, targets if soft else None,
-                                                        config.chunk)
+    loss_D, nll_D, accuracy_D = cross_entropy_per_depth(
+        output.logits, codes_BHWD, targets if soft else None, config.chunk
+    )
     loss_img = loss_D.mean()
     terms = {"loss_img": loss_img.detach()}
     loss = config.img_weight * loss_img

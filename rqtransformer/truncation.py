@@ -22,8 +22,9 @@ SMALLEST_BLOCK = 64
 NEGLIGIBLE = 104.0
 
 
-def draw_truncated(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int | None = None,
-                   top_p: float | None = None) -> Tensor:
+def draw_truncated(
+    logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
     """Logits -> codes (B,): `invert_cdf(sampling_probs(logits, ...), uniform)`, faster.
 
     The settings are taken as valid (see `sampling_probs`). Never waits for a device other than the CPU.

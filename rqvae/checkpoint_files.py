@@ -30,8 +30,9 @@ CODEBOOK_PREFIX = "quantizer.codebooks."
 SNAPSHOT_FILES = {"state_dict": "model.safetensors", "state_dict_ema": "model_ema.safetensors"}
 
 
-def load_checkpoint(model_class: type[Model], path: str | Path, ema: bool = False,
-                    device: str | torch.device = "cpu") -> Model:
+def load_checkpoint(
+    model_class: type[Model], path: str | Path, ema: bool = False, device: str | torch.device = "cpu"
+) -> Model:
     """A model in eval mode; arguments and errors are those of `rqvae.load_rqvae`.
 
     model_class: built from an `RQVAEConfig`. The snapshot's metadata is put on the model as `metadata`.

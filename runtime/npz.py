@@ -128,9 +128,7 @@ def read_headers(path: str | os.PathLike[str]) -> dict[str, Header]:
     return headers
 
 
-def read_arrays(
-    path: str | os.PathLike[str], names: Iterable[str], max_bytes: int = 1 << 34
-) -> dict[str, np.ndarray]:
+def read_arrays(path: str | os.PathLike[str], names: Iterable[str], max_bytes: int = 1 << 34) -> dict[str, np.ndarray]:
     """Whole arrays of an `.npz` file; those of `names` that it does not have are left out.
 
     Raises:
@@ -208,9 +206,7 @@ def write_npz(
 def write_rows(target: IO[bytes], header: Header, blocks: Iterable[np.ndarray]) -> None:
     """One array in the `.npy` format to an open stream, block after block."""
     description = np.lib.format.dtype_to_descr(header.dtype)
-    np.lib.format.write_array_header_1_0(
-        target, {"descr": description, "fortran_order": False, "shape": header.shape}
-    )
+    np.lib.format.write_array_header_1_0(target, {"descr": description, "fortran_order": False, "shape": header.shape})
     written = 0
     for block in blocks:
         assert block.shape[1:] == header.shape[1:], f"rows of shape {block.shape[1:]}, announced {header.shape[1:]}"

@@ -59,8 +59,9 @@ class Watchdog:
         stop: ends the process; exchanged in tests.
     """
 
-    def __init__(self, timeout: float | None, report: Callable[[str], None],
-                 stop: Callable[[int], None] = os._exit) -> None:
+    def __init__(
+        self, timeout: float | None, report: Callable[[str], None], stop: Callable[[int], None] = os._exit
+    ) -> None:
         self.timeout, self.report, self._stop = timeout, report, stop
         self.rank, self.world_size = get_rank(), get_world_size()
         self.interval = min(MAX_INTERVAL_SECONDS, (timeout or 0.0) / 5)
@@ -87,8 +88,9 @@ class Watchdog:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

@@ -68,8 +68,15 @@ class Extractor:
         described: the data set's settings, for the manifest.
     """
 
-    def __init__(self, tokenizer: RQVAE, digest: str, dataset: ImageDataset, described: dict[str, Any],
-                 settings: ExtractionSettings, env: DistEnv) -> None:
+    def __init__(
+        self,
+        tokenizer: RQVAE,
+        digest: str,
+        dataset: ImageDataset,
+        described: dict[str, Any],
+        settings: ExtractionSettings,
+        env: DistEnv,
+    ) -> None:
         tokenizer = tokenizer.to(env.device).eval().requires_grad_(False)
         self.tokenizer = tokenizer.to(memory_format=torch.channels_last) if settings.channels_last else tokenizer
         self.dataset, self.settings, self.env = dataset, settings, env
@@ -83,13 +90,23 @@ class Extractor:
         latent_BHWE, codes_BHWD = self._encode(example["image"])
         kept = {"latents": ["latent"], "codes": ["codes"], "both": ["latent", "codes"]}[self.settings.keep]
         return {
-            "kind": LATENTS, "split": self.dataset.split, "tokenizer": digest, "dataset": described,
-            "class_names": list(self.dataset.class_names), "resolution": self.dataset.resolution, "contents": kept,
-            "crops": self.crops, "augmented": self.dataset.split == "train", "seed": self.settings.seed,
-            "dtype": str(self.dtype).removeprefix("torch."), "codes_dtype": self.codes_dtype.name,
-            "latent_shape": list(latent_BHWE.shape[1:]), "codes_shape": list(codes_BHWD.shape[1:]),
+            "kind": LATENTS,
+            "split": self.dataset.split,
+            "tokenizer": digest,
+            "dataset": described,
+            "class_names": list(self.dataset.class_names),
+            "resolution": self.dataset.resolution,
+            "contents": kept,
+            "crops": self.crops,
+            "augmented": self.dataset.split == "train",
+            "seed": self.settings.seed,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "codes_dtype": self.codes_dtype.name,
+            "latent_shape": list(latent_BHWE.shape[1:]),
+            "codes_shape": list(codes_BHWD.shape[1:]),
             "cond_length": len(example["cond"][0]) if "cond" in example else None,
-            "samples_per_shard": self.settings.samples_per_shard, "source_samples": len(self.dataset),
+            "samples_per_shard": self.settings.samples_per_shard,
+            "source_samples": len(self.dataset),
         }
 
     @torch.no_grad()
@@ -112,11 +129,14 @@ class Extractor:
         entries = {}
         for number in tqdm(numbers, desc=self.dataset.split, unit="shard", disable=None if self.env.is_main else True):
             path, start = folder / shard_name(self.dataset.split, number), number * per_shard
-            entries[number] = finished_shard(path) or write_shard(path, self._samples(start, min(start + per_shard,
-                                                                                                 total)))
+            entries[number] = finished_shard(path) or write_shard(
+                path, self._samples(start, min(start + per_shard, total))
+            )
         gathered = distributed.gather_objects([[number, asdict(entry)] for number, entry in entries.items()])
-        found = [ShardEntry(**entry) for _, entry in sorted((pair for pairs in gathered for pair in pairs),
-                                                            key=lambda pair: pair[0])]
+        found = [
+            ShardEntry(**entry)
+            for _, entry in sorted((pair for pairs in gathered for pair in pairs), key=lambda pair: pair[0])
+        ]
         distributed.run_on_main(lambda: finish(folder, self.header, found))
         return found
 
@@ -131,8 +151,14 @@ class Extractor:
         index_N = np.repeat(np.arange(start, end), self.crops)
         key_N = np.tile(np.arange(self.crops), end - start) * len(self.dataset) + index_N
         rows: list[dict[str, np.ndarray]] = []
-        batches = listed_batches(self.dataset, index_N, key_N if self.dataset.split == "train" else None,
-                                 self.settings.batch_size, self.settings.num_workers, self.env.device)
+        batches = listed_batches(
+            self.dataset,
+            index_N,
+            key_N if self.dataset.split == "train" else None,
+            self.settings.batch_size,
+            self.settings.num_workers,
+            self.env.device,
+        )
         for batch in batches:
             rows += self._rows(batch)
             while len(rows) >= self.crops:

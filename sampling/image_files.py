@@ -17,8 +17,13 @@ FORMATS = ("png", "npz")
 ROWS_AT_A_TIME = 64
 
 
-def save_images(batches: Iterable[dict[str, Tensor]], directory: Path, file_format: str, num_images: int,
-                resolution: tuple[int, int]) -> Iterator[dict[str, Tensor]]:
+def save_images(
+    batches: Iterable[dict[str, Tensor]],
+    directory: Path,
+    file_format: str,
+    num_images: int,
+    resolution: tuple[int, int],
+) -> Iterator[dict[str, Tensor]]:
     """Passes batches (`image` uint8, `index`, `label` where there are classes) through and writes them on the way.
 
     `png`: `images/<index>_class<label>.png`, without classes `images/<index>.png`. `npz`: `samples.npz` with `arr_0`,
@@ -89,7 +94,9 @@ class NpzFile:
             rows = range(0, len(image_NHWC), ROWS_AT_A_TIME)
             blocks = (image_NHWC[start : start + ROWS_AT_A_TIME] for start in rows)
             labels = {"arr_1": label_N, "labels": label_N} if labelled else {}
-            write_npz(self.directory / "samples.npz",
-                      {"arr_0": (Header(image_NHWC.shape, image_NHWC.dtype), blocks), **labels})
+            write_npz(
+                self.directory / "samples.npz",
+                {"arr_0": (Header(image_NHWC.shape, image_NHWC.dtype), blocks), **labels},
+            )
             for file in self.files.values():
                 file.unlink()

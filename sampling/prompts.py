@@ -101,8 +101,9 @@ def dataset_prompts(data: ScoringData) -> Prompts:
     return Prompts(list(split.captions(range(len(split)))), f"{data.config.name}:val")
 
 
-def find_tokenizer(given: str | None, checkpoint: Path, dataset: DatasetConfig,
-                   arch: RQTransformerConfig) -> CaptionTokenizer:
+def find_tokenizer(
+    given: str | None, checkpoint: Path, dataset: DatasetConfig, arch: RQTransformerConfig
+) -> CaptionTokenizer:
     """`--tokenizer`, else the one inside the checkpoint's folder, else what the config's dataset section says.
 
     Raises:
@@ -116,11 +117,15 @@ def find_tokenizer(given: str | None, checkpoint: Path, dataset: DatasetConfig,
     else:
         tokenizer, origin = tokenizer_of(dataset, arch, folder), f"{folder / 'config.yaml'} (dataset)"
     if tokenizer.vocab_size > arch.vocab_size_cond:
-        raise UserError(f"the tokenizer of {origin} has {tokenizer.vocab_size} tokens, the model knows "
-                        f"{arch.vocab_size_cond} (arch.vocab_size_cond)")
+        raise UserError(
+            f"the tokenizer of {origin} has {tokenizer.vocab_size} tokens, the model knows "
+            f"{arch.vocab_size_cond} (arch.vocab_size_cond)"
+        )
     if tokenizer.context_length != arch.block_size_cond:
-        raise UserError(f"the tokenizer of {origin} gives {tokenizer.context_length} tokens, the model takes "
-                        f"{arch.block_size_cond} (arch.block_size_cond)")
+        raise UserError(
+            f"the tokenizer of {origin} gives {tokenizer.context_length} tokens, the model takes "
+            f"{arch.block_size_cond} (arch.block_size_cond)"
+        )
     return tokenizer
 
 
@@ -133,8 +138,10 @@ def tokenizer_of(dataset: DatasetConfig, arch: RQTransformerConfig, folder: Path
     try:
         return tokenizer_named(replace(dataset, context_length=arch.block_size_cond, vocab_size_txt=None), folder)
     except TokenizerNotFound as error:
-        raise UserError(f"no tokenizer in the checkpoint's folder: give --tokenizer PATH, a folder with "
-                        f"{TOKENIZER_FILE} or DIR/NAME of a published pair ({error})") from error
+        raise UserError(
+            f"no tokenizer in the checkpoint's folder: give --tokenizer PATH, a folder with "
+            f"{TOKENIZER_FILE} or DIR/NAME of a published pair ({error})"
+        ) from error
 
 
 def tokenize(prompts: Prompts, tokenizer: CaptionTokenizer) -> CaptionConditions:

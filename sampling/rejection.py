@@ -46,8 +46,9 @@ class RejectionPlan:
     @property
     def kept_per_class(self) -> list[int]:
         """n of every class."""
-        return torch.bincount(balanced_conditions(self.num_samples, self.num_classes),
-                              minlength=self.num_classes).tolist()
+        return torch.bincount(
+            balanced_conditions(self.num_samples, self.num_classes), minlength=self.num_classes
+        ).tolist()
 
     def candidates(self) -> Tensor:
         """Numbers of all candidates, (M,) int64, ascending."""
@@ -63,8 +64,11 @@ class RejectionPlan:
         """
         # stable sorts, the least important key first; a score that is no number is the worst
         order = candidate_M.argsort()
-        order = order[score_M[order].nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-                      .argsort(descending=True, stable=True)]
+        order = order[
+            score_M[order]
+            .nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+            .argsort(descending=True, stable=True)
+        ]
         order = order[(candidate_M[order] % self.num_classes).argsort(stable=True)]
         candidate_M = candidate_M[order]
         label_M = candidate_M % self.num_classes
@@ -84,8 +88,14 @@ class RejectionSampler:
         judge: scores uint8 images by their class.
     """
 
-    def __init__(self, plan: RejectionPlan, draw: Callable[[Tensor, Tensor], Tensor],
-                 decode: Callable[[Tensor], Tensor], judge: ClassJudge, batch_size: int):
+    def __init__(
+        self,
+        plan: RejectionPlan,
+        draw: Callable[[Tensor, Tensor], Tensor],
+        decode: Callable[[Tensor], Tensor],
+        judge: ClassJudge,
+        batch_size: int,
+    ):
         self.plan, self.draw, self.decode, self.judge, self.batch_size = plan, draw, decode, judge, batch_size
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:

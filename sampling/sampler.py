@@ -43,19 +43,31 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--temp", type=float, nargs="+", help="temperature, one or one per depth")
     parser.add_argument("--top-k", type=int, nargs="+", help="one or one per depth; default: as the checkpoint says")
     parser.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
-    parser.add_argument("--cfg-scale", type=guidance, metavar="SCALE",
-                        help="classifier-free guidance: a number (1 is the plain model), or linear:SCALE, cosine:SCALE "
-                             "(from 1 at the first position to SCALE at the last)")
-    parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="dense",
-                        help="of stage 2 while sampling; int8: rounded, one scale per output feature")
+    parser.add_argument(
+        "--cfg-scale",
+        type=guidance,
+        metavar="SCALE",
+        help="classifier-free guidance: a number (1 is the plain model), or linear:SCALE, cosine:SCALE "
+        "(from 1 at the first position to SCALE at the last)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHT_FORMATS,
+        default="dense",
+        help="of stage 2 while sampling; int8: rounded, one scale per output feature",
+    )
     parser.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
     parser.add_argument("--save-dir", help="where the samples go (default: beside the stage-2 checkpoint)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the saved images (default: png)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of stage 2 (default: bf16 on a GPU)")
     parser.add_argument("--no-tensorboard", action="store_false", dest="tensorboard", help="no TensorBoard events")
-    parser.add_argument("--no-stats-saving", action="store_false", dest="score",
-                        help="save the images only: no features, no statistics, no scores")
+    parser.add_argument(
+        "--no-stats-saving",
+        action="store_false",
+        dest="score",
+        help="save the images only: no features, no statistics, no scores",
+    )
 
 
 def guidance(text: str) -> float | str:
@@ -123,12 +135,23 @@ class Sampler:
 
     reject: RejectionSampler | None = None
 
-    def __init__(self, args: argparse.Namespace, stage1: RQVAE, stage2: RQTransformer, env: DistEnv, num_samples: int,
-                 conditions: Conditions):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        stage1: RQVAE,
+        stage2: RQTransformer,
+        env: DistEnv,
+        num_samples: int,
+        conditions: Conditions,
+    ):
         self.stage1, self.stage2, self.env, self.conditions = stage1, stage2, env, conditions
         self.num_samples, self.batch_size, self.seed = num_samples, args.batch_size, args.seed
         self.settings = sampling_settings(
-            stage2, temperature=args.temp, top_k=args.top_k, top_p=args.top_p, cfg_scale=args.cfg_scale,
+            stage2,
+            temperature=args.temp,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            cfg_scale=args.cfg_scale,
             weights=args.weights,
         )
         self.amp_dtype = Precision(args.precision, env.device).amp_dtype
@@ -140,8 +163,13 @@ class Sampler:
         """Codes (B, H, W, D) of the samples with these numbers."""
         cond = self.conditions.ids(condition_B)
         return sample(
-            self.stage2, self.stage1, None if cond is None else cond.to(self.env.device), indices=index_B,
-            seed=self.seed, amp_dtype=self.amp_dtype, **self.settings,
+            self.stage2,
+            self.stage1,
+            None if cond is None else cond.to(self.env.device),
+            indices=index_B,
+            seed=self.seed,
+            amp_dtype=self.amp_dtype,
+            **self.settings,
         )
 
     def decode(self, codes_BHWD: Tensor) -> Tensor:
@@ -191,8 +219,9 @@ def directory_beside(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == SNAPSHOTS else checkpoint
 
 
-def keep_images(batches: Iterator[dict[str, Tensor]], kept: dict[int, Tensor],
-                wanted: Collection[int] = range(GRID_IMAGES)) -> Iterator[dict[str, Tensor]]:
+def keep_images(
+    batches: Iterator[dict[str, Tensor]], kept: dict[int, Tensor], wanted: Collection[int] = range(GRID_IMAGES)
+) -> Iterator[dict[str, Tensor]]:
     """Passes batches through and remembers the images of the preview grid, by sample number."""
     for batch in batches:
         for index, image_CHW in zip(batch["index"].tolist(), batch["image"], strict=True):
@@ -201,8 +230,9 @@ def keep_images(batches: Iterator[dict[str, Tensor]], kept: dict[int, Tensor],
         yield batch
 
 
-def save_grid(kept: dict[int, Tensor], log: RunLog, directory: Path, columns: int = GRID_COLUMNS,
-              order: list[int] | None = None) -> None:
+def save_grid(
+    kept: dict[int, Tensor], log: RunLog, directory: Path, columns: int = GRID_COLUMNS, order: list[int] | None = None
+) -> None:
     """Collects the preview images of all ranks and writes `samples.png`.
 
     Args:
@@ -215,8 +245,9 @@ def save_grid(kept: dict[int, Tensor], log: RunLog, directory: Path, columns: in
     index_N = torch.cat(distributed.gather_rows(own))
     shapes = distributed.gather_objects(None if images is None else list(images.shape[1:]))
     shape = next(shape for shape in shapes if shape is not None)
-    image_NCHW = torch.cat(distributed.gather_rows(torch.empty(0, *shape, dtype=torch.uint8)
-                                                   if images is None else images))
+    image_NCHW = torch.cat(
+        distributed.gather_rows(torch.empty(0, *shape, dtype=torch.uint8) if images is None else images)
+    )
     if distributed.is_main():
         row_of = {int(index): row for row, index in enumerate(index_N)}
         rows = [row_of[index] for index in (sorted(row_of) if order is None else order)]

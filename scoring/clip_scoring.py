@@ -26,8 +26,12 @@ CAPTIONS_FILE = "captions.jsonl"
 
 def add_clip_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that choose the network."""
-    parser.add_argument("--clip-model", default=PUBLISHED_CLIP, metavar="NAME[/TAG]",
-                        help=f"of open_clip, for whatever needs CLIP (default: {PUBLISHED_CLIP})")
+    parser.add_argument(
+        "--clip-model",
+        default=PUBLISHED_CLIP,
+        metavar="NAME[/TAG]",
+        help=f"of open_clip, for whatever needs CLIP (default: {PUBLISHED_CLIP})",
+    )
     parser.add_argument("--clip-weights", metavar="FILE", help="its weights, instead of those of the tag")
 
 
@@ -44,8 +48,10 @@ def load_clip(args: argparse.Namespace, env: DistEnv) -> ClipFeatures:
             distributed.run_on_main(lambda: ClipFeatures(args.clip_model).fingerprint)
         return ClipFeatures(args.clip_model, device=env.device)
     except (ValueError, OSError, RuntimeError) as error:  # open_clip raises the last for what it cannot fetch
-        raise UserError(f"{one_line(error)}; CLIP is needed for the metric {CLIP_METRIC} (--metrics chooses) and for "
-                        "rejection by captions; --clip-weights FILE gives it weights") from error
+        raise UserError(
+            f"{one_line(error)}; CLIP is needed for the metric {CLIP_METRIC} (--metrics chooses) and for "
+            "rejection by captions; --clip-weights FILE gives it weights"
+        ) from error
 
 
 def add_clip_score(line: dict[str, Any], score: ClipScore, num_images: int) -> None:
@@ -57,8 +63,13 @@ def add_clip_score(line: dict[str, Any], score: ClipScore, num_images: int) -> N
 
 def line_without_reference(clip: ClipFeatures, num_images: int, **facts: Any) -> dict[str, Any]:
     """The beginning of the result line of images that are compared with nothing but their captions."""
-    features = {"name": clip.name, "dim": clip.dim, "num_classes": 0, "resize": clip.resize,
-                "fingerprint": clip.fingerprint}
+    features = {
+        "name": clip.name,
+        "dim": clip.dim,
+        "num_classes": 0,
+        "resize": clip.resize,
+        "fingerprint": clip.fingerprint,
+    }
     return {"metrics": {}, "num_images": num_images, "references": {}, "features": features, "warnings": [], **facts}
 
 
@@ -71,8 +82,10 @@ def saved_captions(path: Path, num_images: int) -> list[str]:
     folder = path if path.is_dir() else path.parent
     file = next((place / CAPTIONS_FILE for place in (folder, folder.parent) if (place / CAPTIONS_FILE).is_file()), None)
     if file is None:
-        raise UserError(f"metrics={CLIP_METRIC} needs the captions of the images: {folder / CAPTIONS_FILE} with a line "
-                        '{"index": 0, "text": "..."} for each, as main_sampling_txt2img.py writes it')
+        raise UserError(
+            f"metrics={CLIP_METRIC} needs the captions of the images: {folder / CAPTIONS_FILE} with a line "
+            '{"index": 0, "text": "..."} for each, as main_sampling_txt2img.py writes it'
+        )
     try:
         entries = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
         found = {int(entry["index"]): str(entry["text"]) for entry in entries}

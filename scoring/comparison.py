@@ -86,8 +86,9 @@ class Comparison:
         dataset.type, self.name = self.spec, split
         if dataset.transforms is None and dataset.resolution is None:
             dataset.resolution = resolution
-        self.data = ScoringData(dataset, self.config.batch_size, self.env, self.config.num_workers,
-                                cache=self.args.features_cache)
+        self.data = ScoringData(
+            dataset, self.config.batch_size, self.env, self.config.num_workers, cache=self.args.features_cache
+        )
         self.images = partial(self.data.uint8_batches, self.name)
         self.num_classes = self.data.split("train").num_classes
 
@@ -111,9 +112,12 @@ class Comparison:
         if self.args.features == "classifier" and (self.images is None or self.num_classes is None):
             raise UserError("--features classifier needs ref_dataset to be a data set or images with classes")
         return build_features(
-            self.args.features, device=self.env.device, weights=self.args.features_weights,
+            self.args.features,
+            device=self.env.device,
+            weights=self.args.features_weights,
             resize=self.args.features_resize,
-            train=partial(self.images, shared=False) if self.images else None, num_classes=self.num_classes,
+            train=partial(self.images, shared=False) if self.images else None,
+            num_classes=self.num_classes,
             cache_dir=self.args.features_cache,
         )
 
@@ -124,7 +128,15 @@ class Comparison:
         if self.data is not None:
             return self.data.reference(self.name, extractor, keep_features, spatial)
         return cached_reference(
-            Path(self.args.features_cache) / REFERENCES, self.name, self.images, extractor,
-            num_images=len(self.source), source=self.spec, keep_features=keep_features, spatial=spatial,
-            reduce=distributed.all_reduce_sum_, rank=self.env.rank, world_size=self.env.world_size,
+            Path(self.args.features_cache) / REFERENCES,
+            self.name,
+            self.images,
+            extractor,
+            num_images=len(self.source),
+            source=self.spec,
+            keep_features=keep_features,
+            spatial=spatial,
+            reduce=distributed.all_reduce_sum_,
+            rank=self.env.rank,
+            world_size=self.env.world_size,
         )

@@ -76,7 +76,9 @@ class Export:
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         self.name, self.messages = name, tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "data.export", *words, "-"], stdout=subprocess.PIPE, stderr=self.messages,
+            [sys.executable, "-m", "data.export", *words, "-"],
+            stdout=subprocess.PIPE,
+            stderr=self.messages,
             env={**os.environ, "PYTHONPATH": path},
         )
         self.stop = weakref.finalize(self, _stop, self.process, self.messages)
@@ -117,5 +119,8 @@ def _stop(process: subprocess.Popen, messages: IO[bytes]) -> None:
 
 def _batch(record_B: np.ndarray, index_B: np.ndarray) -> dict[str, Tensor]:
     image_BHWC = torch.from_numpy(np.ascontiguousarray(record_B["image"]))
-    return {"image": image_BHWC.permute(0, 3, 1, 2).contiguous(), "index": torch.from_numpy(index_B),
-            "label": torch.from_numpy(record_B["label"].astype(np.int64))}
+    return {
+        "image": image_BHWC.permute(0, 3, 1, 2).contiguous(),
+        "index": torch.from_numpy(index_B),
+        "label": torch.from_numpy(record_B["label"].astype(np.int64)),
+    }

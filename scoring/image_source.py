@@ -120,8 +120,10 @@ class EncodedImages:
             first = first or (index, image_HWC)
             if image_HWC.shape != first[1].shape:
                 sizes = [f"{shape[1]}x{shape[0]}" for shape in (image_HWC.shape, first[1].shape)]
-                raise UserError(f"{self.files.label(index)} is {sizes[0]}, {self.files.label(first[0])} is {sizes[1]}: "
-                                "the images of a source must have one size")
+                raise UserError(
+                    f"{self.files.label(index)} is {sizes[0]}, {self.files.label(first[0])} is {sizes[1]}: "
+                    "the images of a source must have one size"
+                )
             yield index, image_HWC
 
 

@@ -90,6 +90,8 @@ class MetricSet:
     @staticmethod
     def _held(reference: Reference, part: Any, metric: str, what: str) -> Any:
         if part is None:
-            raise UserError(f"metrics={metric} needs {what}, which reference {reference.name} does not hold; give its "
-                            "images, or make it with `python -m scoring.reference make --keep-features --spatial`")
+            raise UserError(
+                f"metrics={metric} needs {what}, which reference {reference.name} does not hold; give its "
+                "images, or make it with `python -m scoring.reference make --keep-features --spatial`"
+            )
         return part

@@ -42,8 +42,9 @@ class PairScores:
         perceptual: name -> distance.
     """
 
-    def __init__(self, reference: str, detail: str | None, perceptual: Mapping[str, PerceptualDistance],
-                 device: torch.device):
+    def __init__(
+        self, reference: str, detail: str | None, perceptual: Mapping[str, PerceptualDistance], device: torch.device
+    ):
         self.reference, self.detail, self.perceptual, self.device = reference, detail, perceptual, device
         self.names = [self._name("psnr", "rgb")]
 
@@ -64,11 +65,17 @@ class PairScores:
         if len(self.names) == 1:
             means = {self.names[0]: psnr(original_BCHW, reconstruction_BCHW).mean().item()}
         else:
-            means = reconstruction_scores([(original_BCHW, reconstruction_BCHW)], num_images=count,
-                                          reference=self.reference, detail=self.detail, perceptual=self.perceptual,
-                                          device=self.device)
-        self.sums += torch.tensor([*(means[name] * count for name in self.names), count], dtype=torch.float64,
-                                  device=self.device)
+            means = reconstruction_scores(
+                [(original_BCHW, reconstruction_BCHW)],
+                num_images=count,
+                reference=self.reference,
+                detail=self.detail,
+                perceptual=self.perceptual,
+                device=self.device,
+            )
+        self.sums += torch.tensor(
+            [*(means[name] * count for name in self.names), count], dtype=torch.float64, device=self.device
+        )
 
     def metrics(self) -> dict[str, float]:
         """Means over the images of all ranks; every rank must call it."""
@@ -76,9 +83,16 @@ class PairScores:
         return {name: total / count for name, total in zip(self.names, sums)}
 
 
-def score_reconstructions(model: RQVAE, data: ScoringData, split: str, extractor: FeatureExtractor,
-                          reference: Reference, depth: int, perceptual: Mapping[str, PerceptualDistance],
-                          **facts: Any) -> dict[str, Any]:
+def score_reconstructions(
+    model: RQVAE,
+    data: ScoringData,
+    split: str,
+    extractor: FeatureExtractor,
+    reference: Reference,
+    depth: int,
+    perceptual: Mapping[str, PerceptualDistance],
+    **facts: Any,
+) -> dict[str, Any]:
     """The result line of a split that is reconstructed from the first `depth` codes of every position.
 
     Fewer codes than the model has are part of every name.
@@ -94,8 +108,16 @@ def score_reconstructions(model: RQVAE, data: ScoringData, split: str, extractor
 
     images = _watched(data.float_batches(split), decode, pairs.watch)
     line = score_images(
-        images, extractor, num_images=len(data.split(split)), references={split: reference.moments}, kind="rfid",
-        splits=None, reduce=distributed.all_reduce_sum_, rank=data.env.rank, world_size=data.env.world_size, **facts,
+        images,
+        extractor,
+        num_images=len(data.split(split)),
+        references={split: reference.moments},
+        kind="rfid",
+        splits=None,
+        reduce=distributed.all_reduce_sum_,
+        rank=data.env.rank,
+        world_size=data.env.world_size,
+        **facts,
     )
     name = metric_name("rfid", extractor.label, extractor.resize, split)
     full = metric_name("rfid", extractor.label, extractor.resize, split, detail=detail)
@@ -104,8 +126,9 @@ def score_reconstructions(model: RQVAE, data: ScoringData, split: str, extractor
     return line
 
 
-def _watched(batches: Iterable[dict[str, Tensor]], decode: Callable[[Tensor], Tensor],
-             watch: Callable[[Tensor, Tensor], None]) -> Batches:
+def _watched(
+    batches: Iterable[dict[str, Tensor]], decode: Callable[[Tensor], Tensor], watch: Callable[[Tensor, Tensor], None]
+) -> Batches:
     originals: list[Tensor] = []
 
     def remembered() -> Iterator[dict[str, Tensor]]:

@@ -44,19 +44,33 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
     """The command line; `file` and `source` are None where an action takes none."""
     parser = ArgumentParser(description="Make, show or check a reference.", allow_abbrev=False)
     parser.add_argument("action", choices=tuple(ACTIONS))
-    parser.add_argument("places", nargs="+", metavar="FILE|SOURCE",
-                        help=f"make SOURCE | show FILE | check FILE SOURCE; SOURCE is {SOURCES}")
+    parser.add_argument(
+        "places",
+        nargs="+",
+        metavar="FILE|SOURCE",
+        help=f"make SOURCE | show FILE | check FILE SOURCE; SOURCE is {SOURCES}",
+    )
     parser.add_argument("--output", help="make: where the reference goes (default: <name>_<features>_<resize>.npz)")
     parser.add_argument("--name", help="make: its part of metric names (default: from the source)")
     parser.add_argument("--features", choices=FEATURES, default="inception", help="network (default: inception)")
     parser.add_argument("--features-weights", help="weight file of the feature network")
-    parser.add_argument("--features-resize", choices=tuple(RESIZES), default="bilinear",
-                        help="how images reach Inception's 299 pixels (default: bilinear)")
-    parser.add_argument("--features-cache", default=CLASSIFIER_CACHE,
-                        help=f"where trained classifiers are kept (default: {CLASSIFIER_CACHE})")
-    parser.add_argument("--classifier-data", metavar="SOURCE",
-                        help="labelled images that the classifier features are trained on "
-                             "(default: the train split of dataset:NAME:SPLIT)")
+    parser.add_argument(
+        "--features-resize",
+        choices=tuple(RESIZES),
+        default="bilinear",
+        help="how images reach Inception's 299 pixels (default: bilinear)",
+    )
+    parser.add_argument(
+        "--features-cache",
+        default=CLASSIFIER_CACHE,
+        help=f"where trained classifiers are kept (default: {CLASSIFIER_CACHE})",
+    )
+    parser.add_argument(
+        "--classifier-data",
+        metavar="SOURCE",
+        help="labelled images that the classifier features are trained on "
+        "(default: the train split of dataset:NAME:SPLIT)",
+    )
     parser.add_argument("--keep-features", action="store_true", help="make: also what KID, precision and recall need")
     parser.add_argument("--spatial", action="store_true", help="make: also what sFID needs")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out and count images that do not decode")
@@ -66,8 +80,9 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
     args = parser.parse_args(words)
     expected = ACTIONS[args.action]
     if len(args.places) != len(expected):
-        parser.error(f"{args.action} takes {' and '.join(name.upper() for name in expected)}, got "
-                     f"{' '.join(args.places)}")
+        parser.error(
+            f"{args.action} takes {' and '.join(name.upper() for name in expected)}, got {' '.join(args.places)}"
+        )
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size} must be at least 1")
     given = dict(zip(expected, args.places))
@@ -88,8 +103,9 @@ def open_images(args: Namespace, spec: str) -> ImageSource:
 def build_extractor(args: Namespace) -> FeatureExtractor:
     """The feature network of the flags."""
     if args.features != "classifier":
-        return build_features(args.features, device=args.device, weights=args.features_weights,
-                              resize=args.features_resize)
+        return build_features(
+            args.features, device=args.device, weights=args.features_weights, resize=args.features_resize
+        )
     spec = args.classifier_data
     if spec is None and args.source.startswith(DATASET_PREFIX):
         spec = ":".join([*args.source.split(":")[:2], "train"])
@@ -101,8 +117,13 @@ def build_extractor(args: Namespace) -> FeatureExtractor:
         if "label" not in batch:
             raise UserError(f"{spec} has no labels to train a classifier on")
         num_classes = max(num_classes, 1 + int(batch["label"].max()))
-    return build_features("classifier", device=args.device, train=lambda: images.batches(args.batch_size),
-                          num_classes=num_classes, cache_dir=args.features_cache)
+    return build_features(
+        "classifier",
+        device=args.device,
+        train=lambda: images.batches(args.batch_size),
+        num_classes=num_classes,
+        cache_dir=args.features_cache,
+    )
 
 
 def make(args: Namespace) -> None:
@@ -117,8 +138,13 @@ def make(args: Namespace) -> None:
         raise UserError(f"{args.source}: a covariance needs at least 2 images, there is {len(source)}")
     extractor = build_extractor(args)
     reference = measure_reference(
-        name, source.batches(args.batch_size), extractor, num_images=len(source), source=args.source,
-        keep_features=args.keep_features, spatial=args.spatial,
+        name,
+        source.batches(args.batch_size),
+        extractor,
+        num_images=len(source),
+        source=args.source,
+        keep_features=args.keep_features,
+        spatial=args.spatial,
     )
     output = Path(args.output or f"{name}_{_file_name(extractor.label)}_{_file_name(extractor.resize)}.npz")
     save_reference(reference, output)
@@ -136,8 +162,9 @@ def show_reference(reference: Reference) -> None:
         "source": reference.source,
         "num_images": moments.num or "not recorded",
         "dim": len(moments.mean_F),
-        "network": f"{reference.network['label']}_{reference.network['resize']}" if reference.network
-                   else "not recorded",
+        "network": f"{reference.network['label']}_{reference.network['resize']}"
+        if reference.network
+        else "not recorded",
         "weights": reference.network.get("fingerprint", "not recorded"),
         "features": reference.features_NF is not None,
         "classes": len(reference.classes or {}),
@@ -161,8 +188,10 @@ def check(args: Namespace) -> None:
         for _ in digested(source.batches(args.batch_size), digest):
             pass
         if digest.hexdigest() != reference.images:
-            raise UserError(f"{args.file} was made from other images than {args.source}: {reference.moments.num} with "
-                            f"digest {reference.images[:12]}, not {len(source)} with {digest.hexdigest()[:12]}")
+            raise UserError(
+                f"{args.file} was made from other images than {args.source}: {reference.moments.num} with "
+                f"digest {reference.images[:12]}, not {len(source)} with {digest.hexdigest()[:12]}"
+            )
         print(f"ok: {args.file} was made from exactly the {len(source)} images of {args.source}")
         return
     extractor = build_extractor(args)

@@ -38,13 +38,15 @@ def check_reference(args: argparse.Namespace) -> None:
         raise UserError("--report shows reference images: --reference must be a split of the data set")
 
 
-def find_reference(args: argparse.Namespace, data: ScoringData, extractor: FeatureExtractor,
-                   metrics: MetricSet) -> Reference:
+def find_reference(
+    args: argparse.Namespace, data: ScoringData, extractor: FeatureExtractor, metrics: MetricSet
+) -> Reference:
     """A split of the data set, or a file of moments."""
     if args.reference.endswith(".npz"):
         return load_reference(args.reference, extractor)
-    return data.reference(split_name(args.reference), extractor, metrics.needs_features or args.report,
-                          metrics.needs_spatial)
+    return data.reference(
+        split_name(args.reference), extractor, metrics.needs_features or args.report, metrics.needs_spatial
+    )
 
 
 def count_samples(batches: Iterator[dict[str, Tensor]], sampler: Sampler) -> None:
@@ -55,9 +57,17 @@ def count_samples(batches: Iterator[dict[str, Tensor]], sampler: Sampler) -> Non
     ledger.close(distributed.all_reduce_sum_)
 
 
-def score_samples(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]], data: ScoringData,
-                  extractor: FeatureExtractor, sampler: Sampler, directory: Path, metrics: MetricSet,
-                  sampling: dict[str, Any], knows_classes: bool) -> dict[str, Any]:
+def score_samples(
+    args: argparse.Namespace,
+    batches: Iterator[dict[str, Tensor]],
+    data: ScoringData,
+    extractor: FeatureExtractor,
+    sampler: Sampler,
+    directory: Path,
+    metrics: MetricSet,
+    sampling: dict[str, Any],
+    knows_classes: bool,
+) -> dict[str, Any]:
     """The metrics asked for, and with the classifier the recognised share; returns the result line.
 
     Args:
@@ -71,18 +81,31 @@ def score_samples(args: argparse.Namespace, batches: Iterator[dict[str, Tensor]]
     wanted["accuracy"] |= knows_classes and extractor.recognises_labels
     banks: list[Any] = []
     line = score_images(
-        batches, extractor, num_images=sampler.num_samples, reduce=distributed.all_reduce_sum_, rank=sampler.env.rank,
-        world_size=sampler.env.world_size, seed=args.seed, sampling=sampling,
-        checkpoint=weights_digest(sampler.stage2), keep_moments=partial(save_moments, directory),
-        keep_bank=banks.append if args.report else None, **wanted,
+        batches,
+        extractor,
+        num_images=sampler.num_samples,
+        reduce=distributed.all_reduce_sum_,
+        rank=sampler.env.rank,
+        world_size=sampler.env.world_size,
+        seed=args.seed,
+        sampling=sampling,
+        checkpoint=weights_digest(sampler.stage2),
+        keep_moments=partial(save_moments, directory),
+        keep_bank=banks.append if args.report else None,
+        **wanted,
     )
-    line |= {"dataset": data.config.name, "tokenizer": weights_digest(sampler.stage1),
-             "reference": reference_facts(reference)}
+    line |= {
+        "dataset": data.config.name,
+        "tokenizer": weights_digest(sampler.stage1),
+        "reference": reference_facts(reference),
+    }
     if args.report and distributed.is_main():
         samples, originals = open_source(str(directory)), partial(data.uint8_batches, reference.name, shared=False)
         line["neighbours"] = write_report(
-            directory / "metrics.html", line,
+            directory / "metrics.html",
+            line,
             ImageSet(str(directory), banks[0].features_NF, partial(samples.batches, args.batch_size)),
-            ImageSet(reference.source, reference.features_NF, originals), sampler.env.device,
+            ImageSet(reference.source, reference.features_NF, originals),
+            sampler.env.device,
         )
     return line

@@ -38,16 +38,29 @@ REFERENCES = "references"
 
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that choose the feature network."""
-    parser.add_argument("--features", choices=FEATURES, default="inception",
-                        help="inception: the FID network (inception768, ... its earlier layers); classifier: a small "
-                             f"network trained on the data set itself; or {', '.join(FEATURES)}, clip:NAME, timm:NAME")
-    parser.add_argument("--features-weights", default=None,
-                        help="its weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)")
-    parser.add_argument("--features-resize", choices=tuple(RESIZES), default="bilinear",
-                        help="how images reach Inception's 299 pixels; part of every metric's name (default: bilinear)")
-    parser.add_argument("--features-cache", default=str(CLASSIFIER_CACHE),
-                        help="where trained classifiers and measured references are kept "
-                             f"(default: {CLASSIFIER_CACHE})")
+    parser.add_argument(
+        "--features",
+        choices=FEATURES,
+        default="inception",
+        help="inception: the FID network (inception768, ... its earlier layers); classifier: a small "
+        f"network trained on the data set itself; or {', '.join(FEATURES)}, clip:NAME, timm:NAME",
+    )
+    parser.add_argument(
+        "--features-weights",
+        default=None,
+        help="its weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)",
+    )
+    parser.add_argument(
+        "--features-resize",
+        choices=tuple(RESIZES),
+        default="bilinear",
+        help="how images reach Inception's 299 pixels; part of every metric's name (default: bilinear)",
+    )
+    parser.add_argument(
+        "--features-cache",
+        default=str(CLASSIFIER_CACHE),
+        help=f"where trained classifiers and measured references are kept (default: {CLASSIFIER_CACHE})",
+    )
 
 
 def file_part(features: str) -> str:
@@ -82,8 +95,15 @@ def split_name(name: str) -> str:
 class ScoringData:
     """The two splits of a data set as batches of uint8 images, shared out over the ranks."""
 
-    def __init__(self, config: DatasetConfig, batch_size: int, env: DistEnv, num_workers: int = 0,
-                 splits: Mapping[str, ImageDataset] | None = None, cache: str | Path | None = None):
+    def __init__(
+        self,
+        config: DatasetConfig,
+        batch_size: int,
+        env: DistEnv,
+        num_workers: int = 0,
+        splits: Mapping[str, ImageDataset] | None = None,
+        cache: str | Path | None = None,
+    ):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size} must be at least 1")
         self.config, self.batch_size, self.env, self.num_workers = image_config(config), batch_size, env, num_workers
@@ -100,8 +120,9 @@ class ScoringData:
     def float_batches(self, name: str, shared: bool = True) -> Iterable[dict[str, Tensor]]:
         """Batches in [-1, 1]: this rank's share, or with `shared=False` the whole split."""
         rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)
-        return eval_loader(self.split(name), self.batch_size, rank, world_size, self.num_workers,
-                           device=self.env.device)
+        return eval_loader(
+            self.split(name), self.batch_size, rank, world_size, self.num_workers, device=self.env.device
+        )
 
     def uint8_batches(self, name: str, shared: bool = True) -> Batches:
         """The same as uint8, with `label`; numbered for exact counting."""
@@ -112,8 +133,9 @@ class ScoringData:
         """Batches in [-1, 1] of `num_images` images spread evenly over a split; `index` numbers these alone."""
         rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)
         number = rank
-        for batch in eval_loader(self.split(name), self.batch_size, rank, world_size, self.num_workers, num_images,
-                                 device=self.env.device):
+        for batch in eval_loader(
+            self.split(name), self.batch_size, rank, world_size, self.num_workers, num_images, device=self.env.device
+        ):
             index_B = torch.arange(len(batch["image"])) * world_size + number
             number += len(index_B) * world_size
             yield {**batch, "index": index_B}
@@ -149,7 +171,9 @@ class ScoringData:
 
     def _build_features(self, args: argparse.Namespace) -> FeatureExtractor:
         return build_features(
-            args.features, device=self.env.device, weights=args.features_weights,
+            args.features,
+            device=self.env.device,
+            weights=args.features_weights,
             resize=getattr(args, "features_resize", "bilinear"),
             train=partial(self.uint8_batches, "train", shared=False),
             validation=partial(self.uint8_batches, "val", shared=False),
@@ -163,13 +187,22 @@ class ScoringData:
             if line := unreadable_images(dataset):
                 print(f"warning: {line}", file=sys.stderr)
 
-    def reference(self, name: str, extractor: FeatureExtractor, keep_features: bool = False,
-                  spatial: bool = False) -> Reference:
+    def reference(
+        self, name: str, extractor: FeatureExtractor, keep_features: bool = False, spatial: bool = False
+    ) -> Reference:
         """What scores against a whole split need, from the cache where the same images were measured before."""
         return cached_reference(
-            self.cache, name, partial(self.uint8_batches, name), extractor, num_images=len(self.split(name)),
-            source=f"{self.config.name}:{name}", keep_features=keep_features, spatial=spatial,
-            reduce=distributed.all_reduce_sum_, rank=self.env.rank, world_size=self.env.world_size,
+            self.cache,
+            name,
+            partial(self.uint8_batches, name),
+            extractor,
+            num_images=len(self.split(name)),
+            source=f"{self.config.name}:{name}",
+            keep_features=keep_features,
+            spatial=spatial,
+            reduce=distributed.all_reduce_sum_,
+            rank=self.env.rank,
+            world_size=self.env.world_size,
         )
 
     def moments(self, name: str, extractor: FeatureExtractor) -> Gaussian:

@@ -38,6 +38,7 @@ def _fixed_torch_seed() -> None:
     """A test's random inputs do not depend on which tests ran before it in the same process."""
     torch.manual_seed(0)
 
+
 @pytest.fixture
 def command(monkeypatch, capsys) -> Callable:
     """`command("evaluation.networks", "where")`: what `python -m` gives: exit code, stdout, stderr."""

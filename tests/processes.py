@@ -11,7 +11,12 @@ from pathlib import Path
 import torch.multiprocessing as mp
 
 IMPORTED_ONCE = [
-    "torch", "pytest", "hypothesis", "rqstack.quantizers", "torch.distributed.fsdp", "torch.distributed.checkpoint",
+    "torch",
+    "pytest",
+    "hypothesis",
+    "rqstack.quantizers",
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint",
 ]
 
 

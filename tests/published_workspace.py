@@ -19,12 +19,41 @@ from tests.evaluation.random_inception import write_random_weights
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-SCRIPTS = ("main_stage1.py", "main_sampling_fid.py", "main_sampling_txt2img.py", "compute_rfid.py",
-           "compute_metrics.py")
+SCRIPTS = (
+    "main_stage1.py",
+    "main_sampling_fid.py",
+    "main_sampling_txt2img.py",
+    "compute_rfid.py",
+    "compute_metrics.py",
+)
 SIZE, COUNT = 16, 8
 VOCABULARY = 100  # of the golden text-to-image model
-WORDS = ("a", "the", "small", "large", "red", "blue", "green", "cat", "dog", "boat", "tree", "on", "under", "near",
-         "yellow", "mountain", "painting", "sunglasses", "river", "window", "kitchen", "holding", "children", "frame")
+WORDS = (
+    "a",
+    "the",
+    "small",
+    "large",
+    "red",
+    "blue",
+    "green",
+    "cat",
+    "dog",
+    "boat",
+    "tree",
+    "on",
+    "under",
+    "near",
+    "yellow",
+    "mountain",
+    "painting",
+    "sunglasses",
+    "river",
+    "window",
+    "kitchen",
+    "holding",
+    "children",
+    "frame",
+)
 
 
 def make_workspace(folder: Path) -> Path:
@@ -44,13 +73,23 @@ def environment(workspace: Path, port: int, **more: str) -> dict[str, str]:
     """What the commands' variables stand for."""
     checkpoints = workspace / "checkpoints"
     paths = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    return os.environ | {
-        "PATH": os.pathsep.join(paths), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "stand_ins")]),
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_HOME": str(workspace / "hub"),
-        "FID_INCEPTION_WEIGHTS": str(workspace / "inception.pth"),
-        "MASTER_ADDR": "127.0.0.1", "PORT": str(port), "DATASET_NAME": "imagenet",
-        "RQVAE_CKPT": str(checkpoints / "rqvae" / "model.pt"), "DIR_SAVED_IMG": str(workspace / "saved"),
-    } | more
+    return (
+        os.environ
+        | {
+            "PATH": os.pathsep.join(paths),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "stand_ins")]),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "TORCH_HOME": str(workspace / "hub"),
+            "FID_INCEPTION_WEIGHTS": str(workspace / "inception.pth"),
+            "MASTER_ADDR": "127.0.0.1",
+            "PORT": str(port),
+            "DATASET_NAME": "imagenet",
+            "RQVAE_CKPT": str(checkpoints / "rqvae" / "model.pt"),
+            "DIR_SAVED_IMG": str(workspace / "saved"),
+        }
+        | more
+    )
 
 
 def transformer_checkpoint(workspace: Path, kind: str) -> str:
@@ -73,9 +112,12 @@ def _make_data(folder: Path) -> None:
         lines = [f"./{split}/{file.name}\t{text}" for file, text in zip(files, captions(COUNT, number))]
         (folder / "cc3m" / f"{split}_list.txt").write_text("\n".join(lines) + "\n")
     files = _save_images(folder / "coco" / "images" / "val2014", COUNT, seed=40, suffix="jpg")
-    content = {"images": [{"id": number, "file_name": file.name} for number, file in enumerate(files)],
-               "annotations": [{"image_id": number, "id": number, "caption": text}
-                               for number, text in enumerate(captions(COUNT, 2))]}
+    content = {
+        "images": [{"id": number, "file_name": file.name} for number, file in enumerate(files)],
+        "annotations": [
+            {"image_id": number, "id": number, "caption": text} for number, text in enumerate(captions(COUNT, 2))
+        ],
+    }
     (folder / "coco" / "annotations").mkdir()
     (folder / "coco" / "annotations" / "captions_val2014_30K_samples.json").write_text(json.dumps(content))
 
@@ -110,8 +152,9 @@ def _make_checkpoints(folder: Path) -> None:
 def write_tokenizer(folder: Path, texts: list[str]) -> None:
     """A published pair of vocabulary and merges with the size that the golden model knows, beside its weights."""
     tokenizer = CharBPETokenizer(lowercase=True, unk_token="[UNK]")
-    tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY, min_frequency=1, special_tokens=["[PAD]", "[UNK]"],
-                                  show_progress=False)
+    tokenizer.train_from_iterator(
+        texts, vocab_size=VOCABULARY, min_frequency=1, special_tokens=["[PAD]", "[UNK]"], show_progress=False
+    )
     tokenizer.save_model(str(folder), "bpe-16k")
 
 
@@ -121,8 +164,14 @@ def _make_config(folder: Path, name: str, transforms: dict[str, str]) -> None:
     golden = OmegaConf.load(GOLDEN / "rqvae-shared" / "config.yaml")
     config.arch = golden.arch
     config.dataset.transforms, config.dataset.resolution = transforms, SIZE
-    config.experiment = {"batch_size": 4, "epochs": 1, "save_ckpt_freq": 1, "test_freq": 1, "num_workers": 0,
-                         "sample": {"num_images": 4}}
+    config.experiment = {
+        "batch_size": 4,
+        "epochs": 1,
+        "save_ckpt_freq": 1,
+        "test_freq": 1,
+        "num_workers": 0,
+        "sample": {"num_images": 4},
+    }
     config.gan.disc.arch.ndf, config.gan.loss.perceptual_weight = 8, 0.0
     path = folder / "configs" / name
     path.parent.mkdir(parents=True)

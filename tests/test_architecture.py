@@ -49,7 +49,10 @@ TORCH_DISTRIBUTED = {
     "runtime/distributed.py": ("torch.distributed",),
     "rqstack/quantizers/arithmetic/sync.py": ("torch.distributed",),
     "training/optimization/parallel.py": (
-        "torch.distributed.fsdp", "torch.distributed.device_mesh", "torch.distributed.tensor", "torch.nn.parallel",
+        "torch.distributed.fsdp",
+        "torch.distributed.device_mesh",
+        "torch.distributed.tensor",
+        "torch.nn.parallel",
     ),
     "training/checkpoints/checkpoint.py": ("torch.distributed.checkpoint",),
     "training/checkpoints/checkpoint_index.py": ("torch.distributed.checkpoint",),
@@ -236,8 +239,11 @@ def pickles(root: Path) -> Iterator[str]:
                 yield f"{source.name} imports {name}"
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Call):
-                yield from (f"{source.name}:{node.lineno} {what}" for what in _pickling(node)
-                            if (source.name, what) != (PUBLISHED_WRITER, "calls torch.save"))
+                yield from (
+                    f"{source.name}:{node.lineno} {what}"
+                    for what in _pickling(node)
+                    if (source.name, what) != (PUBLISHED_WRITER, "calls torch.save")
+                )
 
 
 def _pickling(call: ast.Call) -> Iterator[str]:

@@ -25,8 +25,13 @@ from tests.training.tiny_runs import (
 )
 
 TEXT = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8}
-LPIPS = {"gan": GAN, "gan.loss.perceptual_weight": 1.0, "dataset.resolution": 16, "arch.ddconfig.resolution": 16,
-         "arch.ddconfig.ch_mult": [1, 1, 1]}
+LPIPS = {
+    "gan": GAN,
+    "gan.loss.perceptual_weight": 1.0,
+    "dataset.resolution": 16,
+    "arch.ddconfig.resolution": 16,
+    "arch.ddconfig.ch_mult": [1, 1, 1],
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +73,17 @@ def refuse(monkeypatch, capsys) -> Callable[..., str]:
 
 STAGE1_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     # changes of the file, flags, what the line says
-    "unknown key in the file": ({"experiment.batchsize": 4}, [], "tiny.yaml: unknown key 'experiment.batchsize'; "
-                                "did you mean 'experiment.batch_size'?"),
+    "unknown key in the file": (
+        {"experiment.batchsize": 4},
+        [],
+        "tiny.yaml: unknown key 'experiment.batchsize'; did you mean 'experiment.batch_size'?",
+    ),
     "unknown section": ({"optimzer": {"type": "adam"}}, [], "unknown key 'optimzer'; did you mean 'optimizer'?"),
-    "unknown key on the command line": ({}, ["arch.ddconfig.chmult=[1]"], "command line: unknown key "
-                                        "'arch.ddconfig.chmult'; did you mean 'arch.ddconfig.ch_mult'?"),
+    "unknown key on the command line": (
+        {},
+        ["arch.ddconfig.chmult=[1]"],
+        "command line: unknown key 'arch.ddconfig.chmult'; did you mean 'arch.ddconfig.ch_mult'?",
+    ),
     "wrong type in the file": ({"experiment.batch_size": "four"}, [], "tiny.yaml: 'experiment.batch_size'"),
     "wrong type on the command line": ({}, ["optimizer.init_lr=fast"], "command line: 'optimizer.init_lr'"),
     "a list for a number": ({}, ["experiment.batch_size=[1,2]"], "'experiment.batch_size'"),
@@ -85,17 +96,29 @@ STAGE1_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "unknown dataset": ({"dataset.type": "digit"}, [], "(did you mean 'digits'?); choose one of digits, fashion-mnist"),
     "missing dataset": ({"dataset.type": "imagenet", "dataset.root": "/no/such/place"}, [], "/no/such/place"),
     "dataset that is nowhere": ({"dataset.type": "lsun-cat"}, [], "lsun-cat"),
-    "batch not divisible": ({"experiment.total_batch_size": 6}, [], "experiment.total_batch_size=6 is not a multiple "
-                            "of experiment.batch_size=4 x 1 processes"),
-    "contradicting accumulation": ({"experiment.total_batch_size": 8, "optimizer.grad_accm_steps": 4}, [],
-                                   "optimizer.grad_accm_steps=4 contradicts experiment.total_batch_size=8"),
+    "batch not divisible": (
+        {"experiment.total_batch_size": 6},
+        [],
+        "experiment.total_batch_size=6 is not a multiple of experiment.batch_size=4 x 1 processes",
+    ),
+    "contradicting accumulation": (
+        {"experiment.total_batch_size": 8, "optimizer.grad_accm_steps": 4},
+        [],
+        "optimizer.grad_accm_steps=4 contradicts experiment.total_batch_size=8",
+    ),
     "no length": ({"experiment.max_steps": None}, [], "exactly one of experiment.epochs and experiment.max_steps"),
     "two lengths": ({"experiment.epochs": 2}, [], "exactly one of experiment.epochs and experiment.max_steps"),
     "no steps": ({"experiment.max_steps": 0}, [], "experiment.max_steps=0 must be positive"),
-    "resolution not divisible": ({"arch.ddconfig.resolution": 9, "dataset.resolution": 9}, [],
-                                 "resolution 9 is not divisible by 2"),
-    "images of another size": ({"dataset.resolution": 16}, [], "dataset.resolution: images of synthetic are 16 pixels "
-                               "wide, arch.ddconfig.resolution is 8"),
+    "resolution not divisible": (
+        {"arch.ddconfig.resolution": 9, "dataset.resolution": 9},
+        [],
+        "resolution 9 is not divisible by 2",
+    ),
+    "images of another size": (
+        {"dataset.resolution": 16},
+        [],
+        "dataset.resolution: images of synthetic are 16 pixels wide, arch.ddconfig.resolution is 8",
+    ),
     "latent shape": ({"arch.hparams.latent_shape": [8, 8, 8]}, [], "give [4, 4, 8]"),
     "code shape": ({"arch.hparams.code_shape": [3, 3, 3]}, [], "code_shape [3, 3, 3] does not divide latent_shape"),
     "channels": ({"arch.ddconfig.ch": 48}, [], "ddconfig.ch 48 is not a multiple of 32"),
@@ -114,12 +137,21 @@ STAGE1_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "unknown policy": ({"experiment.non_finite": "ignore"}, [], "experiment.non_finite='ignore': choose from stop"),
     "discriminator loss": ({"gan": changed(GAN, {"loss.disc_loss": "wgan"})}, [], "unknown disc_loss 'wgan', choose"),
     "generator loss": ({"gan": changed(GAN, {"loss.gen_loss": "hinge"})}, [], "unknown gen_loss 'hinge', choose"),
-    "generator before discriminator": ({"gan": GAN, "gan.loss.disc_start_step": 5, "gan.loss.gen_start_step": 2}, [],
-                                       "gan.loss.gen_start_step 2 lies before the discriminator's first step 5"),
-    "discriminator norms": ({"gan": GAN, "gan.disc.arch.use_actnorm": True, "gan.disc.arch.sync_batchnorm": True}, [],
-                            "use_actnorm and sync_batchnorm exclude each other"),
-    "discriminator optimizer": ({"gan": GAN, "gan.disc.optimizer": {"tpye": "adam"}}, [],
-                                "unknown key 'gan.disc.optimizer.tpye'; did you mean 'gan.disc.optimizer.type'?"),
+    "generator before discriminator": (
+        {"gan": GAN, "gan.loss.disc_start_step": 5, "gan.loss.gen_start_step": 2},
+        [],
+        "gan.loss.gen_start_step 2 lies before the discriminator's first step 5",
+    ),
+    "discriminator norms": (
+        {"gan": GAN, "gan.disc.arch.use_actnorm": True, "gan.disc.arch.sync_batchnorm": True},
+        [],
+        "use_actnorm and sync_batchnorm exclude each other",
+    ),
+    "discriminator optimizer": (
+        {"gan": GAN, "gan.disc.optimizer": {"tpye": "adam"}},
+        [],
+        "unknown key 'gan.disc.optimizer.tpye'; did you mean 'gan.disc.optimizer.type'?",
+    ),
     "no LPIPS weights": (LPIPS, [], "set gan.loss.perceptual_weight=0"),
     "missing LPIPS file": (LPIPS, ["gan.loss.perceptual_backbone=/no/vgg.pth"], "/no/vgg.pth"),
     "eval of nothing": ({}, ["--eval"], "--eval needs -l/--load-path"),
@@ -146,14 +178,26 @@ def test_stage1_refuses(case, refuse, tmp_path):
 STAGE2_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no stage 1": ({}, [], "no stage-1 checkpoint: give -v/--vqvae PATH or vqvae.ckpt"),
     "missing stage 1": ({}, ["-v", "/no/run"], "/no/run"),
-    "grid": ({"arch.block_size": [4, 4, 3]}, ["-v", "RUN"], "arch.block_size=[4, 4, 3] does not fit the stage-1 "
-             "checkpoint, whose codes are [2, 2, 3]"),
-    "vocabulary": ({"arch.vocab_size": 32}, ["-v", "RUN"], "arch.vocab_size=[32, 32, 32] does not fit the stage-1 "
-                   "checkpoint, whose codes are [16, 16, 16]"),
-    "vocabulary of the dataset section": ({"dataset.vocab_size": 8}, ["-v", "RUN"],
-                                          "arch.vocab_size=[8, 8, 8] does not fit"),
-    "code vectors": ({"arch.input_embed_dim": 8}, ["-v", "RUN"], "arch.input_embed_dim=8 does not fit the stage-1 "
-                     "checkpoint, whose code vectors have 32 entries"),
+    "grid": (
+        {"arch.block_size": [4, 4, 3]},
+        ["-v", "RUN"],
+        "arch.block_size=[4, 4, 3] does not fit the stage-1 checkpoint, whose codes are [2, 2, 3]",
+    ),
+    "vocabulary": (
+        {"arch.vocab_size": 32},
+        ["-v", "RUN"],
+        "arch.vocab_size=[32, 32, 32] does not fit the stage-1 checkpoint, whose codes are [16, 16, 16]",
+    ),
+    "vocabulary of the dataset section": (
+        {"dataset.vocab_size": 8},
+        ["-v", "RUN"],
+        "arch.vocab_size=[8, 8, 8] does not fit",
+    ),
+    "code vectors": (
+        {"arch.input_embed_dim": 8},
+        ["-v", "RUN"],
+        "arch.input_embed_dim=8 does not fit the stage-1 checkpoint, whose code vectors have 32 entries",
+    ),
     "heads": ({"arch.head.block.n_head": 3}, ["-v", "RUN"], "arch.head.block.n_head=3 must divide arch.embed_dim=16"),
     "dropout": ({"arch.body.block.attn_pdrop": 1.5}, ["-v", "RUN"], "arch.body.block.attn_pdrop=1.5 must be"),
     "activation": ({"arch.body.block.gelu": "v3"}, ["-v", "RUN"], "arch.body.block.gelu='v3' must be one of v1, v2"),
@@ -165,8 +209,11 @@ STAGE2_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "top-p": ({"sampling": {"top_p": 1.5}}, ["-v", "RUN"], "top_p=1.5 must be above 0 and at most 1"),
     "sampling temperature": ({"sampling": {"temp": 0.0}}, ["-v", "RUN"], "temperature=0.0 must be above 0"),
     "classes": ({"arch.vocab_size_cond": 5}, ["-v", "RUN"], "arch.vocab_size_cond=5 is less than the 8 classes"),
-    "dropping no condition": ({"arch.vocab_size_cond": 1, "arch.cond_drop_prob": 0.1}, ["-v", "RUN"],
-                              "arch.cond_drop_prob=0.1 needs a condition"),
+    "dropping no condition": (
+        {"arch.vocab_size_cond": 1, "arch.cond_drop_prob": 0.1},
+        ["-v", "RUN"],
+        "arch.cond_drop_prob=0.1 needs a condition",
+    ),
     "text without captions": ({**TEXT, "dataset.type": "digits"}, ["-v", "RUN"], "digits has no captions"),
     "text of another length": ({**TEXT, "arch.block_size_cond": 9}, ["-v", "RUN"], "which have 8 tokens"),
     "text of more words": ({**TEXT, "arch.vocab_size_cond": 9}, ["-v", "RUN"], "is less than the 27 tokens that"),
@@ -194,10 +241,16 @@ SAMPLING_ERRORS: dict[str, tuple[str, list[str], str]] = {
     "temperature": ("main_sampling_fid.py", ["-t", "0"], "temperature=0.0 must be above 0"),
     "rejection share": ("main_sampling_fid.py", ["--reject-keep", "1.5"], "--reject-keep 1.5 must be above 0"),
     "rejection model alone": ("main_sampling_fid.py", ["--reject-model", "resnet18"], "needs --reject-keep SHARE"),
-    "rejection model": ("main_sampling_fid.py", ["--reject-keep", "0.5", "--reject-model", "resnet"],
-                        "'resnet' is neither 'classifier' nor a classifier of torchvision"),
-    "rejection weights": ("main_sampling_fid.py", ["--reject-keep", "0.5", "--reject-model", "resnet18"],
-                          "no weights at"),
+    "rejection model": (
+        "main_sampling_fid.py",
+        ["--reject-keep", "0.5", "--reject-model", "resnet"],
+        "'resnet' is neither 'classifier' nor a classifier of torchvision",
+    ),
+    "rejection weights": (
+        "main_sampling_fid.py",
+        ["--reject-keep", "0.5", "--reject-model", "resnet18"],
+        "no weights at",
+    ),
     "no averaged weights": ("main_sampling_fid.py", ["--ema"], "has no averaged weights"),
     "unknown features": ("main_sampling_fid.py", ["--features", "dino"], "invalid choice: 'dino'"),
     "unknown flag": ("main_sampling_fid.py", ["--topk", "4"], "unknown flag --topk; did you mean --top-k?"),
@@ -213,8 +266,9 @@ SAMPLING_ERRORS: dict[str, tuple[str, list[str], str]] = {
 def test_sampling_and_rfid_refuse(case, refuse, trained, tmp_path):
     name, flags, says = SAMPLING_ERRORS[case]
     first, second = trained
-    models = ["--vqvae", first] if name == "compute_rfid.py" else ["-v", first, "-a", second, "--save-dir",
-                                                                   tmp_path / "out"]
+    models = (
+        ["--vqvae", first] if name == "compute_rfid.py" else ["-v", first, "-a", second, "--save-dir", tmp_path / "out"]
+    )
     assert says in refuse(name, *models, *flags)
     assert not (tmp_path / "out").exists()
 
@@ -230,9 +284,7 @@ def test_config_files_that_cannot_be_read(refuse, tmp_path):
     assert "not valid YAML" in refuse("main_stage1.py", "-m", config, *results)
     config.write_text("- 1\n- 2\n")
     assert str(config) in refuse("main_stage1.py", "-m", config, *results)
-    assert "unknown key 'arch.block_size'" in refuse(
-        "main_stage1.py", "-m", write_config(config, stage2()), *results
-    )
+    assert "unknown key 'arch.block_size'" in refuse("main_stage1.py", "-m", write_config(config, stage2()), *results)
     assert not (tmp_path / "runs").exists()
 
 
@@ -297,15 +349,28 @@ def test_checkpoints_that_are_all_damaged(monkeypatch, capsys, trained, tmp_path
     assert sorted(run_dir.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("command", "says"), [
-    (["main_stage1.py", "-m", "configs/demo/stage1/digits.yaml", "arch.hparams.n_embd=3"], "'arch.hparams.n_embed'?"),
-    (["main_stage2.py", "-m=configs/demo/stage2/digits.yaml", "-v", "/no/run"], "/no/run"),
-    (["main_sampling_fid.py", "-a", "/no/run"], "-v/--model-vqvae-path"),
-])
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (
+            ["main_stage1.py", "-m", "configs/demo/stage1/digits.yaml", "arch.hparams.n_embd=3"],
+            "'arch.hparams.n_embed'?",
+        ),
+        (["main_stage2.py", "-m=configs/demo/stage2/digits.yaml", "-v", "/no/run"], "/no/run"),
+        (["main_sampling_fid.py", "-a", "/no/run"], "-v/--model-vqvae-path"),
+    ],
+)
 def test_as_a_process(command, says, tmp_path):
     results = ["-r", str(tmp_path)] if "stage" in command[0] else []
-    done = subprocess.run([sys.executable, *command, *results], cwd=REPOSITORY, env=script_environment(),
-                          capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, *command, *results],
+        cwd=REPOSITORY,
+        env=script_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")

@@ -76,10 +76,30 @@ def archive(folder: Path, path: Path, **more: np.ndarray) -> Path:
 
 def test_every_metric_has_a_line_and_the_page_is_written(folder, cache, monkeypatch, capsys, tmp_path):
     names = "fid,is,kid,prdc,class-fid,accuracy,cas"
-    line = scored(monkeypatch, cache, tmp_path, f"fake_path={folder}", "ref_dataset=synthetic", f"metrics={names}",
-                  *DATA, "--report")
-    assert kinds(line) == ["fid", "is", "is-std", "accuracy", "kid", "kid-std", "precision", "recall", "density",
-                           "coverage", "class-fid", "cas"]
+    line = scored(
+        monkeypatch,
+        cache,
+        tmp_path,
+        f"fake_path={folder}",
+        "ref_dataset=synthetic",
+        f"metrics={names}",
+        *DATA,
+        "--report",
+    )
+    assert kinds(line) == [
+        "fid",
+        "is",
+        "is-std",
+        "accuracy",
+        "kid",
+        "kid-std",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "class-fid",
+        "cas",
+    ]
     assert line["num_images"] == COUNT
     assert (line["fake_path"], line["ref_dataset"]) == (str(folder), "synthetic")
     assert line["reference"]["source"] == "synthetic:train"
@@ -98,8 +118,9 @@ def test_every_metric_has_a_line_and_the_page_is_written(folder, cache, monkeypa
 def test_folder_archive_and_shuffled_batches_score_alike(folder, cache, monkeypatch, tmp_path):
     words = ["ref_dataset=synthetic", "metrics=[fid, kid, prdc, accuracy]", *DATA]
     first = scored(monkeypatch, cache, tmp_path, f"fake_path={folder}", *words)
-    second = scored(monkeypatch, cache, tmp_path, f"fake_path={archive(folder, tmp_path / 'x.npz')}", *words,
-                    "batch_size=7")
+    second = scored(
+        monkeypatch, cache, tmp_path, f"fake_path={archive(folder, tmp_path / 'x.npz')}", *words, "batch_size=7"
+    )
     assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-6)
     assert first["reference"] == second["reference"]
 
@@ -116,8 +137,15 @@ def test_results_go_beside_the_images(folder, cache, monkeypatch, tmp_path):
 
 def test_images_as_the_reference(folder, cache, monkeypatch, tmp_path):
     """A set has no distance to itself, and covers itself."""
-    line = scored(monkeypatch, cache, tmp_path, f"fake_path={folder}", f"ref_dataset={folder}",
-                  "metrics=fid,prdc,class-fid", "batch_size=5")
+    line = scored(
+        monkeypatch,
+        cache,
+        tmp_path,
+        f"fake_path={folder}",
+        f"ref_dataset={folder}",
+        "metrics=fid,prdc,class-fid",
+        "batch_size=5",
+    )
     values = {name.split("_")[0]: value for name, value in line["metrics"].items()}
     assert values["fid"] == pytest.approx(0.0, abs=1e-4)
     assert [values[name] for name in ("precision", "recall", "coverage")] == [1.0, 1.0, 1.0]
@@ -132,7 +160,8 @@ def test_samples_of_a_run_bring_their_settings(folder, cache, monkeypatch, tmp_p
     (directory / "result.json").write_text(json.dumps(facts))
     line = scored(monkeypatch, cache, tmp_path, f"fake_path={directory}", "ref_dataset=synthetic", "metrics=fid", *DATA)
     assert {name: line[name] for name in ("seed", "sampling", "checkpoint", "tokenizer")} == {
-        name: facts[name] for name in ("seed", "sampling", "checkpoint", "tokenizer")}
+        name: facts[name] for name in ("seed", "sampling", "checkpoint", "tokenizer")
+    }
     assert line["num_images"] == COUNT
 
 
@@ -148,11 +177,25 @@ def test_damaged_images_are_counted_when_asked_for(folder, cache, monkeypatch, t
 def test_two_processes_score_like_one(folder, cache, monkeypatch, tmp_path):
     words = [f"fake_path={folder}", "ref_dataset=synthetic", "metrics=fid,is,kid,prdc,class-fid,accuracy", *DATA]
     alone = scored(monkeypatch, cache, tmp_path, *words)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               "compute_metrics.py", *words, "--features", "classifier", "--features-cache", str(cache), "--report",
-               "--out", str(tmp_path / "both.json")]
-    done = subprocess.run(command, cwd=REPOSITORY, env=script_environment(), capture_output=True, text=True,
-                          timeout=120, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "compute_metrics.py",
+        *words,
+        "--features",
+        "classifier",
+        "--features-cache",
+        str(cache),
+        "--report",
+        "--out",
+        str(tmp_path / "both.json"),
+    ]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=script_environment(), capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     both = json.loads((tmp_path / "both.json").read_text())
     assert both["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
@@ -193,8 +236,10 @@ def places(folder, tmp_path) -> dict[str, str]:
         Image.new("RGB", (size, size)).save(names["MIXED"] / f"{index}.png")
     Image.new("RGB", (SIZE, SIZE)).save(names["ONE"] / "000000_class0.png")
     np.savez(tmp_path / "stats.npz", mu=np.zeros(4), sigma=np.eye(4))
-    return {name: str(path) for name, path in names.items()} | {"FOLDER": str(folder),
-                                                                "STATS": str(tmp_path / "stats.npz")}
+    return {name: str(path) for name, path in names.items()} | {
+        "FOLDER": str(folder),
+        "STATS": str(tmp_path / "stats.npz"),
+    }
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -18,8 +18,11 @@ from rqvae.pretrained import snapshot_tensors
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
-MODELS = {"rqvae-shared": (RQVAE, load_rqvae), "rqtransformer-text": (RQTransformer, load_rqtransformer),
-          "rqtransformer-class": (RQTransformer, load_rqtransformer)}
+MODELS = {
+    "rqvae-shared": (RQVAE, load_rqvae),
+    "rqtransformer-text": (RQTransformer, load_rqtransformer),
+    "rqtransformer-class": (RQTransformer, load_rqtransformer),
+}
 
 
 @pytest.fixture
@@ -71,7 +74,12 @@ def test_a_local_folder_round_trip(name, tmp_path):
     assert_same(model, load(GOLDEN / name))
     folder = model.save_pretrained(tmp_path / "kept", metadata={"step": 7})
     assert sorted(file.name for file in folder.iterdir()) == [
-        "COMPLETE", "README.md", "config.yaml", "metadata.json", "model.safetensors"]
+        "COMPLETE",
+        "README.md",
+        "config.yaml",
+        "metadata.json",
+        "model.safetensors",
+    ]
     again = kind.from_pretrained(str(folder))
     assert_same(again, model)
     assert again.metadata == {"step": 7}
@@ -79,7 +87,8 @@ def test_a_local_folder_round_trip(name, tmp_path):
         assert again.sampling_defaults == model.sampling_defaults != {}
     twice = again.save_pretrained(tmp_path / "twice")
     assert {file.name: file.read_bytes() for file in twice.iterdir()} == {
-        file.name: file.read_bytes() for file in folder.iterdir()}
+        file.name: file.read_bytes() for file in folder.iterdir()
+    }
 
 
 def test_averaged_weights_and_a_snapshot(tmp_path):
@@ -104,11 +113,20 @@ def test_a_repository_by_its_id(hub, tmp_path):
 def test_pushing_uploads_the_snapshot_with_its_files(hub, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     model = RQTransformer.from_pretrained(GOLDEN / "rqtransformer-text")
-    url = model.push_to_hub("text", metadata={"license": "mit", "fid": 12.5}, files=[tmp_path / "tokenizer.json"],
-                            private=True, token="secret", revision="main", message="first")
+    url = model.push_to_hub(
+        "text",
+        metadata={"license": "mit", "fid": 12.5},
+        files=[tmp_path / "tokenizer.json"],
+        private=True,
+        token="secret",
+        revision="main",
+        message="first",
+    )
     assert url == "https://hub/someone/text/commit/1"
-    assert hub.calls == [("create", "text", {"private": True, "token": "secret"}),
-                         ("upload", "someone/text", {"revision": "main", "message": "first"})]
+    assert hub.calls == [
+        ("create", "text", {"private": True, "token": "secret"}),
+        ("upload", "someone/text", {"revision": "main", "message": "first"}),
+    ]
     folder = hub.repositories["someone/text"]
     assert (folder / "tokenizer.json").read_text() == "{}"
     assert_same(RQTransformer.from_pretrained("someone/text"), model)
@@ -118,8 +136,11 @@ def test_the_model_card_says_what_the_metadata_says():
     model = RQTransformer.from_pretrained(GOLDEN / "rqtransformer-text")
     card = model.model_card({"license": "cc-by-nc-sa-4.0", "dataset": "synthetic", "fid": 12.5})
     _, header, body = card.split("---\n", 2)
-    assert yaml.safe_load(header) == {"library_name": "rqstack", "tags": ["text-to-image"],
-                                      "license": "cc-by-nc-sa-4.0"}
+    assert yaml.safe_load(header) == {
+        "library_name": "rqstack",
+        "tags": ["text-to-image"],
+        "license": "cc-by-nc-sa-4.0",
+    }
     assert "| condition | text of 8 tokens |" in body and "| codes of an image | 8 x 8 x 4 |" in body
     assert "from rqtransformer import RQTransformer" in body
     assert json.loads(body.split("```json\n")[1].split("```")[0]) == {"dataset": "synthetic", "fid": 12.5}
@@ -147,4 +168,3 @@ def test_what_cannot_work_is_one_line(hub, monkeypatch, tmp_path):
         with pytest.raises(ValueError, match=r"needs the package huggingface_hub: pip install rqstack\[hub\]") as error:
             call()
         assert "\n" not in str(error.value)
-

@@ -36,8 +36,12 @@ def executed(tmp_path_factory):
                 patch.setenv("RQ_NOTEBOOK_TINY", "1")
                 patch.setenv("RQ_NOTEBOOK_RUNS", str(runs))
                 # `python3` is the kernel of the interpreter that asks, whether registered or not
-                client = NotebookClient(_read(name), timeout=CELL_SECONDS, kernel_name="python3",
-                                        resources={"metadata": {"path": str(FOLDER)}})
+                client = NotebookClient(
+                    _read(name),
+                    timeout=CELL_SECONDS,
+                    kernel_name="python3",
+                    resources={"metadata": {"path": str(FOLDER)}},
+                )
                 done[name] = client.execute()
         return done[name]
 

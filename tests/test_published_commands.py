@@ -18,9 +18,11 @@ LAUNCHERS = dict(re.findall(r'^(LAUNCH\w*)="(.*)"$', DOCUMENT, flags=re.MULTILIN
 SAME = "the same"
 # What would take hours: the number of processes, of samples, and the size of the model whose speed is measured.
 SHORTER = {
-    "--nproc_per_node=4": "--nproc_per_node=2", "--nnodes=4": "--nnodes=2",
+    "--nproc_per_node=4": "--nproc_per_node=2",
+    "--nnodes=4": "--nnodes=2",
     "main_sampling_fid.py": "main_sampling_fid.py -n 10 --metrics fid,is -bs 3",
-    "model=huge": "model=small n_loop=1 warmup=0", "c=16384": "c=64",
+    "model=huge": "model=small n_loop=1 warmup=0",
+    "c=16384": "c=64",
     **{f"batch_size={size}": "batch_size=1" for size in (100, 200, 500)},
 }
 PATIENCE = 900.0  # seconds, for one command on a busy machine
@@ -38,8 +40,9 @@ class Row:
 def table() -> list[Row]:
     section = DOCUMENT.split("| What | Published | Here |")[1].split("\n\n")[0]
     cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in section.splitlines()[2:]]
-    return [Row(name, published.strip("`"), ours.split("`")[1] if "`" in ours else SAME) for name, published, ours in
-            cells]
+    return [
+        Row(name, published.strip("`"), ours.split("`")[1] if "`" in ours else SAME) for name, published, ours in cells
+    ]
 
 
 ROWS = {row.name: row for row in table()}
@@ -49,13 +52,15 @@ PUBLISHED_README = {
     "$LAUNCH main_stage1.py -m=configs/lsun-church/stage1/church256-rqvae-8x8x4.yaml -r=$SAVE_DIR -l=$RQVAE_CKPT",
     "python compute_rfid.py --split=val --vqvae=$RQVAE_CKPT",
     "$LAUNCH main_sampling_fid.py -v=$RQVAE_CKPT -a=$RQTRANSFORMER_CKPT --save-dir=$SAVE_IMG_DIR",
-    '$LAUNCH main_sampling_txt2img.py -v=$RQVAE_CKPT -a=$RQTRANSFORMER_CKPT --dataset="cc3m" '
-    "--save-dir=$SAVE_IMG_DIR",
+    '$LAUNCH main_sampling_txt2img.py -v=$RQVAE_CKPT -a=$RQTRANSFORMER_CKPT --dataset="cc3m" --save-dir=$SAVE_IMG_DIR',
     '$LAUNCH main_sampling_txt2img.py -v=$RQVAE_CKPT -a=$RQTRANSFORMER_CKPT --dataset="coco_2014val" '
     "--save-dir=$SAVE_IMG_DIR",
     "python compute_metrics.py fake_path=$DIR_SAVED_IMG ref_dataset=$DATASET_NAME",
-    *(f"python -m measure_throughput f={f} d={d} c=16384 model=huge batch_size={size}"
-      for f, d in ((16, 1), (32, 4)) for size in (100, 200, 500)),
+    *(
+        f"python -m measure_throughput f={f} d={d} c=16384 model=huge batch_size={size}"
+        for f, d in ((16, 1), (32, 4))
+        for size in (100, 200, 500)
+    ),
 }
 
 
@@ -72,16 +77,25 @@ def shortened(command: str) -> str:
 
 def run(command: str, workspace: Path, out: Path, kind: str = "class") -> str:
     """Runs a command as a shell does, on every node that it speaks of; returns what the first one printed."""
-    variables = {"SAVE_DIR": str(out), "SAVE_IMG_DIR": str(out),
-                 "RQTRANSFORMER_CKPT": transformer_checkpoint(workspace, kind)}
+    variables = {
+        "SAVE_DIR": str(out),
+        "SAVE_IMG_DIR": str(out),
+        "RQTRANSFORMER_CKPT": transformer_checkpoint(workspace, kind),
+    }
     port = free_port()
     for name in sorted(LAUNCHERS, reverse=True):  # LAUNCH_NODE before LAUNCH
         command = command.replace(f"${name}", LAUNCHERS[name])
     command = shortened(command)
     nodes = range(2 if "$RANK" in command else 1)
     running = [
-        subprocess.Popen(["bash", "-euc", command], cwd=workspace, text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, env=environment(workspace, port, RANK=str(node), **variables))
+        subprocess.Popen(
+            ["bash", "-euc", command],
+            cwd=workspace,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(workspace, port, RANK=str(node), **variables),
+        )
         for node in nodes
     ]
     printed = []
@@ -109,8 +123,10 @@ def result_of(out: Path) -> dict:
 def test_the_table_has_every_command_of_the_published_readme():
     assert PUBLISHED_README <= {row.published for row in ROWS.values()}
     common = "python -m torch.distributed.launch --master_addr=$MASTER_ADDR --master_port=$PORT "
-    assert LAUNCHERS == {"LAUNCH": common + "--nnodes=1 --nproc_per_node=4 --node_rank=0",
-                         "LAUNCH_NODE": common + "--nnodes=4 --nproc_per_node=1 --node_rank=$RANK"}
+    assert LAUNCHERS == {
+        "LAUNCH": common + "--nnodes=1 --nproc_per_node=4 --node_rank=0",
+        "LAUNCH_NODE": common + "--nnodes=4 --nproc_per_node=1 --node_rank=$RANK",
+    }
     for name, row in ROWS.items():
         assert name in TESTED, f"no test runs {row.published}"
 
@@ -177,10 +193,15 @@ def check_speed(name: str, workspace: Path, tmp_path: Path) -> None:
 
 
 TESTED = {
-    "Stage 1, one node": check_training, "Stage 1, several nodes": check_training,
-    "Finetuning of stage 1": check_training, "Validation of stage 1": check_training, "rFID": check_rfid,
-    "FID and IS of samples": check_samples, "CC-3M: FID and CLIP score": check_text,
-    "MS-COCO: FID and CLIP score": check_text, "Scores of saved images": check_metrics,
+    "Stage 1, one node": check_training,
+    "Stage 1, several nodes": check_training,
+    "Finetuning of stage 1": check_training,
+    "Validation of stage 1": check_training,
+    "rFID": check_rfid,
+    "FID and IS of samples": check_samples,
+    "CC-3M: FID and CLIP score": check_text,
+    "MS-COCO: FID and CLIP score": check_text,
+    "Scores of saved images": check_metrics,
     **{f"Speed, {shape}, batch {size}": check_speed for shape in ("16x16x1", "8x8x4") for size in (100, 200, 500)},
 }
 

@@ -21,8 +21,13 @@ from rqvae.losses.perceptual import VGG16_ENV, PerceptualLoss
 from tests.random_vgg16 import write_random_vgg16
 
 ROOT = Path(__file__).parents[1]
-DATA = ["dataset.type=synthetic", "dataset.transforms=null", "dataset.resolution=16", "dataset.num_samples=64",
-        "experiment.num_workers=0"]
+DATA = [
+    "dataset.type=synthetic",
+    "dataset.transforms=null",
+    "dataset.resolution=16",
+    "dataset.num_samples=64",
+    "experiment.num_workers=0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +50,19 @@ def run(monkeypatch, script: str, *args: object) -> None:
 
 
 def sampling_flags(checkpoints: Path, cache: Path, out: Path) -> list[object]:
-    return ["-v", checkpoints / "rqvae-shared" / "model.pt", "-a", checkpoints / "rqtransformer-class" / "model.pt",
-            "--features", "classifier", "--features-cache", cache, "--save-dir", out, *DATA]
+    return [
+        "-v",
+        checkpoints / "rqvae-shared" / "model.pt",
+        "-a",
+        checkpoints / "rqtransformer-class" / "model.pt",
+        "--features",
+        "classifier",
+        "--features-cache",
+        cache,
+        "--save-dir",
+        out,
+        *DATA,
+    ]
 
 
 def only_run(out: Path) -> Path:
@@ -84,8 +100,13 @@ def test_files_are_numbered_and_classes_balanced(sampled):
 
 
 def test_npz_in_one_batch_equals_png_in_small_ones(sampled, monkeypatch, checkpoints, cache, tmp_path):
-    flags = [*sampling_flags(checkpoints, cache, tmp_path / "b"), "--format", "npz", "--no-stats-saving",
-             "--no-tensorboard"]
+    flags = [
+        *sampling_flags(checkpoints, cache, tmp_path / "b"),
+        "--format",
+        "npz",
+        "--no-stats-saving",
+        "--no-tensorboard",
+    ]
     run(monkeypatch, "main_sampling_fid.py", *flags, "-n", 13, "-bs", 13)
     directory = only_run(tmp_path / "b")
     archive = np.load(directory / "samples.npz")
@@ -96,10 +117,26 @@ def test_npz_in_one_batch_equals_png_in_small_ones(sampled, monkeypatch, checkpo
 
 
 def test_two_processes_make_the_same_images_and_scores(sampled, checkpoints, cache, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               "main_sampling_fid.py", *map(str, sampling_flags(checkpoints, cache, tmp_path / "c")), "-n", "13"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
-                              timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "main_sampling_fid.py",
+        *map(str, sampling_flags(checkpoints, cache, tmp_path / "c")),
+        "-n",
+        "13",
+    ]
+    finished = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert finished.returncode == 0, finished.stderr[-2000:]
     directory = only_run(tmp_path / "c")
     np.testing.assert_array_equal(png_images(directory), png_images(sampled))
@@ -126,11 +163,26 @@ def test_rejection_keeps_the_clearest_on_any_number_of_processes(sampled, monkey
     assert settings["candidates"] == 3 * 8 + 7 * 4  # ceil(n / keep) of 3 classes with two samples and 7 with one
     assert len(png_images(alone)) == 13
     assert (png_images(alone) != png_images(sampled)).any()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               "main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "f"), *flags,
-               "--no-stats-saving"]
-    finished = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False,
-                              timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "main_sampling_fid.py",
+        *sampling_flags(checkpoints, cache, tmp_path / "f"),
+        *flags,
+        "--no-stats-saving",
+    ]
+    finished = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert finished.returncode == 0, finished.stderr[-2000:]
     np.testing.assert_array_equal(png_images(only_run(tmp_path / "f")), png_images(alone))
 
@@ -204,12 +256,22 @@ def test_more_metrics_a_page_and_the_same_from_the_saved_images(sampled, monkeyp
     assert page.count("<svg") == 1 and line["checkpoint"] in page
     words = [f"fake_path={directory}", "ref_dataset=synthetic", "dataset.num_samples=64", "metrics=fid,is,kid,prdc"]
     for source in (directory, sampled):
-        run(monkeypatch, "compute_metrics.py", f"fake_path={source}", *words[1:], "batch_size=5", "--features",
-            "classifier", "--features-cache", cache)
+        run(
+            monkeypatch,
+            "compute_metrics.py",
+            f"fake_path={source}",
+            *words[1:],
+            "batch_size=5",
+            "--features",
+            "classifier",
+            "--features-cache",
+            cache,
+        )
         saved = json.loads((source / "metrics_classifier.json").read_text())
         assert saved["metrics"] == pytest.approx(line["metrics"], rel=1e-9)
         assert {name: saved[name] for name in ("seed", "checkpoint", "sampling")} == {
-            name: first[name] for name in ("seed", "checkpoint", "sampling")}
+            name: first[name] for name in ("seed", "checkpoint", "sampling")
+        }
 
 
 def test_moments_in_a_file_stand_for_the_split(sampled, monkeypatch, checkpoints, cache, tmp_path):

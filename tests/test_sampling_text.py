@@ -24,8 +24,14 @@ from tests.training.tiny_runs import stage1, stage2, train, write_config
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT / "tests" / "stand_ins"
-DATA = ["dataset.type=synthetic", "dataset.transforms=null", "dataset.resolution=16", "dataset.num_samples=64",
-        "dataset.val_fraction=0.2", "experiment.num_workers=0"]
+DATA = [
+    "dataset.type=synthetic",
+    "dataset.transforms=null",
+    "dataset.resolution=16",
+    "dataset.num_samples=64",
+    "dataset.val_fraction=0.2",
+    "experiment.num_workers=0",
+]
 PROMPT = "a large red circle on a gray background"
 
 
@@ -102,7 +108,8 @@ def test_captions_of_a_data_set_with_fid_and_clip_score(open_clip, monkeypatch, 
     assert sorted(file.name for file in (directory / "images").iterdir()) == [f"{i:06d}.png" for i in range(13)]
     captions = captions_of(directory)
     assert [(entry["index"], entry["file_name"]) for entry in captions] == [
-        (index, f"images/{index:06d}.png") for index in range(13)]
+        (index, f"images/{index:06d}.png") for index in range(13)
+    ]
     assert len({entry["text"] for entry in captions}) > 8
     assert (directory / "samples.png").exists()
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
@@ -122,8 +129,11 @@ def test_saved_samples_have_the_clip_score_they_had_in_memory(open_clip, monkeyp
         assert again["metrics"] == pytest.approx(first["metrics"], rel=1e-6)
         assert (again["sampling"], again["clip"]) == (first["sampling"], first["clip"])
     lines = (directory / "captions.jsonl").read_text().splitlines()
-    for content, says in ((lines[:4], "has captions for 4 images, there are 5"), (["{}"], "is damaged: every line"),
-                          (None, "needs the captions of the images")):
+    for content, says in (
+        (lines[:4], "has captions for 4 images, there are 5"),
+        (["{}"], "is damaged: every line"),
+        (None, "needs the captions of the images"),
+    ):
         (directory / "captions.jsonl").unlink()
         if content is not None:
             (directory / "captions.jsonl").write_text("\n".join(content))
@@ -138,8 +148,12 @@ def test_two_processes_make_the_same_images_and_scores(open_clip, monkeypatch, c
     alone = only_run(tmp_path / "a")
     words = command(checkpoints, *scored(checkpoints, cache, tmp_path / "b", *flags, "-bs", 7))
     finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words], cwd=ROOT,
-        capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(STAND_INS)},
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
@@ -246,20 +260,26 @@ def test_clip_weights_by_file(open_clip, monkeypatch, checkpoints, tmp_path):
     assert len(line["clip"]["fingerprint"]) == 64
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--prompt", "a purple circle"], "caption word 'purple' is unknown"),
-    (["--prompt", PROMPT, "--num", 0], "--num 0 must be at least 1"),
-    (["--prompt", PROMPT, "--dataset", "synthetic"], "--prompt and --dataset exclude each other"),
-    (["--prompt", PROMPT, "-n", 3], "--prompt takes --num"),
-    (["--prompt", PROMPT, "--metrics", "fid"], "--prompt has none: give --reference FILE.npz"),
-    (["--prompt", PROMPT, "--metrics", "cas"], "--metrics cas: choose from fid, is, kid, prdc, sfid, clip, or none"),
-    (["--prompt", PROMPT, "--reject-keep", 0], "--reject-keep 0.0 must be above 0"),
-    (["--prompt", PROMPT, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
-    (["--prompt", PROMPT, "--cfg-scale", 2], "guidance (cfg_scale) needs a model trained with condition dropout"),
-    (["--dataset", "laion"], "dataset.type 'laion' is unknown"),
-    (["--dataset", "digits", "--metrics", "none"], "digits has no captions"),
-    (["--prompt", " "], "--prompt holds no captions"),
-])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--prompt", "a purple circle"], "caption word 'purple' is unknown"),
+        (["--prompt", PROMPT, "--num", 0], "--num 0 must be at least 1"),
+        (["--prompt", PROMPT, "--dataset", "synthetic"], "--prompt and --dataset exclude each other"),
+        (["--prompt", PROMPT, "-n", 3], "--prompt takes --num"),
+        (["--prompt", PROMPT, "--metrics", "fid"], "--prompt has none: give --reference FILE.npz"),
+        (
+            ["--prompt", PROMPT, "--metrics", "cas"],
+            "--metrics cas: choose from fid, is, kid, prdc, sfid, clip, or none",
+        ),
+        (["--prompt", PROMPT, "--reject-keep", 0], "--reject-keep 0.0 must be above 0"),
+        (["--prompt", PROMPT, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
+        (["--prompt", PROMPT, "--cfg-scale", 2], "guidance (cfg_scale) needs a model trained with condition dropout"),
+        (["--dataset", "laion"], "dataset.type 'laion' is unknown"),
+        (["--dataset", "digits", "--metrics", "none"], "digits has no captions"),
+        (["--prompt", " "], "--prompt holds no captions"),
+    ],
+)
 def test_what_cannot_work_is_one_line(flags, says, monkeypatch, capsys, checkpoints, tmp_path):
     assert says in refusal(monkeypatch, capsys, checkpoints, *flags, "--save-dir", tmp_path / "out", *DATA)
     assert not (tmp_path / "out").exists()

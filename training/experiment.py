@@ -121,8 +121,13 @@ class BatchPlan:
         return step / self.steps_per_epoch
 
 
-def plan_batches(config: ExperimentConfig, num_images: int, world_size: int, grad_accm_steps: int = 1,
-                 schedule_ranks: int | None = None) -> BatchPlan:
+def plan_batches(
+    config: ExperimentConfig,
+    num_images: int,
+    world_size: int,
+    grad_accm_steps: int = 1,
+    schedule_ranks: int | None = None,
+) -> BatchPlan:
     """Turns the experiment section into counts, and refuses arithmetic that does not work out.
 
     Raises:
@@ -196,10 +201,26 @@ def fit_to_ranks(config: ExperimentConfig, optimizer: Any, global_batch: int, wo
 
 
 def _check_positive(config: ExperimentConfig) -> None:
-    names = ("batch_size", "total_batch_size", "epochs", "max_steps", "save_steps", "test_steps", "log_steps",
-             "save_ckpt_freq", "test_freq", "keep_checkpoints", "keep_every_steps", "keep_snapshots", "test_images",
-             "grid_images",
-             "spike_factor", "spike_window", "hang_timeout", "signal_steps")
+    names = (
+        "batch_size",
+        "total_batch_size",
+        "epochs",
+        "max_steps",
+        "save_steps",
+        "test_steps",
+        "log_steps",
+        "save_ckpt_freq",
+        "test_freq",
+        "keep_checkpoints",
+        "keep_every_steps",
+        "keep_snapshots",
+        "test_images",
+        "grid_images",
+        "spike_factor",
+        "spike_window",
+        "hang_timeout",
+        "signal_steps",
+    )
     for name in names:
         value = getattr(config, name)
         if value is not None and value <= 0:

@@ -1,7 +1,7 @@
 """Folders of images with captions: a `.txt` file beside every image, or one `metadata.jsonl`.
 
-    cat.jpg  cat.txt            one caption a line
-    metadata.jsonl              {"file_name": "cat.jpg", "text": "a cat on a mat"}, `text` may also be a list
+cat.jpg  cat.txt            one caption a line
+metadata.jsonl              {"file_name": "cat.jpg", "text": "a cat on a mat"}, `text` may also be a list
 """
 
 from __future__ import annotations

@@ -87,8 +87,9 @@ def draw_shapes(words: list[np.ndarray], draws_B5: Tensor, resolution: int) -> T
     return mix_BCHW.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def shape_coverage(names: Sequence[str], shape_B: Tensor, centre_B2: Tensor, radius_B: Tensor,
-                   resolution: int) -> Tensor:
+def shape_coverage(
+    names: Sequence[str], shape_B: Tensor, centre_B2: Tensor, radius_B: Tensor, resolution: int
+) -> Tensor:
     """Share of every pixel that a shape covers, (B, H, W) in [0, 1]; edges are one pixel wide.
 
     Args:

@@ -59,8 +59,14 @@ class _HttpOnly(urllib.request.HTTPRedirectHandler):
 def build_opener() -> urllib.request.OpenerDirector:
     """An opener that knows no other scheme: no file:, ftp: or data:."""
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
-                    urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPErrorProcessor, _HttpOnly):
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        _HttpOnly,
+    ):
         opener.add_handler(handler())
     return opener
 

@@ -46,8 +46,15 @@ class LatentDataset(ReplacingDataset):
         places = [join(root, shard["name"]) for shard in manifest["shards"]]
         indexes = load_indexes(places, config)
         labels_N = np.concatenate([index.label_N for index in indexes])
-        super().__init__(config, split, manifest["resolution"], ShardSamples(places, indexes, config), labels_N,
-                         manifest["class_names"], seed)
+        super().__init__(
+            config,
+            split,
+            manifest["resolution"],
+            ShardSamples(places, indexes, config),
+            labels_N,
+            manifest["class_names"],
+            seed,
+        )
         self.manifest, self.crops = manifest, manifest["crops"]
         self.contents = "latent" if "latent" in manifest["contents"] else "codes"
         self.shapes = {self.contents: tuple(manifest[f"{self.contents}_shape"])}
@@ -102,8 +109,9 @@ def image_config(config: DatasetConfig) -> DatasetConfig:
     if config.name != LATENTS:
         return config
     known = {field.name for field in fields(DatasetConfig)}
-    return DatasetConfig(**{name: value for name, value in _manifest(config, "train")["dataset"].items()
-                            if name in known})
+    return DatasetConfig(
+        **{name: value for name, value in _manifest(config, "train")["dataset"].items() if name in known}
+    )
 
 
 def npy_header(shape: tuple[int, ...], kind: np.dtype) -> bytes:

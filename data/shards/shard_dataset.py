@@ -43,16 +43,22 @@ class ShardSamples:
         chosen_N: which of all samples, in increasing order; None takes all.
     """
 
-    def __init__(self, places: Sequence[str], indexes: Sequence[ShardIndex], config: DatasetConfig,
-                 chosen_N: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        places: Sequence[str],
+        indexes: Sequence[ShardIndex],
+        config: DatasetConfig,
+        chosen_N: np.ndarray | None = None,
+    ) -> None:
         counts = [len(index) for index in indexes]
         chosen_N = np.arange(sum(counts)) if chosen_N is None else chosen_N
         self.shard_N = np.repeat(np.arange(len(places)), counts)[chosen_N]
         self.keys_N = np.concatenate([index.keys_N for index in indexes])[chosen_N]
         self.start_NF = np.concatenate([index.start_NF for index in indexes])[chosen_N]
         self.size_NF = np.concatenate([index.size_NF for index in indexes])[chosen_N]
-        self.files = ShardFiles(places, [index.shard_size for index in indexes], cache_folder(config),
-                                config.shard_cache_size)
+        self.files = ShardFiles(
+            places, [index.shard_size for index in indexes], cache_folder(config), config.shard_cache_size
+        )
         by_shard = config.shuffle == "shards" or (config.shuffle == "auto" and any(map(is_remote, places)))
         sizes = np.bincount(self.shard_N, minlength=len(places))
         self.groups = Groups(tuple(sizes[sizes > 0].tolist()), config.shuffle_window) if by_shard else None
@@ -214,8 +220,14 @@ def _labels(indexes: Sequence[ShardIndex], root: str | Sequence[str]) -> np.ndar
     return label_N
 
 
-def _dataset(config: DatasetConfig, split: str, samples: ShardSamples, labels_N: np.ndarray,
-             class_names: Sequence[str], seed: int) -> ImageDataset:
+def _dataset(
+    config: DatasetConfig,
+    split: str,
+    samples: ShardSamples,
+    labels_N: np.ndarray,
+    class_names: Sequence[str],
+    seed: int,
+) -> ImageDataset:
     if labels_N.max() >= len(class_names):
         raise ValueError(f"shards: label {labels_N.max()} is none of the {len(class_names)} classes of the manifest")
     arguments = (config, split, samples, labels_N, class_names, seed)

@@ -69,8 +69,14 @@ def index_from_bytes(content: bytes) -> ShardIndex | None:
         digest = str(arrays.pop("digest"))
         if digest != _digest(arrays) or arrays["shard"][0] != _VERSION:
             return None
-        return ShardIndex(arrays["keys"], arrays["label"], arrays["start"], arrays["size"], int(arrays["shard"][1]),
-                          str(arrays["head"]))
+        return ShardIndex(
+            arrays["keys"],
+            arrays["label"],
+            arrays["start"],
+            arrays["size"],
+            int(arrays["shard"][1]),
+            str(arrays["head"]),
+        )
     except (ValueError, KeyError, OSError, EOFError, IndexError, zipfile.BadZipFile):
         return None
 
@@ -167,8 +173,9 @@ class _Rows:
             raise ValueError(f"{self.name} holds no samples with an image, latents or codes")
         keys_N = np.array([os.fsencode(key) for key in self.keys])
         start_NF = np.array(self.starts, dtype=np.int64).reshape(-1, len(FIELDS))
-        return ShardIndex(keys_N[kept_N], np.array(self.labels, dtype=np.int64)[kept_N], start_NF[kept_N],
-                          size_NF[kept_N], size, head)
+        return ShardIndex(
+            keys_N[kept_N], np.array(self.labels, dtype=np.int64)[kept_N], start_NF[kept_N], size_NF[kept_N], size, head
+        )
 
 
 def _check_member(member: tarfile.TarInfo, name: str) -> None:

@@ -49,8 +49,9 @@ def _train(args: Namespace) -> None:
         for path in args.captions:
             yield from read_captions(path, args.column)
 
-    tokenizer = train_bpe(captions(), args.vocab_size, args.context_length, lowercase=not args.keep_case,
-                          min_frequency=args.min_frequency)
+    tokenizer = train_bpe(
+        captions(), args.vocab_size, args.context_length, lowercase=not args.keep_case, min_frequency=args.min_frequency
+    )
     count = tokens = cut = 0
     for text in captions():
         length = len(tokenizer.backend.encode(text, add_special_tokens=False).ids)
@@ -58,16 +59,20 @@ def _train(args: Namespace) -> None:
     if not count:
         raise UserError(f"{args.captions[0]} holds no captions")
     tokenizer.save(args.out)
-    print(f"{tokenizer.vocab_size} tokens to {args.out}: {count} captions have {tokens / count:.1f} tokens each, "
-          f"{cut} of them more than --context-length {args.context_length}")
+    print(
+        f"{tokenizer.vocab_size} tokens to {args.out}: {count} captions have {tokens / count:.1f} tokens each, "
+        f"{cut} of them more than --context-length {args.context_length}"
+    )
     if tokenizer.vocab_size < args.vocab_size:
         print(f"warning: the captions give only {tokenizer.vocab_size} of {args.vocab_size} tokens", file=sys.stderr)
 
 
 def _show(args: Namespace) -> None:
     tokenizer = load_tokenizer(args.path, args.context_length)
-    print(f"{tokenizer.kind}: {tokenizer.vocab_size} tokens, {tokenizer.context_length} per caption, padding is "
-          f"{tokenizer.pad_id}")
+    print(
+        f"{tokenizer.kind}: {tokenizer.vocab_size} tokens, {tokenizer.context_length} per caption, padding is "
+        f"{tokenizer.pad_id}"
+    )
     if args.text:
         ids = tokenizer.encode(args.text)
         print(" ".join(map(str, ids)))

@@ -29,7 +29,10 @@ def train_bpe(
     backend.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=True)
     backend.decoder = hf.decoders.ByteLevel()
     trainer = hf.trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=[PAD_TOKEN], show_progress=False,
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[PAD_TOKEN],
+        show_progress=False,
         initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
     )
     backend.train_from_iterator(captions, trainer)

@@ -84,9 +84,7 @@ class WordTokenizer(CaptionTokenizer):
     def encode(self, text: str, noise_key: int | None = None) -> list[int]:
         words = text.lower().split()
         if len(words) > self.context_length:
-            raise ValueError(
-                f"caption {text!r} has {len(words)} words, more than context_length {self.context_length}"
-            )
+            raise ValueError(f"caption {text!r} has {len(words)} words, more than context_length {self.context_length}")
         if unknown := [word for word in words if word not in self._token]:
             raise ValueError(f"caption word {unknown[0]!r} is unknown; the words are {', '.join(self.words[1:])}")
         return self._fit([self._token[word] for word in words])

@@ -37,8 +37,9 @@ def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_ca
     report(out, stage1, stage2, num_captions, judge_images, seconds)
 
 
-def report(out: Path, stage1: Path, stage2: Path, num_captions: int, judge_images: int,
-           seconds: dict[str, float]) -> None:
+def report(
+    out: Path, stage1: Path, stage2: Path, num_captions: int, judge_images: int, seconds: dict[str, float]
+) -> None:
     """Everything after training."""
     print("\ntraining the judge, sampling at every guidance scale", flush=True)
     started = time.perf_counter()

@@ -63,8 +63,10 @@ class Judge(nn.Module):
     @torch.no_grad()
     def answer(self, image_NCHW: Tensor) -> Tensor:
         """uint8 images -> most likely answers, int64 (N, A)."""
-        parts = [torch.stack([logits_BV.argmax(1) for logits_BV in self(from_uint8(image_BCHW))], dim=1)
-                 for image_BCHW in image_NCHW.split(256)]
+        parts = [
+            torch.stack([logits_BV.argmax(1) for logits_BV in self(from_uint8(image_BCHW))], dim=1)
+            for image_BCHW in image_NCHW.split(256)
+        ]
         return torch.cat(parts)
 
 

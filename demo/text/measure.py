@@ -58,8 +58,9 @@ class TextModel:
         settings = sampling_settings(self.transformer, cfg_scale=cfg_scale)
         images = []
         for index_B in torch.arange(len(captions)).split(BATCH_SIZE):
-            codes_BHWD = sample(self.transformer, self.tokenizer, cond_NL[index_B], indices=index_B, seed=seed,
-                                **settings)
+            codes_BHWD = sample(
+                self.transformer, self.tokenizer, cond_NL[index_B], indices=index_B, seed=seed, **settings
+            )
             images += [to_uint8(image_BCHW) for image_BCHW in decode_in_batches(self.tokenizer, codes_BHWD)]
         return torch.cat(images)
 

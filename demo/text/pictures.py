@@ -42,8 +42,9 @@ def draw_sweep(path: Path, sweep: Sequence[Mapping[str, Any]], num_captions: int
         draw.text((x - 8, y), f"{percent} %", INK, font, anchor="rm")
     for scale in scales:
         draw.text((place(scale, 0)[0], HEIGHT - BOTTOM + 8), f"{scale:g}", INK, font, anchor="mt")
-    draw.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8), "guidance scale (dashed: shuffled captions)", INK, font,
-              anchor="mb")
+    draw.text(
+        ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8), "guidance scale (dashed: shuffled captions)", INK, font, anchor="mb"
+    )
     for number, name in enumerate(SHOWN):
         draw.text((WIDTH - RIGHT + 14, TOP + 20 * number), name, COLORS[number], font)
         found = [place(line["cfg_scale"], line["found"][name]) for line in sweep]
@@ -79,5 +80,6 @@ def _dashed(draw: ImageDraw.ImageDraw, points: Sequence[tuple[float, float]], co
         steps = max(1, round(abs(x1 - x0) / _DASH))
         for step in range(0, steps, 2):
             begin, end = step / steps, min(1.0, (step + 1) / steps)
-            draw.line([(x0 + (x1 - x0) * begin, y0 + (y1 - y0) * begin), (x0 + (x1 - x0) * end, y0 + (y1 - y0) * end)],
-                      colour)
+            draw.line(
+                [(x0 + (x1 - x0) * begin, y0 + (y1 - y0) * begin), (x0 + (x1 - x0) * end, y0 + (y1 - y0) * end)], colour
+            )

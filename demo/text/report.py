@@ -57,12 +57,19 @@ def write_report(path: Path, summary: Summary, stage1: Path, stage2: Path, promp
     """
     body = [
         "<h1>Text to image with residual quantization, on synthetic captions</h1>",
-        f"<h2>Samples</h2><p>Guidance scale {summary['cfg_scale']:g}.</p>", picture(prompts),
-        "<h2>Do samples show what captions ask for?</h2>", table(HEADER, rows(summary)),
-        f"<p>{footnote(summary)}</p>", picture(sweep), f"<p>{times(summary)}</p>",
+        f"<h2>Samples</h2><p>Guidance scale {summary['cfg_scale']:g}.</p>",
+        picture(prompts),
+        "<h2>Do samples show what captions ask for?</h2>",
+        table(HEADER, rows(summary)),
+        f"<p>{footnote(summary)}</p>",
+        picture(sweep),
+        f"<p>{times(summary)}</p>",
         "<h2>Reconstructions from coarse to fine</h2><p>First row: validation images; below: from the first code, then "
-        "from both.</p>", newest_picture(stage1, "reconstruction_coarse_to_fine"),
-        "<h2>Stage 1</h2>", curves(stage1, STAGE1_PLOTS),
-        "<h2>Stage 2</h2>", curves(stage2, stage2_plots(len(summary["nll_by_depth"]))),
+        "from both.</p>",
+        newest_picture(stage1, "reconstruction_coarse_to_fine"),
+        "<h2>Stage 1</h2>",
+        curves(stage1, STAGE1_PLOTS),
+        "<h2>Stage 2</h2>",
+        curves(stage2, stage2_plots(len(summary["nll_by_depth"]))),
     ]
     write_page(path, "Text to image", body)

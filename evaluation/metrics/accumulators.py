@@ -52,8 +52,9 @@ class FrechetScores:
     def __init__(self, extractor: FeatureExtractor, references: Mapping[str, Gaussian], kind: str = "fid"):
         self._start(extractor, references, kind, extractor.label, extractor.dim)
 
-    def _start(self, extractor: FeatureExtractor, references: Mapping[str, Gaussian], kind: str, label: str,
-               dim: int) -> None:
+    def _start(
+        self, extractor: FeatureExtractor, references: Mapping[str, Gaussian], kind: str, label: str, dim: int
+    ) -> None:
         for name, reference in references.items():
             if len(reference.mean_F) != dim:
                 raise ValueError(f"reference {name!r} has {len(reference.mean_F)} features, {label} has {dim}")
@@ -73,8 +74,11 @@ class FrechetScores:
     def warnings(self) -> list[str]:
         """What makes these distances less than they seem."""
         own = [f"{self.label}: {text}" for text in frechet_warnings(self.statistics.gaussian(), "the samples")]
-        return own + [f"{name}: {text}" for name, reference in self.references.items()
-                      for text in frechet_warnings(reference, "the reference")]
+        return own + [
+            f"{name}: {text}"
+            for name, reference in self.references.items()
+            for text in frechet_warnings(reference, "the reference")
+        ]
 
 
 class SpatialFrechetScores(FrechetScores):

@@ -44,17 +44,24 @@ class ClassFrechetScores:
         ValueError: references of other features; later, images without a class, or no class to compare.
     """
 
-    def __init__(self, extractor: FeatureExtractor, bank: FeatureBank,
-                 references: Mapping[str, Mapping[int, ClassMoments]], kind: str = "class-fid"):
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        bank: FeatureBank,
+        references: Mapping[str, Mapping[int, ClassMoments]],
+        kind: str = "class-fid",
+    ):
         for name, classes in references.items():
             for label, moments in classes.items():
                 dim = len(moments.mean_F) if isinstance(moments, Gaussian) else moments.shape[-1]
                 if dim != extractor.dim:
-                    raise ValueError(f"reference {name!r} has {dim} features for class {label}, {extractor.name} has "
-                                     f"{extractor.dim}")
+                    raise ValueError(
+                        f"reference {name!r} has {dim} features for class {label}, {extractor.name} has {extractor.dim}"
+                    )
         self.bank, self.device = bank, extractor.device
-        self.references = {metric_name(kind, extractor.label, extractor.resize, name): classes
-                           for name, classes in references.items()}
+        self.references = {
+            metric_name(kind, extractor.label, extractor.resize, name): classes for name, classes in references.items()
+        }
         self._tables: dict[str, dict[int, float]] | None = None
 
     def tables(self) -> dict[str, dict[int, float]]:
@@ -125,8 +132,9 @@ def classification_accuracy_score(
         ValueError: see `train_classifier`; or no real images.
     """
     config = config or ClassifierConfig()
-    classifier = train_classifier(samples, num_classes, validation=real, config=config, cache_dir=cache_dir,
-                                  device=device)
+    classifier = train_classifier(
+        samples, num_classes, validation=real, config=config, cache_dir=cache_dir, device=device
+    )
     assert classifier.accuracy is not None
     features = f"classifier{config.dim}-recipe{RECIPE}-seed{config.seed}"
     return {metric_name("cas", features, classifier.resize, reference): classifier.accuracy}

@@ -71,8 +71,9 @@ class ClipScore:
         total, count = self.total_and_count.tolist()
         if count != num_images or not count:
             raise ValueError(f"{num_images} images announced, got {int(count)}")
-        names = [metric_name(kind, self.network.label, self.network.resize) for kind in
-                 ("clip-cosine", "clip-score100")]
+        names = [
+            metric_name(kind, self.network.label, self.network.resize) for kind in ("clip-cosine", "clip-score100")
+        ]
         return dict(zip(names, (total / count, 100 * total / count)))
 
 

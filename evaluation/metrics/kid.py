@@ -67,7 +67,9 @@ def _kernel_sum(x_MF: Tensor, y_MF: Tensor) -> Tensor:
 
 
 def kernel_distance(
-    features_NF: Tensor, reference_NF: Tensor, settings: KernelSettings = KernelSettings(),
+    features_NF: Tensor,
+    reference_NF: Tensor,
+    settings: KernelSettings = KernelSettings(),
     device: torch.device | str = "cpu",
 ) -> tuple[float, float]:
     """Mean and unbiased standard deviation of the distance over random subsets (deviation 0 for a single one).
@@ -105,8 +107,13 @@ class KernelScores:
         ValueError: reference features of another network.
     """
 
-    def __init__(self, extractor: FeatureExtractor, bank: FeatureBank, references: Mapping[str, Tensor],
-                 settings: KernelSettings = KernelSettings()):
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        bank: FeatureBank,
+        references: Mapping[str, Tensor],
+        settings: KernelSettings = KernelSettings(),
+    ):
         self.extractor, self.bank, self.references, self.settings = extractor, bank, references, settings
         check_reference_features(extractor, references)
 
@@ -127,5 +134,7 @@ def check_reference_features(extractor: FeatureExtractor, references: Mapping[st
     """Raises a ValueError unless all references are (N, F) with the extractor's F and at least 2 rows."""
     for name, features_NF in references.items():
         if features_NF.dim() != 2 or features_NF.shape[1] != extractor.dim or len(features_NF) < 2:
-            raise ValueError(f"reference {name!r} must hold features (at least 2, {extractor.dim}) of "
-                             f"{extractor.name}, got {tuple(features_NF.shape)}")
+            raise ValueError(
+                f"reference {name!r} must hold features (at least 2, {extractor.dim}) of "
+                f"{extractor.name}, got {tuple(features_NF.shape)}"
+            )

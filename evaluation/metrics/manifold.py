@@ -72,7 +72,9 @@ def neighbour_radii(features_NF: Tensor, k: int, device: torch.device | str = "c
 
 
 def overlap(
-    features_MF: Tensor, reference_NF: Tensor, settings: ManifoldSettings = ManifoldSettings(),
+    features_MF: Tensor,
+    reference_NF: Tensor,
+    settings: ManifoldSettings = ManifoldSettings(),
     device: torch.device | str = "cpu",
 ) -> Overlap:
     """Precision, recall, density and coverage of samples against reals.
@@ -137,19 +139,29 @@ class ManifoldScores:
         ValueError: reference features of another network.
     """
 
-    def __init__(self, extractor: FeatureExtractor, bank: FeatureBank, references: Mapping[str, Tensor],
-                 settings: ManifoldSettings = ManifoldSettings()):
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        bank: FeatureBank,
+        references: Mapping[str, Tensor],
+        settings: ManifoldSettings = ManifoldSettings(),
+    ):
         self.extractor, self.bank, self.references, self.settings = extractor, bank, references, settings
         check_reference_features(extractor, references)
 
     def metrics(self) -> dict[str, float]:
-        neighbours = {"precision": self.settings.pr_k, "recall": self.settings.pr_k,
-                      "density": self.settings.dc_k, "coverage": self.settings.dc_k}
+        neighbours = {
+            "precision": self.settings.pr_k,
+            "recall": self.settings.pr_k,
+            "density": self.settings.dc_k,
+            "coverage": self.settings.dc_k,
+        }
         return {
-            metric_name(kind, self.extractor.label, self.extractor.resize, reference, detail=f"k{neighbours[kind]}"):
-                value
+            metric_name(
+                kind, self.extractor.label, self.extractor.resize, reference, detail=f"k{neighbours[kind]}"
+            ): value
             for reference, reference_NF in self.references.items()
-            for kind, value in overlap(
-                self.bank.features_NF, reference_NF, self.settings, self.extractor.device
-            )._asdict().items()
+            for kind, value in overlap(self.bank.features_NF, reference_NF, self.settings, self.extractor.device)
+            ._asdict()
+            .items()
         }

@@ -28,7 +28,10 @@ class Neighbours(NamedTuple):
 
 
 def nearest_neighbours(
-    features_MF: Tensor, training_NF: Tensor, k: int = 5, device: torch.device | str = "cpu",
+    features_MF: Tensor,
+    training_NF: Tensor,
+    k: int = 5,
+    device: torch.device | str = "cpu",
     own_M: Tensor | None = None,
 ) -> Neighbours:
     """The nearest rows of `training_NF`. Memory does not grow with M x N.
@@ -49,8 +52,13 @@ def nearest_neighbours(
         raise ValueError(f"{k} neighbours of {len(training_NF)} training images: choose 1..{most}")
     centre_F = training_NF.double().mean(0)
     found = [
-        _nearest_of_rows(_centred(features_MF[rows], centre_F, device), training_NF, centre_F, k,
-                         None if own_M is None else own_M[rows].to(device))
+        _nearest_of_rows(
+            _centred(features_MF[rows], centre_F, device),
+            training_NF,
+            centre_F,
+            k,
+            None if own_M is None else own_M[rows].to(device),
+        )
         for rows in torch.arange(len(features_MF)).split(_TILE)
     ]
     if not found:
@@ -59,14 +67,18 @@ def nearest_neighbours(
     return Neighbours(squared_MK.sqrt(), index_MK)
 
 
-def _nearest_of_rows(rows_RF: Tensor, training_NF: Tensor, centre_F: Tensor, k: int,
-                     own_R: Tensor | None) -> tuple[Tensor, Tensor]:
+def _nearest_of_rows(
+    rows_RF: Tensor, training_NF: Tensor, centre_F: Tensor, k: int, own_R: Tensor | None
+) -> tuple[Tensor, Tensor]:
     best_RK = rows_RF.new_full((len(rows_RF), 0), torch.inf)
     index_RK = torch.zeros(len(rows_RF), 0, dtype=torch.int64, device=rows_RF.device)
     for start in range(0, len(training_NF), _TILE):
         columns_CF = _centred(training_NF[start : start + _TILE], centre_F, rows_RF.device)
-        squared_RC = (rows_RF.square().sum(1)[:, None] + columns_CF.square().sum(1)).addmm_(
-            rows_RF, columns_CF.T, alpha=-2).clamp_(min=0)
+        squared_RC = (
+            (rows_RF.square().sum(1)[:, None] + columns_CF.square().sum(1))
+            .addmm_(rows_RF, columns_CF.T, alpha=-2)
+            .clamp_(min=0)
+        )
         index_C = torch.arange(start, start + len(columns_CF), device=rows_RF.device)
         if own_R is not None:
             squared_RC.masked_fill_(index_C == own_R[:, None], torch.inf)
@@ -97,8 +109,9 @@ class Closeness(NamedTuple):
     training_median: float
 
 
-def closeness(neighbours: Neighbours, training_NF: Tensor, device: torch.device | str = "cpu",
-              probes: int = 2048) -> Closeness:
+def closeness(
+    neighbours: Neighbours, training_NF: Tensor, device: torch.device | str = "cpu", probes: int = 2048
+) -> Closeness:
     """Compares the samples' nearest distances with those of training images (at most `probes`, evenly spread).
 
     Raises:
@@ -108,8 +121,9 @@ def closeness(neighbours: Neighbours, training_NF: Tensor, device: torch.device 
     among_M = nearest_neighbours(training_NF[own_M], training_NF, 1, device, own_M).distance_MK[:, 0]
     nearest_M = neighbours.distance_MK[:, 0]
     threshold = among_M.quantile(CLOSE_SHARE).item()
-    return Closeness(threshold, (nearest_M < threshold).double().mean().item(), nearest_M.median().item(),
-                     among_M.median().item())
+    return Closeness(
+        threshold, (nearest_M < threshold).double().mean().item(), nearest_M.median().item(), among_M.median().item()
+    )
 
 
 def spread(count: int, total: int) -> Tensor:

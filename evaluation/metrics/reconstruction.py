@@ -46,8 +46,9 @@ def ssim(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
     """
     first_BCHW, second_BCHW = _pair(first_BCHW, second_BCHW)
     if min(first_BCHW.shape[2:]) < SSIM_WINDOW:
-        raise ValueError(f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got "
-                         f"{tuple(first_BCHW.shape[2:])}")
+        raise ValueError(
+            f"SSIM needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {tuple(first_BCHW.shape[2:])}"
+        )
     x, y = first_BCHW.double() / 255, second_BCHW.double() / 255
     mean_x, mean_y, square_x, square_y, product = (_blurred(t) for t in (x, y, x * x, y * y, x * y))
     variance_x, variance_y = square_x - mean_x.square(), square_y - mean_y.square()
@@ -100,8 +101,10 @@ def reconstruction_scores(
         ValueError: not exactly `num_images` pairs; see `psnr` and `ssim`.
     """
     perceptual = perceptual or {}
-    names = [metric_name(kind, features, reference=reference, detail=detail)
-             for kind, features in (("psnr", "rgb"), ("ssim", f"gauss{SSIM_WINDOW}"))]
+    names = [
+        metric_name(kind, features, reference=reference, detail=detail)
+        for kind, features in (("psnr", "rgb"), ("ssim", f"gauss{SSIM_WINDOW}"))
+    ]
     names += [metric_name(name, "rgb", reference=reference, detail=detail) for name in perceptual]
     totals = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
     for pair in pairs:

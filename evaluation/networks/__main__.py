@@ -1,8 +1,8 @@
 """The weight files of feature networks:
 
-    python -m evaluation.networks fetch     download what is missing into the cache, after checking its SHA-256
-    python -m evaluation.networks verify    compare the SHA-256 of what is there
-    python -m evaluation.networks where     print where each file is, or would be looked for
+python -m evaluation.networks fetch     download what is missing into the cache, after checking its SHA-256
+python -m evaluation.networks verify    compare the SHA-256 of what is there
+python -m evaluation.networks where     print where each file is, or would be looked for
 """
 
 from __future__ import annotations
@@ -38,13 +38,17 @@ def main(args: Namespace) -> None:
             continue
         path = Path(args.path or os.environ.get(source.environment) or source.cached).expanduser()
         if args.action == "where":
-            print(f"{name}: {path} ({'there' if path.is_file() else 'missing'}); set by --features-weights, "
-                  f"{source.environment}, or {source.cached}; published at {source.url}")
+            print(
+                f"{name}: {path} ({'there' if path.is_file() else 'missing'}); set by --features-weights, "
+                f"{source.environment}, or {source.cached}; published at {source.url}"
+            )
             continue
         found, sha256 = find_weights(source, path)
         if not source.matches(sha256):
-            raise UserError(f"{found} is not the published file: its SHA-256 is {sha256}, expected "
-                            f"{source.sha256 or source.sha256_prefix}")
+            raise UserError(
+                f"{found} is not the published file: its SHA-256 is {sha256}, expected "
+                f"{source.sha256 or source.sha256_prefix}"
+            )
         print(f"{name}: {found} is the published file, SHA-256 {sha256}")
 
 

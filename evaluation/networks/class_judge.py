@@ -36,8 +36,10 @@ class FeatureJudge:
         if not extractor.recognises_labels:
             raise ValueError(f"{extractor.name} does not know the data set's classes: it cannot judge samples")
         if extractor.num_classes != num_classes:
-            raise ValueError(f"the data set's classifier knows {extractor.num_classes} classes, the model has "
-                             f"{num_classes}: it cannot judge samples")
+            raise ValueError(
+                f"the data set's classifier knows {extractor.num_classes} classes, the model has "
+                f"{num_classes}: it cannot judge samples"
+            )
         self.extractor, self.label = extractor, extractor.label
 
     def __call__(self, image_BCHW: Tensor, label_B: Tensor) -> Tensor:
@@ -57,13 +59,20 @@ class TorchvisionJudge:
         ValueError: no such model, or the file holds another network. FileNotFoundError: no weights.
     """
 
-    def __init__(self, name: str, num_classes: int, path: str | os.PathLike[str] | None = None,
-                 device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        path: str | os.PathLike[str] | None = None,
+        device: torch.device | str = "cpu",
+    ):
         from torchvision import models  # takes a second to import
 
         if name not in models.list_models(module=models):
-            raise ValueError(f"{name!r} is neither {OWN_CLASSIFIER!r} nor a classifier of torchvision, such as "
-                             "resnet101 or resnet101:FILE")
+            raise ValueError(
+                f"{name!r} is neither {OWN_CLASSIFIER!r} nor a classifier of torchvision, such as "
+                "resnet101 or resnet101:FILE"
+            )
         published = models.get_model_weights(name).DEFAULT
         file = _weight_file(published.url, path)
         self.device = torch.device(device)
@@ -73,8 +82,9 @@ class TorchvisionJudge:
         try:
             network.load_state_dict(_read(file))
         except Exception as error:
-            raise ValueError(f"{file} does not hold the weights of {name} for {num_classes} classes: "
-                             f"{str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"{file} does not hold the weights of {name} for {num_classes} classes: {str(error).splitlines()[0]}"
+            ) from error
         self.network = network.eval().requires_grad_(False).to(self.device)
 
     @torch.no_grad()
@@ -84,8 +94,9 @@ class TorchvisionJudge:
             return _log_probability(self.network(image_BCHW), label_B)
 
 
-def build_judge(spec: str, *, num_classes: int, own_classifier: Callable[[], FeatureExtractor],
-                device: torch.device | str = "cpu") -> ClassJudge:
+def build_judge(
+    spec: str, *, num_classes: int, own_classifier: Callable[[], FeatureExtractor], device: torch.device | str = "cpu"
+) -> ClassJudge:
     """`classifier`, a torchvision model name, or NAME:FILE -> judge.
 
     Args:

@@ -35,15 +35,20 @@ class ClipFeatures:
     num_classes = 0
     recognises_labels = False
 
-    def __init__(self, name: str = DEFAULT_CLIP, weights: str | os.PathLike[str] | None = None,
-                 device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        name: str = DEFAULT_CLIP,
+        weights: str | os.PathLike[str] | None = None,
+        device: torch.device | str = "cpu",
+    ):
         open_clip = import_extra("open_clip", "CLIP features", "open-clip-torch")
         architecture, _, tag = name.partition("/")
         if open_clip.get_model_config(architecture) is None:
             raise ValueError(f"{architecture!r} is no architecture of open_clip, such as {DEFAULT_CLIP}")
         if weights is None and not tag:
-            raise ValueError(f"clip:{architecture} needs weights: give their file, or a tag of open_clip as "
-                             f"clip:{architecture}/TAG")
+            raise ValueError(
+                f"clip:{architecture} needs weights: give their file, or a tag of open_clip as clip:{architecture}/TAG"
+            )
         self.device = torch.device(device)
         network = open_clip.create_model(architecture, pretrained=tag if weights is None else None)
         self.fingerprint = weights_sha256(network) if weights is None else load_weights(network, weights)

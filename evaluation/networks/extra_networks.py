@@ -89,8 +89,9 @@ class PixelInput:
         tag: the resize's part of a metric's name.
     """
 
-    def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...], crop: bool,
-                 device: torch.device | str = "cpu"):
+    def __init__(
+        self, size: int, mean: tuple[float, ...], std: tuple[float, ...], crop: bool, device: torch.device | str = "cpu"
+    ):
         self.size, self.crop, self.device = size, crop, torch.device(device)
         self.mean_C11 = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std_C11 = torch.tensor(std, device=device).view(-1, 1, 1)

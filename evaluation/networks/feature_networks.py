@@ -73,8 +73,10 @@ def build_features(
         FileNotFoundError: no weights.
     """
     if name not in FEATURES:
-        raise ValueError(f"unknown features {name!r}: choose one of {', '.join(FEATURES)}, "
-                         + ", ".join(f"{kind}:NAME" for kind in _WITH_DETAIL))
+        raise ValueError(
+            f"unknown features {name!r}: choose one of {', '.join(FEATURES)}, "
+            + ", ".join(f"{kind}:NAME" for kind in _WITH_DETAIL)
+        )
     kind, _, detail = name.partition(":")
     if resize != "bilinear" and not name.startswith("inception"):
         raise ValueError(f"{name} has a resize of its own: resize {resize!r} is for inception")

@@ -35,8 +35,12 @@ class TimmFeatures:
     num_classes = 0
     recognises_labels = False
 
-    def __init__(self, name: str = DEFAULT_DINOV2, weights: str | os.PathLike[str] | None = None,
-                 device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        name: str = DEFAULT_DINOV2,
+        weights: str | os.PathLike[str] | None = None,
+        device: torch.device | str = "cpu",
+    ):
         timm = import_extra("timm", "timm features", "timm")
         if not timm.is_model(name.partition(".")[0]):
             raise ValueError(f"{name!r} is no model of timm, such as {DEFAULT_DINOV2}")

@@ -69,18 +69,27 @@ class Reference:
         mine = (extractor.fingerprint, extractor.label, extractor.resize)
         theirs = tuple(self.network.get(key, "") for key in ("fingerprint", "label", "resize"))
         if self.network and theirs != mine:
-            raise UserError(f"reference {self.name} was made with {theirs[1]}_{theirs[2]} (weights {theirs[0][:8]}), "
-                            f"not with {mine[1]}_{mine[2]} (weights {mine[0][:8]})")
+            raise UserError(
+                f"reference {self.name} was made with {theirs[1]}_{theirs[2]} (weights {theirs[0][:8]}), "
+                f"not with {mine[1]}_{mine[2]} (weights {mine[0][:8]})"
+            )
         spatial_dim = getattr(extractor, "spatial_dim", None)
         if self.spatial is not None and spatial_dim not in (None, len(self.spatial.mean_F)):
-            raise UserError(f"reference {self.name} has {len(self.spatial.mean_F)} spatial features, "
-                            f"{extractor.label} has {spatial_dim}")
+            raise UserError(
+                f"reference {self.name} has {len(self.spatial.mean_F)} spatial features, "
+                f"{extractor.label} has {spatial_dim}"
+            )
 
 
 def network_of(extractor: FeatureExtractor) -> dict[str, object]:
     """What a reference records of a feature network."""
-    return {"features": extractor.name, "label": extractor.label, "resize": extractor.resize, "dim": extractor.dim,
-            "fingerprint": extractor.fingerprint}
+    return {
+        "features": extractor.name,
+        "label": extractor.label,
+        "resize": extractor.resize,
+        "dim": extractor.dim,
+        "fingerprint": extractor.fingerprint,
+    }
 
 
 def save_reference(reference: Reference, path: str | os.PathLike[str]) -> None:
@@ -93,12 +102,22 @@ def save_reference(reference: Reference, path: str | os.PathLike[str]) -> None:
     if path.suffix != ".npz":
         raise UserError(f"a reference is an .npz file, not {path.name}")
     moments = reference.moments
-    arrays = {"mu": moments.mean_F, "sigma": moments.covariance_FF, "features": reference.features_NF,
-              "labels": reference.label_N}
+    arrays = {
+        "mu": moments.mean_F,
+        "sigma": moments.covariance_FF,
+        "features": reference.features_NF,
+        "labels": reference.label_N,
+    }
     if reference.spatial is not None:
         arrays |= {"mu_s": reference.spatial.mean_F, "sigma_s": reference.spatial.covariance_FF}
-    meta = {"format": FORMAT, "name": reference.name, "source": reference.source, "digest": reference.digest,
-            "images": reference.images, "network": dict(reference.network)}
+    meta = {
+        "format": FORMAT,
+        "name": reference.name,
+        "source": reference.source,
+        "digest": reference.digest,
+        "images": reference.images,
+        "network": dict(reference.network),
+    }
     found = {name: tensor.cpu().numpy() for name, tensor in arrays.items() if tensor is not None}
     write_npz(path, {**found, "num_images": np.asarray(moments.num), "meta": np.asarray(json.dumps(meta))})
 

@@ -61,8 +61,16 @@ def measure_reference(
     if bank is not None:
         accumulators.append(BankFeeder(bank))
     digest = ImageDigest()
-    accumulate(digested(batches, digest), extractor, accumulators, num_images, reduce=reduce, rank=rank,
-               world_size=world_size, spatial=spatial)
+    accumulate(
+        digested(batches, digest),
+        extractor,
+        accumulators,
+        num_images,
+        reduce=reduce,
+        rank=rank,
+        world_size=world_size,
+        spatial=spatial,
+    )
     digest.all_reduce(reduce, extractor.device)
     labelled = bank is not None and bool((bank.label_N >= 0).all())
     return Reference(
@@ -95,9 +103,7 @@ def _on_cpu(gaussian: Gaussian) -> Gaussian:
     return Gaussian(gaussian.mean_F.cpu(), gaussian.covariance_FF.cpu(), gaussian.num)
 
 
-def load_reference(
-    path: str | Path, extractor: FeatureExtractor | None = None, *, batch_size: int = 64
-) -> Reference:
+def load_reference(path: str | Path, extractor: FeatureExtractor | None = None, *, batch_size: int = 64) -> Reference:
     """The reference in an `.npz` file: ours, published moments, or a batch of images, whose features are then taken.
 
     Args:
@@ -116,5 +122,4 @@ def load_reference(
     images = ArrayImages(path)
     if extractor is None:
         raise UserError(f"{path} holds images, not moments: make a reference of it with a feature network first")
-    return measure_reference(path.stem, images.batches(batch_size), extractor, num_images=len(images),
-                             source=str(path))
+    return measure_reference(path.stem, images.batches(batch_size), extractor, num_images=len(images), source=str(path))

@@ -73,8 +73,9 @@ def build(compiler: str, folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
 
 def _fingerprint(compiler: str, flags: tuple[str, ...], here: Path) -> str:
     """Changes with the source, the compiler, and what the compiler knows of this processor."""
-    macros = subprocess.run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull], check=True, capture_output=True,
-                            timeout=BUILD_SECONDS).stdout
+    macros = subprocess.run(
+        [compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull], check=True, capture_output=True, timeout=BUILD_SECONDS
+    ).stdout
     digest = hashlib.sha256(repr((compiler, flags)).encode() + macros)
     for path in sorted((*here.glob("*.cpp"), *here.glob("*.h"))):
         digest.update(path.read_bytes())

@@ -66,16 +66,30 @@ def load(path: Path) -> ctypes.CDLL:
     found.rq_block.restype = _Int
     found.rq_step.argtypes = [*[_Pointer] * 4, _Int, ctypes.c_int]
     found.rq_linear.argtypes = [*[_Pointer] * 4, _Int, ctypes.c_int32, ctypes.c_int32, ctypes.c_int]
-    found.rq_draw.argtypes = [_Pointer, _Int, _Pointer, _Pointer, _Int, _Int, _Float, _Int, ctypes.c_double,
-                              ctypes.c_int]
+    found.rq_draw.argtypes = [
+        _Pointer,
+        _Int,
+        _Pointer,
+        _Pointer,
+        _Int,
+        _Int,
+        _Float,
+        _Int,
+        ctypes.c_double,
+        ctypes.c_int,
+    ]
     found.rq_position.argtypes = [*[_Pointer] * 6, _Int, ctypes.c_int]
     return found
 
 
 def serves(tensor: Tensor) -> bool:
     """Whether the compiled functions take this tensor."""
-    return (type(tensor) is Tensor and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
-            and library() is not None)
+    return (
+        type(tensor) is Tensor
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and library() is not None
+    )
 
 
 class NativeLinear:
@@ -99,11 +113,22 @@ class NativeLinear:
         """activation(map(x)) + residual, for x (..., I)."""
         x = x.contiguous()
         shape = (*x.shape[:-1], self.outputs)
-        out = x.new_empty(shape) if residual is None else residual.expand(shape).clone(
-            memory_format=torch.contiguous_format)
+        out = (
+            x.new_empty(shape)
+            if residual is None
+            else residual.expand(shape).clone(memory_format=torch.contiguous_format)
+        )
         if x.numel():
-            library().rq_linear(self._place, None, x.data_ptr(), out.data_ptr(), x.numel() // self.inputs, activation,
-                                residual is not None, torch.get_num_threads())
+            library().rq_linear(
+                self._place,
+                None,
+                x.data_ptr(),
+                out.data_ptr(),
+                x.numel() // self.inputs,
+                activation,
+                residual is not None,
+                torch.get_num_threads(),
+            )
         return out
 
 
@@ -116,16 +141,23 @@ class NativeStack:
         slopes: one per head of queries (ALiBi), or None.
     """
 
-    def __init__(self, norms: Sequence[tuple[nn.Module, nn.Module]], maps: Sequence[Sequence[NativeLinear]],
-                 activation: int, heads: tuple[int, int, int], slopes: Sequence[float] | None):
+    def __init__(
+        self,
+        norms: Sequence[tuple[nn.Module, nn.Module]],
+        maps: Sequence[Sequence[NativeLinear]],
+        activation: int,
+        heads: tuple[int, int, int],
+        slopes: Sequence[float] | None,
+    ):
         self._kept = (norms, maps, torch.tensor(slopes or []))  # the addresses below are theirs
         self._layers = (_Layer * len(maps))()
         for layer, pair, four in zip(self._layers, norms, maps):
             layer.norm1, layer.norm2 = map(norm_struct, pair)
             layer.joint, layer.proj, layer.up, layer.down = (linear.struct for linear in four)
             layer.activation = activation
-        self.struct = _Stack(len(maps), maps[0][0].inputs, *heads, self._layers,
-                              None if slopes is None else self._kept[2].data_ptr())
+        self.struct = _Stack(
+            len(maps), maps[0][0].inputs, *heads, self._layers, None if slopes is None else self._kept[2].data_ptr()
+        )
 
     def __call__(self, x_BC: Tensor, cache: KVCache) -> Tensor:
         """(B, C) -> (B, C); the cache takes the new keys and values and moves on."""
@@ -133,8 +165,14 @@ class NativeStack:
         x_BC = x_BC.contiguous()
         out_BC = torch.empty_like(x_BC)
         place = _Cache(cache.memory.data_ptr(), cache.max_length, cache.length)
-        library().rq_step(ctypes.addressof(self.struct), ctypes.addressof(place), x_BC.data_ptr(), out_BC.data_ptr(),
-                          len(x_BC), torch.get_num_threads())
+        library().rq_step(
+            ctypes.addressof(self.struct),
+            ctypes.addressof(place),
+            x_BC.data_ptr(),
+            out_BC.data_ptr(),
+            len(x_BC),
+            torch.get_num_threads(),
+        )
         cache.advance(1)
         return out_BC
 
@@ -144,9 +182,18 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int | 
     logits_BV, uniform_B = logits_BV.contiguous(), uniform_B.double().contiguous()
     batch, vocabulary = logits_BV.shape
     code_B = torch.empty(batch, dtype=torch.long)
-    library().rq_draw(logits_BV.data_ptr(), vocabulary, uniform_B.data_ptr(), code_B.data_ptr(), batch, vocabulary,
-                      temperature, vocabulary if top_k is None else top_k, 1.0 if top_p is None else top_p,
-                      torch.get_num_threads())
+    library().rq_draw(
+        logits_BV.data_ptr(),
+        vocabulary,
+        uniform_B.data_ptr(),
+        code_B.data_ptr(),
+        batch,
+        vocabulary,
+        temperature,
+        vocabulary if top_k is None else top_k,
+        1.0 if top_p is None else top_p,
+        torch.get_num_threads(),
+    )
     return code_B
 
 

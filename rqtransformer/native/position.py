@@ -20,15 +20,29 @@ Settings = tuple[float, int | None, float | None]
 
 
 class _Depth(ctypes.Structure):
-    _fields_ = [("token", ctypes.c_void_p), ("classifier", MapStruct), ("input_table", ctypes.c_void_p),
-                ("head_table", ctypes.c_void_p), ("vocabulary", ctypes.c_int64), ("top_k", ctypes.c_int64),
-                ("top_p", ctypes.c_double), ("temperature", ctypes.c_float)]
+    _fields_ = [
+        ("token", ctypes.c_void_p),
+        ("classifier", MapStruct),
+        ("input_table", ctypes.c_void_p),
+        ("head_table", ctypes.c_void_p),
+        ("vocabulary", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("top_p", ctypes.c_double),
+        ("temperature", ctypes.c_float),
+    ]
 
 
 class _Head(ctypes.Structure):
-    _fields_ = [("stack", ctypes.c_void_p), ("norm", NormStruct), ("project", ctypes.c_void_p),
-                ("depths", ctypes.POINTER(_Depth)), ("depth", ctypes.c_int64), ("input_size", ctypes.c_int64),
-                ("head_size", ctypes.c_int64), ("cumulate", ctypes.c_int32)]
+    _fields_ = [
+        ("stack", ctypes.c_void_p),
+        ("norm", NormStruct),
+        ("project", ctypes.c_void_p),
+        ("depths", ctypes.POINTER(_Depth)),
+        ("depth", ctypes.c_int64),
+        ("input_size", ctypes.c_int64),
+        ("head_size", ctypes.c_int64),
+        ("cumulate", ctypes.c_int32),
+    ]
 
 
 @dataclass(frozen=True)
@@ -75,15 +89,30 @@ class NativePosition:
             depth.vocabulary, depth.top_k = size, size if top_k is None else top_k
             depth.top_p, depth.temperature = 1.0 if top_p is None else top_p, temperature
         project = None if parts.project is None else ctypes.addressof(parts.project.struct)
-        self._head = _Head(ctypes.addressof(parts.stack.struct), norm_struct(parts.norm), project, depths,
-                           len(settings), self._input_size, parts.head_tables[0].shape[1], parts.cumulate)
+        self._head = _Head(
+            ctypes.addressof(parts.stack.struct),
+            norm_struct(parts.norm),
+            project,
+            depths,
+            len(settings),
+            self._input_size,
+            parts.head_tables[0].shape[1],
+            parts.cumulate,
+        )
 
     def __call__(self, context_BC: Tensor, uniform_DB: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
         """(Codes (B, D), sum of their vectors for the body (B, E)); overwrites the head's cache."""
         context_BC, uniform_DB = context_BC.contiguous(), uniform_DB.contiguous()
         codes_BD = torch.empty(len(context_BC), len(uniform_DB), dtype=torch.long)
         sum_BE = context_BC.new_empty(len(context_BC), self._input_size)
-        calls.library().rq_position(ctypes.addressof(self._head), cache.memory.data_ptr(), context_BC.data_ptr(),
-                                    uniform_DB.data_ptr(), codes_BD.data_ptr(), sum_BE.data_ptr(), len(context_BC),
-                                    torch.get_num_threads())
+        calls.library().rq_position(
+            ctypes.addressof(self._head),
+            cache.memory.data_ptr(),
+            context_BC.data_ptr(),
+            uniform_DB.data_ptr(),
+            codes_BD.data_ptr(),
+            sum_BE.data_ptr(),
+            len(context_BC),
+            torch.get_num_threads(),
+        )
         return codes_BD, sum_BE

@@ -29,16 +29,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(prog="python -m rqtransformer.pretrained", allow_abbrev=False,
-                    description="Checkpoints of both stages, ours and published.")
+    parser = Parser(
+        prog="python -m rqtransformer.pretrained",
+        allow_abbrev=False,
+        description="Checkpoints of both stages, ours and published.",
+    )
     actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
     inspect = actions.add_parser("inspect", help="what a checkpoint holds")
     inspect.add_argument("path")
     inspect.add_argument("--json", action="store_true", help="as one JSON object")
     change = actions.add_parser("convert", help="the same checkpoint in the other format")
     change.add_argument("path")
-    change.add_argument("--to", choices=FORMATS, default="snapshot",
-                        help="snapshot: safetensors (default); published: a torch.save file, which is a pickle")
+    change.add_argument(
+        "--to",
+        choices=FORMATS,
+        default="snapshot",
+        help="snapshot: safetensors (default); published: a torch.save file, which is a pickle",
+    )
     change.add_argument("--out", help="the new folder (default: beside the old one)")
     return parser.parse_args()
 

@@ -48,8 +48,10 @@ def convert(path: str | Path, to: str = "snapshot", out: str | Path | None = Non
         raise ValueError(f"format {to!r} is unknown; choose one of {', '.join(FORMATS)}")
     archive = read_archive(path)
     if archive.is_snapshot == (to == "snapshot"):
-        raise ValueError(f"{path} is a {to} checkpoint already" + (
-            "; --to published writes the published format" if archive.is_snapshot else ""))
+        raise ValueError(
+            f"{path} is a {to} checkpoint already"
+            + ("; --to published writes the published format" if archive.is_snapshot else "")
+        )
     default = archive.folder.resolve()
     out = default.with_name(f"{default.name}-{to}") if out is None else Path(out).expanduser()
     if out.exists():

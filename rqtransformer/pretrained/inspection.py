@@ -18,8 +18,9 @@ def facts_of(archive: Archive) -> dict[str, Any]:
         is_model = name in WEIGHT_PARTS
         parts[name] = {
             "tensors": len(tensors),
-            "parameters": count_parameters(tensors, archive.config, archive.is_snapshot) if is_model else sum(
-                tensor.numel() for tensor in tensors.values()),
+            "parameters": count_parameters(tensors, archive.config, archive.is_snapshot)
+            if is_model
+            else sum(tensor.numel() for tensor in tensors.values()),
             "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}),
             "wrapper": prefix,
             "prefixes": _by_prefix(tensors),
@@ -54,12 +55,18 @@ def _summary(archive: Archive) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     if archive.stage == "stage 1":
         settings = hparams(config)
-        chosen = {"resolution": (arch.get("ddconfig") or {}).get("resolution"),
-                  **{key: settings.get(key) for key in ("bottleneck_type", "code_shape", "n_embed", "shared_codebook",
-                                                        "embed_dim")}}
+        chosen = {
+            "resolution": (arch.get("ddconfig") or {}).get("resolution"),
+            **{
+                key: settings.get(key)
+                for key in ("bottleneck_type", "code_shape", "n_embed", "shared_codebook", "embed_dim")
+            },
+        }
     elif archive.stage == "stage 2":
-        chosen = {key: arch.get(key) for key in ("block_size", "vocab_size", "embed_dim", "vocab_size_cond",
-                                                 "block_size_cond")}
+        chosen = {
+            key: arch.get(key)
+            for key in ("block_size", "vocab_size", "embed_dim", "vocab_size_cond", "block_size_cond")
+        }
         chosen["vocab_size"] = chosen["vocab_size"] or dataset.get("vocab_size")
         for stack in ("body", "head"):
             section = arch.get(stack) or {}
@@ -74,12 +81,16 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     lines = [f"{facts['path']}: {facts['format']} checkpoint of {KINDS[facts['stage']]}, {facts['bytes'] / 1e6:.1f} MB"]
     for name, part in facts["parts"].items():
         wrapper = f", names start with {part['wrapper']}" if part["wrapper"] else ""
-        lines.append(f"{name}: {part['parameters']:,} parameters in {part['tensors']} tensors "
-                     f"({', '.join(part['dtypes'])}){wrapper}")
+        lines.append(
+            f"{name}: {part['parameters']:,} parameters in {part['tensors']} tensors "
+            f"({', '.join(part['dtypes'])}){wrapper}"
+        )
     first = next(iter(facts["parts"].values()))
     width = max(len(prefix) for prefix in first["prefixes"])
-    lines += [f"  {prefix:<{width}}  {entry['tensors']:>5} tensors  {entry['numbers']:>15,} numbers"
-              for prefix, entry in first["prefixes"].items()]
+    lines += [
+        f"  {prefix:<{width}}  {entry['tensors']:>5} tensors  {entry['numbers']:>15,} numbers"
+        for prefix, entry in first["prefixes"].items()
+    ]
     lines.append(f"averaged weights: {'yes' if facts['averaged_weights'] else 'no'}")
     lines += [f"{key}: {value}" for key, value in facts["config"].items()]
     for key, name in (("tokenizer", "tokenizer files"), ("left_out", "entries that are no tensors")):

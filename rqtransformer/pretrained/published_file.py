@@ -43,5 +43,6 @@ def _is_named_tensors(part: Any) -> bool:
 
 def write_published_file(path: Path, parts: Parts) -> None:
     """Writes the parts; every tensor has memory of its own."""
-    torch.save({name: {key: tensor.contiguous().clone() for key, tensor in part.items()}
-                for name, part in parts.items()}, path)
+    torch.save(
+        {name: {key: tensor.contiguous().clone() for key, tensor in part.items()} for name, part in parts.items()}, path
+    )

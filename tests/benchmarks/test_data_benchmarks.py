@@ -27,8 +27,10 @@ def test_made_images_have_the_layout_of_fashion_mnist(tmp_path):
 
 
 def test_report_of_latents_against_images(capsys):
-    results = {"images": {"seconds_per_step": 3.0, "losses": [2.0, 1.0]},
-               "latents fp16": {"seconds_per_step": 1.0, "losses": [2.0, 1.01]}}
+    results = {
+        "images": {"seconds_per_step": 3.0, "losses": [2.0, 1.0]},
+        "latents fp16": {"seconds_per_step": 1.0, "losses": [2.0, 1.01]},
+    }
     line = latent_training.report(results, 2, "wall")
     assert line["variants"]["latents fp16"]["speedup"] == 3.0 and line["holds"]
     np.testing.assert_allclose(line["variants"]["latents fp16"]["largest_relative_loss_difference"], 0.01)
@@ -49,7 +51,20 @@ def test_the_whole_benchmark_on_random_images(tmp_path, monkeypatch):
     monkeypatch.setattr(data_speed, "DEBIAN_FOLDER", tmp_path)
     monkeypatch.delenv("RQ_DATA_ROOT", raising=False)
     folder = data_speed.write_idx(tmp_path / "idx", (64, 16))
-    line = data_speed.main(data_speed.parse([
-        "--only", "fashion-mnist", "--fashion-mnist", str(folder), "--steps", "5", "--fashion-batch", "2",
-        "--output", str(tmp_path / "line.json")]))
+    line = data_speed.main(
+        data_speed.parse(
+            [
+                "--only",
+                "fashion-mnist",
+                "--fashion-mnist",
+                str(folder),
+                "--steps",
+                "5",
+                "--fashion-batch",
+                "2",
+                "--output",
+                str(tmp_path / "line.json"),
+            ]
+        )
+    )
     assert json.loads((tmp_path / "line.json").read_text()) == line and line["fashion-mnist"]["steps"] == 5

@@ -12,8 +12,20 @@ from benchmarks.bar_chart import draw_bars
 from benchmarks.comparison_methods import METHODS, config_of
 from rqvae.bottleneck import QUANTIZERS, build_quantizer
 
-KEYS = ["benchmark", "dataset", "resolution", "steps", "batch_size", "lr", "seed", "held_out_images", "torch",
-        "machine", "threads", "rows"]
+KEYS = [
+    "benchmark",
+    "dataset",
+    "resolution",
+    "steps",
+    "batch_size",
+    "lr",
+    "seed",
+    "held_out_images",
+    "torch",
+    "machine",
+    "threads",
+    "rows",
+]
 ROW = ["method", "bottleneck_type", "bits", "mse", "used_fraction", "perplexity", "step_ms"]
 
 

@@ -14,8 +14,16 @@ from rqstack.quantizers import FiniteScalarQuantizer, RandomProjectionQuantizer,
 TINY = [
     Case("tiny-vq", 40, 6, lambda: VectorQuantizer(6, 20), {"class": "PeerVQ", "dim": 6}, floor=(1, 6, 20)),
     Case("tiny-fsq", 40, 3, lambda: FiniteScalarQuantizer(3, [3, 3, 3]), {"class": "PeerVQ", "dim": 3}),
-    Case("tiny-projection", 12, 6, lambda: speed_cases._CodesOnly(RandomProjectionQuantizer(6, 8, 3)),
-         {"class": "PeerVQ", "dim": 6}, floor=(1, 3, 8), passes=("eval",), peer_image=(3, 2, 2)),
+    Case(
+        "tiny-projection",
+        12,
+        6,
+        lambda: speed_cases._CodesOnly(RandomProjectionQuantizer(6, 8, 3)),
+        {"class": "PeerVQ", "dim": 6},
+        floor=(1, 3, 8),
+        passes=("eval",),
+        peer_image=(3, 2, 2),
+    ),
 ]
 TIMES = ("eval", "forward", "train")
 

@@ -96,14 +96,21 @@ def test_the_command_ends_with_a_json_line(monkeypatch, capsys, tmp_path):
     assert json.loads(last) == json.loads(out.read_text())
     rows = json.loads(last)["rows"]
     assert [(row["parallel"], row["recompute"]) for row in rows] == [
-        ("ddp", False), ("ddp", True), ("fsdp", False), ("fsdp", True)]
+        ("ddp", False),
+        ("ddp", True),
+        ("fsdp", False),
+        ("fsdp", True),
+    ]
     assert all(row["micro_batch"] * row["accumulation"] * 8 == 2048 for row in rows)
 
 
-@pytest.mark.parametrize(("flags", "line"), [
-    (["--devices", "3", "--no-checks", "--cached-latents"], "a batch of 2048 does not divide"),
-    (["--peak-tflops", "0"], "--peak-tflops 0.0 must be positive"),
-])
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--devices", "3", "--no-checks", "--cached-latents"], "a batch of 2048 does not divide"),
+        (["--peak-tflops", "0"], "--peak-tflops 0.0 must be positive"),
+    ],
+)
 def test_what_does_not_fit_is_said_in_one_line(flags, line, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "--models", "480M", *flags)

@@ -163,15 +163,27 @@ def test_failures_by_class_and_how_often_each_is_tried(server, path, reason, tim
 
 
 def test_only_http_urls_and_nobody_listening():
-    for url in ("file:///etc/passwd", "ftp://host/x", "data:image/png;base64,AAAA", "//host/x", "http://", "http:///x",
-                "https://host:99999/x", "http://ho st/x", "http://host/\nX: y", "javascript:1", ""):
+    for url in (
+        "file:///etc/passwd",
+        "ftp://host/x",
+        "data:image/png;base64,AAAA",
+        "//host/x",
+        "http://",
+        "http:///x",
+        "https://host:99999/x",
+        "http://ho st/x",
+        "http://host/\nX: y",
+        "javascript:1",
+        "",
+    ):
         with pytest.raises(FetchFailed, match="not an http URL"):
             check_url(url)
     check_url("https://host.example:8080/a?b=c")
     with pytest.raises(FetchFailed, match="connection"):
         fetch_image(build_opener(), "http://127.0.0.1:9/x.jpg", FAST)
-    assert not {"file_open", "ftp_open", "data_open"} & {name for handler in build_opener().handlers
-                                                       for name in dir(handler)}
+    assert not {"file_open", "ftp_open", "data_open"} & {
+        name for handler in build_opener().handlers for name in dir(handler)
+    }
 
 
 def test_a_server_that_asks_for_patience_is_waited_for(server, monkeypatch):

@@ -28,8 +28,9 @@ def images_and_labels(dataset):
 def test_npz_holds_the_split_as_evaluation_sees_it(tmp_path, capsys):
     main(parse([*SYNTHETIC, str(tmp_path / "x.npz")]))
     assert "70 images" in capsys.readouterr().out
-    image_NCHW, label_N = images_and_labels(build_dataset(
-        DatasetConfig(type="synthetic", num_samples=70, resolution=16), "train"))
+    image_NCHW, label_N = images_and_labels(
+        build_dataset(DatasetConfig(type="synthetic", num_samples=70, resolution=16), "train")
+    )
     exported = np.load(tmp_path / "x.npz", allow_pickle=False)
     assert sorted(exported) == ["arr_0", "labels"]
     assert (exported["arr_0"].dtype, exported["labels"].dtype) == (np.uint8, np.int64)
@@ -77,10 +78,12 @@ def test_memory_does_not_grow_with_the_split(tmp_path):
 
 def test_a_split_as_a_source_of_scores(folder, tmp_path, capfd):
     """In a process of its own, which ends when nobody reads on, with its report of what could not be read."""
-    source = open_source("dataset:folder:train", dataset_options=["--data-root", str(folder), "resolution=16",
-                                                                  "val_fraction=0.2"])
-    image_NCHW, label_N = images_and_labels(build_dataset(
-        DatasetConfig(type="folder", root=str(folder), resolution=16, val_fraction=0.2), "train"))
+    source = open_source(
+        "dataset:folder:train", dataset_options=["--data-root", str(folder), "resolution=16", "val_fraction=0.2"]
+    )
+    image_NCHW, label_N = images_and_labels(
+        build_dataset(DatasetConfig(type="folder", root=str(folder), resolution=16, val_fraction=0.2), "train")
+    )
     assert len(source) == len(image_NCHW) == 16
     process = source._started.process
     abandoned = source.batches(5)
@@ -101,15 +104,20 @@ def test_the_source_repeats_what_the_export_refuses():
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("words", "match"), [
-    (["--dataset", "digits", "--split", "val", "x.zip"], "must end in .npz"),
-    (["--dataset", "digits", "--split", "val", "resolutoin=3", "x.npz"], "did you mean 'resolution'"),
-    (["--dataset", "digits", "x.npz"], "--split"),
-    (["--dataset", "digits", "--split", "test", "x.npz"], "--split 'test' is unknown; choose one of train, val"),
-    (["--dataset", "imagenet", "--split", "val", "--data-root", "/nowhere", "resolution=64", "x.npz"],
-     "no images found in /nowhere"),
-    (["--dataset", "digits", "--split", "val", "/nowhere/x.npz"], "cannot write /nowhere/x.npz"),
-])
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--dataset", "digits", "--split", "val", "x.zip"], "must end in .npz"),
+        (["--dataset", "digits", "--split", "val", "resolutoin=3", "x.npz"], "did you mean 'resolution'"),
+        (["--dataset", "digits", "x.npz"], "--split"),
+        (["--dataset", "digits", "--split", "test", "x.npz"], "--split 'test' is unknown; choose one of train, val"),
+        (
+            ["--dataset", "imagenet", "--split", "val", "--data-root", "/nowhere", "resolution=64", "x.npz"],
+            "no images found in /nowhere",
+        ),
+        (["--dataset", "digits", "--split", "val", "/nowhere/x.npz"], "cannot write /nowhere/x.npz"),
+    ],
+)
 def test_command_errors(words, match, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["data.export", *words])
     with pytest.raises(SystemExit) as end, warnings.catch_warnings():

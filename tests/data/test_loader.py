@@ -137,8 +137,11 @@ def test_batches_can_be_put_on_a_device(digits):
 
 def test_a_batch_is_under_way_before_the_one_in_front_of_it_is_given_out():
     events = []
-    batches = one_ahead(iter(range(3)), lambda number: events.append(f"start {number}") or number,
-                        lambda number: events.append(f"finish {number}") or number)
+    batches = one_ahead(
+        iter(range(3)),
+        lambda number: events.append(f"start {number}") or number,
+        lambda number: events.append(f"finish {number}") or number,
+    )
     assert list(batches) == [0, 1, 2]
     assert events == ["start 0", "start 1", "finish 0", "start 2", "finish 1", "finish 2"]
     endless = one_ahead(itertools.count(), lambda number: number, lambda number: number)

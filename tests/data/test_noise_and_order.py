@@ -83,8 +83,10 @@ def test_a_run_may_go_on_with_another_number_of_ranks(groups, ranks, accumulatio
 
 
 def test_noise_belongs_to_epoch_and_sample_wherever_it_comes():
-    keys = [dict(pair for pair in _positions(TrainOrder(30, seed, 10, groups=groups), 6)[30:]) for seed, groups in
-            ((1, None), (2, None), (1, GROUPS))]
+    keys = [
+        dict(pair for pair in _positions(TrainOrder(30, seed, 10, groups=groups), 6)[30:])
+        for seed, groups in ((1, None), (2, None), (1, GROUPS))
+    ]
     assert keys[0] == keys[1] == keys[2] == {index: 30 + index for index in range(30)}
     assert noise_key(np.array([29, 30]), np.array([4, 4]), 30).tolist() == [4, 34]
 

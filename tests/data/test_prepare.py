@@ -61,8 +61,10 @@ def assert_same_items(ours, theirs):
 def test_shards_give_the_images_of_the_folder(images, shards, split, tmp_path):
     readable = shutil.copytree(images, tmp_path / "copy")
     (readable / "train" / "a" / "05x.jpg").unlink()
-    ours, theirs = (build_dataset(DatasetConfig(type=kind, root=str(root), resolution=16), split, seed=3)
-                    for kind, root in (("shards", shards), ("folder", readable)))
+    ours, theirs = (
+        build_dataset(DatasetConfig(type=kind, root=str(root), resolution=16), split, seed=3)
+        for kind, root in (("shards", shards), ("folder", readable))
+    )
     assert_same_items(ours, theirs)
     manifest = json.loads((shards / f"{split}.manifest.json").read_text())
     assert manifest["num_samples"] == len(theirs) and manifest["source_samples"] == len(theirs) + (split == "train")
@@ -141,8 +143,9 @@ def test_verify(shards, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "2 of 6" in printed.out
     lines = sorted(printed.err.splitlines())
-    for line, part in zip(lines, ("001.tar has other content", "002.tar has", "003.tar: [Errno 2]", "npz has other"),
-                          strict=True):
+    for line, part in zip(
+        lines, ("001.tar has other content", "002.tar has", "003.tar: [Errno 2]", "npz has other"), strict=True
+    ):
         assert part in line
     with pytest.raises(UserError, match="has no manifest"):
         run("--verify", tmp_path)
@@ -193,10 +196,13 @@ def test_wrong_commands_end_in_one_line(words, message, tmp_path, capsys, monkey
 
 
 def test_the_command_ends_with_its_code(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "data.prepare", "--verify", tmp_path], cwd=REPOSITORY,
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == f"error: {tmp_path} has no manifest (train.manifest.json, " \
-                                                   "val.manifest.json)\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "data.prepare", "--verify", tmp_path], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr == f"error: {tmp_path} has no manifest (train.manifest.json, val.manifest.json)\n"
+    )
 
 
 def test_captions_are_packed_and_chosen_like_those_of_the_folder(images, tmp_path):
@@ -209,8 +215,10 @@ def test_captions_are_packed_and_chosen_like_those_of_the_folder(images, tmp_pat
     words = ["resolution=8", f"tokenizer={tokenizer}", "val_fraction=0.4"]
     assert run("--dataset", "caption-folder", "--data-root", root, tmp_path / "out", *words) == 0
     settings = {"resolution": 8, "tokenizer": str(tokenizer), "bpe_dropout": 0.3, "transforms": "dalle-vqvae"}
-    ours, theirs = (build_dataset(DatasetConfig(type=kind, root=str(place), val_fraction=0.4, **settings), "train")
-                    for kind, place in (("shards", tmp_path / "out"), ("caption-folder", root)))
+    ours, theirs = (
+        build_dataset(DatasetConfig(type=kind, root=str(place), val_fraction=0.4, **settings), "train")
+        for kind, place in (("shards", tmp_path / "out"), ("caption-folder", root))
+    )
     assert ours.captions(range(len(ours))) == theirs.captions(range(len(theirs)))
     for key in (None, *(np.arange(len(ours)) + epoch * len(ours) for epoch in range(6))):
         batches = [dataset.fetch(np.arange(len(ours)), key) for dataset in (ours, theirs)]

@@ -8,18 +8,44 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STEPS = ["experiment.max_steps=2", "experiment.test_steps=2", "experiment.save_steps=2", "experiment.log_steps=1",
-         "experiment.batch_size=8", "experiment.test_images=16"]
+STEPS = [
+    "experiment.max_steps=2",
+    "experiment.test_steps=2",
+    "experiment.save_steps=2",
+    "experiment.log_steps=1",
+    "experiment.batch_size=8",
+    "experiment.test_images=16",
+]
 PER_DEPTH = ["recon_mse_by_depth", "rfid_by_depth", "code_usage_by_depth", "nll_by_depth", "unigram_nll_by_depth"]
-NUMBERS = ["sample_accuracy", "uniform_nll", "fid_samples", "fid_floor", "fid_unigram", "seconds_stage1",
-           "seconds_stage2", "seconds_sampling"]
+NUMBERS = [
+    "sample_accuracy",
+    "uniform_nll",
+    "fid_samples",
+    "fid_floor",
+    "fid_unigram",
+    "seconds_stage1",
+    "seconds_stage2",
+    "seconds_sampling",
+]
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("demo") / "out"
-    command = [sys.executable, "-m", "demo", "--out", str(out), "--num-samples", "30", "--stage1", *STEPS,
-               "--stage2", *STEPS, "experiment.sample.num_images=4"]
+    command = [
+        sys.executable,
+        "-m",
+        "demo",
+        "--out",
+        str(out),
+        "--num-samples",
+        "30",
+        "--stage1",
+        *STEPS,
+        "--stage2",
+        *STEPS,
+        "experiment.sample.num_images=4",
+    ]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return out, finished.stdout
@@ -34,7 +60,7 @@ def test_summary_has_every_number(output):
 
 def test_report_stands_alone(output):
     page = (output[0] / "report.html").read_text()
-    assert page.count("<img src=\"data:image/png;base64,") == 2
+    assert page.count('<img src="data:image/png;base64,') == 2
     assert page.count("<svg") == 4
     assert "://" not in page
 

@@ -16,8 +16,14 @@ from demo.text.measure import SCALES, held_out_scenes
 from demo.text.pictures import COLORS, draw_prompts, draw_sweep
 
 ROOT = Path(__file__).parents[2]
-STEPS = ["experiment.max_steps=2", "experiment.test_steps=2", "experiment.save_steps=2", "experiment.log_steps=1",
-         "experiment.batch_size=8", "experiment.test_images=16"]
+STEPS = [
+    "experiment.max_steps=2",
+    "experiment.test_steps=2",
+    "experiment.save_steps=2",
+    "experiment.log_steps=1",
+    "experiment.batch_size=8",
+    "experiment.test_images=16",
+]
 KINDS = {"axis", "size", "colour", "shape", "everything"}
 
 
@@ -26,8 +32,11 @@ def _pairs(split: str, count: int = 400):
 
 
 def test_answers_name_the_places_whatever_the_order_of_words():
-    texts = ["a large red circle above a small blue square", "a small blue square below a large red circle",
-             "a small white cross right of a large green triangle"]
+    texts = [
+        "a large red circle above a small blue square",
+        "a small blue square below a large red circle",
+        "a small white cross right of a large green triangle",
+    ]
     answers_NA = answers(parse_pair_caption(text) for text in texts)
     words = [[choices[i] for choices, i in zip(ANSWERS, row)] for row in answers_NA.tolist()]
     assert words[0] == words[1] == ["vertical", "large", "red", "circle", "small", "blue", "square"]
@@ -79,8 +88,22 @@ def test_prompts_stand_above_their_samples(tmp_path):
 @pytest.fixture(scope="module")
 def output(tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("text") / "out"
-    command = [sys.executable, "-m", "demo.text", "--out", str(out), "--num-captions", "6", "--judge-images", "64",
-               "--stage1", *STEPS, "--stage2", *STEPS, "experiment.sample.num_images=4"]
+    command = [
+        sys.executable,
+        "-m",
+        "demo.text",
+        "--out",
+        str(out),
+        "--num-captions",
+        "6",
+        "--judge-images",
+        "64",
+        "--stage1",
+        *STEPS,
+        "--stage2",
+        *STEPS,
+        "experiment.sample.num_images=4",
+    ]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return out, finished.stdout
@@ -97,7 +120,7 @@ def test_summary_has_every_number(output):
 
 def test_report_stands_alone_and_a_table_ends_the_demo(output):
     page = (output[0] / "report.html").read_text()
-    assert page.count("<img src=\"data:image/png;base64,") == 3
+    assert page.count('<img src="data:image/png;base64,') == 3
     assert page.count("<svg") == 4
     assert "://" not in page
     assert "chance: shuffled captions" in output[1] and "samples, guidance scale 1.5" in output[1]

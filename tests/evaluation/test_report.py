@@ -19,8 +19,9 @@ SIZE, DIM = 4, 5
 
 def image_set(name: str, count: int, seed: int) -> ImageSet:
     """Random images whose features are a projection of their pixels."""
-    image_NCHW = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8,
-                               generator=torch.Generator().manual_seed(seed))
+    image_NCHW = torch.randint(
+        0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     projection = torch.randn(3 * SIZE * SIZE, DIM, generator=torch.Generator().manual_seed(9))
 
     def batches():
@@ -41,8 +42,12 @@ def written(tmp_path):
     copied = samples.features_NF.clone()
     copied[13] = training.features_NF[22]
     samples = ImageSet(samples.name, copied, samples.batches)
-    line = {"metrics": {"fid_x": 1.25}, "num_images": 20, "warnings": ["few & small"],
-            "per_class": {"class-fid_x": {"0": 1.0, "1": 9.0}}}
+    line = {
+        "metrics": {"fid_x": 1.25},
+        "num_images": 20,
+        "warnings": ["few & small"],
+        "per_class": {"class-fid_x": {"0": 1.0, "1": 9.0}},
+    }
     found = write_report(tmp_path / "metrics.html", line, samples, training)
     return (tmp_path / "metrics.html").read_text(), found, samples, training
 

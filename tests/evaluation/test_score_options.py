@@ -85,8 +85,12 @@ def test_the_scores_are_those_of_the_parts(whole):
         "class-fid_pixels12_none_vs_train": sum(per_class.values()) / 4,
     }
     assert {name: whole["metrics"][name] for name in expected} == pytest.approx(expected, rel=1e-9)
-    others = {"fid_pixels12_none_vs_train", "is_pixels12_none_splits5", "is-std_pixels12_none_splits5",
-              "accuracy_pixels12_none"}
+    others = {
+        "fid_pixels12_none_vs_train",
+        "is_pixels12_none_splits5",
+        "is-std_pixels12_none_splits5",
+        "accuracy_pixels12_none",
+    }
     assert set(whole["metrics"]) == set(expected) | others
     line = json.loads(json.dumps(whole))
     assert line["per_class"]["class-fid_pixels12_none_vs_train"] == pytest.approx(per_class, rel=1e-7)
@@ -111,8 +115,13 @@ def test_ranks_and_batches_change_nothing(run_ranks, whole, world_size, batch_si
 def _join(rank, port, folder):
     import os
 
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port)}
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(1)
     distributed.initialize(60, "gloo", device="cpu")
     line = rank_line(rank, distributed.all_reduce_sum_, 2, 7)
@@ -139,19 +148,30 @@ def test_classes_that_cannot_be_compared_are_listed():
     moments = statistics_of([features_NF[:40]], 12).gaussian()
     classes = {0: moments, 1: features_NF[40:], 2: features_NF[:1], 7: moments}
     image_NCHW, label_N = images(20, 4), torch.tensor([0] * 15 + [1] * 2 + [2] * 2 + [3])
-    line = score_images([{"image": image_NCHW, "label": label_N}], PixelFeatures(), num_images=20, splits=None,
-                        per_class={"val": classes})
+    line = score_images(
+        [{"image": image_NCHW, "label": label_N}],
+        PixelFeatures(),
+        num_images=20,
+        splits=None,
+        per_class={"val": classes},
+    )
     own = statistics_of([PixelFeatures()(image_NCHW[:15])[0]], 12).gaussian()
     table = line["per_class"]["class-fid_pixels12_none_vs_val"]
     assert set(table) == {0, 1}
     assert table[0] == pytest.approx(frechet_between(own, moments), rel=1e-9)
-    assert line["warnings"] == ["class-fid_pixels12_none_vs_val: 3 classes left out, under 2 images here or there: "
-                                "2, 3, 7"]
+    assert line["warnings"] == [
+        "class-fid_pixels12_none_vs_val: 3 classes left out, under 2 images here or there: 2, 3, 7"
+    ]
     with pytest.raises(ValueError, match="needs the class that each image was asked for"):
         score_images([image_NCHW], PixelFeatures(), num_images=20, splits=None, per_class={"val": classes})
     with pytest.raises(ValueError, match="no class has 2 images"):
-        score_images([{"image": image_NCHW, "label": label_N}], PixelFeatures(), num_images=20, splits=None,
-                     per_class={"val": {9: moments}})
+        score_images(
+            [{"image": image_NCHW, "label": label_N}],
+            PixelFeatures(),
+            num_images=20,
+            splits=None,
+            per_class={"val": {9: moments}},
+        )
 
 
 def test_warnings_of_few_images_and_singular_covariances():

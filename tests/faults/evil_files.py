@@ -93,8 +93,17 @@ def not_even_a_pickle(file: Path, trap: Path) -> None:
 
 PICKLES: dict[str, Maker] = {
     maker.__name__: maker
-    for maker in (zip_with_system_call, zip_with_eval_among_weights, legacy_format, bare_pickle, old_opcodes,
-                  zip_with_two_pickles, torchscript_archive, numpy_reconstruct, not_even_a_pickle)
+    for maker in (
+        zip_with_system_call,
+        zip_with_eval_among_weights,
+        legacy_format,
+        bare_pickle,
+        old_opcodes,
+        zip_with_two_pickles,
+        torchscript_archive,
+        numpy_reconstruct,
+        not_even_a_pickle,
+    )
 }
 
 
@@ -134,8 +143,15 @@ def pickle_as_safetensors(file: Path, trap: Path) -> None:
 
 SAFETENSORS: dict[str, Maker] = {
     maker.__name__: maker
-    for maker in (header_longer_than_the_file, header_of_a_gigabyte, tensors_beyond_the_end, overlapping_tensors,
-                  deeply_nested_header, cut_short, pickle_as_safetensors)
+    for maker in (
+        header_longer_than_the_file,
+        header_of_a_gigabyte,
+        tensors_beyond_the_end,
+        overlapping_tensors,
+        deeply_nested_header,
+        cut_short,
+        pickle_as_safetensors,
+    )
 }
 
 YAML_TEXTS = {
@@ -153,12 +169,17 @@ YAML_TEXTS = {
 
 def png_bomb(file: Path, trap: Path, side: int = 60_000) -> None:
     """A PNG of some kilobytes that says it has 3.6 gigapixels."""
+
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1 << 22), 9))
-                     + chunk(b"IEND", b""))
+    file.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1 << 22), 9))
+        + chunk(b"IEND", b"")
+    )
 
 
 def png_with_a_text_bomb(file: Path, trap: Path) -> None:

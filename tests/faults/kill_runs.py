@@ -79,11 +79,20 @@ def write_digits(root: Path, per_split: dict[str, int]) -> None:
 def config_at(folder: Path) -> Path:
     """The run: checkpoints every `SAVE_STEPS`, written in the background; data workers, accumulation, averages."""
     write_digits(folder / "digits", {"train": 96, "val": 8})
-    return write_config(folder / "digits.yaml", stage1({
-        "dataset": {"type": "folder", "root": str(folder / "digits"), "resolution": 8, "hflip": True},
-        "arch.ema": 0.9, "experiment.max_steps": STEPS, "experiment.save_steps": SAVE_STEPS,
-        "experiment.test_steps": STEPS, "experiment.num_workers": 1, "experiment.total_batch_size": 16,
-    }))
+    return write_config(
+        folder / "digits.yaml",
+        stage1(
+            {
+                "dataset": {"type": "folder", "root": str(folder / "digits"), "resolution": 8, "hflip": True},
+                "arch.ema": 0.9,
+                "experiment.max_steps": STEPS,
+                "experiment.save_steps": SAVE_STEPS,
+                "experiment.test_steps": STEPS,
+                "experiment.num_workers": 1,
+                "experiment.total_batch_size": 16,
+            }
+        ),
+    )
 
 
 class Ranks:
@@ -116,8 +125,12 @@ class Ranks:
 
     def workers(self) -> list[int]:
         """Data workers of all ranks: the children that are copies of them."""
-        return [child for process in self.processes for child in children_of(process.pid)
-                if _command(child) == _command(process.pid)]
+        return [
+            child
+            for process in self.processes
+            for child in children_of(process.pid)
+            if _command(child) == _command(process.pid)
+        ]
 
     def finish(self) -> list[tuple[int, str]]:
         """Exit code and stderr of every rank."""
@@ -230,18 +243,24 @@ def describe(number: int, kill: Kill) -> str:
     """One line of the report."""
     then = "went on by itself" if kill.resumed_from is None else f"resumed from step {kill.resumed_from}"
     wrong = [part for part, equal in kill.identical.items() if not equal]
-    return (f"{number + 1:3d}  {kill.victim:7s} killed after step {kill.step:3d}"
-            f"{' while a checkpoint was written' if kill.while_saving else '':31s}  {then:22s}  "
-            f"{'identical' if not wrong else 'DIFFERS in ' + ', '.join(wrong)}")
+    return (
+        f"{number + 1:3d}  {kill.victim:7s} killed after step {kill.step:3d}"
+        f"{' while a checkpoint was written' if kill.while_saving else '':31s}  {then:22s}  "
+        f"{'identical' if not wrong else 'DIFFERS in ' + ', '.join(wrong)}"
+    )
 
 
 def summary(kills: list[Kill]) -> dict[str, Any]:
     """The last line: counts, and every kill."""
     return {
-        "kills": len(kills), "identical": sum(all(kill.identical.values()) for kill in kills),
+        "kills": len(kills),
+        "identical": sum(all(kill.identical.values()) for kill in kills),
         "while_saving": sum(kill.while_saving for kill in kills),
         "by_victim": {victim: sum(kill.victim == victim for kill in kills) for victim in VICTIMS},
-        "ranks": RANKS, "steps": STEPS, "save_steps": SAVE_STEPS, "torch": torch.__version__,
+        "ranks": RANKS,
+        "steps": STEPS,
+        "save_steps": SAVE_STEPS,
+        "torch": torch.__version__,
         "runs": [asdict(kill) for kill in kills],
     }
 

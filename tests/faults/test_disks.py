@@ -56,8 +56,10 @@ def test_data_that_vanish(monkeypatch, capsys, tmp_path):
             path = root / split / "one" / f"{index:02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((8, 8, 3), index, dtype=np.uint8)).save(path)
-    config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {
-        "dataset": {"type": "folder", "root": str(root), "resolution": 8, "max_corrupt": 5}}))
+    config = write_config(
+        tmp_path / "tiny.yaml",
+        stage1(PLAN | {"dataset": {"type": "folder", "root": str(root), "resolution": 8, "max_corrupt": 5}}),
+    )
     from training.stages.stage1 import Stage1
 
     original = Stage1.train_step

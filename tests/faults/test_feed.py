@@ -57,8 +57,15 @@ def make_feed(warnings: list[str], dies_after: list[int], accumulation: int = 1,
             raise RuntimeError(DEATH)
         yield from batches
 
-    return Feed(open_at, 2, images_seen=5, global_batch=1, accumulation=accumulation, max_deaths=max_deaths,
-                warn=warnings.append)
+    return Feed(
+        open_at,
+        2,
+        images_seen=5,
+        global_batch=1,
+        accumulation=accumulation,
+        max_deaths=max_deaths,
+        warn=warnings.append,
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -129,8 +136,12 @@ def test_an_evaluation_survives_too(folder):
 
 
 def test_a_run_whose_worker_is_killed_ends_like_another(folder, tmp_path):
-    plan = {"dataset": {"type": "folder", "root": str(folder), "resolution": 8}, "experiment.num_workers": 2,
-            "experiment.max_steps": 20, "experiment.log_steps": 7}
+    plan = {
+        "dataset": {"type": "folder", "root": str(folder), "resolution": 8},
+        "experiment.num_workers": 2,
+        "experiment.max_steps": 20,
+        "experiment.log_steps": 7,
+    }
     config = write_config(tmp_path / "tiny.yaml", stage1(plan))
 
     def on_step(step: int) -> None:

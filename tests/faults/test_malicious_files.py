@@ -23,8 +23,13 @@ from tests.faults import evil_files
 from tests.faults.evil_files import ARRAYS, PICKLES, SAFETENSORS, TARS, YAML_TEXTS
 from tests.training.tiny_runs import GAN, REPOSITORY, only_run, stage1, stage2, train, write_config
 
-LPIPS = {"gan": GAN, "gan.loss.perceptual_weight": 1.0, "dataset.resolution": 16, "arch.ddconfig.resolution": 16,
-         "arch.ddconfig.ch_mult": [1, 1, 1]}
+LPIPS = {
+    "gan": GAN,
+    "gan.loss.perceptual_weight": 1.0,
+    "dataset.resolution": 16,
+    "arch.ddconfig.resolution": 16,
+    "arch.ddconfig.ch_mult": [1, 1, 1],
+}
 NESTED = "[" * 100_000
 
 
@@ -147,8 +152,10 @@ def resign(checkpoint: Path) -> None:
 
 
 MANIFESTS: dict[str, Callable[[dict], Any]] = {
-    "wrong hash": lambda it: {**it, "files": {name: {**entry, "sha256": "0" * 64}
-                                              for name, entry in it["files"].items()}},
+    "wrong hash": lambda it: {
+        **it,
+        "files": {name: {**entry, "sha256": "0" * 64} for name, entry in it["files"].items()},
+    },
     "path outside": lambda it: {**it, "files": {**it["files"], "../../../../etc/passwd": {"sha256": "", "bytes": 1}}},
     "absolute path": lambda it: {**it, "files": {**it["files"], "/etc/passwd": {"sha256": "", "bytes": 1}}},
     "no files": lambda it: {**it, "files": {}},
@@ -166,10 +173,19 @@ def test_wrong_manifests(kind, refuse, trained, tmp_path):
     assert "every checkpoint in" in refuse("main_stage1.py", "--resume", "-l", run_dir)
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("state.json", NESTED), ("index.json", NESTED), ("manifest.json", NESTED), ("manifest.json", "\udcff"),
-    ("state.json", '{"step": 1e999}'), ("index.json", "{"), ("state.json", "[" + "0," * 3_000_000 + "0]"),
-], ids=["nested", "nested index", "nested manifest", "bytes", "infinite", "cut", "huge"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("state.json", NESTED),
+        ("index.json", NESTED),
+        ("manifest.json", NESTED),
+        ("manifest.json", "\udcff"),
+        ("state.json", '{"step": 1e999}'),
+        ("index.json", "{"),
+        ("state.json", "[" + "0," * 3_000_000 + "0]"),
+    ],
+    ids=["nested", "nested index", "nested manifest", "bytes", "infinite", "cut", "huge"],
+)
 def test_json_of_checkpoints(name, text, refuse, trained, tmp_path):
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
     (checkpoint,) = run_dir.glob("checkpoints/step_*")
@@ -208,8 +224,15 @@ def test_yaml_that_builds_objects(kind, refuse, trained, tmp_path, trap):
 
 def test_targets_on_the_command_line(refuse, tmp_path, trap):
     config = write_config(tmp_path / "tiny.yaml", stage1())
-    assert "unknown key" in refuse("main_stage1.py", "-m", config, "-r", tmp_path / "runs",
-                                   "optimizer._target_=os.system", f"+optimizer.command='touch {trap}'")
+    assert "unknown key" in refuse(
+        "main_stage1.py",
+        "-m",
+        config,
+        "-r",
+        tmp_path / "runs",
+        "optimizer._target_=os.system",
+        f"+optimizer.command='touch {trap}'",
+    )
 
 
 def image_folder(root: Path, train_images: int = 8) -> Path:
@@ -229,8 +252,10 @@ def test_image_bombs_are_passed_over_and_counted(run, tmp_path, trap):
     (root / "train/one/02.png").write_bytes(b"MZ no image")
     (root / "train/one/03.png").unlink()
     (root / "train/one/03.png").symlink_to("/no/such/file")
-    config = write_config(tmp_path / "tiny.yaml", stage1({
-        "dataset": {"type": "folder", "root": str(root), "resolution": 8}, "experiment.max_steps": 4}))
+    config = write_config(
+        tmp_path / "tiny.yaml",
+        stage1({"dataset": {"type": "folder", "root": str(root), "resolution": 8}, "experiment.max_steps": 4}),
+    )
     code, _ = run("main_stage1.py", "-m", config, "-r", tmp_path / "runs")
     assert code == 0
     log = (only_run(tmp_path / "runs") / "train.log").read_text()
@@ -241,9 +266,16 @@ def test_more_unreadable_images_than_allowed_stop_the_run(refuse, tmp_path, trap
     root = image_folder(tmp_path / "images")
     for index in range(4):
         evil_files.png_bomb(root / f"train/one/{index:02d}.png", trap)
-    config = write_config(tmp_path / "tiny.yaml", stage1({
-        "dataset": {"type": "folder", "root": str(root), "resolution": 8, "max_corrupt": 2},
-        "experiment.max_steps": 4, "experiment.num_workers": 1}))
+    config = write_config(
+        tmp_path / "tiny.yaml",
+        stage1(
+            {
+                "dataset": {"type": "folder", "root": str(root), "resolution": 8, "max_corrupt": 2},
+                "experiment.max_steps": 4,
+                "experiment.num_workers": 1,
+            }
+        ),
+    )
     line = refuse("main_stage1.py", "-m", config, "-r", tmp_path / "runs")
     assert "3 images of folder (train) cannot be read, dataset.max_corrupt is 2" in line
 
@@ -253,8 +285,10 @@ def test_archives_that_lead_out(kind, refuse, tmp_path, trap):
     shards = tmp_path / "shards" / "train"
     shards.mkdir(parents=True)
     TARS[kind](shards / "000000.tar", trap)
-    config = write_config(tmp_path / "tiny.yaml", stage1({
-        "dataset": {"type": "shards", "root": str(tmp_path / "shards"), "resolution": 8}}))
+    config = write_config(
+        tmp_path / "tiny.yaml",
+        stage1({"dataset": {"type": "shards", "root": str(tmp_path / "shards"), "resolution": 8}}),
+    )
     assert "is refused" in refuse("main_stage1.py", "-m", config, "-r", tmp_path / "runs")
     # as images to score: the same or passed over, never unpacked
     folder = tmp_path / "fake"
@@ -268,11 +302,13 @@ def test_arrays_that_are_pickles_or_bombs(kind, refuse, tmp_path, trap):
     file = tmp_path / "evil.npz"
     ARRAYS[kind](file, trap)
     features = ["--features", "classifier"]
-    assert "evil.npz" in refuse("compute_metrics.py", f"fake_path={file}", "ref_dataset=digits", "metrics=fid",
-                                *features)
+    assert "evil.npz" in refuse(
+        "compute_metrics.py", f"fake_path={file}", "ref_dataset=digits", "metrics=fid", *features
+    )
     images = image_folder(tmp_path / "images") / "train"
-    assert "evil.npz" in refuse("compute_metrics.py", f"fake_path={images}", f"ref_dataset={file}", "metrics=fid",
-                                *features)
+    assert "evil.npz" in refuse(
+        "compute_metrics.py", f"fake_path={images}", f"ref_dataset={file}", "metrics=fid", *features
+    )
 
 
 def test_training_opens_no_connection(run, monkeypatch, tmp_path):
@@ -291,8 +327,20 @@ def test_training_opens_no_connection(run, monkeypatch, tmp_path):
     first = only_run(tmp_path / "runs")
     assert run("main_stage2.py", "-m", two, "-v", first, "-r", tmp_path / "second")[0] == 0
     second = only_run(tmp_path / "second")
-    assert run("main_sampling_fid.py", "-v", first, "-a", second, "-n", 4, "-bs", 4, "--save-dir",
-               tmp_path / "out", "--only-samples")[0] in (0, 2)
+    assert run(
+        "main_sampling_fid.py",
+        "-v",
+        first,
+        "-a",
+        second,
+        "-n",
+        4,
+        "-bs",
+        4,
+        "--save-dir",
+        tmp_path / "out",
+        "--only-samples",
+    )[0] in (0, 2)
 
 
 def test_two_runs_in_one_second_do_not_meet(run, tmp_path):

@@ -24,8 +24,14 @@ from training.loop.faults import MAX_KEPT, CollapseAlarm, NonFiniteStep, SpikeAl
 from training.stages.stage1 import Stage1
 
 STEPS = 6
-PLAN = {"experiment.max_steps": STEPS, "experiment.save_steps": 2, "experiment.test_steps": STEPS,
-        "experiment.log_steps": 2, "experiment.total_batch_size": 8, "dataset.random_shift": 1}
+PLAN = {
+    "experiment.max_steps": STEPS,
+    "experiment.save_steps": 2,
+    "experiment.test_steps": STEPS,
+    "experiment.log_steps": 2,
+    "experiment.total_batch_size": 8,
+    "dataset.random_shift": 1,
+}
 BAD = 3
 
 
@@ -107,8 +113,9 @@ def test_skipped_steps_are_kept_counted_and_leave_no_trace(monkeypatch, tmp_path
 
 
 def test_too_many_skipped_steps_stop_the_run(monkeypatch, tmp_path, capsys):
-    config = write_config(tmp_path / "tiny.yaml",
-                          stage1(PLAN | {"experiment.non_finite": "skip", "experiment.max_skipped_steps": 1}))
+    config = write_config(
+        tmp_path / "tiny.yaml", stage1(PLAN | {"experiment.non_finite": "skip", "experiment.max_skipped_steps": 1})
+    )
     poison(monkeypatch, 2, 3)
     with pytest.raises(SystemExit) as ended:
         launch_in_process("stage1", "-m", config, "-r", tmp_path / "runs")
@@ -119,8 +126,10 @@ def test_too_many_skipped_steps_stop_the_run(monkeypatch, tmp_path, capsys):
 
 def test_not_every_fault_is_kept(monkeypatch, tmp_path):
     steps = MAX_KEPT + 2
-    config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {
-        "experiment.non_finite": "skip", "experiment.max_steps": steps, "experiment.save_steps": steps}))
+    config = write_config(
+        tmp_path / "tiny.yaml",
+        stage1(PLAN | {"experiment.non_finite": "skip", "experiment.max_steps": steps, "experiment.save_steps": steps}),
+    )
     poison(monkeypatch, *range(steps))
     run = train("stage1", "-m", config, "-r", tmp_path / "runs")
     assert len(list((run.run_dir / "faults").iterdir())) == MAX_KEPT
@@ -178,8 +187,10 @@ def test_collapse_is_reported_until_it_ends():
     lines = []
     alarm = CollapseAlarm(0.1, lines.append)
     alarm.look_at(50, {"used_fraction_by_depth": [0.5, 0.05, 0.09]})
-    assert lines == ["codebook collapse: of the codes only 5.00% at depth 1, 9.00% at depth 2 were used before step 50 "
-                     "(experiment.min_code_usage=0.1)"]
+    assert lines == [
+        "codebook collapse: of the codes only 5.00% at depth 1, 9.00% at depth 2 were used before step 50 "
+        "(experiment.min_code_usage=0.1)"
+    ]
     alarm.look_at(100, {"used_fraction_by_depth": [0.5, 0.05, 0.2]})
     assert len(lines) == 1
     alarm.look_at(150, {"used_fraction_by_depth": [0.05, 0.5, 0.05]})

@@ -92,8 +92,9 @@ def test_outside_the_loop_signals_keep_their_meaning():
 
 def _train_two_ranks(rank: int, folder: str, config: str) -> None:
     """Rank 1 alone is told to stop, in the second step; the ranks ask each other every third step."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
-                            timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
     env = distributed.DistEnv(rank, 2, rank, distributed.torch.device("cpu"), "gloo")
     distributed.initialize = lambda *args, **kwargs: env
     on_step = signalled(signal.SIGUSR1, 1) if rank == 1 else None
@@ -142,8 +143,14 @@ def test_auto_resume_continues_if_it_can(config, tmp_path):
 
 def _torchrun(*command: object) -> subprocess.Popen:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *command]
-    return subprocess.Popen([str(word) for word in words], cwd=REPOSITORY, env=script_environment(),
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [str(word) for word in words],
+        cwd=REPOSITORY,
+        env=script_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _wait_for_a_checkpoint(launcher: subprocess.Popen, results: Path) -> None:
@@ -156,8 +163,10 @@ def _wait_for_a_checkpoint(launcher: subprocess.Popen, results: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on(tmp_path):
-    config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {"experiment.max_steps": 60, "experiment.save_steps": 5,
-                                                                 "experiment.test_steps": 60}))
+    config = write_config(
+        tmp_path / "tiny.yaml",
+        stage1(PLAN | {"experiment.max_steps": 60, "experiment.save_steps": 5, "experiment.test_steps": 60}),
+    )
     flags = ["main_stage1.py", "-m", config, "-r"]
     straight = _torchrun(*flags, tmp_path / "straight")
     killed = _torchrun("--max-restarts", 2, *flags, tmp_path / "killed")
@@ -175,10 +184,22 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_goes_on(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signalled_torchrun_lets_its_workers_save(number, tmp_path):
     """As docs/launch/slurm.sbatch starts it: the launcher passes the signal on and waits."""
-    config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {"experiment.max_steps": 5000,
-                                                                 "experiment.save_steps": 5}))
-    launcher = _torchrun("--max-restarts", 2, "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-                         "--shutdown-timeout", 120, "main_stage1.py", "-m", config, "-r", tmp_path / "runs")
+    config = write_config(
+        tmp_path / "tiny.yaml", stage1(PLAN | {"experiment.max_steps": 5000, "experiment.save_steps": 5})
+    )
+    launcher = _torchrun(
+        "--max-restarts",
+        2,
+        "--signals-to-handle",
+        "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        "--shutdown-timeout",
+        120,
+        "main_stage1.py",
+        "-m",
+        config,
+        "-r",
+        tmp_path / "runs",
+    )
     _wait_for_a_checkpoint(launcher, tmp_path / "runs")
     launcher.send_signal(number)
     printed = launcher.communicate(timeout=300)[1]

@@ -34,10 +34,18 @@ pytestmark = pytest.mark.skipif(not can_mount(), reason="this system lets nobody
 def on_small_disk(disk: Path, kept: Path, script: str) -> subprocess.CompletedProcess[str]:
     """Runs shell lines with eight megabytes mounted at `disk`; what is there at the end is copied to `kept`."""
     disk.mkdir()
-    lines = (f"mount -t tmpfs -o size=8m tmpfs {shlex.quote(str(disk))} && {{ {script}; }}; code=$?; "
-             f"cp -r {shlex.quote(str(disk))} {shlex.quote(str(kept))}; exit $code")
-    return subprocess.run([*UNSHARE, "sh", "-c", lines], capture_output=True, text=True, cwd=REPOSITORY, timeout=300,
-                          env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
+    lines = (
+        f"mount -t tmpfs -o size=8m tmpfs {shlex.quote(str(disk))} && {{ {script}; }}; code=$?; "
+        f"cp -r {shlex.quote(str(disk))} {shlex.quote(str(kept))}; exit $code"
+    )
+    return subprocess.run(
+        [*UNSHARE, "sh", "-c", lines],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=300,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
 
 
 def command(*flags: object) -> str:
@@ -55,8 +63,10 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_a_disk_that_fills_up_then_turns_read_only(tmp_path):
     disk, kept = tmp_path / "disk", tmp_path / "kept"
-    config = write_config(tmp_path / "tiny.yaml", stage1({
-        "experiment.max_steps": 400, "experiment.save_steps": 2, "experiment.keep_checkpoints": 1000}))
+    config = write_config(
+        tmp_path / "tiny.yaml",
+        stage1({"experiment.max_steps": 400, "experiment.save_steps": 2, "experiment.keep_checkpoints": 1000}),
+    )
     done = on_small_disk(disk, kept, command("-m", config, "-r", disk / "runs"))
     line = error_line(done)
     assert str(disk) in line and "MB" in line
@@ -74,6 +84,7 @@ def test_a_disk_that_fills_up_then_turns_read_only(tmp_path):
     # and a disk that has turned read-only says so
     inner = shlex.quote(str(disk))
     disk.rmdir()
-    done = on_small_disk(disk, tmp_path / "after", f"mount -o remount,ro {inner} && "
-                         + command("-m", config, "-r", disk / "runs"))
+    done = on_small_disk(
+        disk, tmp_path / "after", f"mount -o remount,ro {inner} && " + command("-m", config, "-r", disk / "runs")
+    )
     assert "ead-only" in error_line(done)

@@ -19,8 +19,9 @@ TIMEOUT = 2.0
 
 def _hang(rank: int, folder: str, sleeper: int) -> None:
     """Both ranks train; `sleeper` falls asleep in its third step and the other waits for it in a collective."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
-                            timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
 
     def stop(code: int) -> None:
         Path(folder, f"stop{rank}").write_text(str(code))

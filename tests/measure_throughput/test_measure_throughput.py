@@ -40,8 +40,14 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Experiment:
 
 @pytest.mark.parametrize(
     ("model", "millions"),
-    [("small", 97.5), ("medium", 371.1), ("large", 820.9), ("huge", 1387.5), ("vqgan_large", 802.6),
-     ("vqgan_huge", 1387.8)],
+    [
+        ("small", 97.5),
+        ("medium", 371.1),
+        ("large", 820.9),
+        ("huge", 1387.5),
+        ("vqgan_large", 802.6),
+        ("vqgan_huge", 1387.8),
+    ],
 )
 def test_sizes_of_the_published_models(model, millions):
     factor, depth, num_codes = presets.ONLY_WITH.get(model, (32, 4, 16384))
@@ -154,8 +160,14 @@ def test_peer_is_measured_at_the_same_sizes(tiny, peer):
     assert row["peer_ms_per_sample_ar"] > 0
     module = sys.modules.pop(peer)
     assert module.RQTransformer.sizes == {
-        "num_tokens": 8, "dim": 32, "max_spatial_seq_len": 16, "depth_seq_len": 2, "spatial_layers": 2,
-        "depth_layers": 1, "dim_head": 16, "heads": 2,
+        "num_tokens": 8,
+        "dim": 32,
+        "max_spatial_seq_len": 16,
+        "depth_seq_len": 2,
+        "spatial_layers": 2,
+        "depth_layers": 1,
+        "dim_head": 16,
+        "heads": 2,
     }
 
 
@@ -187,8 +199,13 @@ def test_cache_bytes_are_those_of_the_caches(tiny):
     with torch.no_grad(), stage2.decoding_mode():
         nothing = torch.empty(3, 0, stage2.depth, dtype=torch.long)
         books = torch.zeros(8, presets.CODE_DIM)
-        decoder = Decoder(stage2, SimpleNamespace(codebook=lambda depth: books), stage2.condition_ids(
-            torch.zeros(3, dtype=torch.long), 3, torch.device("cpu")), nothing, torch.float32)
+        decoder = Decoder(
+            stage2,
+            SimpleNamespace(codebook=lambda depth: books),
+            stage2.condition_ids(torch.zeros(3, dtype=torch.long), 3, torch.device("cpu")),
+            nothing,
+            torch.float32,
+        )
     body, head = decoder._body_cache.nbytes, decoder._head_cache.nbytes
     places, depth = decoder._body_cache.max_length, stage2.depth
     # a place is written once and read by every step from then on
@@ -213,25 +230,40 @@ def test_sweep_writes_json_and_picture(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["measure_throughput", *words, "--output-dir", str(tmp_path)])
     program.main()
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert printed["settings"] == {**dataclasses.asdict(Experiment()), "f": 16, "d": 1, "c": 8, "model": "small",
-                                   "n_loop": 1, "warmup": 0, "device": "cpu", "dtype": "float32"}
+    assert printed["settings"] == {
+        **dataclasses.asdict(Experiment()),
+        "f": 16,
+        "d": 1,
+        "c": 8,
+        "model": "small",
+        "n_loop": 1,
+        "warmup": 0,
+        "device": "cpu",
+        "dtype": "float32",
+    }
     assert printed == json.loads((tmp_path / "throughput.json").read_text(encoding="utf-8"))
     assert [(row["case"], row["batch_size"]) for row in printed["rows"]] == [
-        ("small 4x4x1 c=8", 1), ("small 4x4x1 c=8", 2), ("small 4x4x2 c=8", 1), ("small 4x4x2 c=8", 2)
+        ("small 4x4x1 c=8", 1),
+        ("small 4x4x1 c=8", 2),
+        ("small 4x4x2 c=8", 1),
+        ("small 4x4x2 c=8", 2),
     ]
     with Image.open(tmp_path / "throughput.png") as picture:
         assert len(picture.convert("RGB").getcolors(maxcolors=2**20)) > 3
 
 
 def test_bars_are_proportional_to_the_times(tmp_path):
-    rows = [{"case": "a", "batch_size": 1, "ms_per_sample": 10.0, "ms_per_sample_ar": 10.0},
-            {"case": "b", "batch_size": 1, "ms_per_sample": 5.0, "ms_per_sample_ar": 5.0},
-            {"case": "c", "batch_size": 1, "error": "out of memory"}]
+    rows = [
+        {"case": "a", "batch_size": 1, "ms_per_sample": 10.0, "ms_per_sample_ar": 10.0},
+        {"case": "b", "batch_size": 1, "ms_per_sample": 5.0, "ms_per_sample_ar": 5.0},
+        {"case": "c", "batch_size": 1, "error": "out of memory"},
+    ]
     draw_figure(rows, tmp_path / "bars.png", "title")
     with Image.open(tmp_path / "bars.png") as picture:
         image = picture.convert("RGB")
-    lengths = [sum(image.getpixel((x, 60 + 34 * row + 8)) == (52, 101, 164) for x in range(image.width))
-               for row in range(3)]
+    lengths = [
+        sum(image.getpixel((x, 60 + 34 * row + 8)) == (52, 101, 164) for x in range(image.width)) for row in range(3)
+    ]
     assert lengths[0] == pytest.approx(2 * lengths[1], abs=2)
     assert lengths[2] == 0
 
@@ -269,6 +301,7 @@ def test_wrong_words_are_refused_before_anything_runs(words, message, monkeypatc
 
 
 def test_an_error_ends_with_exit_code_2_and_one_line():
-    result = subprocess.run([sys.executable, "-m", "measure_throughput", "f=12"], cwd=ROOT, capture_output=True,
-                            text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-m", "measure_throughput", "f=12"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert (result.returncode, result.stderr) == (2, "error: f=12 is not one of 8, 16, 32\n")

@@ -39,8 +39,9 @@ def test_kid_equals_torch_fidelitys(features, subsets, size, seed, shift):
 
 def test_precision_and_recall_equal_torch_fidelitys(features):
     metric = pytest.importorskip("torch_fidelity.metric_prc")
-    theirs = metric.prc_features_to_metric(*features, prc_neighborhood=3, prc_batch_size=500, save_cpu_ram=True,
-                                           verbose=False)
+    theirs = metric.prc_features_to_metric(
+        *features, prc_neighborhood=3, prc_batch_size=500, save_cpu_ram=True, verbose=False
+    )
     ours = overlap(*features)
     assert (ours.precision, ours.recall) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-3)
     assert 0.05 < ours.precision < 0.95 and 0.05 < ours.recall < 0.95

@@ -78,8 +78,19 @@ def test_fid_of_a_folder_equals_pytorch_fids_command(dim, hub, folder, tmp_path)
     covariance_FF = torch.diag(2 * variance_F + 0.1 * variance_F.mean())
     np.savez(tmp_path / "reference.npz", mu=mean_F.numpy(), sigma=covariance_FF.numpy())
 
-    command = [sys.executable, "-m", "pytorch_fid", str(folder), str(tmp_path / "reference.npz"), "--dims", str(dim),
-               "--device", "cpu", "--num-workers", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytorch_fid",
+        str(folder),
+        str(tmp_path / "reference.npz"),
+        "--dims",
+        str(dim),
+        "--device",
+        "cpu",
+        "--num-workers",
+        "0",
+    ]
     environment = {**os.environ, "TORCH_HOME": str(hub)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -114,8 +125,9 @@ def test_the_tf1_network_equals_torch_fidelitys(hub, shape):
         extractor = InceptionFeatures(hub / "random.pth", dim=dim, resize="inception-tf1")
         torch.testing.assert_close(extractor(image_BCHW)[0], expected[str(dim)], rtol=1e-3, atol=1e-4)
     # logits are sums of 2,048 products that nearly cancel: in double, where the two orders of summing agree
-    exact = module.FeatureExtractorInceptionV3("inception", names, str(hub / "random.pth"),
-                                               feature_extractor_internal_dtype="float64")
+    exact = module.FeatureExtractorInceptionV3(
+        "inception", names, str(hub / "random.pth"), feature_extractor_internal_dtype="float64"
+    )
     resize = extractor.network_input
     extractor.network_input = lambda image_BCHW, size: resize(image_BCHW, size).double()
     extractor.network.double()

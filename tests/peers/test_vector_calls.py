@@ -30,8 +30,17 @@ peer = pytest.importorskip("vector_quantize_pytorch")
 pytestmark = pytest.mark.peer
 
 DECODED = (
-    "euclidean", "cosine", "channels-first", "image", "video", "tokens", "projected", "separate-heads",
-    "separate-heads-projected", "separate-heads-image", "learned",
+    "euclidean",
+    "cosine",
+    "channels-first",
+    "image",
+    "video",
+    "tokens",
+    "projected",
+    "separate-heads",
+    "separate-heads-projected",
+    "separate-heads-image",
+    "learned",
 )
 RETURNED_BY_BOTH = {"projected-image", "projected-channels-first", "shared-heads", "tokens-heads"}  # codes, not outputs
 

@@ -92,7 +92,10 @@ SETTINGS = {
     "no-gradient-to-input": (dict(route_gradients_to_input=False), SEQUENCE, {}),
     "gumbel": (
         dict(
-            rotation_trick=False, straight_through=True, route_gradients_to_input=False, sample_codebook_temp=0.3,
+            rotation_trick=False,
+            straight_through=True,
+            route_gradients_to_input=False,
+            sample_codebook_temp=0.3,
             freeze_codebook=True,
         ),
         SEQUENCE,
@@ -100,7 +103,10 @@ SETTINGS = {
     ),
     "gumbel-cosine": (
         dict(
-            rotation_trick=False, straight_through=True, route_gradients_to_input=False, use_cosine_sim=True,
+            rotation_trick=False,
+            straight_through=True,
+            route_gradients_to_input=False,
+            use_cosine_sim=True,
             freeze_codebook=True,
         ),
         SEQUENCE,
@@ -181,7 +187,10 @@ SETTINGS = {
     ),
     "diversity-shared-heads": (
         dict(
-            codebook_diversity_loss_weight=0.5, codebook_diversity_temperature=3.0, heads=2, codebook_dim=4,
+            codebook_diversity_loss_weight=0.5,
+            codebook_diversity_temperature=3.0,
+            heads=2,
+            codebook_dim=4,
             **FROZEN_CODES,
         ),
         SEQUENCE,
@@ -189,8 +198,12 @@ SETTINGS = {
     ),
     "diversity-separate-heads": (
         dict(
-            codebook_diversity_loss_weight=0.5, codebook_diversity_temperature=3.0, heads=2, codebook_dim=4,
-            separate_codebook_per_head=True, **FROZEN_CODES,
+            codebook_diversity_loss_weight=0.5,
+            codebook_diversity_temperature=3.0,
+            heads=2,
+            codebook_dim=4,
+            separate_codebook_per_head=True,
+            **FROZEN_CODES,
         ),
         SEQUENCE,
         {},
@@ -209,7 +222,10 @@ SETTINGS = {
     ),
     "cross-entropy-separate-heads": (
         dict(
-            commitment_use_cross_entropy_loss=True, heads=2, codebook_dim=4, separate_codebook_per_head=True,
+            commitment_use_cross_entropy_loss=True,
+            heads=2,
+            codebook_dim=4,
+            separate_codebook_per_head=True,
             **FROZEN_CODES,
         ),
         SEQUENCE,

@@ -32,10 +32,19 @@ class TableTokenizer:
 def small_arch(**changes: Any) -> dict[str, Any]:
     block = {"n_head": 2}
     arch = {
-        "block_size": [2, 3, 3], "embed_dim": 16, "input_embed_dim": CODE_DIM, "vocab_size": 11,
-        "shared_tok_emb": True, "shared_cls_emb": True, "input_emb_vqvae": True, "head_emb_vqvae": True,
-        "cumsum_depth_ctx": True, "vocab_size_cond": 5, "block_size_cond": 1,
-        "body": {"n_layer": 2, "block": block}, "head": {"n_layer": 2, "block": dict(block)},
+        "block_size": [2, 3, 3],
+        "embed_dim": 16,
+        "input_embed_dim": CODE_DIM,
+        "vocab_size": 11,
+        "shared_tok_emb": True,
+        "shared_cls_emb": True,
+        "input_emb_vqvae": True,
+        "head_emb_vqvae": True,
+        "cumsum_depth_ctx": True,
+        "vocab_size_cond": 5,
+        "block_size_cond": 1,
+        "body": {"n_layer": 2, "block": block},
+        "head": {"n_layer": 2, "block": dict(block)},
     }
     return {**arch, **changes}
 

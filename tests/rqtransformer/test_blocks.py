@@ -10,7 +10,10 @@ from rqtransformer.attention import NORMS, SelfAttention
 from rqtransformer.config import BlockConfig
 
 ARCH = {
-    "block_size": [2, 2, 3], "embed_dim": 16, "vocab_size": [7, 6, 5], "vocab_size_cond": 4,
+    "block_size": [2, 2, 3],
+    "embed_dim": 16,
+    "vocab_size": [7, 6, 5],
+    "vocab_size_cond": 4,
     "body": {"n_layer": 3, "block": {"n_head": 2, "resid_pdrop": 0.0}},
     "head": {"n_layer": 2, "block": {"n_head": 2, "resid_pdrop": 0.0}},
 }
@@ -69,7 +72,8 @@ def test_initial_values_do_not_depend_on_the_device_they_are_planned_on():
         planned = RQTransformer(RQTransformerConfig.from_mapping(ARCH))
     assert all(parameter.is_meta for parameter in planned.parameters())
     assert {name: tensor.shape for name, tensor in planned.state_dict().items()} == {
-        name: tensor.shape for name, tensor in build().state_dict().items()}
+        name: tensor.shape for name, tensor in build().state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("name", NORMS)

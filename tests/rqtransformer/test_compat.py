@@ -10,8 +10,14 @@ from rqtransformer.compat import HierarchicalCausalTransformer, NextTokenModel, 
 
 def test_readme_example_of_the_two_level_model():
     model = RQTransformer(
-        num_tokens=16000, dim=512, max_spatial_seq_len=1024, depth_seq_len=4, spatial_layers=8, depth_layers=4,
-        dim_head=64, heads=8,
+        num_tokens=16000,
+        dim=512,
+        max_spatial_seq_len=1024,
+        depth_seq_len=4,
+        spatial_layers=8,
+        depth_layers=4,
+        dim_head=64,
+        heads=8,
     )
     x = torch.randint(0, 16000, (1, 24, 4))  # the example has 1024 positions: the slow test below
     loss = model(x, return_loss=True)
@@ -25,8 +31,14 @@ def test_readme_example_of_the_two_level_model():
 @pytest.mark.slow
 def test_readme_size_of_the_two_level_model():
     model = RQTransformer(
-        num_tokens=16000, dim=512, max_spatial_seq_len=1024, depth_seq_len=4, spatial_layers=8, depth_layers=4,
-        dim_head=64, heads=8,
+        num_tokens=16000,
+        dim=512,
+        max_spatial_seq_len=1024,
+        depth_seq_len=4,
+        spatial_layers=8,
+        depth_layers=4,
+        dim_head=64,
+        heads=8,
     )
     x = torch.randint(0, 16000, (1, 1024, 4))
     model(x, return_loss=True).backward()
@@ -53,8 +65,16 @@ def test_readme_example_of_the_hierarchical_model():
 @pytest.fixture
 def small() -> RQTransformer:
     torch.manual_seed(0)
-    return RQTransformer(num_tokens=20, dim=16, max_spatial_seq_len=6, depth_seq_len=3, spatial_layers=1,
-                         depth_layers=1, dim_head=8, heads=2)
+    return RQTransformer(
+        num_tokens=20,
+        dim=16,
+        max_spatial_seq_len=6,
+        depth_seq_len=3,
+        spatial_layers=1,
+        depth_layers=1,
+        dim_head=8,
+        heads=2,
+    )
 
 
 def test_flat_and_nested_ids_agree(small):
@@ -88,8 +108,17 @@ def test_code_0_is_a_code(small):
     loss = small(zeros, return_loss=True)
     assert loss.isfinite()
     assert loss > 0
-    padded = RQTransformer(num_tokens=20, dim=16, max_spatial_seq_len=6, depth_seq_len=3, spatial_layers=1,
-                           depth_layers=1, dim_head=8, heads=2, pad_id=0)
+    padded = RQTransformer(
+        num_tokens=20,
+        dim=16,
+        max_spatial_seq_len=6,
+        depth_seq_len=3,
+        spatial_layers=1,
+        depth_layers=1,
+        dim_head=8,
+        heads=2,
+        pad_id=0,
+    )
     assert padded(zeros, return_loss=True) == 0
 
 
@@ -102,8 +131,9 @@ def test_filter_out_of_range_is_refused(small):
 def either(request, small) -> NextTokenModel:
     if request.param == "two levels":
         return small.eval()
-    return HierarchicalCausalTransformer(num_tokens=20, dim=16, depth=(1, 1, 1), max_seq_len=(3, 2, 3), dim_head=8,
-                                         heads=2).eval()
+    return HierarchicalCausalTransformer(
+        num_tokens=20, dim=16, depth=(1, 1, 1), max_seq_len=(3, 2, 3), dim_head=8, heads=2
+    ).eval()
 
 
 def test_the_last_logits_are_those_of_the_next_token(either):
@@ -156,8 +186,18 @@ def test_other_weights_other_sequences(either):
 
 def test_dropout_is_off_while_generating():
     torch.manual_seed(0)
-    model = RQTransformer(num_tokens=20, dim=16, max_spatial_seq_len=6, depth_seq_len=3, spatial_layers=1,
-                          depth_layers=1, dim_head=8, heads=2, attn_dropout=0.5, ff_dropout=0.5)
+    model = RQTransformer(
+        num_tokens=20,
+        dim=16,
+        max_spatial_seq_len=6,
+        depth_seq_len=3,
+        spatial_layers=1,
+        depth_layers=1,
+        dim_head=8,
+        heads=2,
+        attn_dropout=0.5,
+        ff_dropout=0.5,
+    )
     in_training = model.train().generate(default_batch_size=4, seed=0)
     assert model.training
     assert torch.equal(model.eval().generate(default_batch_size=4, seed=0), in_training)

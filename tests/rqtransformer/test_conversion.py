@@ -134,8 +134,14 @@ def test_inspect_says_the_same_of_both_formats(name, golden, tmp_path, monkeypat
 def test_inspect_for_people(monkeypatch, capsys):
     code, printed, _ = run(monkeypatch, capsys, "inspect", GOLDEN / "rqtransformer-text")
     assert code == 0
-    for part in ("published checkpoint of stage 2 (RQ-Transformer), 0.9 MB", "body_transformer     32 tensors",
-                 "averaged weights: no", "block_size: [8, 8, 4]", "'top_p': 0.95", "dataset: cc3m"):
+    for part in (
+        "published checkpoint of stage 2 (RQ-Transformer), 0.9 MB",
+        "body_transformer     32 tensors",
+        "averaged weights: no",
+        "block_size: [8, 8, 4]",
+        "'top_p': 0.95",
+        "dataset: cc3m",
+    ):
         assert part in printed
 
 
@@ -162,8 +168,11 @@ def test_what_cannot_be_converted_is_one_line(monkeypatch, capsys, tmp_path):
     refused("is a snapshot checkpoint already; --to published", "convert", snapshot)
     refused("is a published checkpoint already", "convert", plain, "--to", "published")
     refused("invalid choice: 'onnx'", "convert", plain, "--to", "onnx")
-    refused("also holds epoch, optimizer",
-            "convert", save(tmp_path / "more", {**one, "epoch": 3, "optimizer": {"state": {"a": 1}}}))
+    refused(
+        "also holds epoch, optimizer",
+        "convert",
+        save(tmp_path / "more", {**one, "epoch": 3, "optimizer": {"state": {"a": 1}}}),
+    )
     refused("holds a list", "inspect", save(tmp_path / "list", [1]))
     refused("no named tensors: it has epoch", "inspect", save(tmp_path / "epoch", {"epoch": 1}))
     arch = "arch: {type: rq-vae, hparams: {code_shape: [1, 1, 1]}}\n"
@@ -175,12 +184,15 @@ def test_what_cannot_be_converted_is_one_line(monkeypatch, capsys, tmp_path):
     refused("cannot be read as a checkpoint", "inspect", plain)
 
 
-@pytest.mark.parametrize(("config", "says"), [
-    ("arch: {type: rq-vae, hparams: {bottleneck_type: fsq}}", "bottleneck_type 'fsq' has no published form"),
-    ("arch: {type: rq-transformer, cond_drop_prob: 0.1}", "arch.cond_drop_prob=0.1 has no published form"),
-    ("arch: {type: rq-transformer, body: {block: {norm: rms}}}", "arch.body.block.norm=rms has no published form"),
-    ("arch: {type: other}", "neither stage"),
-])
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("arch: {type: rq-vae, hparams: {bottleneck_type: fsq}}", "bottleneck_type 'fsq' has no published form"),
+        ("arch: {type: rq-transformer, cond_drop_prob: 0.1}", "arch.cond_drop_prob=0.1 has no published form"),
+        ("arch: {type: rq-transformer, body: {block: {norm: rms}}}", "arch.body.block.norm=rms has no published form"),
+        ("arch: {type: other}", "neither stage"),
+    ],
+)
 def test_models_that_the_published_code_does_not_know(config, says, tmp_path):
     folder = tmp_path / "snapshot"
     folder.mkdir()

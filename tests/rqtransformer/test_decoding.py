@@ -130,17 +130,23 @@ def test_batches_carry_conditions_and_indices(build):
     assert unconditional[0].cond is None
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({}, "num_samples is needed"),
-    ({"num_samples": 2, "cond": torch.tensor([1])}, "must agree"),
-    ({"num_samples": 0}, "positive"),
-    ({"cond": torch.tensor([5])}, r"must lie in 0\.\.4, not 5\.\.5"),
-    ({"cond": torch.tensor([[1, 2]])}, r"does not fit; this model wants \(1,\)"),
-    ({"num_samples": 1, "top_k": [1, 2]}, r"top_k=\[1, 2\] must be one value or one per depth \(3\)"),
-    ({"num_samples": 1, "temperature": -1.0}, "temperature=-1.0 must be above 0"),
-    ({"num_samples": 1, "top_p": 2.0}, "top_p=2.0"),
-    ({"prefix": torch.zeros(1, 7, 3, dtype=torch.long)}, r"prefix of shape \(1, 7, 3\) must be \(batch, up to 6, 3\)"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "num_samples is needed"),
+        ({"num_samples": 2, "cond": torch.tensor([1])}, "must agree"),
+        ({"num_samples": 0}, "positive"),
+        ({"cond": torch.tensor([5])}, r"must lie in 0\.\.4, not 5\.\.5"),
+        ({"cond": torch.tensor([[1, 2]])}, r"does not fit; this model wants \(1,\)"),
+        ({"num_samples": 1, "top_k": [1, 2]}, r"top_k=\[1, 2\] must be one value or one per depth \(3\)"),
+        ({"num_samples": 1, "temperature": -1.0}, "temperature=-1.0 must be above 0"),
+        ({"num_samples": 1, "top_p": 2.0}, "top_p=2.0"),
+        (
+            {"prefix": torch.zeros(1, 7, 3, dtype=torch.long)},
+            r"prefix of shape \(1, 7, 3\) must be \(batch, up to 6, 3\)",
+        ),
+    ],
+)
 def test_wrong_arguments_are_named(arguments, message, build):
     model, tokenizer = build()
     with pytest.raises(ValueError, match=message):
@@ -257,19 +263,27 @@ def test_drawn_codes_can_be_trained_on(build):
     assert model.tok_emb.weight.grad is not None
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"cfg_scale": "steep:3"}, "must be a number or one of 'constant:<scale>', 'linear:<scale>', 'cosine:<scale>'"),
-    ({"cfg_scale": "linear"}, "must be a number or one of"),
-    ({"cfg_scale": [1.0, 2.0]}, r"cfg_scale has 2 values; it needs one, or one per position \(6\)"),
-    ({"cfg_scale": float("nan")}, "must be finite"),
-    ({"known": (torch.zeros(2, 3), torch.zeros(2, 2, 3, 3).long())}, "must be of type bool, not torch.float32"),
-    ({"known": (torch.ones(5, dtype=torch.bool), torch.zeros(2, 2, 3, 3).long())}, "the mask of known has shape"),
-    ({"known": (torch.ones(2, 3).bool(), torch.zeros(2, 3, 3).long())}, r"known codes of shape \(2, 3, 3\)"),
-    ({"known": (torch.ones(2, 3).bool(), torch.full((2, 2, 3, 3), 11))}, "must lie below the vocabulary sizes"),
-    ({"known": (torch.ones(2, 3).bool(), torch.zeros(2, 2, 3, 3).long()),
-      "prefix": torch.zeros(2, 1, 3, dtype=torch.long)}, "cannot be combined"),
-    ({"weights": "int4"}, "weights='int4' must be one of dense, int8"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cfg_scale": "steep:3"}, "must be a number or one of 'constant:<scale>', 'linear:<scale>', 'cosine:<scale>'"),
+        ({"cfg_scale": "linear"}, "must be a number or one of"),
+        ({"cfg_scale": [1.0, 2.0]}, r"cfg_scale has 2 values; it needs one, or one per position \(6\)"),
+        ({"cfg_scale": float("nan")}, "must be finite"),
+        ({"known": (torch.zeros(2, 3), torch.zeros(2, 2, 3, 3).long())}, "must be of type bool, not torch.float32"),
+        ({"known": (torch.ones(5, dtype=torch.bool), torch.zeros(2, 2, 3, 3).long())}, "the mask of known has shape"),
+        ({"known": (torch.ones(2, 3).bool(), torch.zeros(2, 3, 3).long())}, r"known codes of shape \(2, 3, 3\)"),
+        ({"known": (torch.ones(2, 3).bool(), torch.full((2, 2, 3, 3), 11))}, "must lie below the vocabulary sizes"),
+        (
+            {
+                "known": (torch.ones(2, 3).bool(), torch.zeros(2, 2, 3, 3).long()),
+                "prefix": torch.zeros(2, 1, 3, dtype=torch.long),
+            },
+            "cannot be combined",
+        ),
+        ({"weights": "int4"}, "weights='int4' must be one of dense, int8"),
+    ],
+)
 def test_wrong_requests_are_named(arguments, message, build):
     model, tokenizer = build(cond_drop_prob=0.1)
     with pytest.raises(ValueError, match=message) as error:

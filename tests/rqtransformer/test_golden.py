@@ -25,8 +25,11 @@ FIRST_ROW_ATOL = {CLASS: 2e-5, TEXT: 5e-5}
 GRAD_ATOL = {
     CLASS: {"classifier.layer_norm.weight": 5e-7},
     TEXT: {
-        "cond_emb.weight": 1e-6, "classifier.layer_norm.weight": 1e-6, "body_transformer.blocks.0.ln1.weight": 1e-6,
-        "body_transformer.blocks.0.attn.query.bias": 2e-7, "cond_classifier.linear.bias": 2e-7,
+        "cond_emb.weight": 1e-6,
+        "classifier.layer_norm.weight": 1e-6,
+        "body_transformer.blocks.0.ln1.weight": 1e-6,
+        "body_transformer.blocks.0.attn.query.bias": 2e-7,
+        "cond_classifier.linear.bias": 2e-7,
         "classifier.linear.bias": 1e-7,
     },
 }
@@ -130,8 +133,9 @@ def test_greedy_completion_keeps_the_given_positions(golden, load, tokenizer):
     io = golden(CLASS).io
     row, column = io["greedy.start_loc"].tolist()
     prefix = io["greedy.partial"].flatten(1, 2)[:, : row * 8 + column]
-    assert torch.equal(sample(load(CLASS), tokenizer, io["greedy.cond"], top_k=1, prefix=prefix),
-                       io["greedy.completed"])
+    assert torch.equal(
+        sample(load(CLASS), tokenizer, io["greedy.cond"], top_k=1, prefix=prefix), io["greedy.completed"]
+    )
 
 
 def test_averaged_weights(golden, load, tokenizer):

@@ -11,8 +11,14 @@ from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransform
 
 VOCABULARY = 11
 SHAPES = [(3, 4), (2, 3, 2), (2, 2, 3, 2)]
-OPTIONS = [{}, {"merge": "concat"}, {"norm": "rms", "kv_heads": 1}, {"alibi": True},
-           {"alibi": True, "absolute_positions": False}, {"pad_id": 3}]
+OPTIONS = [
+    {},
+    {"merge": "concat"},
+    {"norm": "rms", "kv_heads": 1},
+    {"alibi": True},
+    {"alibi": True, "absolute_positions": False},
+    {"pad_id": 3},
+]
 
 
 def model_of(shape: tuple[int, ...], **options) -> HierarchicalTransformer:
@@ -49,8 +55,9 @@ def test_a_prediction_depends_on_exactly_the_tokens_before_it(shape, options):
 def test_every_token_is_a_target_once(shape):
     model, ids = model_of(shape), ids_of(shape)
     log_probs = model(ids).log_softmax(-1)
-    expected = -torch.stack([log_probs[(*place, int(ids[place]))]
-                             for place in itertools.product(*map(range, ids.shape))]).mean()
+    expected = -torch.stack(
+        [log_probs[(*place, int(ids[place]))] for place in itertools.product(*map(range, ids.shape))]
+    ).mean()
     torch.testing.assert_close(model.loss(ids), expected)
 
 
@@ -177,15 +184,18 @@ def test_bfloat16_stays_close():
     assert model.generate(batch_size=2).shape == (2, 2, 3, 2)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"depth": (1, 1, 1)}, "must have one entry per level"),
-    ({"max_seq_len": (3, 0)}, "at least 1"),
-    ({"kv_heads": 3}, "kv_heads=3 must divide heads=2"),
-    ({"norm": "batch"}, "norm='batch' must be one of layer, rms"),
-    ({"merge": "mean"}, "merge='mean' must be one of sum, concat"),
-    ({"pad_id": 11}, "pad_id=11 must lie in 0..10"),
-    ({"absolute_positions": False}, "could not tell positions apart"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": (1, 1, 1)}, "must have one entry per level"),
+        ({"max_seq_len": (3, 0)}, "at least 1"),
+        ({"kv_heads": 3}, "kv_heads=3 must divide heads=2"),
+        ({"norm": "batch"}, "norm='batch' must be one of layer, rms"),
+        ({"merge": "mean"}, "merge='mean' must be one of sum, concat"),
+        ({"pad_id": 11}, "pad_id=11 must lie in 0..10"),
+        ({"absolute_positions": False}, "could not tell positions apart"),
+    ],
+)
 def test_values_that_do_not_fit(changes, message):
     values = {"num_tokens": VOCABULARY, "dim": 12, "depth": (1, 1), "max_seq_len": (3, 4), "heads": 2, **changes}
     with pytest.raises(ValueError, match=message):

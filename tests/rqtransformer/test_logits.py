@@ -62,12 +62,15 @@ def test_filters_agree_with_brute_force():
             torch.testing.assert_close(result.double(), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-    ({"top_k": 0}, "top_k=0 must be at least 1"),
-    ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
-    ({"top_p": 1.5}, "top_p=1.5 must be above 0"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
+        ({"top_p": 1.5}, "top_p=1.5 must be above 0"),
+    ],
+)
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         sampling_probs(torch.zeros(1, 4), **settings)

@@ -62,8 +62,9 @@ def test_cached_logits_equal_uncached(changes, build, random_codes):
     cond = torch.randint(0, 5, (3, model.config.block_size_cond))
     full_BTDV = model(codes, tokenizer, cond).logits.flatten(1, 2)
     for given in (0, 1, model.num_positions - 1):
-        torch.testing.assert_close(cached_logits(model, tokenizer, codes, cond, given), full_BTDV[:, given:],
-                                   atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            cached_logits(model, tokenizer, codes, cond, given), full_BTDV[:, given:], atol=1e-5, rtol=0
+        )
 
 
 def test_a_stack_may_be_fed_in_pieces_of_any_length(build):
@@ -213,10 +214,16 @@ def test_wrong_condition_shape_is_refused(build, random_codes):
 
 
 def test_initialisation_is_the_published_one():
-    config = RQTransformerConfig.from_mapping({
-        "block_size": [8, 8, 4], "embed_dim": 128, "vocab_size": 512, "input_emb_vqvae": True,
-        "body": {"n_layer": 1, "block": {"n_head": 2}}, "head": {"n_layer": 1, "block": {"n_head": 2}},
-    })
+    config = RQTransformerConfig.from_mapping(
+        {
+            "block_size": [8, 8, 4],
+            "embed_dim": 128,
+            "vocab_size": 512,
+            "input_emb_vqvae": True,
+            "body": {"n_layer": 1, "block": {"n_head": 2}},
+            "head": {"n_layer": 1, "block": {"n_head": 2}},
+        }
+    )
     model = RQTransformer(config)
     for normal in (model.pos_emb_hw, model.tok_emb.weight, model.classifier.linear.weight):
         assert normal.std().item() == pytest.approx(0.02, rel=0.1)

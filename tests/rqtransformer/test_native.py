@@ -40,8 +40,10 @@ def fake_compiler(folder: Path, script: str) -> str:
 
 
 def test_a_library_is_built_once(tmp_path):
-    compiler = fake_compiler(tmp_path, 'for last; do :; done; [ "$last" = /dev/null ] || { echo x >> "$last"; '
-                                       f'echo run >> {tmp_path}/log; }}')
+    compiler = fake_compiler(
+        tmp_path,
+        f'for last; do :; done; [ "$last" = /dev/null ] || {{ echo x >> "$last"; echo run >> {tmp_path}/log; }}',
+    )
     first = building.build(compiler, tmp_path / "cache")
     assert building.build(compiler, tmp_path / "cache") == first
     assert (tmp_path / "log").read_text() == "run\n"
@@ -85,8 +87,9 @@ def test_maps_of_any_size(shape, compiled):
         part, residual = x[:rows], torch.randn(rows, shape[0])
         expected = nn.functional.linear(part, weight, bias)
         torch.testing.assert_close(packed(part), expected, atol=2e-5, rtol=1e-5)
-        torch.testing.assert_close(packed(part, residual, gelu=True), residual + nn.functional.gelu(expected),
-                                   atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            packed(part, residual, gelu=True), residual + nn.functional.gelu(expected), atol=2e-5, rtol=1e-5
+        )
     assert packed(x[:0]).shape == (0, shape[0])
 
 
@@ -121,8 +124,13 @@ MODELS = {
     "no sums": {"cumsum_depth_ctx": False},
     "own table for the body": {"input_emb_vqvae": False},
     "own table for the head": {"head_emb_vqvae": False},
-    "a table per depth": {"input_emb_vqvae": False, "head_emb_vqvae": False, "shared_tok_emb": False,
-                          "shared_cls_emb": False, "vocab_size": [11, 7, 9]},
+    "a table per depth": {
+        "input_emb_vqvae": False,
+        "head_emb_vqvae": False,
+        "shared_tok_emb": False,
+        "shared_cls_emb": False,
+        "vocab_size": [11, 7, 9],
+    },
 }
 
 

@@ -26,9 +26,12 @@ def packed(linear: nn.Linear, **form) -> PackedLinear:
 def test_values_are_those_of_the_plain_map(linear, either_path):
     x, residual = torch.randn(5, 3, 48), torch.randn(5, 3, 32)
     plain = linear(x)
-    for changes, expected in (({}, plain), ({"gelu": True}, nn.functional.gelu(plain)),
-                              ({"residual": residual}, residual + plain),
-                              ({"residual": residual, "gelu": True}, residual + nn.functional.gelu(plain))):
+    for changes, expected in (
+        ({}, plain),
+        ({"gelu": True}, nn.functional.gelu(plain)),
+        ({"residual": residual}, residual + plain),
+        ({"residual": residual, "gelu": True}, residual + nn.functional.gelu(plain)),
+    ):
         torch.testing.assert_close(packed(linear)(x, **changes), expected, atol=1e-5, rtol=0)
 
 
@@ -124,8 +127,9 @@ def test_a_model_in_training_keeps_no_packed_copy(build):
     assert slot._kept is None
 
 
-@pytest.mark.parametrize("settings", [{"weights": "int8"}, {"amp_dtype": torch.bfloat16},
-                                      {"weights": "int8", "amp_dtype": torch.bfloat16}])
+@pytest.mark.parametrize(
+    "settings", [{"weights": "int8"}, {"amp_dtype": torch.bfloat16}, {"weights": "int8", "amp_dtype": torch.bfloat16}]
+)
 def test_other_formats_give_nearly_the_same_greedy_codes(settings, build):
     model, tokenizer = build(shared_cls_emb=False)
     exact = sample(model, tokenizer, num_samples=16, top_k=1)

@@ -28,8 +28,10 @@ CODES = torch.arange(10 * 2 * 2 * 3).view(10, 2, 2, 3)
 LARGEST = 12 * 8 + 12 * 4
 
 
-@pytest.mark.parametrize(("budget", "sizes"), [
-    (1, [1] * 10), (SAFETY * LARGEST * 4, [4, 4, 2]), (SAFETY * LARGEST * 5 - 1, [4, 4, 2]), (2**30, [10])])
+@pytest.mark.parametrize(
+    ("budget", "sizes"),
+    [(1, [1] * 10), (SAFETY * LARGEST * 4, [4, 4, 2]), (SAFETY * LARGEST * 5 - 1, [4, 4, 2]), (2**30, [10])],
+)
 def test_batches_fit_the_budget(budget, sizes):
     decoder = Decoder()
     parts = list(decode_in_batches(decoder, CODES, memory_budget=budget))
@@ -60,8 +62,13 @@ def test_a_batch_size_wins_over_the_budget():
     assert list(decode_in_batches(decoder, CODES[:0])) == []
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"batch_size": 0}, "batch_size=0 must be at least 1"),
-                                                    ({"memory_budget": 0}, "memory_budget=0 must be at least 1 byte")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"memory_budget": 0}, "memory_budget=0 must be at least 1 byte"),
+    ],
+)
 def test_sizes_below_one_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         decode_in_batches(Decoder(), CODES, **arguments)

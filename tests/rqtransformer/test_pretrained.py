@@ -23,8 +23,12 @@ KEY_VARIANTS = {
     ),
     "text": (
         {"block_size_cond": 4},
-        {"cond_classifier.layer_norm.weight": [16], "cond_classifier.linear.weight": [5, 16],
-         "cond_classifier.linear.bias": [5], "pos_emb_cond": [1, 4, 16]},
+        {
+            "cond_classifier.layer_norm.weight": [16],
+            "cond_classifier.linear.weight": [5, 16],
+            "cond_classifier.linear.bias": [5],
+            "pos_emb_cond": [1, 4, 16],
+        },
     ),
     "no biases": (
         {"body": {"n_layer": 1, "block": {"n_head": 2, "attn_bias": False, "mlp_bias": False}}},
@@ -125,8 +129,11 @@ def test_all_mismatches_are_named(write):
 
     with pytest.raises(ValueError) as error:
         load_rqtransformer(write(edit=damage)[0])
-    for part in ("missing head_mlp.weight (is it head_mlp.wieght?)", "unexpected head_mlp.wieght",
-                 "pos_emb_d is [1, 2, 16], the config wants [1, 3, 16]"):
+    for part in (
+        "missing head_mlp.weight (is it head_mlp.wieght?)",
+        "unexpected head_mlp.wieght",
+        "pos_emb_d is [1, 2, 16], the config wants [1, 3, 16]",
+    ):
         assert part in str(error.value)
 
 
@@ -146,8 +153,11 @@ def test_missing_and_damaged_files_are_named(write, tmp_path, arch):
         load_rqtransformer(path)
     write()
     config = tmp_path / "config.yaml"
-    for text, message in (("arch: [", "not a valid YAML"), ("a: 1", "no 'arch' section"),
-                          ("arch: {type: rq-vae}", "'rq-vae', not 'rq-transformer'")):
+    for text, message in (
+        ("arch: [", "not a valid YAML"),
+        ("a: 1", "no 'arch' section"),
+        ("arch: {type: rq-vae}", "'rq-vae', not 'rq-transformer'"),
+    ):
         config.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_rqtransformer(path)

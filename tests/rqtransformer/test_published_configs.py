@@ -30,9 +30,15 @@ def published_config(name: str) -> RQTransformerConfig:
     embed_dim, vocab_size, cond, cond_length, body, head, heads = PUBLISHED[name]
     switches = ["shared_tok_emb", "shared_cls_emb", "input_emb_vqvae", "head_emb_vqvae", "cumsum_depth_ctx"]
     mapping = {
-        "type": "rq-transformer", "block_size": [8, 8, 4], "embed_dim": embed_dim, "input_embed_dim": 256,
-        "vocab_size_cond": cond, "block_size_cond": cond_length, **dict.fromkeys(switches, True),
-        "body": {"n_layer": body, "block": {"n_head": heads}}, "head": {"n_layer": head, "block": {"n_head": heads}},
+        "type": "rq-transformer",
+        "block_size": [8, 8, 4],
+        "embed_dim": embed_dim,
+        "input_embed_dim": 256,
+        "vocab_size_cond": cond,
+        "block_size_cond": cond_length,
+        **dict.fromkeys(switches, True),
+        "body": {"n_layer": body, "block": {"n_head": heads}},
+        "head": {"n_layer": head, "block": {"n_head": heads}},
     }
     return RQTransformerConfig.from_mapping(mapping, vocab_size=vocab_size)
 

@@ -25,8 +25,12 @@ CHUNKS = pytest.mark.parametrize("chunk", [None, 1, 7, 30, 1000])
 @pytest.fixture
 def problem():
     """(logits, codes, residuals, codebooks)."""
-    return (torch.randn(B, H, W, D, V, requires_grad=True), torch.randint(0, V, (B, H, W, D)),
-            torch.randn(B, H, W, D, E), [torch.randn(V, E) for _ in range(D)])
+    return (
+        torch.randn(B, H, W, D, V, requires_grad=True),
+        torch.randint(0, V, (B, H, W, D)),
+        torch.randn(B, H, W, D, E),
+        [torch.randn(V, E) for _ in range(D)],
+    )
 
 
 def reference_soft_targets(residual, codebooks, temp):
@@ -70,8 +74,9 @@ def test_dense_targets_equal_targets_from_residuals(problem):
     logits, codes, residual, codebooks = problem
     dense = DenseTargets(reference_soft_targets(residual, codebooks, 0.5))
     lazy = SoftTargets(residual, codebooks, 0.5)
-    torch.testing.assert_close(cross_entropy_per_depth(logits, codes, dense)[0],
-                               cross_entropy_per_depth(logits, codes, lazy)[0])
+    torch.testing.assert_close(
+        cross_entropy_per_depth(logits, codes, dense)[0], cross_entropy_per_depth(logits, codes, lazy)[0]
+    )
 
 
 def test_smaller_codebooks_leave_the_logits_beyond_them_alone(problem):
@@ -175,8 +180,12 @@ def test_stage2_loss_weighs_image_and_text(problem):
     names = {f"{name}_depth_{d}" for name in ("loss", "nll", "accuracy") for d in range(D)}
     assert set(terms) == {"loss", "loss_img", "loss_txt"} | names
     assert all(value.ndim == 0 and not value.requires_grad for value in terms.values())
-    assert stage2_loss(output._replace(cond_logits=None), codes, None, None,
-                       Stage2LossConfig(type="cross_entropy"))[1].keys() == {"loss", "loss_img"} | names
+    assert (
+        stage2_loss(output._replace(cond_logits=None), codes, None, None, Stage2LossConfig(type="cross_entropy"))[
+            1
+        ].keys()
+        == {"loss", "loss_img"} | names
+    )
 
 
 def test_the_image_weight_applies_without_text_too(problem):
@@ -191,12 +200,15 @@ def test_the_image_weight_applies_without_text_too(problem):
     torch.testing.assert_close(grads[0.25], 0.25 * grads[1.0])
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"type": "soft"}, r"loss.type='soft' must be one of soft_target_cross_entropy, cross_entropy"),
-    ({"temp": 0.0}, r"loss.temp=0.0 must be above 0"),
-    ({"chunk": 0}, r"loss.chunk=0 must be at least 1"),
-    ({}, r"needs targets"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"type": "soft"}, r"loss.type='soft' must be one of soft_target_cross_entropy, cross_entropy"),
+        ({"temp": 0.0}, r"loss.temp=0.0 must be above 0"),
+        ({"chunk": 0}, r"loss.chunk=0 must be at least 1"),
+        ({}, r"needs targets"),
+    ],
+)
 def test_wrong_settings_are_named(problem, changes, message):
     logits, codes, _, _ = problem
     with pytest.raises(ValueError, match=message):

@@ -78,8 +78,9 @@ def test_without_numpy_the_codes_are_the_same(monkeypatch):
     uniform = torch.rand(50, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     expected = [draw_truncated(logits, uniform, *settings) for settings in SETTINGS]
     monkeypatch.setattr(truncation, "_numpy_sorts", lambda: False)
-    assert all(torch.equal(draw_truncated(logits, uniform, *settings), codes)
-               for settings, codes in zip(SETTINGS, expected))
+    assert all(
+        torch.equal(draw_truncated(logits, uniform, *settings), codes) for settings, codes in zip(SETTINGS, expected)
+    )
 
 
 def test_impossible_codes_stay_impossible(either_path):

@@ -48,8 +48,11 @@ def test_resampling_without_convolutions():
     assert torch.equal(Upsample(1, with_conv=False)(halved), halved.repeat_interleave(2, -1).repeat_interleave(2, -2))
     model = make({"resamp_with_conv": False}).eval()
     missing = set(make().state_dict()) - set(model.state_dict())
-    assert missing == {f"{layer}.conv.{name}" for layer in ("encoder.down.0.downsample", "decoder.up.1.upsample")
-                       for name in ("weight", "bias")}
+    assert missing == {
+        f"{layer}.conv.{name}"
+        for layer in ("encoder.down.0.downsample", "decoder.up.1.upsample")
+        for name in ("weight", "bias")
+    }
     assert model(images()).recon.shape == (2, 3, 8, 8)
 
 

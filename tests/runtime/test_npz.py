@@ -22,8 +22,14 @@ READERS = (
 
 @pytest.fixture
 def archive(tmp_path):
-    np.savez(tmp_path / "a.npz", rows=ROWS, columns=np.asfortranarray(ROWS[:, :, 0]), one=np.array(7),
-             text=np.array("né"), none=np.empty((0, 4)))
+    np.savez(
+        tmp_path / "a.npz",
+        rows=ROWS,
+        columns=np.asfortranarray(ROWS[:, :, 0]),
+        one=np.array(7),
+        text=np.array("né"),
+        none=np.empty((0, 4)),
+    )
     return tmp_path / "a.npz"
 
 

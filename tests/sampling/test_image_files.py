@@ -58,8 +58,14 @@ def extractor(request, decoded_NCHW, tmp_path_factory):
 def scores_of(batches, extractor):
     mixing_FF = torch.randn(extractor.dim, extractor.dim, generator=torch.Generator().manual_seed(1)).double()
     reference = Gaussian(torch.zeros(extractor.dim, dtype=torch.float64), mixing_FF @ mixing_FF.T, 50_000)
-    line = score_images(batches, extractor, num_images=NUM_IMAGES, references={"train": reference}, splits=3,
-                        accuracy=extractor.recognises_labels)
+    line = score_images(
+        batches,
+        extractor,
+        num_images=NUM_IMAGES,
+        references={"train": reference},
+        splits=3,
+        accuracy=extractor.recognises_labels,
+    )
     return line["metrics"]
 
 

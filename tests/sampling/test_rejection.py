@@ -48,8 +48,10 @@ def gathered(batches) -> dict[int, tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize(("num_samples", "keep", "per_class"), [(9, 0.5, [6, 6, 6]), (10, 0.3, [14, 10, 10]),
-                                                                 (3, 0.05, [20, 20, 20]), (4, 1.0, [2, 1, 1])])
+@pytest.mark.parametrize(
+    ("num_samples", "keep", "per_class"),
+    [(9, 0.5, [6, 6, 6]), (10, 0.3, [14, 10, 10]), (3, 0.05, [20, 20, 20]), (4, 1.0, [2, 1, 1])],
+)
 def test_every_class_gets_its_candidates(num_samples, keep, per_class):
     candidates = RejectionPlan(num_samples, 3, keep).candidates()
     assert torch.bincount(candidates % 3).tolist() == per_class

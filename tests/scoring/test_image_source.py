@@ -38,8 +38,14 @@ def sources(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES.permute(0, 2, 3, 1).numpy())
     (tmp_path / "tars").mkdir()
     shards = two_shards(tmp_path / "tars")
-    return [str(tmp_path / "png"), str(tmp_path / "a.npz"), str(tmp_path / "a.npy"), shards, str(tmp_path / "tars"),
-            str(tmp_path / "tars" / "part-*.tar")]
+    return [
+        str(tmp_path / "png"),
+        str(tmp_path / "a.npz"),
+        str(tmp_path / "a.npy"),
+        shards,
+        str(tmp_path / "tars"),
+        str(tmp_path / "tars" / "part-*.tar"),
+    ]
 
 
 def test_every_form_gives_the_same_images(tmp_path):
@@ -130,13 +136,16 @@ def test_nothing_there(tmp_path):
     refused(tmp_path, "holds both images and .tar files")
 
 
-@pytest.mark.parametrize(("array", "match"), [
-    (IMAGES.permute(0, 2, 3, 1).numpy() / np.float32(255), "is float32; images must be uint8"),
-    (IMAGES.permute(0, 2, 3, 1).numpy().astype(np.int64) * 2, "is int64; images must be uint8"),
-    (IMAGES.numpy(), r"shape \(13, 3, 12, 12\); images must be \(N, height, width, 3 or 1\)"),
-    (np.zeros((0, 4, 4, 3), np.uint8), "no images in it"),
-    (np.array(3, np.uint8), r"shape \(\)"),
-])
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (IMAGES.permute(0, 2, 3, 1).numpy() / np.float32(255), "is float32; images must be uint8"),
+        (IMAGES.permute(0, 2, 3, 1).numpy().astype(np.int64) * 2, "is int64; images must be uint8"),
+        (IMAGES.numpy(), r"shape \(13, 3, 12, 12\); images must be \(N, height, width, 3 or 1\)"),
+        (np.zeros((0, 4, 4, 3), np.uint8), "no images in it"),
+        (np.array(3, np.uint8), r"shape \(\)"),
+    ],
+)
 def test_arrays_that_are_no_images(tmp_path, array, match):
     np.savez(tmp_path / "a.npz", arr_0=array)
     refused(tmp_path / "a.npz", match)
@@ -161,8 +170,11 @@ def test_unreadable_images_are_an_error_or_left_out_and_counted(tmp_path):
     kept = [index for index in range(13) if index not in (4, 7)]
     assert torch.equal(images_of(source), IMAGES[kept])
 
-    members = {f"{file.stem}{end}": content for file in sorted(folder.iterdir())
-               for end, content in ((".png", file.read_bytes()), (".cls", file.stem.encode()))}
+    members = {
+        f"{file.stem}{end}": content
+        for file in sorted(folder.iterdir())
+        for end, content in ((".png", file.read_bytes()), (".cls", file.stem.encode()))
+    }
     shard = write_shard(tmp_path / "a.tar", members)
     refused(shard, r"0004\.png of .*a\.tar cannot be read")
     source = open_source(str(shard), skip_unreadable=True)
@@ -189,8 +201,13 @@ def test_truncated_and_damaged_shards(tmp_path):
     with tarfile.open(shard) as archive:
         starts = [member.offset for member in archive]
     # in the middle of an image; exactly between two images; inside a header; a damaged header; compressed
-    for damaged in (content[: starts[2] + 700], content[: starts[3]], content[: starts[3] + 100],
-                    content[: starts[2]] + b"x" + content[starts[2] + 1 :], zlib.compress(content)):
+    for damaged in (
+        content[: starts[2] + 700],
+        content[: starts[3]],
+        content[: starts[3] + 100],
+        content[: starts[2]] + b"x" + content[starts[2] + 1 :],
+        zlib.compress(content),
+    ):
         shard.write_bytes(damaged)
         refused(shard, r"a\.tar is not a whole uncompressed tar file")
 

@@ -22,8 +22,16 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference")
     write_array(folder / "train.npz", IMAGES, arr_1=LABELS)
     write_folder(folder / "png", IMAGES)
-    flags = ("--features", "classifier", "--classifier-data", folder / "train.npz",
-             "--features-cache", folder / "cache", "--device", "cpu")
+    flags = (
+        "--features",
+        "classifier",
+        "--classifier-data",
+        folder / "train.npz",
+        "--features-cache",
+        folder / "cache",
+        "--device",
+        "cpu",
+    )
     return folder, flags
 
 
@@ -34,8 +42,9 @@ def last_line(out):
 def test_make_show_check(trained, command, tmp_path):
     folder, flags = trained
     output = tmp_path / "ref.npz"
-    code, out, error = command("scoring.reference", "make", folder / "png", "--output", output, "--keep-features",
-                               *flags)
+    code, out, error = command(
+        "scoring.reference", "make", folder / "png", "--output", output, "--keep-features", *flags
+    )
     assert code == 0, error
     assert "only 24 images behind png, under 2048" in error
     made = last_line(out)
@@ -44,8 +53,9 @@ def test_make_show_check(trained, command, tmp_path):
     assert (code, last_line(out)) == (0, made)
     assert "num_images  24" in out
 
-    extractor = build_features("classifier", num_classes=2, cache_dir=folder / "cache",
-                               train=lambda: [(IMAGES, torch.from_numpy(LABELS))])
+    extractor = build_features(
+        "classifier", num_classes=2, cache_dir=folder / "cache", train=lambda: [(IMAGES, torch.from_numpy(LABELS))]
+    )
     reference = load_reference(output, extractor)
     assert reference.network["fingerprint"] == extractor.fingerprint == made["weights"]
     torch.testing.assert_close(reference.features_NF, extractor(IMAGES)[0])
@@ -94,26 +104,29 @@ def test_unreadable_images_are_counted(trained, command, tmp_path):
     assert last_line(out)["num_images"] == 23
 
 
-@pytest.mark.parametrize(("words", "match"), [
-    (["make", "{empty}"], "no images in"),
-    (["make", "{empty}/nowhere"], "expected a folder of images"),
-    (["make", "{one}"], "a covariance needs at least 2 images, there is 1"),
-    (["make", "{png}"], "no weights at"),
-    (["make", "{png}", "--features-weights", "{empty}/x.pth"], "no weights at"),
-    (["make", "{png}", "--features", "classifier"], "needs --classifier-data"),
-    (["make", "{png}", "--features", "classifier", "--classifier-data", "{png}"], "has no labels"),
-    (["make", "{png}", "--features", "resnet"], "'resnet'"),
-    (["make", "{png}", "--features-resize", "box"], "invalid choice: 'box'"),
-    (["make", "{png}", "--output", "x.pt"], "--output 'x.pt' must end in .npz"),
-    (["make", "{png}", "--name", "a/b"], "--name 'a/b' goes into metric names"),
-    (["make", "{png}", "--batch-size", "0"], "--batch-size 0"),
-    (["make", "{png}", "more"], "make takes SOURCE, got"),
-    (["check", "{png}"], "check takes FILE and SOURCE"),
-    (["show", "{empty}/x.npz"], "no file"),
-    (["show", "{train}"], "is no reference: it has arr_0, arr_1, not mu and sigma"),
-    (["look", "{png}"], "invalid choice: 'look'"),
-    (["make", "{png}", "--spatal"], "did you mean --spatial?"),
-])
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["make", "{empty}"], "no images in"),
+        (["make", "{empty}/nowhere"], "expected a folder of images"),
+        (["make", "{one}"], "a covariance needs at least 2 images, there is 1"),
+        (["make", "{png}"], "no weights at"),
+        (["make", "{png}", "--features-weights", "{empty}/x.pth"], "no weights at"),
+        (["make", "{png}", "--features", "classifier"], "needs --classifier-data"),
+        (["make", "{png}", "--features", "classifier", "--classifier-data", "{png}"], "has no labels"),
+        (["make", "{png}", "--features", "resnet"], "'resnet'"),
+        (["make", "{png}", "--features-resize", "box"], "invalid choice: 'box'"),
+        (["make", "{png}", "--output", "x.pt"], "--output 'x.pt' must end in .npz"),
+        (["make", "{png}", "--name", "a/b"], "--name 'a/b' goes into metric names"),
+        (["make", "{png}", "--batch-size", "0"], "--batch-size 0"),
+        (["make", "{png}", "more"], "make takes SOURCE, got"),
+        (["check", "{png}"], "check takes FILE and SOURCE"),
+        (["show", "{empty}/x.npz"], "no file"),
+        (["show", "{train}"], "is no reference: it has arr_0, arr_1, not mu and sigma"),
+        (["look", "{png}"], "invalid choice: 'look'"),
+        (["make", "{png}", "--spatal"], "did you mean --spatial?"),
+    ],
+)
 def test_one_line_and_exit_code_2(trained, command, tmp_path, monkeypatch, words, match):
     folder, _ = trained
     (tmp_path / "empty").mkdir()

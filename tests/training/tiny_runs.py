@@ -31,8 +31,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = {"stage1": (Stage1Config, Stage1), "stage2": (Stage2Config, Stage2)}
 
 EXPERIMENT = {
-    "batch_size": 4, "max_steps": 4, "save_steps": 1000, "test_steps": 1000, "log_steps": 1, "num_workers": 0,
-    "test_images": 4, "grid_images": 2, "sample": {"num_images": 2},
+    "batch_size": 4,
+    "max_steps": 4,
+    "save_steps": 1000,
+    "test_steps": 1000,
+    "log_steps": 1,
+    "num_workers": 0,
+    "test_images": 4,
+    "grid_images": 2,
+    "sample": {"num_images": 2},
 }
 DATASET = {"type": "synthetic", "resolution": 8, "num_samples": 40}
 OPTIMIZER = {"type": "adam", "init_lr": 1e-3, "betas": [0.5, 0.9], "max_gn": 1.0, "warmup": {"epoch": 0.1}}
@@ -40,8 +47,15 @@ STAGE1: dict[str, Any] = {
     "dataset": DATASET,
     "arch": {
         "hparams": {
-            "embed_dim": 8, "n_embed": 16, "decay": 0.9, "latent_shape": [4, 4, 8], "code_shape": [2, 2, 3],
-            "shared_codebook": True, "restart_unused_codes": True, "codebook_update": "deferred", "loss_type": "mse",
+            "embed_dim": 8,
+            "n_embed": 16,
+            "decay": 0.9,
+            "latent_shape": [4, 4, 8],
+            "code_shape": [2, 2, 3],
+            "shared_codebook": True,
+            "restart_unused_codes": True,
+            "codebook_update": "deferred",
+            "loss_type": "mse",
         },
         "ddconfig": {"z_channels": 8, "resolution": 8, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1},
     },
@@ -56,9 +70,17 @@ BLOCK = {"n_head": 2, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 STAGE2: dict[str, Any] = {
     "dataset": DATASET,
     "arch": {
-        "block_size": [2, 2, 3], "embed_dim": 16, "input_embed_dim": 32, "shared_tok_emb": True,
-        "shared_cls_emb": True, "input_emb_vqvae": True, "head_emb_vqvae": True, "cumsum_depth_ctx": True,
-        "vocab_size_cond": 8, "body": {"n_layer": 1, "block": {**BLOCK}}, "head": {"n_layer": 1, "block": {**BLOCK}},
+        "block_size": [2, 2, 3],
+        "embed_dim": 16,
+        "input_embed_dim": 32,
+        "shared_tok_emb": True,
+        "shared_cls_emb": True,
+        "input_emb_vqvae": True,
+        "head_emb_vqvae": True,
+        "cumsum_depth_ctx": True,
+        "vocab_size_cond": 8,
+        "body": {"n_layer": 1, "block": {**BLOCK}},
+        "head": {"n_layer": 1, "block": {**BLOCK}},
     },
     "loss": {"type": "soft_target_cross_entropy", "stochastic_codes": False, "temp": 0.5},
     "optimizer": OPTIMIZER | {"type": "adamW", "weight_decay": 0.01},
@@ -192,8 +214,12 @@ def state_json(directory: Path) -> Any:
 def script(*command: Any, timeout: float = 120) -> str:
     """`python ...` in the repository, one thread, no GPU; it must succeed. Returns what it printed."""
     with subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=REPOSITORY, env=script_environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, *map(str, command)],
+        cwd=REPOSITORY,
+        env=script_environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as process:
         try:
             printed, _ = process.communicate(timeout=timeout)

@@ -39,9 +39,19 @@ from training.checkpoints.checkpoint_index import Contents, read_contents, state
 from training.checkpoints.checkpoint_storage import RankShare, SafetensorsReader, SafetensorsWriter
 
 __all__ = [
-    "CHECKPOINTS", "CheckpointWriter", "complete_checkpoints", "complete_steps", "discard_after",
-    "find_latest_checkpoint", "find_sound_checkpoint", "load_checkpoint", "prune_steps", "read_progress",
-    "restore_checkpoint", "save_checkpoint", "step_name",
+    "CHECKPOINTS",
+    "CheckpointWriter",
+    "complete_checkpoints",
+    "complete_steps",
+    "discard_after",
+    "find_latest_checkpoint",
+    "find_sound_checkpoint",
+    "load_checkpoint",
+    "prune_steps",
+    "read_progress",
+    "restore_checkpoint",
+    "save_checkpoint",
+    "step_name",
 ]
 
 _RESERVED = ("step", "meta")
@@ -83,8 +93,14 @@ class CheckpointWriter:
         asynchronous: write in a thread while training goes on.
     """
 
-    def __init__(self, directory: str | Path, *, keep_last: int | None = None, keep_every: int | None = None,
-                 asynchronous: bool = True) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        asynchronous: bool = True,
+    ) -> None:
         self.directory, self.keep_last, self.keep_every = Path(directory), keep_last, keep_every
         self.asynchronous = asynchronous
         # the thread's collectives must not meet those of training
@@ -223,8 +239,15 @@ class _Background(Thread):
 class _Save:
     """One checkpoint, copied from the live objects and ready to be written."""
 
-    def __init__(self, directory: Path, step: int, objects: Mapping[str, Any], meta: Mapping[str, Any] | None,
-                 keep_last: int | None, keep_every: int | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        step: int,
+        objects: Mapping[str, Any],
+        meta: Mapping[str, Any] | None,
+        keep_last: int | None,
+        keep_every: int | None,
+    ) -> None:
         self.final = directory / step_name(step)
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         trees, tensors = {}, {}
@@ -249,8 +272,9 @@ class _Save:
         """Write it, on all ranks; `group` is what the engine talks over."""
         try:
             _quiet_without_group()
-            dcp.save({}, storage_writer=self.writer, planner=self.share, process_group=group,
-                     no_dist=self.world_size == 1)
+            dcp.save(
+                {}, storage_writer=self.writer, planner=self.share, process_group=group, no_dist=self.world_size == 1
+            )
         except dcp.CheckpointException as failure:
             raise _explained(failure, f"cannot write {self.final}") from None
         except RuntimeError as error:  # the process group: another rank is gone
@@ -295,8 +319,10 @@ def _targets(contents: Contents, live: Mapping[str, Mapping[str, Tensor]]) -> di
             targets[full] = torch.empty(saved.size, dtype=saved.properties.dtype)
             continue
         if tensor.shape != saved.size:
-            raise UserError(f"{contents.directory}: {name} does not fit this run: {key} has shape {list(saved.size)} "
-                            f"in the checkpoint, {list(tensor.shape)} here")
+            raise UserError(
+                f"{contents.directory}: {name} does not fit this run: {key} has shape {list(saved.size)} "
+                f"in the checkpoint, {list(tensor.shape)} here"
+            )
         same = tensor.dtype == saved.properties.dtype
         targets[full] = tensor if same else torch.empty_like(tensor, dtype=saved.properties.dtype)
     return targets
@@ -306,8 +332,12 @@ def _fill(contents: Contents, targets: dict[str, Tensor], alone: bool = False) -
     planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     try:
         _quiet_without_group()
-        dcp.load(targets, storage_reader=SafetensorsReader(contents), planner=planner,
-                 no_dist=alone or distributed.get_world_size() == 1)
+        dcp.load(
+            targets,
+            storage_reader=SafetensorsReader(contents),
+            planner=planner,
+            no_dist=alone or distributed.get_world_size() == 1,
+        )
     except dcp.CheckpointException as failure:
         raise _explained(failure, f"cannot read {contents.directory}") from None
 

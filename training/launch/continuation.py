@@ -44,8 +44,14 @@ def run_to_continue(args: argparse.Namespace) -> Path | None:
 
 def note_launch(run_dir: Path, world_size: int) -> None:
     """Writes `launch.json`: what was started, with which versions, by which launcher. For the main process."""
-    content = {"launch": launch_id(), "command": sys.argv, "world_size": world_size, "host": socket.gethostname(),
-               "python": platform.python_version(), "torch": torch.__version__}
+    content = {
+        "launch": launch_id(),
+        "command": sys.argv,
+        "world_size": world_size,
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     write_text_atomically(run_dir / LAUNCH_FILE, json.dumps(content, indent=1) + "\n")
 
 

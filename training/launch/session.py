@@ -64,23 +64,47 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     parser.set_defaults(seed=None)
     parser.add_argument("-m", "--model-config", help="YAML file of the experiment")
     parser.add_argument("-r", "--result-path", default="./runs", help="where run directories go (default: ./runs)")
-    parser.add_argument("-l", "--load-path", default="",
-                        help="weights to start from or to evaluate; with --resume the run or checkpoint to continue")
-    parser.add_argument("-t", "--test-batch-size", type=int, default=None,
-                        help="batch size of evaluation, per process (default: the training one)")
-    parser.add_argument("-e", "--test-epoch", type=float, default=-1,
-                        help="with -l RUN: the snapshot of this epoch (default: the newest)")
+    parser.add_argument(
+        "-l",
+        "--load-path",
+        default="",
+        help="weights to start from or to evaluate; with --resume the run or checkpoint to continue",
+    )
+    parser.add_argument(
+        "-t",
+        "--test-batch-size",
+        type=int,
+        default=None,
+        help="batch size of evaluation, per process (default: the training one)",
+    )
+    parser.add_argument(
+        "-e",
+        "--test-epoch",
+        type=float,
+        default=-1,
+        help="with -l RUN: the snapshot of this epoch (default: the newest)",
+    )
     parser.add_argument("-p", "--postfix", default="", help="appended to the name of the run directory")
     parser.add_argument("--eval", action="store_true", help="evaluate -l on both splits and stop")
-    parser.add_argument("--resume", action="store_true",
-                        help="continue exactly: the run of -l, or the newest run of this config under -r")
-    parser.add_argument("--auto-resume", action="store_true",
-                        help="continue the newest run of this config under -r if there is one, else start a new run")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue exactly: the run of -l, or the newest run of this config under -r",
+    )
+    parser.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="continue the newest run of this config under -r if there is one, else start a new run",
+    )
     return parser
 
 
-def launch(schema: type, build_stage: Callable[..., Any], args: argparse.Namespace,
-           prepare: Callable[[Any, argparse.Namespace], None] | None = None) -> None:
+def launch(
+    schema: type,
+    build_stage: Callable[..., Any],
+    args: argparse.Namespace,
+    prepare: Callable[[Any, argparse.Namespace], None] | None = None,
+) -> None:
     """Runs one training script.
 
     Args:
@@ -100,15 +124,23 @@ def launch(schema: type, build_stage: Callable[..., Any], args: argparse.Namespa
         except RuntimeError as error:
             if not distributed.lost_a_rank(error):
                 raise
-            print(f"error (rank {distributed.get_rank()}): another process of the run has ended; its own message says "
-                  f"why ({one_line(error)[:200]})", file=sys.stderr, flush=True)
+            print(
+                f"error (rank {distributed.get_rank()}): another process of the run has ended; its own message says "
+                f"why ({one_line(error)[:200]})",
+                file=sys.stderr,
+                flush=True,
+            )
             raise SystemExit(LOST_RANK_EXIT_CODE) from None
         finally:
             distributed.shutdown()
 
 
-def _run(schema: type, build_stage: Callable[..., Any], args: argparse.Namespace,
-         prepare: Callable[[Any, argparse.Namespace], None] | None) -> None:
+def _run(
+    schema: type,
+    build_stage: Callable[..., Any],
+    args: argparse.Namespace,
+    prepare: Callable[[Any, argparse.Namespace], None] | None,
+) -> None:
     with exit_on_user_error(*SETUP_ERRORS):
         session = Session(schema, build_stage, args, prepare)
     with session.log:
@@ -118,8 +150,13 @@ def _run(schema: type, build_stage: Callable[..., Any], args: argparse.Namespace
 class Session:
     """Everything that exists between the command line and the loop."""
 
-    def __init__(self, schema: type, build_stage: Callable[..., Any], args: argparse.Namespace,
-                 prepare: Callable[[Any, argparse.Namespace], None] | None):
+    def __init__(
+        self,
+        schema: type,
+        build_stage: Callable[..., Any],
+        args: argparse.Namespace,
+        prepare: Callable[[Any, argparse.Namespace], None] | None,
+    ):
         _check_flags(args)
         self.args = args
         if (run_dir := run_to_continue(args)) is not None:
@@ -148,8 +185,7 @@ class Session:
         self._restore()
         self.run_dir = self._open_run_dir()
         distributed.run_on_main(lambda: note_launch(self.run_dir, env.world_size))
-        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank,
-                          resume_step=self.step if args.resume else None)
+        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=self.step if args.resume else None)
 
     def _plan(self) -> BatchPlan:
         """The counts of the run; one that is resumed keeps its global batch on any number of processes."""
@@ -160,15 +196,22 @@ class Session:
             schedule_ranks = progress.get("schedule_ranks")
             global_batch = progress.get("global_batch", progress["images_seen"] // progress["step"])
             fit_to_ranks(experiment, optimizer, global_batch, self.env.world_size)
-        return plan_batches(experiment, len(self.train_set), self.env.world_size, optimizer.grad_accm_steps,
-                            schedule_ranks)
+        return plan_batches(
+            experiment, len(self.train_set), self.env.world_size, optimizer.grad_accm_steps, schedule_ranks
+        )
 
     def batches(self, dataset: ImageDataset) -> Iterator[dict[str, Tensor]]:
         """This rank's share of a split for evaluation, every image once."""
         experiment = self.config.experiment
-        loader = eval_loader(dataset, self.args.test_batch_size or experiment.batch_size, self.env.rank,
-                             self.env.world_size, experiment.num_workers, limit=experiment.test_images,
-                             device=self.env.device)
+        loader = eval_loader(
+            dataset,
+            self.args.test_batch_size or experiment.batch_size,
+            self.env.rank,
+            self.env.world_size,
+            experiment.num_workers,
+            limit=experiment.test_images,
+            device=self.env.device,
+        )
         for batch in Survivor(experiment.max_worker_deaths, self.log.warning).iterate_once(loader):
             if self.guards is not None:
                 self.guards.watchdog.pulse()
@@ -219,13 +262,31 @@ class Session:
             log.info(f"resumed from {self.checkpoint_dir} at step {self.step}, {self.images_seen} images seen")
         feed = self._feed()
         self.guards = Guards(
-            self.config.experiment, plan, log, self.run_dir, feed, seed=self.config.seed, device=self.env.device,
-            precision=stage.precision.name, known_flops=self.known_flops,
+            self.config.experiment,
+            plan,
+            log,
+            self.run_dir,
+            feed,
+            seed=self.config.seed,
+            device=self.env.device,
+            precision=stage.precision.name,
+            known_flops=self.known_flops,
         )
         log.info(self.guards.describe())
-        Loop(stage, feed, plan, log, self.run_dir, self._save_snapshot, guards=self.guards, seed=self.config.seed,
-             start_step=self.step, images_seen=self.images_seen,
-             checkpoints=self._checkpoints(), scores=self._scores()).run()
+        Loop(
+            stage,
+            feed,
+            plan,
+            log,
+            self.run_dir,
+            self._save_snapshot,
+            guards=self.guards,
+            seed=self.config.seed,
+            start_step=self.step,
+            images_seen=self.images_seen,
+            checkpoints=self._checkpoints(),
+            scores=self._scores(),
+        ).run()
         self._report_unreadable()
 
     def _feed(self) -> Feed:
@@ -234,33 +295,59 @@ class Session:
 
         def open_at(images_seen: int, num_workers: int) -> TrainLoader:
             return TrainLoader(
-                self.train_set, plan.micro_batch, seed=self.config.seed, rank=self.env.rank,
-                world_size=self.env.world_size, accumulation=plan.accumulation, start_image=images_seen,
-                num_workers=num_workers, pin_memory=self.env.device.type == "cuda", device=self.env.device,
+                self.train_set,
+                plan.micro_batch,
+                seed=self.config.seed,
+                rank=self.env.rank,
+                world_size=self.env.world_size,
+                accumulation=plan.accumulation,
+                start_image=images_seen,
+                num_workers=num_workers,
+                pin_memory=self.env.device.type == "cuda",
+                device=self.env.device,
             )
 
-        return Feed(open_at, experiment.num_workers, images_seen=self.images_seen, global_batch=plan.global_batch,
-                    accumulation=plan.accumulation, max_deaths=experiment.max_worker_deaths, warn=self.log.warning)
+        return Feed(
+            open_at,
+            experiment.num_workers,
+            images_seen=self.images_seen,
+            global_batch=plan.global_batch,
+            accumulation=plan.accumulation,
+            max_deaths=experiment.max_worker_deaths,
+            warn=self.log.warning,
+        )
 
     def _checkpoints(self) -> CheckpointWriter:
         experiment = self.config.experiment
-        return CheckpointWriter(self.run_dir / CHECKPOINTS, keep_last=experiment.keep_checkpoints,
-                                keep_every=experiment.keep_every_steps, asynchronous=experiment.async_checkpoint)
+        return CheckpointWriter(
+            self.run_dir / CHECKPOINTS,
+            keep_last=experiment.keep_checkpoints,
+            keep_every=experiment.keep_every_steps,
+            asynchronous=experiment.async_checkpoint,
+        )
 
     def _scores(self) -> InLoopScores | None:
         experiment = self.config.experiment
         if experiment.score.every_steps is None:
             return None
-        data = ScoringData(self.config.dataset, self.args.test_batch_size or experiment.batch_size, self.env,
-                           experiment.num_workers, {"train": self.train_set, "val": self.val_set},
-                           experiment.score.features_cache)
-        return InLoopScores(experiment.score, self.stage, data, self.log, self.run_dir / SNAPSHOTS,
-                            self._write_snapshot)
+        data = ScoringData(
+            self.config.dataset,
+            self.args.test_batch_size or experiment.batch_size,
+            self.env,
+            experiment.num_workers,
+            {"train": self.train_set, "val": self.val_set},
+            experiment.score.features_cache,
+        )
+        return InLoopScores(
+            experiment.score, self.stage, data, self.log, self.run_dir / SNAPSHOTS, self._write_snapshot
+        )
 
     def evaluate(self) -> None:
         """Metrics of the loaded weights on both splits (and of the EMA weights where there are any)."""
-        results = {"train": self.stage.evaluate(self.batches(self.train_set)),
-                   "val": self.stage.evaluate(self.batches(self.val_set))}
+        results = {
+            "train": self.stage.evaluate(self.batches(self.train_set)),
+            "val": self.stage.evaluate(self.batches(self.val_set)),
+        }
         if self.stage.ema is not None:
             with self.stage.averaged():
                 results["val_ema"] = self.stage.evaluate(self.batches(self.val_set))
@@ -274,18 +361,38 @@ class Session:
                 self.log.warning(line)
 
     def _save_snapshot(self, progress: dict[str, Any], metrics: dict[str, Any]) -> None:
-        self._write_snapshot(step_name(progress["step"]), progress, metrics,
-                             keep_last=self.config.experiment.keep_snapshots)
+        self._write_snapshot(
+            step_name(progress["step"]), progress, metrics, keep_last=self.config.experiment.keep_snapshots
+        )
 
-    def _write_snapshot(self, name: str, progress: Mapping[str, Any], metrics: Mapping[str, Any],
-                        extra: Mapping[str, Any] | None = None, keep_last: int | None = None) -> None:
+    def _write_snapshot(
+        self,
+        name: str,
+        progress: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        extra: Mapping[str, Any] | None = None,
+        keep_last: int | None = None,
+    ) -> None:
         tensors, ema_tensors = self.stage.snapshot()
-        metadata = {**progress, "stage": self.stage.name, "seed": self.config.seed, "metrics": dict(metrics),
-                    **self.stage.provenance(), **(extra or {})}
+        metadata = {
+            **progress,
+            "stage": self.stage.name,
+            "seed": self.config.seed,
+            "metrics": dict(metrics),
+            **self.stage.provenance(),
+            **(extra or {}),
+        }
 
         def write() -> None:
-            save_snapshot(self.run_dir / SNAPSHOTS / name, tensors, self.stage.config, metadata, ema_tensors,
-                          keep_last=keep_last, extra_files=tokenizer_files(self.stage.config, self.train_set))
+            save_snapshot(
+                self.run_dir / SNAPSHOTS / name,
+                tensors,
+                self.stage.config,
+                metadata,
+                ema_tensors,
+                keep_last=keep_last,
+                extra_files=tokenizer_files(self.stage.config, self.train_set),
+            )
 
         distributed.run_on_main(write)
 
@@ -302,8 +409,13 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 
 def _join(args: argparse.Namespace) -> DistEnv:
-    return distributed.initialize(args.timeout, args.dist_backend, local_rank=args.local_rank,
-                                  world_size=args.world_size, node_rank=args.node_rank)
+    return distributed.initialize(
+        args.timeout,
+        args.dist_backend,
+        local_rank=args.local_rank,
+        world_size=args.world_size,
+        node_rank=args.node_rank,
+    )
 
 
 def _find_checkpoint(args: argparse.Namespace) -> Path:

@@ -69,8 +69,11 @@ class FaultRecorder:
         if distributed.run_on_main(lambda: self._is_full(folder)):
             return None
         # a number may be non-finite on one rank alone
-        terms = {name: value for part in distributed.gather_objects({name: str(value) for name, value in terms.items()})
-                 for name, value in part.items()}
+        terms = {
+            name: value
+            for part in distributed.gather_objects({name: str(value) for name, value in terms.items()})
+            for name, value in part.items()
+        }
         failures = distributed.gather_objects(self._write_rank(folder, step, first_image))
         for failure in filter(None, failures):
             self.warn(f"the fault of step {step} is not kept: {failure}")
@@ -82,9 +85,11 @@ class FaultRecorder:
         """Writes this rank's file; what went wrong, if anything did: a run goes on without it."""
         rank = distributed.get_rank()
         try:
-            tensors = {f"{number}/{name}": value.detach().cpu().contiguous()
-                       for number, batch in enumerate(self.feed.step_again(first_image))
-                       for name, value in batch.items()}
+            tensors = {
+                f"{number}/{name}": value.detach().cpu().contiguous()
+                for number, batch in enumerate(self.feed.step_again(first_image))
+                for name, value in batch.items()
+            }
             tensors["rng_state"] = generator_at(self.seed, rank, step).get_state()
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, folder / f"rank{rank}.safetensors")
@@ -175,8 +180,13 @@ class SpikeAlarm:
                 median, deviation = _robust(recent)
                 excess = (value - median) / deviation
                 if excess > self.factor and (worst is None or excess > worst[0]):
-                    worst = excess, (f"loss spike: {name} is {value:.4g} at step {step}, {excess:.0f} deviations above "
-                                     f"{median:.4g}, the median of the last {len(recent)} steps")
+                    worst = (
+                        excess,
+                        (
+                            f"loss spike: {name} is {value:.4g} at step {step}, {excess:.0f} deviations above "
+                            f"{median:.4g}, the median of the last {len(recent)} steps"
+                        ),
+                    )
             recent.append(value)
         if worst is not None:
             self.warn(worst[1])
@@ -207,6 +217,8 @@ class CollapseAlarm:
         low = {depth for depth, share in enumerate(usage) if share < self.min_usage}
         if new := sorted(low - self._collapsed):
             shares = ", ".join(f"{usage[depth]:.2%} at depth {depth}" for depth in new)
-            self.warn(f"codebook collapse: of the codes only {shares} were used before step {step} "
-                      f"(experiment.min_code_usage={self.min_usage:g})")
+            self.warn(
+                f"codebook collapse: of the codes only {shares} were used before step {step} "
+                f"(experiment.min_code_usage={self.min_usage:g})"
+            )
         self._collapsed = low

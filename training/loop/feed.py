@@ -36,8 +36,17 @@ class Feed:
         warn: told about every death.
     """
 
-    def __init__(self, open_at: Callable[[int, int], Iterable[Batch]], num_workers: int, *, images_seen: int,
-                 global_batch: int, accumulation: int, max_deaths: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        open_at: Callable[[int, int], Iterable[Batch]],
+        num_workers: int,
+        *,
+        images_seen: int,
+        global_batch: int,
+        accumulation: int,
+        max_deaths: int,
+        warn: Callable[[str], None],
+    ) -> None:
         self._open_at, self._num_workers = open_at, num_workers
         self._start, self._global_batch, self._accumulation = images_seen, global_batch, accumulation
         self._taken = 0

@@ -33,8 +33,19 @@ class Guards:
         known_flops: what a resumed run counted before.
     """
 
-    def __init__(self, config: ExperimentConfig, plan: BatchPlan, log: RunLog, run_dir: Path, feed: Feed, *, seed: int,
-                 device: torch.device, precision: str, known_flops: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        plan: BatchPlan,
+        log: RunLog,
+        run_dir: Path,
+        feed: Feed,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: str,
+        known_flops: Mapping[str, int] | None = None,
+    ) -> None:
         self.log, self.policy = log, config.non_finite
         self.device, self.precision = device, precision
         self.world_size, self.signal_steps = plan.world_size, config.signal_steps

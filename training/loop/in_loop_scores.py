@@ -62,8 +62,15 @@ class InLoopScores:
         write_snapshot: writes `snapshots/<name>`, called on the main process.
     """
 
-    def __init__(self, config: InLoopScoreConfig, stage: ScoredStage, data: ScoringData, log: RunLog, snapshots: Path,
-                 write_snapshot: WriteSnapshot):
+    def __init__(
+        self,
+        config: InLoopScoreConfig,
+        stage: ScoredStage,
+        data: ScoringData,
+        log: RunLog,
+        snapshots: Path,
+        write_snapshot: WriteSnapshot,
+    ):
         self.config, self.stage, self.data, self.log = config, stage, data, log
         self.best, self.write_snapshot = snapshots / BEST, write_snapshot
         self.num_images = config.num_images
@@ -81,15 +88,18 @@ class InLoopScores:
         names = AUTOMATIC if self.config.features == "auto" else (self.config.features,)
         reasons = []
         for name in names:
-            flags = argparse.Namespace(features=name, features_weights=self.config.features_weights,
-                                       features_cache=self.config.features_cache)
+            flags = argparse.Namespace(
+                features=name, features_weights=self.config.features_weights, features_cache=self.config.features_cache
+            )
             try:
                 extractor = self.data.features(flags)
             except (ValueError, OSError) as error:
                 reasons.append(one_line(error))
                 continue
-            self.log.info(f"{self.stage.score_kind} of {self.num_images} images every {self.config.every_steps} steps, "
-                          f"features {extractor.label}")
+            self.log.info(
+                f"{self.stage.score_kind} of {self.num_images} images every {self.config.every_steps} steps, "
+                f"features {extractor.label}"
+            )
             return extractor
         if distributed.is_main():
             self.log.warning(f"no {self.stage.score_kind} while training: {'; '.join(reasons)}")
@@ -100,9 +110,15 @@ class InLoopScores:
         name, moments = self.reference()
         with self.stage.averaged():
             line = score_images(
-                self.stage.images_to_score(self.data, self.num_images), self.extractor, num_images=self.num_images,
-                references={name: moments}, kind=self.stage.score_kind, splits=None,
-                reduce=distributed.all_reduce_sum_, rank=self.data.env.rank, world_size=self.data.env.world_size,
+                self.stage.images_to_score(self.data, self.num_images),
+                self.extractor,
+                num_images=self.num_images,
+                references={name: moments},
+                kind=self.stage.score_kind,
+                splits=None,
+                reduce=distributed.all_reduce_sum_,
+                rank=self.data.env.rank,
+                world_size=self.data.env.world_size,
             )
         return {**line["metrics"], "num_images": self.num_images}
 
@@ -118,9 +134,16 @@ class InLoopScores:
             if whole:
                 self._reference = split, self.data.moments(split, self.extractor)
             else:
-                self._reference = f"{split}{self.num_images}", reference_statistics(
-                    self.data.spread_batches(split, self.num_images), self.extractor, num_images=self.num_images,
-                    reduce=distributed.all_reduce_sum_, rank=self.data.env.rank, world_size=self.data.env.world_size,
+                self._reference = (
+                    f"{split}{self.num_images}",
+                    reference_statistics(
+                        self.data.spread_batches(split, self.num_images),
+                        self.extractor,
+                        num_images=self.num_images,
+                        reduce=distributed.all_reduce_sum_,
+                        rank=self.data.env.rank,
+                        world_size=self.data.env.world_size,
+                    ),
                 )
         return self._reference
 

@@ -83,7 +83,9 @@ class StepMetrics:
                 bad = {other: number for at, other, number in window if at == step and not math.isfinite(number)}
                 raise NonFiniteStep(
                     f"{name} is {value} at step {step} (images {first} to {first + images_per_step - 1} of the "
-                    "training order); the last checkpoint is kept", step, bad
+                    "training order); the last checkpoint is kept",
+                    step,
+                    bad,
                 )
         self._labels, self._rows = [], []
         return window
@@ -115,10 +117,22 @@ class Loop:
         scores: rFID or FID while training, if any.
     """
 
-    def __init__(self, stage: Stage, loader: Iterable[dict[str, Tensor]], plan: BatchPlan, log: RunLog, run_dir: Path,
-                 save_snapshot: Callable[[dict[str, Any], dict[str, Any]], None], *, guards: Guards, seed: int,
-                 start_step: int = 0, images_seen: int = 0, checkpoints: CheckpointWriter | None = None,
-                 scores: InLoopScores | None = None):
+    def __init__(
+        self,
+        stage: Stage,
+        loader: Iterable[dict[str, Tensor]],
+        plan: BatchPlan,
+        log: RunLog,
+        run_dir: Path,
+        save_snapshot: Callable[[dict[str, Any], dict[str, Any]], None],
+        *,
+        guards: Guards,
+        seed: int,
+        start_step: int = 0,
+        images_seen: int = 0,
+        checkpoints: CheckpointWriter | None = None,
+        scores: InLoopScores | None = None,
+    ):
         self.stage, self.plan, self.log, self.run_dir = stage, plan, log, run_dir
         self.loader = iter(loader)
         self.save_snapshot = save_snapshot
@@ -228,9 +242,15 @@ class Loop:
         return {**validation, **scores}
 
     def _progress(self) -> dict[str, Any]:
-        return {"step": self.step, "images_seen": self.images_seen, "epoch": self.plan.epoch(self.step),
-                "global_batch": self.plan.global_batch, "schedule_ranks": self.plan.schedule_ranks,
-                "flops_per_step": self.guards.flops.state_dict(), **self.stage.provenance()}
+        return {
+            "step": self.step,
+            "images_seen": self.images_seen,
+            "epoch": self.plan.epoch(self.step),
+            "global_batch": self.plan.global_batch,
+            "schedule_ranks": self.plan.schedule_ranks,
+            "flops_per_step": self.guards.flops.state_dict(),
+            **self.stage.provenance(),
+        }
 
     def _save(self, validation: dict[str, Any]) -> None:
         self.guards.watchdog.beat(self.step, "checkpoint")

@@ -107,8 +107,16 @@ class _Counter(TorchDispatchMode):
 def _composite() -> frozenset[Any]:
     """Operations that contain products and reach the counter undivided in inference mode."""
     aten = torch.ops.aten
-    return frozenset({aten.linear.default, aten.matmul.default, aten.conv2d.default, aten.conv1d.default,
-                      aten.einsum.default, aten.scaled_dot_product_attention.default})
+    return frozenset(
+        {
+            aten.linear.default,
+            aten.matmul.default,
+            aten.conv2d.default,
+            aten.conv1d.default,
+            aten.einsum.default,
+            aten.scaled_dot_product_attention.default,
+        }
+    )
 
 
 def _is_recomputing() -> bool:

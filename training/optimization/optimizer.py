@@ -115,8 +115,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Dict[str, Any]
         fits = isinstance(value, Tensor) and index < len(params) and value.shape == params[index].shape
         return placed_like(value, params[index]) if fits and value.dim() > 0 else value
 
-    entries = {index: {name: placed(index, value) for name, value in entry.items()}
-               for index, entry in state["state"].items()}
+    entries = {
+        index: {name: placed(index, value) for name, value in entry.items()} for index, entry in state["state"].items()
+    }
     optimizer.load_state_dict({**state, "state": entries})
 
 

@@ -100,8 +100,13 @@ def shard_over(model: nn.Module, units: Iterable[nn.Module], mesh: DeviceMesh, d
     for unit in units:
         fully_shard(unit, mesh=mesh, shard_placement_fn=placement, mp_policy=policy)
     # resharded after the forward like the units, so that between steps every parameter is a share
-    fully_shard(model, mesh=mesh, shard_placement_fn=placement, reshard_after_forward=True,
-                mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    fully_shard(
+        model,
+        mesh=mesh,
+        shard_placement_fn=placement,
+        reshard_after_forward=True,
+        mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False),
+    )
 
 
 @torch.no_grad()
@@ -273,8 +278,9 @@ def gather_to_main(tensors: dict[str, Tensor], is_main: bool) -> dict[str, Tenso
 
 
 @torch.no_grad()
-def whole_copy(model: nn.Module, build: Callable[[], nn.Module], device: torch.device,
-               wanted: bool = True) -> nn.Module | None:
+def whole_copy(
+    model: nn.Module, build: Callable[[], nn.Module], device: torch.device, wanted: bool = True
+) -> nn.Module | None:
     """A plain model with the values of a sharded one, for what is not collective; every rank must call it.
 
     Args:

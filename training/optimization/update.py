@@ -32,9 +32,16 @@ class ScaledUpdate:
     first_step: the training step from which `schedule` counts.
     """
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, schedule: LearningRateSchedule,
-                 scaler: torch.amp.GradScaler, max_norm: float | None, experiment: ExperimentConfig,
-                 first_step: int = 0):
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: LearningRateSchedule,
+        scaler: torch.amp.GradScaler,
+        max_norm: float | None,
+        experiment: ExperimentConfig,
+        first_step: int = 0,
+    ):
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer, self.schedule, self.scaler = optimizer, schedule, scaler
         self.max_norm, self.first_step = max_norm, first_step
@@ -116,17 +123,32 @@ class ScaledUpdate:
         self.skipped = state["skipped"]
 
 
-def build_update(module: nn.Module, optimizer: OptimizerConfig, experiment: ExperimentConfig, plan: BatchPlan,
-                 env: DistEnv, precision: Precision, first_step: int = 0) -> ScaledUpdate:
+def build_update(
+    module: nn.Module,
+    optimizer: OptimizerConfig,
+    experiment: ExperimentConfig,
+    plan: BatchPlan,
+    env: DistEnv,
+    precision: Precision,
+    first_step: int = 0,
+) -> ScaledUpdate:
     """The update of one network as the `optimizer` section describes it.
 
     A network that joins at `first_step` has its own schedule over the steps that are left, warm-up included.
     """
     epochs = plan.epoch(max(1, plan.total_steps - first_step))
-    schedule = LearningRateSchedule(optimizer.init_lr, optimizer.warmup, plan.steps_per_epoch, epochs,
-                                    plan.schedule_ranks)
-    return ScaledUpdate(module, build_optimizer(module, optimizer, env.device), schedule, precision.scaler(),
-                        optimizer.max_gn, experiment, first_step)
+    schedule = LearningRateSchedule(
+        optimizer.init_lr, optimizer.warmup, plan.steps_per_epoch, epochs, plan.schedule_ranks
+    )
+    return ScaledUpdate(
+        module,
+        build_optimizer(module, optimizer, env.device),
+        schedule,
+        precision.scaler(),
+        optimizer.max_gn,
+        experiment,
+        first_step,
+    )
 
 
 def _non_finite(metrics: dict[str, Tensor]) -> dict[str, float]:

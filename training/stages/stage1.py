@@ -85,8 +85,13 @@ class Stage1:
     name = "stage1"
     score_kind, score_split = "rfid", "val"
 
-    def __init__(self, config: Stage1Config, plan: BatchPlan, env: DistEnv,
-                 validation_batches: Callable[[], Iterable[dict[str, Tensor]]]):
+    def __init__(
+        self,
+        config: Stage1Config,
+        plan: BatchPlan,
+        env: DistEnv,
+        validation_batches: Callable[[], Iterable[dict[str, Tensor]]],
+    ):
         self.config, self.plan, self.env = config, plan, env
         self.validation_batches = validation_batches
         experiment = config.experiment
@@ -272,8 +277,13 @@ class Adversary:
         self.parallel = wrap(self.discriminator, stage.env)
         self.schedule = AdversarialSchedule(config.loss, stage.plan.steps_per_epoch)
         self.update = build_update(
-            self.discriminator, config.disc.optimizer or stage.config.optimizer, stage.config.experiment, stage.plan,
-            stage.env, stage.precision, first_step=self.schedule.disc_start
+            self.discriminator,
+            config.disc.optimizer or stage.config.optimizer,
+            stage.config.experiment,
+            stage.plan,
+            stage.env,
+            stage.precision,
+            first_step=self.schedule.disc_start,
         )
         self.discriminator_loss = discriminator_loss_by_name(config.loss.disc_loss)
         self.generator_loss = generator_loss_by_name(config.loss.gen_loss)
@@ -287,7 +297,11 @@ class Adversary:
             return zero
         self.discriminator.train().requires_grad_(False)
         loss_gen, g_weight, weighted = adaptive_generator_term(
-            nll, recon_BCHW, self._generator_loss_of, self.last_layer, reduce=distributed.all_reduce_mean_,
+            nll,
+            recon_BCHW,
+            self._generator_loss_of,
+            self.last_layer,
+            reduce=distributed.all_reduce_mean_,
             loss_scale=self.loss_scale(),
         )
         self.discriminator.requires_grad_(True)
@@ -317,4 +331,3 @@ class Adversary:
             accumulate(disc_sums, terms, len(pairs))
         self.update.step(step, disc_sums, prefix="disc_")
         sums.update(disc_sums)
-

@@ -112,8 +112,13 @@ class Stage2:
     name = "stage2"
     score_kind, score_split = "fid", "train"
 
-    def __init__(self, config: Stage2Config, plan: BatchPlan, env: DistEnv,
-                 validation_batches: Callable[[], Iterable[dict[str, Tensor]]]):
+    def __init__(
+        self,
+        config: Stage2Config,
+        plan: BatchPlan,
+        env: DistEnv,
+        validation_batches: Callable[[], Iterable[dict[str, Tensor]]],
+    ):
         config.loss.validate()
         vqvae = find_tokenizer(config.vqvae)
         tokenizer = load_rqvae(vqvae.ckpt, ema=vqvae.ema)
@@ -122,8 +127,12 @@ class Stage2:
                 f"loss.type {config.loss.type!r} needs code vectors that follow from their codes alone; bottleneck "
                 f"{tokenizer.config.bottleneck_type!r} has others: choose cross_entropy"
             )
-        config = replace(config, vqvae=vqvae, arch=complete_arch(config, tokenizer),
-                         sampling=config.sampling or config.experiment.sample)
+        config = replace(
+            config,
+            vqvae=vqvae,
+            arch=complete_arch(config, tokenizer),
+            sampling=config.sampling or config.experiment.sample,
+        )
         self.config, self.plan, self.env = config, plan, env
         self.validation_batches = validation_batches
         experiment = config.experiment
@@ -135,8 +144,9 @@ class Stage2:
         self.tokenizer_digest = weights_digest(tokenizer)
         for settings in (experiment.sample, config.sampling):
             self._check_sampling(settings)
-        self.model, self.parallel = build_transformer(config.arch, experiment, env, self.precision,
-                                                      accumulates=plan.accumulation > 1)
+        self.model, self.parallel = build_transformer(
+            config.arch, experiment, env, self.precision, accumulates=plan.accumulation > 1
+        )
         self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.code_counts = CodeCounts(tokenizer.quantizer.num_codes, env.device)
@@ -214,9 +224,17 @@ class Stage2:
                 return {}
             settings = self.config.experiment.sample
             conditions = self._preview_conditions(settings.num_images)
-            codes_BHWD = sample(model, self.tokenizer, conditions, num_samples=settings.num_images,
-                                temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p,
-                                seed=self.config.seed, amp_dtype=self.precision.amp_dtype)
+            codes_BHWD = sample(
+                model,
+                self.tokenizer,
+                conditions,
+                num_samples=settings.num_images,
+                temperature=settings.temp,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                seed=self.config.seed,
+                amp_dtype=self.precision.amp_dtype,
+            )
         images = [self.tokenizer.decode_code(part) for part in codes_BHWD.split(16)]
         return {"samples": image_grid(torch.cat(images).float(), columns=max(1, round(settings.num_images**0.5)))}
 
@@ -230,9 +248,17 @@ class Stage2:
         mine = torch.tensor(shard_indices(num_images, self.env.rank, self.env.world_size), dtype=torch.long)
         model = self._model_to_sample()
         for index_B in mine.split(data.batch_size):
-            codes_BHWD = sample(model, self.tokenizer, None if conditions is None else conditions[index_B],
-                                indices=index_B, temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p,
-                                seed=self.config.seed, amp_dtype=self.precision.amp_dtype)
+            codes_BHWD = sample(
+                model,
+                self.tokenizer,
+                None if conditions is None else conditions[index_B],
+                indices=index_B,
+                temperature=settings.temp,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                seed=self.config.seed,
+                amp_dtype=self.precision.amp_dtype,
+            )
             yield {"image": to_uint8(self.tokenizer.decode_code(codes_BHWD)), "index": index_B}
 
     def _conditions_to_score(self, data: ScoringData, num_images: int) -> Tensor | None:

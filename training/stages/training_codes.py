@@ -36,8 +36,9 @@ def check_tokenizer(dataset: ImageDataset, digest: str, loss: Stage2LossConfig) 
 
 
 @torch.no_grad()
-def training_codes(tokenizer: RQVAE, batch: dict[str, Tensor], loss: Stage2LossConfig,
-                   device: torch.device) -> tuple[Tensor | None, Tensor]:
+def training_codes(
+    tokenizer: RQVAE, batch: dict[str, Tensor], loss: Stage2LossConfig, device: torch.device
+) -> tuple[Tensor | None, Tensor]:
     """The vector that every depth searches with (B, H, W, D, C), and the codes (B, H, W, D).
 
     Of cached latents both are worked out as of images, from the quantizer on; cached codes come without the vectors.

@@ -12,8 +12,13 @@ from training.experiment import ExperimentConfig
 from training.optimization.parallel import accept_any_placement, materialise, shard, wrap
 
 
-def build_transformer(arch: RQTransformerConfig, experiment: ExperimentConfig, env: DistEnv,
-                      precision: Precision, accumulates: bool = False) -> tuple[RQTransformer, nn.Module]:
+def build_transformer(
+    arch: RQTransformerConfig,
+    experiment: ExperimentConfig,
+    env: DistEnv,
+    precision: Precision,
+    accumulates: bool = False,
+) -> tuple[RQTransformer, nn.Module]:
     """A new model on `env.device` and what to call in training: itself when sharded or alone, else its DDP wrapper.
 
     The initial values follow from torch's random state, and are the same however the model is spread. Sharded, it is

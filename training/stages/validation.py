@@ -47,8 +47,13 @@ class _Sums:
 
 
 @torch.no_grad()
-def validate_stage1(model: RQVAE, batches: Iterable[dict[str, Tensor]], device: torch.device, precision: Precision,
-                    perceptual: torch.nn.Module | None = None) -> dict[str, Any]:
+def validate_stage1(
+    model: RQVAE,
+    batches: Iterable[dict[str, Tensor]],
+    device: torch.device,
+    precision: Precision,
+    perceptual: torch.nn.Module | None = None,
+) -> dict[str, Any]:
     """Reconstruction error (also with 1..D codes), commitment, LPIPS and code usage of a split.
 
     Args:
@@ -95,8 +100,14 @@ def usage_metrics(usage: CodeUsage) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def validate_stage2(model: RQTransformer, tokenizer: RQVAE, batches: Iterable[dict[str, Tensor]], device: torch.device,
-                    precision: Precision, code_counts: "CodeCounts") -> dict[str, Any]:
+def validate_stage2(
+    model: RQTransformer,
+    tokenizer: RQVAE,
+    batches: Iterable[dict[str, Tensor]],
+    device: torch.device,
+    precision: Precision,
+    code_counts: "CodeCounts",
+) -> dict[str, Any]:
     """Negative log-likelihood (nats per code) and accuracy of the hard codes, per depth, beside two baselines.
 
     Args:

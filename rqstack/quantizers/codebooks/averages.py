@@ -35,9 +35,7 @@ def state_seed(state: torch.Tensor) -> torch.Tensor:
     return state.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
 
 
-def replace_unused(
-    unused_K: torch.Tensor, rows: CodedVectors, seed: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def replace_unused(unused_K: torch.Tensor, rows: CodedVectors, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Vectors (K, E) of all processes for unused codes, drawn without replacement, and which codes get one (K,).
 
     Where vectors are fewer than unused codes, as many codes as there are vectors are drawn; the others wait.

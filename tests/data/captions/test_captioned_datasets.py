@@ -166,8 +166,10 @@ def test_batches_do_not_depend_on_workers_and_ranks(tokenizer, tmp_path):
     halves = [conditions(2, batch_size=4, rank=rank, world_size=2) for rank in range(2)]
     assert torch.equal(alone, torch.cat([halves[0][:4], halves[1][:4], halves[0][4:], halves[1][4:]]))
     assert torch.cat([batch["cond"] for batch in eval_loader(train, 3)]).shape == (8, LENGTH)
-    assert torch.equal(pickle.loads(pickle.dumps(train)).fetch(np.arange(8), np.arange(8))["cond"],
-                       train.fetch(np.arange(8), np.arange(8))["cond"])
+    assert torch.equal(
+        pickle.loads(pickle.dumps(train)).fetch(np.arange(8), np.arange(8))["cond"],
+        train.fetch(np.arange(8), np.arange(8))["cond"],
+    )
 
 
 def test_folder_with_text_files(tokenizer, tmp_path, caplog):

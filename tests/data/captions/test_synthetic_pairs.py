@@ -44,10 +44,18 @@ def test_captions_in_words_and_tokens():
     assert [vocabulary[token] for token in tokenize_pair_caption(longest, 12)] == [*longest.split(), "<pad>", "<pad>"]
 
 
-@pytest.mark.parametrize("text", [
-    "", "a large red circle", EXAMPLE.replace("red", "purple"), EXAMPLE.replace("above", "near"), f"{EXAMPLE} today",
-    EXAMPLE.replace("a small", "the small"), "red a large circle above a small blue square",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a large red circle",
+        EXAMPLE.replace("red", "purple"),
+        EXAMPLE.replace("above", "near"),
+        f"{EXAMPLE} today",
+        EXAMPLE.replace("a small", "the small"),
+        "red a large circle above a small blue square",
+    ],
+)
 def test_text_outside_the_grammar_is_refused(text):
     with pytest.raises(ValueError, match=f"caption '{text}' is not of the form"):
         tokenize_pair_caption(text)
@@ -72,16 +80,23 @@ def test_objects_lie_where_the_relation_says(relation):
         return ((rows * mask_HW).sum() / mask_HW.sum()).item(), ((columns * mask_HW).sum() / mask_HW.sum()).item()
 
     (red_row, red_column), (blue_row, blue_column) = centre(0, 2), centre(2, 0)
-    distance = {"above": blue_row - red_row, "below": red_row - blue_row,
-                "left of": blue_column - red_column, "right of": red_column - blue_column}
+    distance = {
+        "above": blue_row - red_row,
+        "below": red_row - blue_row,
+        "left of": blue_column - red_column,
+        "right of": red_column - blue_column,
+    }
     assert distance[relation] == pytest.approx(16, abs=0.5)
     assert sum(abs(value) > 0.5 for value in distance.values()) == 2
 
 
 def test_both_orders_of_words_are_one_picture():
-    pictures = _draw(EXAMPLE, "a small blue square below a large red circle",
-                     "a small red cross left of a large white triangle",
-                     "a large white triangle right of a small red cross")
+    pictures = _draw(
+        EXAMPLE,
+        "a small blue square below a large red circle",
+        "a small red cross left of a large white triangle",
+        "a large white triangle right of a small red cross",
+    )
     assert torch.equal(pictures[0], pictures[1]) and torch.equal(pictures[2], pictures[3])
     assert not torch.equal(pictures[0], pictures[2])
 

@@ -41,13 +41,22 @@ def write(folder: Path, count: int = 40, per_shard: int = 7, split: str = "train
 
 
 def build(root, split="train", **settings):
-    return build_dataset(DatasetConfig(type="shards", root=str(root) if isinstance(root, Path) else root,
-                                       resolution=SIZE, **{"val_fraction": 0.25} | settings), split)
+    return build_dataset(
+        DatasetConfig(
+            type="shards",
+            root=str(root) if isinstance(root, Path) else root,
+            resolution=SIZE,
+            **{"val_fraction": 0.25} | settings,
+        ),
+        split,
+    )
 
 
 def numbers(dataset, index_N=None):
-    return [int(round(float(dataset[int(i)]["image"][0].mean()) * 127.5 + 127.5))
-            for i in (range(len(dataset)) if index_N is None else index_N)]
+    return [
+        int(round(float(dataset[int(i)]["image"][0].mean()) * 127.5 + 127.5))
+        for i in (range(len(dataset)) if index_N is None else index_N)
+    ]
 
 
 def take(loader, count):
@@ -86,7 +95,8 @@ def test_patterns_lists_and_held_out_samples(folder, tmp_path):
     train, val = build(tmp_path / "plain"), build(tmp_path / "plain", "val")
     assert sorted(numbers(train) + numbers(val)) == list(range(40)) and len(val) == 10
     assert build(tmp_path / "plain", shuffle="shards").groups.sizes == tuple(
-        np.bincount(np.array(numbers(train)) // 7).tolist())
+        np.bincount(np.array(numbers(train)) // 7).tolist()
+    )
 
 
 @pytest.mark.parametrize("shuffle", ["samples", "shards"])
@@ -98,7 +108,8 @@ def test_training_resumes_in_the_middle_of_an_epoch(folder, shuffle, workers):
     assert_equal(take(resumed, 9), straight[5:])
     ranks = [take(TrainLoader(dataset, 3, seed=1, rank=rank, world_size=2, start_image=30), 9) for rank in range(2)]
     assert [torch.cat([a["index"], b["index"]]).tolist() for a, b in zip(*ranks)] == [
-        batch["index"].tolist() for batch in straight[5:]]
+        batch["index"].tolist() for batch in straight[5:]
+    ]
     assert sorted(torch.cat([batch["index"] for batch in straight[:7]])[:40].tolist()) == list(range(40))
 
 
@@ -204,8 +215,11 @@ def test_missing_shards_labels_and_wrong_patterns(folder, tmp_path):
         sink.write({"__key__": "b", "png": _png(1, 1)})
     with pytest.raises(ValueError, match="1 of 2 samples in .* have no label"):
         build(tmp_path)
-    for settings, message in [({"shuffle": "no"}, "dataset.shuffle 'no' is unknown"), ({"root": 3}, "must be a path"),
-                              ({"shuffle_window": 0}, "dataset.shuffle_window must be at least 1")]:
+    for settings, message in [
+        ({"shuffle": "no"}, "dataset.shuffle 'no' is unknown"),
+        ({"root": 3}, "must be a path"),
+        ({"shuffle_window": 0}, "dataset.shuffle_window must be at least 1"),
+    ]:
         with pytest.raises(ValueError, match=message):
             build_dataset(DatasetConfig(**{"type": "shards", "root": "x", "resolution": 8} | settings), "train")
     with pytest.raises(ValueError, match="only shards take a list"):

@@ -63,7 +63,17 @@ def clip_file(tmp_path_factory):
     """A file of merges as CLIP's: a line with the version, then pairs of symbols."""
     path = tmp_path_factory.mktemp("clip") / "bpe_simple_vocab_16e6.txt.gz"
     merges = [
-        "p h", "o t", "ph ot", "phot o</w>", "a t</w>", "c at</w>", "' s</w>", "d o", "do g</w>", "i n", "in g</w>",
+        "p h",
+        "o t",
+        "ph ot",
+        "phot o</w>",
+        "a t</w>",
+        "c at</w>",
+        "' s</w>",
+        "d o",
+        "do g</w>",
+        "i n",
+        "in g</w>",
     ]
     path.write_bytes(gzip.compress("\n".join(["#version: 0.2", *merges, ""]).encode()))
     return path
@@ -147,8 +157,10 @@ def test_dropout_is_decided_by_the_key_and_keeps_the_text(kind, byte_bpe, char_p
     first = [noisy.encode(text, key) for key, text in enumerate(texts)]
     assert first == [noisy.encode(text, key) for key, text in enumerate(texts)]
     assert first != [noisy.encode(text, key + 1000) for key, text in enumerate(texts)]
-    assert [noisy.encode(text) for text in texts] == [row + [plain.pad_id] * (400 - len(row)) for row in
-                                                      (_with_dropout(plain, 0.0, 400).encode(text) for text in texts)]
+    assert [noisy.encode(text) for text in texts] == [
+        row + [plain.pad_id] * (400 - len(row))
+        for row in (_with_dropout(plain, 0.0, 400).encode(text) for text in texts)
+    ]
     assert [noisy.decode(row) for row in first] == [noisy.decode(noisy.encode(text)) for text in texts]
     whole = _with_dropout(plain, 1.0, 400).encode("photo dog", 3)
     assert len([number for number in whole if number != plain.pad_id]) >= 8  # every letter is alone

@@ -82,8 +82,9 @@ def test_means_over_any_ranks_and_batches(pair, run_ranks):
 
     def of_rank(rank, reduce):
         batches = zip(*(image[rank::2].split(2) for image in pair))
-        return reconstruction_scores(batches, num_images=5, reference="val", detail="depth2", reduce=reduce,
-                                     perceptual={"lpips-vgg": distance})
+        return reconstruction_scores(
+            batches, num_images=5, reference="val", detail="depth2", reduce=reduce, perceptual={"lpips-vgg": distance}
+        )
 
     expected = {
         "psnr_rgb_depth2_vs_val": psnr(*pair).mean().item(),

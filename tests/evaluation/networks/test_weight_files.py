@@ -89,16 +89,19 @@ def test_from_a_file_url_to_a_place_of_choice(source, tmp_path, capsys):
     assert files_below(tmp_path) == ["copy", "x.pth"]
 
 
-@pytest.mark.parametrize(("url", "match"), [
-    ("{server}/other", "gives another file: its SHA-256 is .*nothing was kept"),
-    ("{server}/short", "cannot download|gives another file"),
-    ("{server}/nothing", "cannot download .*: 404"),
-    ("http://127.0.0.1:{closed}/x", "cannot download .*[Rr]efused"),
-    ("http://nowhere.invalid/x", "cannot download http://nowhere.invalid/x"),
-    ("file:///nowhere/x", "cannot download file:///nowhere/x"),
-    ("ftp://x/y", "must start with https:, http:, file:"),
-    ("/some/path", "is no address"),
-])
+@pytest.mark.parametrize(
+    ("url", "match"),
+    [
+        ("{server}/other", "gives another file: its SHA-256 is .*nothing was kept"),
+        ("{server}/short", "cannot download|gives another file"),
+        ("{server}/nothing", "cannot download .*: 404"),
+        ("http://127.0.0.1:{closed}/x", "cannot download .*[Rr]efused"),
+        ("http://nowhere.invalid/x", "cannot download http://nowhere.invalid/x"),
+        ("file:///nowhere/x", "cannot download file:///nowhere/x"),
+        ("ftp://x/y", "must start with https:, http:, file:"),
+        ("/some/path", "is no address"),
+    ],
+)
 def test_what_cannot_be_fetched_leaves_nothing(source, tmp_path, server, url, match):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -144,12 +147,15 @@ def test_the_published_file():
     assert len(FID_INCEPTION.sha256) == 64
 
 
-@pytest.mark.parametrize(("words", "match"), [
-    (["fetch", "fid-inception", "--url", "http://nowhere.invalid/x"], "cannot download"),
-    (["verify"], "no weights at"),
-    (["fetch", "--url", "http://nowhere.invalid/x"], "need a name: fid-inception"),
-    (["fetch", "fid"], "invalid choice: 'fid'"),
-])
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["fetch", "fid-inception", "--url", "http://nowhere.invalid/x"], "cannot download"),
+        (["verify"], "no weights at"),
+        (["fetch", "--url", "http://nowhere.invalid/x"], "need a name: fid-inception"),
+        (["fetch", "fid"], "invalid choice: 'fid'"),
+    ],
+)
 def test_the_command_ends_with_one_line(tmp_path, monkeypatch, command, words, match):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.delenv("FID_INCEPTION_WEIGHTS", raising=False)

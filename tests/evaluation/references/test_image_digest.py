@@ -47,8 +47,10 @@ def test_order_and_labels_matter_when_asked_for(image_NCHW):
     assert ordered != digest_of(image_NCHW.flip(0), ordered=True)
     assert ordered == digest_of(image_NCHW.flip(0), torch.arange(20).flip(0), ordered=True)
     labelled = digest_of(image_NCHW, label_N=label_N, labelled=True)
-    assert labelled not in (digest_of(image_NCHW, label_N=label_N.flip(0), labelled=True),
-                            digest_of(image_NCHW, labelled=True))
+    assert labelled not in (
+        digest_of(image_NCHW, label_N=label_N.flip(0), labelled=True),
+        digest_of(image_NCHW, labelled=True),
+    )
     assert digest_of(image_NCHW, label_N=label_N) == digest_of(image_NCHW)
 
 

@@ -16,13 +16,15 @@ def cached(directory, image_NCHW, extractor, label_N=None, rank=0, world_size=1,
             label = {} if label_N is None else {"label": label_N[index_B]}
             yield {"image": image_NCHW[index_B], "index": index_B, **label}
 
-    return cached_reference(directory, "x", batches, extractor, num_images=len(image_NCHW), rank=rank,
-                            world_size=world_size, **settings)
+    return cached_reference(
+        directory, "x", batches, extractor, num_images=len(image_NCHW), rank=rank, world_size=world_size, **settings
+    )
 
 
 def same(first, second):
     return torch.equal(first.moments.mean_F, second.moments.mean_F) and torch.equal(
-        first.moments.covariance_FF, second.moments.covariance_FF)
+        first.moments.covariance_FF, second.moments.covariance_FF
+    )
 
 
 def test_the_second_time_the_network_does_not_run(tmp_path):
@@ -103,10 +105,12 @@ def test_ranks_share_one_file_with_a_single_process(tmp_path, run_ranks, world_s
 
     def of_rank(rank, reduce):
         extractor = SmallFeatures()
-        reference = cached(tmp_path, image_NCHW, extractor, label_N, rank, world_size, keep_features=True,
-                           reduce=reduce)
-        fresh = cached(tmp_path / "new", image_NCHW, extractor, label_N, rank, world_size, keep_features=True,
-                       reduce=reduce)
+        reference = cached(
+            tmp_path, image_NCHW, extractor, label_N, rank, world_size, keep_features=True, reduce=reduce
+        )
+        fresh = cached(
+            tmp_path / "new", image_NCHW, extractor, label_N, rank, world_size, keep_features=True, reduce=reduce
+        )
         return extractor.seen, reference, fresh
 
     results = run_ranks(world_size, of_rank)

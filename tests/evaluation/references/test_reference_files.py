@@ -50,8 +50,12 @@ def test_published_moments(published):
 def test_an_adm_reference_batch(tmp_path):
     """float32 moments with a leading axis, spatial moments, and the images beside them."""
     moments, spatial = gaussian(6), gaussian(48, 1, 90)
-    arrays = {"mu": moments.mean_F[None], "sigma": moments.covariance_FF, "mu_s": spatial.mean_F,
-              "sigma_s": spatial.covariance_FF}
+    arrays = {
+        "mu": moments.mean_F[None],
+        "sigma": moments.covariance_FF,
+        "mu_s": spatial.mean_F,
+        "sigma_s": spatial.covariance_FF,
+    }
     arrays = {name: np.asfortranarray(tensor.float().numpy()) for name, tensor in arrays.items()}
     path = write_array(tmp_path / "VIRTUAL.npz", random_images(4), **arrays)
     reference = load_reference(path, SmallFeatures(6))
@@ -73,8 +77,15 @@ def test_an_adm_batch_of_images_is_measured(tmp_path):
 
 def test_our_files_keep_everything(tmp_path):
     extractor, label_N = SmallFeatures(), torch.arange(40) % 4
-    reference = measure_reference("x-train", batches_of(random_images(40), label_N=label_N), extractor, num_images=40,
-                                  source="dataset:x:train", keep_features=True, spatial=True)
+    reference = measure_reference(
+        "x-train",
+        batches_of(random_images(40), label_N=label_N),
+        extractor,
+        num_images=40,
+        source="dataset:x:train",
+        keep_features=True,
+        spatial=True,
+    )
     save_reference(reference, tmp_path / "x.npz")
     loaded = load_reference(tmp_path / "x.npz", extractor)
     for name in ("name", "digest", "source", "network", "images"):
@@ -102,7 +113,11 @@ def test_files_without_features_or_labels(tmp_path):
         save_reference(reference, tmp_path / "x.npz")
         loaded = load_reference(tmp_path / "x.npz")
         assert (loaded.features_NF is not None, loaded.label_N, loaded.classes, loaded.spatial) == (
-            bool(settings), None, None, None)
+            bool(settings),
+            None,
+            None,
+            None,
+        )
 
 
 def one_line(path, match, extractor=None):
@@ -124,21 +139,24 @@ def test_another_network_is_refused(tmp_path, published):
         spatial.check_fits(SmallFeatures())
 
 
-@pytest.mark.parametrize(("change", "match"), [
-    ({"sigma": np.eye(5)}, r"mu has shape \(6,\) and sigma \(5, 5\)"),
-    ({"mu": np.zeros((2, 6))}, r"mu has shape \(2, 6\)"),
-    ({"mu": np.array(1.0)}, r"mu has shape \(\)"),
-    ({"mu": np.zeros(6, int)}, "must be floating point, got int64"),
-    ({"mu": np.full(6, np.nan)}, "not finite"),
-    ({"sigma": -np.eye(6)}, "negative variances"),
-    ({"sigma": np.eye(6) + np.triu(np.ones((6, 6)))}, "not symmetric"),
-    ({"mu_s": np.zeros(3)}, r"mu_s has shape \(3,\) and sigma_s None"),
-    ({"features": np.zeros((9, 5), np.float32)}, r"features have shape \(9, 5\); expected \(N, 6\)"),
-    ({"features": np.zeros((9, 6), np.float32), "labels": np.zeros(8, int)}, r"labels have shape \(8,\), for 9"),
-    ({"meta": np.array("{}")}, "its description is not one of"),
-    ({"meta": np.array("not json")}, "its description is not one of"),
-    ({"meta": np.array(json.dumps({"format": "rq-reference-9"}))}, "make the reference again"),
-])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"sigma": np.eye(5)}, r"mu has shape \(6,\) and sigma \(5, 5\)"),
+        ({"mu": np.zeros((2, 6))}, r"mu has shape \(2, 6\)"),
+        ({"mu": np.array(1.0)}, r"mu has shape \(\)"),
+        ({"mu": np.zeros(6, int)}, "must be floating point, got int64"),
+        ({"mu": np.full(6, np.nan)}, "not finite"),
+        ({"sigma": -np.eye(6)}, "negative variances"),
+        ({"sigma": np.eye(6) + np.triu(np.ones((6, 6)))}, "not symmetric"),
+        ({"mu_s": np.zeros(3)}, r"mu_s has shape \(3,\) and sigma_s None"),
+        ({"features": np.zeros((9, 5), np.float32)}, r"features have shape \(9, 5\); expected \(N, 6\)"),
+        ({"features": np.zeros((9, 6), np.float32), "labels": np.zeros(8, int)}, r"labels have shape \(8,\), for 9"),
+        ({"meta": np.array("{}")}, "its description is not one of"),
+        ({"meta": np.array("not json")}, "its description is not one of"),
+        ({"meta": np.array(json.dumps({"format": "rq-reference-9"}))}, "make the reference again"),
+    ],
+)
 def test_moments_that_cannot_be(tmp_path, change, match):
     moments = gaussian(6)
     arrays = {"mu": moments.mean_F.numpy(), "sigma": moments.covariance_FF.numpy(), **change}
@@ -177,8 +195,12 @@ def test_the_digest_follows_images_network_and_protocol_only():
     changed[7, 0, 0, 0] ^= 1
     other = SmallFeatures()
     other.resize = "mean5"
-    digests = {expected, digest(changed, SmallFeatures()), digest(image_NCHW, SmallFeatures(seed=1)),
-               digest(image_NCHW, other)}
+    digests = {
+        expected,
+        digest(changed, SmallFeatures()),
+        digest(image_NCHW, SmallFeatures(seed=1)),
+        digest(image_NCHW, other),
+    }
     assert len(digests) == 4
     assert network_of(other)["resize"] == "mean5"
 

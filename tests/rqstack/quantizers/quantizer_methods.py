@@ -136,9 +136,7 @@ METHODS = {
     "lfq projected": Method(lambda: LookupFreeQuantizer(DIM, 2**18, num_codebooks=2)),
     "latent": Method(lambda: LatentQuantizer(DIM, [5, 4, 3], num_codebooks=2)),
     "latent projected": Method(lambda: LatentQuantizer(DIM, [5, 4])),
-    "latent in turns": Method(
-        lambda: LatentQuantizer(DIM, [5, 4, 3], num_codebooks=2, in_place_optimizer=SGD.inplace)
-    ),
+    "latent in turns": Method(lambda: LatentQuantizer(DIM, [5, 4, 3], num_codebooks=2, in_place_optimizer=SGD.inplace)),
     "simvq": Method(lambda: SimQuantizer(DIM, 40)),
     "simvq, 2 parts": Method(lambda: SimQuantizer(DIM, 40, num_codebooks=2, codebook_dim=2, estimator="rotation")),
     "random projection": Method(lambda: RandomProjectionQuantizer(DIM, 30, 4, num_codebooks=3)),

@@ -218,9 +218,7 @@ def test_finite_gradients_pass_bit_for_bit(decoder):
 
 
 def test_under_a_loss_scale_an_overflow_reaches_the_scaler(decoder):
-    together, _ = gradients(
-        decoder, lambda recon: -BadGradient.apply(recon, float("inf")).mean(), loss_scale=2.0**16
-    )
+    together, _ = gradients(decoder, lambda recon: -BadGradient.apply(recon, float("inf")).mean(), loss_scale=2.0**16)
     assert not all(grad.isfinite().all() for grad in together)
 
 

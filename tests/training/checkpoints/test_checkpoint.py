@@ -127,7 +127,11 @@ def test_what_lies_beyond_the_resumed_step_is_discarded(tmp_path):
     assert discard_after(directory, 300) == []
     assert [path.name for path in discard_after(directory, 100)] == ["step_00000300", "step_00000200"]
     assert sorted(entry.name for entry in directory.iterdir()) == [
-        "notes", "step_00000100", "step_00000400", "step_backup"]
+        "notes",
+        "step_00000100",
+        "step_00000400",
+        "step_backup",
+    ]
     assert discard_after(tmp_path / "nothing", 0) == []
 
 

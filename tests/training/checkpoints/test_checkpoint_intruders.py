@@ -102,54 +102,72 @@ def test_an_index_that_leads_elsewhere(sound, name):
     refused(sound, "not in the manifest|not what a checkpoint writes")
 
 
-@pytest.mark.parametrize("entry", [
-    {"dtype": "float32", "shape": [10**12, 3], "chunks": [[PART, [0, 0], [10**12, 3]]]},
-    {"dtype": "float32", "shape": [0, 10**30], "chunks": []},
-    {"dtype": "float32", "shape": [0, 2**60, 2**60], "chunks": []},
-    {"dtype": "float32", "shape": [4, 3], "chunks": []},
-    {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [0, 0], [2, 3]]]},
-    {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [0, 0], [2, 3]], [PART, [0, 0], [2, 3]]]},
-    {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [-4, 0], [4, 3]]]},
-    {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [2, 0], [4, 3]]]},
-    {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [0], [12]]]},
-    {"dtype": "float32", "shape": [4, True], "chunks": [[PART, [0, 0], [4, 1]]]},
-    {"dtype": "float64", "shape": [4, 300], "chunks": [[PART, [0, 0], [4, 300]]]},
-    {"dtype": "float32", "shape": [2, 3], "chunks": [[PART, [0, 0], [2, 3]]]},
-    {"dtype": "float32", "shape": [5, 1], "chunks": [[PART, [0, 0], [5, 1]]]},
-    {"dtype": "object", "shape": [4, 3], "chunks": [[PART, [0, 0], [4, 3]]]},
-    {"shape": [4, 3]},
-    [],
-    None,
-])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "float32", "shape": [10**12, 3], "chunks": [[PART, [0, 0], [10**12, 3]]]},
+        {"dtype": "float32", "shape": [0, 10**30], "chunks": []},
+        {"dtype": "float32", "shape": [0, 2**60, 2**60], "chunks": []},
+        {"dtype": "float32", "shape": [4, 3], "chunks": []},
+        {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [0, 0], [2, 3]]]},
+        {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [0, 0], [2, 3]], [PART, [0, 0], [2, 3]]]},
+        {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [-4, 0], [4, 3]]]},
+        {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [2, 0], [4, 3]]]},
+        {"dtype": "float32", "shape": [4, 3], "chunks": [[PART, [0], [12]]]},
+        {"dtype": "float32", "shape": [4, True], "chunks": [[PART, [0, 0], [4, 1]]]},
+        {"dtype": "float64", "shape": [4, 300], "chunks": [[PART, [0, 0], [4, 300]]]},
+        {"dtype": "float32", "shape": [2, 3], "chunks": [[PART, [0, 0], [2, 3]]]},
+        {"dtype": "float32", "shape": [5, 1], "chunks": [[PART, [0, 0], [5, 1]]]},
+        {"dtype": "object", "shape": [4, 3], "chunks": [[PART, [0, 0], [4, 3]]]},
+        {"shape": [4, 3]},
+        [],
+        None,
+    ],
+)
 def test_an_index_that_lies(sound, entry):
     edit(sound / "index.json", lambda index: index["tensors"].__setitem__("x/w", entry))
     seal(sound)
     refused(sound, "step_00000001")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000, '{"format": 2}', '{"format": 2, "files": []}',
-                                  '{"format": 2, "files": {"state.json": 1}}', '{"format": 3, "files": {}}',
-                                  '{"format": 2, "files": {"state.json": {"sha256": "", "bytes": "1"}}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "null",
+        "[" * 100_000,
+        '{"format": 2}',
+        '{"format": 2, "files": []}',
+        '{"format": 2, "files": {"state.json": 1}}',
+        '{"format": 3, "files": {}}',
+        '{"format": 2, "files": {"state.json": {"sha256": "", "bytes": "1"}}}',
+    ],
+)
 def test_a_manifest_that_is_none(sound, text):
     (sound / "manifest.json").write_text(text)
     refused(sound, r"manifest\.json|checkpoint format 3")
 
 
-@pytest.mark.parametrize("change", [
-    lambda state: state.pop("objects"),
-    lambda state: state.__setitem__("step", "1"),
-    lambda state: state.pop("meta"),
-    lambda state: state.__setitem__("meta", 7),
-    lambda state: state["objects"].__setitem__("x", {"w": {"$tensor": "nothing"}}),
-    lambda state: state["objects"].__setitem__("x", {"$tensor": ["w"]}),
-    lambda state: state["objects"].__setitem__("x", {"w": {"$tensor": "w", "memory": [7, 8]}}),
-    lambda state: state["objects"].__setitem__("x", {"w": {"$tuple": 3}}),
-    lambda state: state["objects"].__setitem__("x", {"w": {"$dict": [1]}}),
-    lambda state: state["objects"].__setitem__("x", {"w": {"$dict": [[{}, 1]]}}),
-    lambda state: state["objects"].__setitem__("x", {"w": {"$bytes": 5}}),
-    lambda state: state["objects"].__setitem__("x", None),
-    lambda state: state["objects"].__setitem__("x", [1, 2]),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("objects"),
+        lambda state: state.__setitem__("step", "1"),
+        lambda state: state.pop("meta"),
+        lambda state: state.__setitem__("meta", 7),
+        lambda state: state["objects"].__setitem__("x", {"w": {"$tensor": "nothing"}}),
+        lambda state: state["objects"].__setitem__("x", {"$tensor": ["w"]}),
+        lambda state: state["objects"].__setitem__("x", {"w": {"$tensor": "w", "memory": [7, 8]}}),
+        lambda state: state["objects"].__setitem__("x", {"w": {"$tuple": 3}}),
+        lambda state: state["objects"].__setitem__("x", {"w": {"$dict": [1]}}),
+        lambda state: state["objects"].__setitem__("x", {"w": {"$dict": [[{}, 1]]}}),
+        lambda state: state["objects"].__setitem__("x", {"w": {"$bytes": 5}}),
+        lambda state: state["objects"].__setitem__("x", None),
+        lambda state: state["objects"].__setitem__("x", [1, 2]),
+    ],
+)
 def test_a_state_that_does_not_fit(sound, change):
     edit(sound / "state.json", change)
     seal(sound)

@@ -39,8 +39,13 @@ def on_ranks(number: int, work: Callable[..., None], *args: object) -> None:
 
 
 def _join_and(rank: int, number: int, port: int, work: Callable[..., None], *args: object) -> None:
-    variables = {"RANK": rank, "WORLD_SIZE": number, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port}
+    variables = {
+        "RANK": rank,
+        "WORLD_SIZE": number,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(1)
     distributed.initialize(timeout=60, device="cpu")

@@ -73,8 +73,10 @@ def test_an_error_in_the_background_ends_the_run_at_the_next_step(tmp_path, monk
     save_checkpoint(tmp_path, 1, state(1.0))
     monkeypatch.setattr(checkpoint_storage, "save_file", full)
     done = 0
-    with pytest.raises(UserError, match="cannot write .*step_00000002: .*No space left"), CheckpointWriter(
-            tmp_path) as writer:
+    with (
+        pytest.raises(UserError, match="cannot write .*step_00000002: .*No space left"),
+        CheckpointWriter(tmp_path) as writer,
+    ):
         writer.save(2, state(2.0))
         while done < 10**7:
             writer.check()

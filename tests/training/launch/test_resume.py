@@ -29,25 +29,53 @@ from tests.training.tiny_runs import (
 )
 
 HALF = 3
-PLAN = {"experiment.max_steps": 2 * HALF, "experiment.save_steps": HALF, "experiment.test_steps": 2,
-        "experiment.log_steps": 2}
+PLAN = {
+    "experiment.max_steps": 2 * HALF,
+    "experiment.save_steps": HALF,
+    "experiment.test_steps": 2,
+    "experiment.log_steps": 2,
+}
 LAST = f"checkpoints/step_{2 * HALF:08d}"
 STAGE1_CASES = {
     "deferred-gan-ema": {"gan": GAN, "arch.ema": 0.9},
-    "per-depth-late-gan": {"gan": GAN, "gan.loss.disc_start_step": 2, "gan.loss.gen_ramp_steps": 3,
-                           "arch.hparams.codebook_update": "per_depth"},
-    "separate-codebooks-augmented": {"arch.hparams.shared_codebook": False, "arch.hparams.n_embed": [16, 8, 4],
-                                     "dataset.hflip": True, "dataset.random_shift": 1, "arch.ddconfig.dropout": 0.1,
-                                     "experiment.total_batch_size": 8},
-    "bf16-own-disc-optimizer": {"gan": GAN, "experiment.precision": "bf16", "gan.disc.arch.use_actnorm": True,
-                                "gan.disc.optimizer": {"type": "sgd", "init_lr": 0.01, "momentum": 0.9}},
+    "per-depth-late-gan": {
+        "gan": GAN,
+        "gan.loss.disc_start_step": 2,
+        "gan.loss.gen_ramp_steps": 3,
+        "arch.hparams.codebook_update": "per_depth",
+    },
+    "separate-codebooks-augmented": {
+        "arch.hparams.shared_codebook": False,
+        "arch.hparams.n_embed": [16, 8, 4],
+        "dataset.hflip": True,
+        "dataset.random_shift": 1,
+        "arch.ddconfig.dropout": 0.1,
+        "experiment.total_batch_size": 8,
+    },
+    "bf16-own-disc-optimizer": {
+        "gan": GAN,
+        "experiment.precision": "bf16",
+        "gan.disc.arch.use_actnorm": True,
+        "gan.disc.optimizer": {"type": "sgd", "init_lr": 0.01, "momentum": 0.9},
+    },
 }
 DROPOUT = {"n_head": 2, "attn_pdrop": 0.1, "resid_pdrop": 0.1}
 STAGE2_CASES = {
-    "stochastic-dropout-ema": {"loss.stochastic_codes": True, "arch.ema": 0.9, "arch.embd_pdrop": 0.1,
-                               "arch.body.block": DROPOUT, "arch.head.block": DROPOUT, "arch.cond_drop_prob": 0.2},
-    "hard-accumulated": {"loss.type": "cross_entropy", "loss.stochastic_codes": True, "arch.embd_pdrop": 0.1,
-                         "experiment.total_batch_size": 8, "experiment.gradient_checkpointing": True},
+    "stochastic-dropout-ema": {
+        "loss.stochastic_codes": True,
+        "arch.ema": 0.9,
+        "arch.embd_pdrop": 0.1,
+        "arch.body.block": DROPOUT,
+        "arch.head.block": DROPOUT,
+        "arch.cond_drop_prob": 0.2,
+    },
+    "hard-accumulated": {
+        "loss.type": "cross_entropy",
+        "loss.stochastic_codes": True,
+        "arch.embd_pdrop": 0.1,
+        "experiment.total_batch_size": 8,
+        "experiment.gradient_checkpointing": True,
+    },
 }
 
 
@@ -139,8 +167,11 @@ def test_resuming_with_another_seed_or_architecture_is_refused(tmp_path):
 def kill_after_first_checkpoint(command: list, result_path: Path) -> Path:
     """Starts an entry script and kills it (signal 9) once it has a checkpoint; returns its run directory."""
     process = subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=REPOSITORY, env=script_environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        [sys.executable, *map(str, command)],
+        cwd=REPOSITORY,
+        env=script_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     try:
         deadline = time.monotonic() + 120

@@ -32,9 +32,15 @@ from training.optimization.optimizer import OptimizerConfig
 SAVED, LAST = 2, 7
 GLOBAL_BATCH = 8
 PLAN = {
-    "experiment.batch_size": 4, "experiment.max_steps": LAST, "experiment.save_steps": SAVED,
-    "experiment.test_steps": 100, "experiment.keep_checkpoints": 9, "arch.ema": 0.9, "dataset.hflip": True,
-    "optimizer.warmup.mode": "linear", "optimizer.warmup.multiplier": 1.0,
+    "experiment.batch_size": 4,
+    "experiment.max_steps": LAST,
+    "experiment.save_steps": SAVED,
+    "experiment.test_steps": 100,
+    "experiment.keep_checkpoints": 9,
+    "arch.ema": 0.9,
+    "dataset.hflip": True,
+    "optimizer.warmup.mode": "linear",
+    "optimizer.warmup.multiplier": 1.0,
 }
 
 
@@ -44,8 +50,13 @@ def train_on(number: int, *flags: object, stop: int | None = None) -> None:
 
 
 def _train_one(rank: int, number: int, port: int, flags: list[str], stop: int | None) -> None:
-    variables = {"RANK": rank, "WORLD_SIZE": number, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port}
+    variables = {
+        "RANK": rank,
+        "WORLD_SIZE": number,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(1)
     torch.cuda.is_available = lambda: False
@@ -120,10 +131,17 @@ def test_on_four_ranks(parallel, started, tmp_path):
     assert_goes_on_like(started, run_dir)
 
 
-@pytest.mark.parametrize(("batch_size", "ranks", "global_batch", "fits"), [
-    (4, 1, 8, (4, 2)), (4, 4, 8, (2, 1)), (6, 2, 24, (6, 2)), (5, 2, 16, (4, 2)), (7, 1, 11, (1, 11)),
-    (4, 2, 8, (4, 1)),
-])
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "global_batch", "fits"),
+    [
+        (4, 1, 8, (4, 2)),
+        (4, 4, 8, (2, 1)),
+        (6, 2, 24, (6, 2)),
+        (5, 2, 16, (4, 2)),
+        (7, 1, 11, (1, 11)),
+        (4, 2, 8, (4, 1)),
+    ],
+)
 def test_the_global_batch_is_fitted_to_any_number_of_ranks(batch_size, ranks, global_batch, fits):
     experiment, optimizer = ExperimentConfig(batch_size=batch_size, max_steps=1), OptimizerConfig()
     fit_to_ranks(experiment, optimizer, global_batch, ranks)

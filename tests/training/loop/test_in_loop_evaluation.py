@@ -31,8 +31,13 @@ from training.checkpoints.snapshots import read_metadata, resolve_checkpoint
 from training.loop.in_loop_scores import InLoopScores
 
 STEPS = 6
-PLAN = {"dataset.num_samples": 96, "experiment.max_steps": STEPS, "experiment.save_steps": 2,
-        "experiment.test_steps": STEPS, "arch.ema": 0.5}
+PLAN = {
+    "dataset.num_samples": 96,
+    "experiment.max_steps": STEPS,
+    "experiment.save_steps": 2,
+    "experiment.test_steps": STEPS,
+    "arch.ema": 0.5,
+}
 SAMPLES = 14
 
 
@@ -85,8 +90,21 @@ def test_rfid_is_that_of_the_script_on_the_averaged_weights(first, cache, monkey
     assert name.startswith("rfid_classifier128-") and name.endswith("_vs_val") and count == "num_images"
     for step in (2, 6):
         snapshot = first / "snapshots" / f"step_{step:08d}"
-        run_script(monkeypatch, "compute_rfid.py", "--vqvae", snapshot, "--ema", "--split", "val", "-bs", 5,
-                   "--features", "classifier", "--features-cache", cache)
+        run_script(
+            monkeypatch,
+            "compute_rfid.py",
+            "--vqvae",
+            snapshot,
+            "--ema",
+            "--split",
+            "val",
+            "-bs",
+            5,
+            "--features",
+            "classifier",
+            "--features-cache",
+            cache,
+        )
         line = json.loads((snapshot / "rfid_val_classifier.json").read_text())
         assert line["metrics"][name] == pytest.approx(scores[step][name], rel=1e-6)
         assert line["num_images"] == scores[step]["num_images"]
@@ -111,8 +129,11 @@ def test_the_best_snapshot_is_that_of_the_lowest_score(which, request):
     name, scores = metadata["best"]["metric"], scores_of(run_dir)
     lowest = min(scores, key=lambda step: scores[step][name])
     assert metadata["step"] == lowest
-    assert metadata["best"] == {"metric": name, "value": scores[lowest][name],
-                                "num_images": scores[lowest]["num_images"]}
+    assert metadata["best"] == {
+        "metric": name,
+        "value": scores[lowest][name],
+        "num_images": scores[lowest]["num_images"],
+    }
     assert metadata["metrics"][name] == scores[lowest][name]
     same_step = run_dir / "snapshots" / f"step_{lowest:08d}"
     best = run_dir / "snapshots" / "best"
@@ -131,8 +152,9 @@ def test_training_is_the_same_with_and_without_scores(stage, first, second, tmp_
     assert differing(checkpoint_tensors(plain / last), checkpoint_tensors(with_scores / last)) == []
     assert state_json(plain / last) == state_json(with_scores / last)
     assert not (plain / "snapshots" / "best").exists()
-    ours, theirs = ([line for line in metrics_without_time(run) if "score/num_images" not in line]
-                    for run in (plain, with_scores))
+    ours, theirs = (
+        [line for line in metrics_without_time(run) if "score/num_images" not in line] for run in (plain, with_scores)
+    )
     assert ours == theirs
 
 
@@ -197,12 +219,15 @@ def test_missing_inception_weights_do_not_stop_training(features, cache, monkeyp
         assert scores_of(run_dir) == {}
 
 
-@pytest.mark.parametrize(("settings", "says"), [
-    ({"every_steps": 0}, "experiment.score.every_steps=0 must be positive"),
-    ({"num_images": 1}, "experiment.score.num_images=1 at least 2"),
-    ({"features": "dino"}, "experiment.score.features='dino': choose from auto, inception, classifier"),
-    ({"every_step": 4}, "did you mean 'experiment.score.every_steps'?"),
-])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"every_steps": 0}, "experiment.score.every_steps=0 must be positive"),
+        ({"num_images": 1}, "experiment.score.num_images=1 at least 2"),
+        ({"features": "dino"}, "experiment.score.features='dino': choose from auto, inception, classifier"),
+        ({"every_step": 4}, "did you mean 'experiment.score.every_steps'?"),
+    ],
+)
 def test_wrong_settings_are_one_line(settings, says, cache, tmp_path):
     config = write_config(tmp_path / "one.yaml", stage1(scored(cache, **settings)))
     with pytest.raises(UserError if "every_step" in settings else ValueError) as caught:
@@ -223,8 +248,15 @@ def test_two_processes_score_like_one(first, second, cache, tmp_path):
         config = write_config(tmp_path / f"{stage}.yaml", build(scored(cache, num_images=SAMPLES - 5) | frozen))
         cases.append({"name": stage, "stage": stage, "flags": ["-m", str(config), *flags]})
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    script("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "tests/training/rank_driver.py",
-           tmp_path / "cases.json", tmp_path / "both")
+    script(
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        "tests/training/rank_driver.py",
+        tmp_path / "cases.json",
+        tmp_path / "both",
+    )
     for case in cases:
         alone = train(case["stage"], *case["flags"], "-r", tmp_path / "alone" / case["name"]).run_dir
         both = only_run(tmp_path / "both" / case["name"] / "runs")

@@ -105,8 +105,10 @@ def test_an_unknown_device_is_measured():
 
 @pytest.mark.parametrize("count", [True, False])
 def test_the_log_line_of_a_run(count, tmp_path):
-    config = write_config(tmp_path / "tiny.yaml", stage1({
-        "experiment.max_steps": 4, "experiment.count_flops": count, "gan": GAN, "gan.loss.disc_start_step": 2}))
+    config = write_config(
+        tmp_path / "tiny.yaml",
+        stage1({"experiment.max_steps": 4, "experiment.count_flops": count, "gan": GAN, "gan.loss.disc_start_step": 2}),
+    )
     run = train("stage1", "-m", config, "-r", tmp_path / "runs")
     lines = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
     timings = [line["timing"] for line in lines if "timing" in line]

@@ -34,31 +34,57 @@ from training.stages.transformer_building import build_transformer
 
 FEW_STEPS, GLOBAL_BATCH = 4, 8
 PUBLISHED_ADAM = {"type": "adamW", "init_lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 1e-4, "max_gn": 1.0}
-PLAN = {"experiment.max_steps": 20, "experiment.total_batch_size": GLOBAL_BATCH, "experiment.test_images": 7,
-        "arch.ema": 0.9, "optimizer": PUBLISHED_ADAM, "arch.body.n_layer": 2, "arch.embed_dim": 32}
-OWN_TABLES = {"arch.input_emb_vqvae": False, "arch.head_emb_vqvae": False, "arch.shared_tok_emb": False,
-              "arch.shared_cls_emb": False}
-TEXT = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "loss.txt_weight": 0.1, "loss.img_weight": 0.9,
-        "arch.cond_drop_prob": 0.0}
+PLAN = {
+    "experiment.max_steps": 20,
+    "experiment.total_batch_size": GLOBAL_BATCH,
+    "experiment.test_images": 7,
+    "arch.ema": 0.9,
+    "optimizer": PUBLISHED_ADAM,
+    "arch.body.n_layer": 2,
+    "arch.embed_dim": 32,
+}
+OWN_TABLES = {
+    "arch.input_emb_vqvae": False,
+    "arch.head_emb_vqvae": False,
+    "arch.shared_tok_emb": False,
+    "arch.shared_cls_emb": False,
+}
+TEXT = {
+    "arch.vocab_size_cond": 27,
+    "arch.block_size_cond": 8,
+    "loss.txt_weight": 0.1,
+    "loss.img_weight": 0.9,
+    "arch.cond_drop_prob": 0.0,
+}
 COMPILED = "compiled"
 CASES: dict[str, dict[str, Any]] = {
     "published": {},
     # one validation image: the second rank has none, and yet takes part
-    "accumulated-text": TEXT | {"experiment.batch_size": 2, "experiment.gradient_checkpointing": True,
-                                "experiment.test_images": 1},
+    "accumulated-text": TEXT
+    | {"experiment.batch_size": 2, "experiment.gradient_checkpointing": True, "experiment.test_images": 1},
     "bf16-own-tables": OWN_TABLES | {"experiment.precision": "bf16", "optimizer.type": "sgd"},
     COMPILED: {"experiment.compile": True},
 }
 NUM_STEPS = {"published": 20}
-INITIAL = {"published": {}, "own-tables": OWN_TABLES, "text": TEXT | {"arch.cond_drop_prob": 0.1},
-           "shared-table": OWN_TABLES | {"arch.shared_tok_emb": True}, "rms": {"arch.body.block.norm": "rms"}}
+INITIAL = {
+    "published": {},
+    "own-tables": OWN_TABLES,
+    "text": TEXT | {"arch.cond_drop_prob": 0.1},
+    "shared-table": OWN_TABLES | {"arch.shared_tok_emb": True},
+    "rms": {"arch.body.block.norm": "rms"},
+}
 ALONE = DistEnv(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="none")
 
 
 def join(rank: int, port: int, number: int) -> DistEnv:
     """One gloo group per process; the sessions of all cases use it."""
-    variables = {"RANK": rank, "WORLD_SIZE": number, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port}
+    variables = {
+        "RANK": rank,
+        "WORLD_SIZE": number,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in variables.items()})
     torch.set_num_threads(1)
     env = distributed.initialize(timeout=120, device="cpu")
@@ -99,19 +125,29 @@ class Trained:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, whole."""
-        moments = {f"{index}.{name}": value for index, entry in self.update.optimizer.state_dict()["state"].items()
-                   for name, value in entry.items()}
+        moments = {
+            f"{index}.{name}": value
+            for index, entry in self.update.optimizer.state_dict()["state"].items()
+            for name, value in entry.items()
+        }
         states = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "moments": moments}
-        return {f"{part}/{name}": full(value).clone() for part, state in states.items() for name, value in
-                state.items()}
+        return {
+            f"{part}/{name}": full(value).clone() for part, state in states.items() for name, value in state.items()
+        }
 
 
 def trained(parallel: str, env: DistEnv, seed: int) -> Trained:
     """A model after one step on gradients that follow from its values alone."""
     model = build({"arch.cond_drop_prob": 0.1}, parallel, env, seed)
     experiment = ExperimentConfig(batch_size=1, max_steps=9)
-    update = build_update(model, OptimizerConfig(init_lr=0.1, max_gn=1.0), experiment, plan_batches(experiment, 9, 1),
-                          env, Precision("fp32", env.device))
+    update = build_update(
+        model,
+        OptimizerConfig(init_lr=0.1, max_gn=1.0),
+        experiment,
+        plan_batches(experiment, 9, 1),
+        env,
+        Precision("fp32", env.device),
+    )
     ema = EMA(model, 0.5)
     for parameter in model.parameters():
         parameter.grad = parameter.detach().sin()
@@ -170,8 +206,9 @@ def train_case(run: Session, name: str, folder: Path) -> None:
     for step in range(NUM_STEPS.get(name, FEW_STEPS)):
         seed_everything_for_step(0, 0, step)
         metrics = stage.train_step(micro_batches(run, step), step)
-        losses.append([distributed.all_reduce_mean_(metrics[name].double().clone()).item()
-                       for name in ("loss", "grad_norm")])
+        losses.append(
+            [distributed.all_reduce_mean_(metrics[name].double().clone()).item() for name in ("loss", "grad_norm")]
+        )
     stage.window_metrics()
     result = {"losses": losses, "validation": stage.validate(), "tokenizer": digest}
     assert weights_digest(stage.tokenizer) == digest
@@ -182,8 +219,15 @@ def train_case(run: Session, name: str, folder: Path) -> None:
     moments = gather_to_main(flat_moments(stage), env.is_main)
     if env.is_main:
         (folder / f"{name}.json").write_text(json.dumps(result))
-        save_file({**prefixed("model", raw), **prefixed("ema", averaged), **prefixed("moments", moments),
-                   "samples": pictures["samples"].contiguous()}, folder / f"{name}.safetensors")
+        save_file(
+            {
+                **prefixed("model", raw),
+                **prefixed("ema", averaged),
+                **prefixed("moments", moments),
+                "samples": pictures["samples"].contiguous(),
+            },
+            folder / f"{name}.safetensors",
+        )
 
 
 def micro_batches(run: Session, step: int) -> list[dict[str, Tensor]]:
@@ -200,8 +244,12 @@ def micro_batches(run: Session, step: int) -> list[dict[str, Tensor]]:
 def flat_moments(stage: Any) -> dict[str, Tensor]:
     """The optimizer's tensors that have the shape of a parameter."""
     state = stage.update.optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()
-            if isinstance(value, Tensor) and value.dim()}
+    return {
+        f"{index}.{name}": value
+        for index, entry in state.items()
+        for name, value in entry.items()
+        if isinstance(value, Tensor) and value.dim()
+    }
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -114,9 +114,12 @@ def test_moments_are_allocated_without_a_step():
     assert not optimizer.state[model.weight]["exp_avg"].any()
 
 
-@pytest.mark.parametrize(("changes", "line"), [
-    ({"experiment.parallel": "zero"}, "experiment.parallel='zero': choose from ddp, fsdp, none"),
-])
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"experiment.parallel": "zero"}, "experiment.parallel='zero': choose from ddp, fsdp, none"),
+    ],
+)
 def test_an_unknown_choice_is_refused(changes, line, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=line):
         session("stage2", "-m", write_config(tmp_path / "c.yaml", stage2(changes)), "-v", tokenizer, "-r", tmp_path)

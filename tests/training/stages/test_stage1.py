@@ -72,10 +72,15 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("codebook_update", ["deferred", "per_depth"])
 def test_overfits_one_batch(codebook_update, build):
-    run = build({
-        "arch.hparams.codebook_update": codebook_update, "arch.hparams.n_embed": 32, "arch.ema": 0.9,
-        "optimizer.init_lr": 3e-3, "experiment.max_steps": 1000,
-    })
+    run = build(
+        {
+            "arch.hparams.codebook_update": codebook_update,
+            "arch.hparams.n_embed": 32,
+            "arch.ema": 0.9,
+            "optimizer.init_lr": 3e-3,
+            "experiment.max_steps": 1000,
+        }
+    )
     batch = batch_of(run, 8)
     rows = steps(run, 120, batch)
     assert rows[0]["loss_recon"] > 0.3
@@ -94,8 +99,15 @@ def test_terms_add_up_to_the_total(build):
 
 
 def test_discriminator_and_generator_start_apart_and_ramp_up(build):
-    run = build({"gan": GAN, "gan.loss.disc_start_step": 2, "gan.loss.gen_start_step": 4, "gan.loss.gen_ramp_steps": 2,
-                 "experiment.max_steps": 8})
+    run = build(
+        {
+            "gan": GAN,
+            "gan.loss.disc_start_step": 2,
+            "gan.loss.gen_start_step": 4,
+            "gan.loss.gen_ramp_steps": 2,
+            "experiment.max_steps": 8,
+        }
+    )
     batch, start = batch_of(run), state(run.stage.adversary.discriminator)
     before = steps(run, 2, batch)
     assert differing(start, state(run.stage.adversary.discriminator)) == []
@@ -111,10 +123,14 @@ def test_discriminator_and_generator_start_apart_and_ramp_up(build):
 
 def test_late_discriminator_has_a_schedule_of_its_own(build):
     """It joins half-way: its warm-up of 2 steps and its cosine of 2 take place in the half that is left."""
-    run = build({
-        "gan": GAN, "gan.loss.disc_start_step": 4, "experiment.max_steps": 8,
-        "gan.disc.optimizer": {"type": "sgd", "init_lr": 1e-3, "warmup": {"epoch": 0.2}},
-    })
+    run = build(
+        {
+            "gan": GAN,
+            "gan.loss.disc_start_step": 4,
+            "experiment.max_steps": 8,
+            "gan.disc.optimizer": {"type": "sgd", "init_lr": 1e-3, "warmup": {"epoch": 0.2}},
+        }
+    )
     assert run.stage.plan.steps_per_epoch == 10
     steps(run, 4, batch_of(run))
     rates = []
@@ -148,9 +164,15 @@ def test_the_discriminator_has_its_own_optimizer_section(build):
 def test_perceptual_loss_is_trained_with_and_validated(config, tmp_path):
     weights = tmp_path / "random_vgg16.pth"
     torch.save(make_layers(cfgs["D"]).state_dict(prefix="features."), weights)
-    changes = {"gan": GAN, "gan.loss.perceptual_weight": 1.0, "gan.loss.perceptual_backbone": str(weights),
-               "dataset.resolution": 16, "arch.ddconfig.resolution": 16, "arch.ddconfig.ch_mult": [1, 1, 1],
-               "experiment.max_steps": 1}
+    changes = {
+        "gan": GAN,
+        "gan.loss.perceptual_weight": 1.0,
+        "gan.loss.perceptual_backbone": str(weights),
+        "dataset.resolution": 16,
+        "arch.ddconfig.resolution": 16,
+        "arch.ddconfig.ch_mult": [1, 1, 1],
+        "experiment.max_steps": 1,
+    }
     first, last = metrics_without_time(train("stage1", "-m", config(changes), "-r", tmp_path / "runs").run_dir)
     total = first["train/loss_recon"] + first["train/loss_perceptual"] + 0.25 * first["train/loss_latent"]
     total += 0.75 * first["train/g_weight"] * first["train/loss_gen"]
@@ -220,8 +242,13 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(build):
 
 def test_the_command_ends_in_one_line_when_the_loss_is_not_finite(config, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        launch_in_process("stage1", "-m", config({"optimizer.init_lr": 1e30, "optimizer.max_gn": None,
-                                                  "optimizer.type": "sgd"}), "-r", tmp_path / "runs")
+        launch_in_process(
+            "stage1",
+            "-m",
+            config({"optimizer.init_lr": 1e30, "optimizer.max_gn": None, "optimizer.type": "sgd"}),
+            "-r",
+            tmp_path / "runs",
+        )
     assert exit_info.value.code == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
@@ -230,8 +257,16 @@ def test_the_command_ends_in_one_line_when_the_loss_is_not_finite(config, tmp_pa
 
 @pytest.mark.parametrize("codebook_update", ["deferred", "per_depth"])
 def test_a_skipped_step_changes_no_weight(codebook_update, build):
-    run = build({"gan": GAN, "arch.ema": 0.9, "experiment.non_finite": "skip", "experiment.max_steps": 8,
-                 "arch.hparams.codebook_update": codebook_update, "arch.hparams.restart_unused_codes": False})
+    run = build(
+        {
+            "gan": GAN,
+            "arch.ema": 0.9,
+            "experiment.non_finite": "skip",
+            "experiment.max_steps": 8,
+            "arch.hparams.codebook_update": codebook_update,
+            "arch.hparams.restart_unused_codes": False,
+        }
+    )
     poison(run, {2})
     batch = batch_of(run)
     steps(run, 2, batch)
@@ -263,13 +298,16 @@ def test_a_run_with_skipped_steps_ends_well_or_gives_up(build):
         run.train()
 
 
-@pytest.mark.parametrize("changes", [
-    {"experiment.precision": "bf16", "gan": GAN},
-    {"experiment.channels_last": False},
-    {"arch.hparams.bottleneck_type": "none"},
-    {"arch.ddconfig.double_z": True, "arch.hparams.loss_type": "l1"},
-    {"experiment.total_batch_size": 12, "experiment.max_steps": None, "experiment.epochs": 0.5},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"experiment.precision": "bf16", "gan": GAN},
+        {"experiment.channels_last": False},
+        {"arch.hparams.bottleneck_type": "none"},
+        {"arch.ddconfig.double_z": True, "arch.hparams.loss_type": "l1"},
+        {"experiment.total_batch_size": 12, "experiment.max_steps": None, "experiment.epochs": 0.5},
+    ],
+)
 def test_variants_train_from_end_to_end(changes, config, tmp_path):
     run = train("stage1", "-m", config(changes), "-r", tmp_path / "runs")
     last = metrics_without_time(run.run_dir)[-1]
@@ -333,11 +371,14 @@ def test_finetunes_from_a_published_checkpoint_and_its_discriminator(published_c
     assert (run.step, len(metrics_without_time(run.run_dir))) == (0, 5)
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("arch.ddconfig.num_res_blocks=2", r"does not fit the config: encoder\.down.*is missing.* and \d+ more"),
-    ("arch.hparams.n_embed=32", r"quantizer\.codebooks\.0\.weight is \[64, 16\], the config wants \[32, 16\]"),
-    ("gan.disc.arch.ndf=16", r"\(discriminator\) does not fit the config: main\.0\.weight is \[8"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("arch.ddconfig.num_res_blocks=2", r"does not fit the config: encoder\.down.*is missing.* and \d+ more"),
+        ("arch.hparams.n_embed=32", r"quantizer\.codebooks\.0\.weight is \[64, 16\], the config wants \[32, 16\]"),
+        ("gan.disc.arch.ndf=16", r"\(discriminator\) does not fit the config: main\.0\.weight is \[8"),
+    ],
+)
 def test_weights_that_do_not_fit_are_named_in_one_line(override, message, published_config, tmp_path):
     file = GoldenSet("rqvae-shared").path / "model.pt"
     with pytest.raises(UserError, match=message) as error:

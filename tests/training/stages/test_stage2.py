@@ -38,8 +38,13 @@ TEXT = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "loss.txt_weight"
 def tokenizer(tmp_path_factory) -> Path:
     """A trained stage-1 run with a different vocabulary at every depth and averaged weights."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    changes = {"arch.hparams.n_embed": [16, 12, 8], "arch.hparams.shared_codebook": False, "arch.ema": 0.5,
-               "experiment.max_steps": 40, "experiment.log_steps": 40}
+    changes = {
+        "arch.hparams.n_embed": [16, 12, 8],
+        "arch.hparams.shared_codebook": False,
+        "arch.ema": 0.5,
+        "experiment.max_steps": 40,
+        "experiment.log_steps": 40,
+    }
     return train("stage1", "-m", write_config(folder / "stage1.yaml", stage1(changes)), "-r", folder).run_dir
 
 
@@ -82,14 +87,18 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("changes", [
-    {"loss.type": "cross_entropy"},
-    {"loss.temp": 1e-3},  # soft targets this sharp are the codes
-    {**TEXT, "loss.type": "cross_entropy"},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss.type": "cross_entropy"},
+        {"loss.temp": 1e-3},  # soft targets this sharp are the codes
+        {**TEXT, "loss.type": "cross_entropy"},
+    ],
+)
 def test_overfits_one_batch(changes, build):
-    run = build({"arch.ema": 0.9, "arch.embed_dim": 32, "optimizer.init_lr": 1e-2, "experiment.max_steps": 1000,
-                 **changes})
+    run = build(
+        {"arch.ema": 0.9, "arch.embed_dim": 32, "optimizer.init_lr": 1e-2, "experiment.max_steps": 1000, **changes}
+    )
     batch = batch_of(run, 8)
     steps(run, 100, batch)
     metrics = run.stage.evaluate([batch])
@@ -180,15 +189,22 @@ def test_the_tokenizer_may_use_its_averaged_weights(build):
 def test_pictures_are_samples_in_a_square(build):
     for changes in ({}, TEXT, {"arch.vocab_size_cond": 1}):
         run = build({"experiment.sample": {"num_images": 4, "top_k": [16, 5, 3], "top_p": 0.9}} | changes)
-        (name, picture), = run.stage.pictures().items()
+        ((name, picture),) = run.stage.pictures().items()
         assert name == "samples"
         assert picture.shape == (3, 2 * (8 + 2) + 2, 2 * (8 + 2) + 2)
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_non_finite_loss(policy, build):
-    run = build({"arch.ema": 0.9, "experiment.non_finite": policy, "experiment.save_steps": 2,
-                 "experiment.log_steps": 50, "experiment.max_steps": 6})
+    run = build(
+        {
+            "arch.ema": 0.9,
+            "experiment.non_finite": policy,
+            "experiment.save_steps": 2,
+            "experiment.log_steps": 50,
+            "experiment.max_steps": 6,
+        }
+    )
     original_loss, original_step, current = run.stage._loss, run.stage.train_step, {}
     weights = {}
 
@@ -214,14 +230,21 @@ def test_a_non_finite_loss(policy, build):
     assert metrics_without_time(run.run_dir)[-2]["train/skipped_steps"] == 1
 
 
-@pytest.mark.parametrize("changes", [
-    {"experiment.precision": "bf16", "experiment.gradient_checkpointing": True},
-    {"arch.vocab_size_cond": 1},
-    {"arch.input_emb_vqvae": False, "arch.head_emb_vqvae": False, "arch.shared_tok_emb": False,
-     "arch.shared_cls_emb": False},
-    {"dataset.type": "digits"},
-    TEXT | {"arch.cond_drop_prob": 0.3, "arch.ema": 0.9, "experiment.sample": {"num_images": 9, "top_k": 4}},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"experiment.precision": "bf16", "experiment.gradient_checkpointing": True},
+        {"arch.vocab_size_cond": 1},
+        {
+            "arch.input_emb_vqvae": False,
+            "arch.head_emb_vqvae": False,
+            "arch.shared_tok_emb": False,
+            "arch.shared_cls_emb": False,
+        },
+        {"dataset.type": "digits"},
+        TEXT | {"arch.cond_drop_prob": 0.3, "arch.ema": 0.9, "experiment.sample": {"num_images": 9, "top_k": 4}},
+    ],
+)
 def test_variants_train_from_end_to_end(changes, config, tokenizer, tmp_path):
     changes = changes if changes.get("dataset.type") != "digits" else changes | {"arch.vocab_size_cond": 10}
     run = train("stage2", "-m", config(changes), "-v", tokenizer, "-r", tmp_path / "runs")
@@ -261,8 +284,13 @@ def test_compilation_is_off_unless_asked_for(build):
 def published_config(tmp_path) -> Path:
     """A training config that fits the reference checkpoints of both stages."""
     golden = GoldenSet("rqtransformer-class")
-    file = {"dataset": DATASET | {"resolution": 16}, "arch": golden.config.arch, "loss": golden.config.loss,
-            "optimizer": OPTIMIZER, "experiment": EXPERIMENT | {"batch_size": 2, "max_steps": 1, "test_images": 2}}
+    file = {
+        "dataset": DATASET | {"resolution": 16},
+        "arch": golden.config.arch,
+        "loss": golden.config.loss,
+        "optimizer": OPTIMIZER,
+        "experiment": EXPERIMENT | {"batch_size": 2, "max_steps": 1, "test_images": 2},
+    }
     file["arch"].ema = 0.9
     return write_config(tmp_path / "published.yaml", file)
 

@@ -55,11 +55,22 @@ def _dataset(folder, **more):
 
 def _stage2(folder, tokenizer="tokenizer", **changes):
     text = {"tokenizer": str(folder / tokenizer), "context_length": LENGTH, "bpe_dropout": 0.3}
-    return write_config(folder / f"stage2-{len(changes)}.yaml", stage2({
-        "dataset": _dataset(folder, **text), "arch.vocab_size_cond": VOCABULARY, "arch.block_size_cond": LENGTH,
-        "arch.cond_drop_prob": 0.2, "loss.txt_weight": 0.1, "loss.img_weight": 0.9, "experiment.max_steps": 2 * HALF,
-        "experiment.save_steps": HALF, **changes,
-    }))
+    return write_config(
+        folder / f"stage2-{len(changes)}.yaml",
+        stage2(
+            {
+                "dataset": _dataset(folder, **text),
+                "arch.vocab_size_cond": VOCABULARY,
+                "arch.block_size_cond": LENGTH,
+                "arch.cond_drop_prob": 0.2,
+                "loss.txt_weight": 0.1,
+                "loss.img_weight": 0.9,
+                "experiment.max_steps": 2 * HALF,
+                "experiment.save_steps": HALF,
+                **changes,
+            }
+        ),
+    )
 
 
 def _flags(folder, config, out):

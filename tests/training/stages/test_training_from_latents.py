@@ -149,8 +149,9 @@ def test_ranks_batches_and_interruptions_write_the_same_bytes(tokenizer, exact, 
         extract(tokenizer, tmp_path, env=rank, **settings)
         manifest = tmp_path / "train.manifest.json"
         header = json.loads(manifest.read_text())
-        (tmp_path / "train.plan.json").write_text(json.dumps(
-            {name: value for name, value in header.items() if name not in ("shards", "num_samples")}))
+        (tmp_path / "train.plan.json").write_text(
+            json.dumps({name: value for name, value in header.items() if name not in ("shards", "num_samples")})
+        )
         manifest.unlink()
     assert len(list(tmp_path.glob("*.tar"))) == 3
     extract(tokenizer, tmp_path, **settings)
@@ -200,12 +201,20 @@ def test_other_tokenizers_and_stage_1_are_refused(tokenizer, exact, tmp_path):
 
 @pytest.mark.slow
 def test_scores_while_training_use_the_images(tokenizer, exact, tmp_path):
-    score = {"experiment.score": {"every_steps": 5, "num_images": 16, "features": "classifier",
-                                  "features_cache": str(tmp_path / "cache")}}
+    score = {
+        "experiment.score": {
+            "every_steps": 5,
+            "num_images": 16,
+            "features": "classifier",
+            "features_cache": str(tmp_path / "cache"),
+        }
+    }
     images = run(tmp_path, "images", tokenizer, {**score, **AUGMENTED})
     latents = run(tmp_path, "latents", tokenizer, {**score, **from_latents(exact)})
-    lines = [[line for line in metrics_without_time(found) if any("fid" in name for name in line)]
-             for found in (images, latents)]
+    lines = [
+        [line for line in metrics_without_time(found) if any("fid" in name for name in line)]
+        for found in (images, latents)
+    ]
     assert lines[0] == lines[1] and len(lines[0]) == 2
     copy = shutil.copytree(exact, tmp_path / "copy")
     manifest = copy / "train.manifest.json"
@@ -217,8 +226,24 @@ def test_scores_while_training_use_the_images(tokenizer, exact, tmp_path):
 @pytest.mark.slow
 def test_the_command_on_two_ranks(tokenizer, exact, tmp_path):
     config = write_config(tmp_path / "two.yaml", stage2(AUGMENTED))
-    command = ["extract_codes.py", "-v", tokenizer, "-m", config, "--crops", 3, "--dtype", "fp32", "-bs", 4,
-               "--samples-per-shard", 5, "--num-workers", 0, tmp_path / "out"]
+    command = [
+        "extract_codes.py",
+        "-v",
+        tokenizer,
+        "-m",
+        config,
+        "--crops",
+        3,
+        "--dtype",
+        "fp32",
+        "-bs",
+        4,
+        "--samples-per-shard",
+        5,
+        "--num-workers",
+        0,
+        tmp_path / "out",
+    ]
     printed = script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command)
     assert "train: 16 images in 4 shards" in printed and "val: 2 images in 1 shards" in printed
     for path in (*exact.glob("*.tar"), *exact.glob(f"*{INDEX_SUFFIX}")):

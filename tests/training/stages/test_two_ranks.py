@@ -28,19 +28,31 @@ STEPS = 4
 GLOBAL_BATCH = 8
 # Plain gradient descent: Adam divides by the size of a gradient and so would turn rounding into steps of full size.
 PLAN = {
-    "experiment.max_steps": STEPS, "experiment.total_batch_size": GLOBAL_BATCH, "experiment.test_images": 7,
-    "optimizer.type": "sgd", "optimizer.init_lr": 0.05, "optimizer.momentum": 0.9, "arch.ema": 0.9,
+    "experiment.max_steps": STEPS,
+    "experiment.total_batch_size": GLOBAL_BATCH,
+    "experiment.test_images": 7,
+    "optimizer.type": "sgd",
+    "optimizer.init_lr": 0.05,
+    "optimizer.momentum": 0.9,
+    "arch.ema": 0.9,
     "dataset.hflip": True,
 }
 DISC_SGD = {"type": "sgd", "init_lr": 0.02, "momentum": 0.9, "max_gn": 1.0}
 SYNC_GAN = {"gan": GAN, "gan.disc.optimizer": DISC_SGD, "gan.disc.arch.sync_batchnorm": True}
 ACT_GAN = {"gan": GAN, "gan.disc.optimizer": DISC_SGD, "gan.disc.arch.use_actnorm": True}
-OWN_TABLES = {"arch.input_emb_vqvae": False, "arch.head_emb_vqvae": False, "arch.shared_tok_emb": False,
-              "arch.shared_cls_emb": False}
+OWN_TABLES = {
+    "arch.input_emb_vqvae": False,
+    "arch.head_emb_vqvae": False,
+    "arch.shared_tok_emb": False,
+    "arch.shared_cls_emb": False,
+}
 TEXT = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "loss.txt_weight": 0.1, "loss.img_weight": 0.9}
 SIMVQ = {"arch.hparams.bottleneck_type": "residual_simvq", "arch.hparams.bottleneck.quantize_dropout": True}
-RVQ = {"arch.hparams.bottleneck_type": "residual_vq", "arch.hparams.shared_codebook": False,
-       "arch.hparams.bottleneck": {"codebook": "learned", "quantize_dropout": True, "kmeans_init": True}}
+RVQ = {
+    "arch.hparams.bottleneck_type": "residual_vq",
+    "arch.hparams.shared_codebook": False,
+    "arch.hparams.bottleneck": {"codebook": "learned", "quantize_dropout": True, "kmeans_init": True},
+}
 VQ = {"arch.hparams.bottleneck_type": "vq", "arch.hparams.bottleneck": {"codebook_dim": 4, "kmeans_init": True}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deferred": ("stage1", {}),
@@ -96,8 +108,15 @@ def ranks(tokenizer, tmp_path_factory) -> Path:
         resumed = {"name": f"{case['name']}-resumed", "flags": [*case["flags"], "experiment.save_steps=2"], "stop": 3}
         cases.append(case | resumed)
     (folder / "cases.json").write_text(json.dumps(cases))
-    script("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "tests/training/rank_driver.py",
-           folder / "cases.json", folder)
+    script(
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        "tests/training/rank_driver.py",
+        folder / "cases.json",
+        folder,
+    )
     return folder
 
 

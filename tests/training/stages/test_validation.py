@@ -24,19 +24,37 @@ FP32 = Precision("fp32", CPU)
 def tokenizer(bottleneck: str = "rq") -> RQVAE:
     torch.manual_seed(0)
     halves = {"z_channels": 8, "resolution": 8, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1}
-    return RQVAE(RQVAEConfig.from_mapping({
-        "bottleneck_type": bottleneck, "embed_dim": 8, "n_embed": 16, "latent_shape": [4, 4, 8],
-        "code_shape": [4, 4, 2], "ddconfig": halves,
-    }))
+    return RQVAE(
+        RQVAEConfig.from_mapping(
+            {
+                "bottleneck_type": bottleneck,
+                "embed_dim": 8,
+                "n_embed": 16,
+                "latent_shape": [4, 4, 8],
+                "code_shape": [4, 4, 2],
+                "ddconfig": halves,
+            }
+        )
+    )
 
 
 def transformer() -> RQTransformer:
     torch.manual_seed(1)
-    return RQTransformer(RQTransformerConfig.from_mapping({
-        "block_size": [4, 4, 2], "embed_dim": 16, "input_embed_dim": 8, "vocab_size": 16, "input_emb_vqvae": True,
-        "head_emb_vqvae": True, "shared_cls_emb": True, "body": {"n_layer": 1, "block": {"n_head": 2}},
-        "head": {"n_layer": 1, "block": {"n_head": 2}},
-    }))
+    return RQTransformer(
+        RQTransformerConfig.from_mapping(
+            {
+                "block_size": [4, 4, 2],
+                "embed_dim": 16,
+                "input_embed_dim": 8,
+                "vocab_size": 16,
+                "input_emb_vqvae": True,
+                "head_emb_vqvae": True,
+                "shared_cls_emb": True,
+                "body": {"n_layer": 1, "block": {"n_head": 2}},
+                "head": {"n_layer": 1, "block": {"n_head": 2}},
+            }
+        )
+    )
 
 
 def batches(batch_size: int, rank: int = 0, world_size: int = 1, limit: int | None = 7):

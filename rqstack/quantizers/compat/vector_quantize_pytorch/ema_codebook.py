@@ -172,9 +172,7 @@ class Codebook(KeepsFloat32, AffineMoments):
             self.start_from(x_XRE, valid_XR, self.kmeans_iters)
 
     @torch.no_grad()
-    def start_from(
-        self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None, iterations: int, seed: int = 0
-    ) -> None:
+    def start_from(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None, iterations: int, seed: int = 0) -> None:
         """All state from the k-means of the vectors; without iterations from vectors drawn. Empty clusters keep the
         vector they were drawn with."""
         with self._together(self.sync_kmeans):
@@ -225,9 +223,7 @@ class Codebook(KeepsFloat32, AffineMoments):
                 self.update_ema()
             self._expire(rows)
 
-    def track(
-        self, rows: list[CodedVectors], weight: torch.Tensor | float | Callable | None, accumulate: bool
-    ) -> None:
+    def track(self, rows: list[CodedVectors], weight: torch.Tensor | float | Callable | None, accumulate: bool) -> None:
         """Counts and sums of the codes into the moving averages; weight (X, K), (K,), a number, or a function of (sums,
         counts) that gives one: a factor on 1 - decay."""
         if self.affine_param:

@@ -18,8 +18,13 @@ def agreement(num_vectors: int, num_codes: int, dim: int, whole_numbers: bool) -
     fused = fused_codes(x, weight, squared_norms(weight))
     distance = squared_norms(weight) - 2 * x @ weight.T
     ties = (distance == distance.amin(1, keepdim=True)).sum(1) > 1
-    return {"differ": int((fused != nearest_codes(x, weight)).sum()), "rows": num_vectors, "ties": int(ties.sum()),
-            "dtype": str(fused.dtype), "distinct": int(fused.unique().numel())}
+    return {
+        "differ": int((fused != nearest_codes(x, weight)).sum()),
+        "rows": num_vectors,
+        "ties": int(ties.sum()),
+        "dtype": str(fused.dtype),
+        "distinct": int(fused.unique().numel()),
+    }
 
 
 if __name__ == "__main__":

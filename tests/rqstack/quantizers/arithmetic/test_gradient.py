@@ -64,8 +64,9 @@ def test_directional_is_the_gradient_of_a_step_along_a_constant_direction(noise)
 
 
 def test_gumbel_is_the_gradient_of_the_mean_of_the_draw():
-    quantizer = VectorQuantizer(5, 7, codebook="learned", estimator="gumbel", sample_temp=0.7,
-                                losses=VectorLosses(commitment=0, codebook=0))
+    quantizer = VectorQuantizer(
+        5, 7, codebook="learned", estimator="gumbel", sample_temp=0.7, losses=VectorLosses(commitment=0, codebook=0)
+    )
     quantizer.codebooks[0].assign(torch.randn(7, 5), torch.ones(7))
     z, _, upstream = vectors()
     quantizer(z).quantized.backward(upstream)

@@ -126,6 +126,7 @@ def test_neither_pass_holds_all_scores():
         "expected": lambda x: expected_by_score(x[0], weight[0], 0.5, inner=False).sum(),
     }
     for name, loss in losses.items():
+
         def run(loss=loss):
             loss(x.clone().requires_grad_()).backward()
 

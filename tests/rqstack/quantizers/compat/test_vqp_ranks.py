@@ -13,7 +13,8 @@ from rqstack.quantizers.compat.vector_quantize_pytorch import (
 from tests.processes import start_processes
 
 ADAM = dict(
-    learnable_codebook=True, ema_update=False,
+    learnable_codebook=True,
+    ema_update=False,
     in_place_codebook_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.1),
 )
 # few codes: clusters of one vector leave nothing over, and which code is nearest to nothing is up to rounding

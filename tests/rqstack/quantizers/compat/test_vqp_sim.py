@@ -124,9 +124,7 @@ def test_residual_wrong_calls():
     with pytest.raises(ValueError, match="heads must be 1"):
         ResidualSimVQ(dim=8, num_quantizers=2, codebook_size=16, heads=2)
     with pytest.raises(ValueError, match="cutoff_index must be in 0 .. 1, got 2"):
-        ResidualSimVQ(
-            dim=8, num_quantizers=2, codebook_size=16, quantize_dropout=True, quantize_dropout_cutoff_index=2
-        )
+        ResidualSimVQ(dim=8, num_quantizers=2, codebook_size=16, quantize_dropout=True, quantize_dropout_cutoff_index=2)
     quantizer = ResidualSimVQ(dim=8, num_quantizers=2, codebook_size=16)
     with pytest.raises(ValueError, match="indices have 1 levels of 2; fewer need quantize_dropout"):
         quantizer.get_output_from_indices(torch.zeros(1, 4, 1, dtype=torch.int64))

@@ -67,8 +67,19 @@ def test_arguments_and_their_defaults():
     assert len(defaults) == 44
     forward = list(inspect.signature(VectorQuantize.forward).parameters)
     assert forward == [
-        "self", "x", "indices", "mask", "lens", "topk", "sample_codebook_temp", "freeze_codebook",
-        "return_loss_breakdown", "codebook_transform_fn", "ema_update_weight", "accum_ema_update", "ema_update",
+        "self",
+        "x",
+        "indices",
+        "mask",
+        "lens",
+        "topk",
+        "sample_codebook_temp",
+        "freeze_codebook",
+        "return_loss_breakdown",
+        "codebook_transform_fn",
+        "ema_update_weight",
+        "accum_ema_update",
+        "ema_update",
     ]
 
 

@@ -155,7 +155,8 @@ def test_updates_from_indices_leave_out_masked_and_absent_codes():
         dict(kmeans_init=True, threshold_ema_dead_code=2.0),
         dict(affine_param=True),
         dict(
-            learnable_codebook=True, ema_update=False,
+            learnable_codebook=True,
+            ema_update=False,
             in_place_codebook_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         ),
         dict(heads=2, codebook_dim=4),
@@ -227,7 +228,8 @@ def test_indices_of_a_map_or_of_single_tokens_give_a_cross_entropy_in_their_layo
 
 def test_an_in_place_step_needs_no_gradient_mode_and_nothing_at_all_no_step():
     quantizer = made(
-        learnable_codebook=True, ema_update=False,
+        learnable_codebook=True,
+        ema_update=False,
         in_place_codebook_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
     )
     before = quantizer.codebook.detach().clone()
@@ -273,7 +275,7 @@ def test_a_codebook_can_be_warmed_from_data():
     batches = [(vectors(2, 12, 5, seed=seed),) for seed in range(3)]
     for method in ("data", "kmeans"):
         assert codebook_warmup(model[:2], batches, method) == ["1"]
-        rows = torch.cat([model[0](batch) for batch, in batches]).flatten(0, 1)
+        rows = torch.cat([model[0](batch) for (batch,) in batches]).flatten(0, 1)
         error = torch.cdist(rows, model[1].codebook).amin(1).square().mean()
         assert error < 0.6 * rows.square().sum(1).mean()
         assert model[1].training
