@@ -18,8 +18,8 @@ from rqstack.quantizers.methods.binary_mapper import BinaryMapper
 from rqstack.quantizers.methods.finite_scalar import FiniteScalarQuantizer
 from rqstack.quantizers.methods.latent_quantization import LatentQuantizer
 from rqstack.quantizers.methods.lookup_free import LookupFreeQuantizer
-from rqstack.quantizers.methods.multi_scale import HierarchicalQuantizer
-from rqstack.quantizers.methods.neural_codebook import ImplicitResidualQuantizer
+from rqstack.quantizers.methods.multi_scale import MultiScaleQuantizer
+from rqstack.quantizers.methods.neural_codebook import NeuralResidualQuantizer
 from rqstack.quantizers.methods.random_projection import RandomProjectionQuantizer
 from rqstack.quantizers.methods.residual_published import ResidualQuantizer
 from rqstack.quantizers.methods.residual_stack import residual_fsq, residual_lfq, residual_simvq
@@ -27,7 +27,7 @@ from rqstack.quantizers.methods.residual_vector import ResidualVectorQuantizer
 from rqstack.quantizers.methods.scalar_perturbation import ScalarPerturbationQuantizer
 from rqstack.quantizers.methods.simvq import SimQuantizer
 from rqstack.quantizers.methods.vector import VectorQuantizer
-from rqstack.quantizers.wrappers.grouped import GroupedOf
+from rqstack.quantizers.wrappers.grouped import Grouped
 from rqstack.quantizers.wrappers.patches import InPatches
 from rqvae.bottleneck_options import LFQOptions, SimLevelOptions
 from rqvae.config import QuantizerHParams
@@ -122,7 +122,7 @@ def _residual_vector_stack(config: QuantizerHParams, dim: int, levels: slice, op
 def _implicit_stack(config: QuantizerHParams, dim: int, levels: slice, options: dict[str, Any]) -> Quantizer:
     losses = VectorLosses(**options.pop("losses"))
     level_options = {"losses": losses, "kmeans_init": options.pop("kmeans_init")}
-    return ImplicitResidualQuantizer(dim, config.code_sizes[levels], level_options=level_options, **options)
+    return NeuralResidualQuantizer(dim, config.code_sizes[levels], level_options=level_options, **options)
 
 
 def _in_groups(stack: Callable[[QuantizerHParams, int, slice, dict[str, Any]], Quantizer]) -> Builder:
@@ -139,7 +139,7 @@ def _in_groups(stack: Callable[[QuantizerHParams, int, slice, dict[str, Any]], Q
             options = dataclasses.asdict(config.bottleneck_options)
             del options["groups"]
             stacks.append(stack(config, dim // groups, slice(start, start + depth), options))
-        return GroupedOf(dim, stacks) if groups > 1 else stacks[0]
+        return Grouped(dim, stacks) if groups > 1 else stacks[0]
 
     return build
 
@@ -147,7 +147,7 @@ def _in_groups(stack: Callable[[QuantizerHParams, int, slice, dict[str, Any]], Q
 def _build_hierarchical(config: QuantizerHParams, dim: int) -> Quantizer:
     options = dataclasses.asdict(config.bottleneck_options)
     options |= {"restart": _restart_rule(config), "decay": config.decays[0], "shared": config.shared_codebook}
-    quantizer = HierarchicalQuantizer(config.embed_dim, config.code_sizes[0], **options)
+    quantizer = MultiScaleQuantizer(config.embed_dim, config.code_sizes[0], **options)
     finest, latent = list(quantizer.shapes[-1]), list(config.latent_shape[:2])
     wanted = [1, 1, len(quantizer.num_codes)]
     if list(config.code_shape) != wanted:

@@ -9,18 +9,18 @@ from rqstack.quantizers.methods.binary_mapper import BinaryMapper
 from rqstack.quantizers.methods.finite_scalar import FiniteScalarQuantizer
 from rqstack.quantizers.methods.latent_quantization import LatentQuantizer
 from rqstack.quantizers.methods.lookup_free import LookupFreeQuantizer
-from rqstack.quantizers.methods.multi_scale import HierarchicalQuantizer
-from rqstack.quantizers.methods.neural_codebook import ImplicitCodebook, ImplicitResidualQuantizer
+from rqstack.quantizers.methods.multi_scale import MultiScaleQuantizer
+from rqstack.quantizers.methods.neural_codebook import NeuralCodebook, NeuralResidualQuantizer
 from rqstack.quantizers.methods.random_projection import RandomProjectionQuantizer
 from rqstack.quantizers.methods.residual_published import ResidualQuantizer
-from rqstack.quantizers.methods.residual_stack import ResidualOf, residual_fsq, residual_lfq, residual_simvq
+from rqstack.quantizers.methods.residual_stack import ResidualStack, residual_fsq, residual_lfq, residual_simvq
 from rqstack.quantizers.methods.residual_vector import ResidualVectorQuantizer
 from rqstack.quantizers.methods.scalar_perturbation import ScalarPerturbationQuantizer
 from rqstack.quantizers.methods.simvq import SimQuantizer
 from rqstack.quantizers.methods.vector import VectorQuantizer
 from rqstack.quantizers.usage import CodeUsage
 from rqstack.quantizers.warmup import codebook_warmup
-from rqstack.quantizers.wrappers.grouped import GroupedOf
+from rqstack.quantizers.wrappers.grouped import Grouped
 from rqstack.quantizers.wrappers.layout import InLayout, mask_from_lengths
 from rqstack.quantizers.wrappers.patches import InPatches
 from rqstack.quantizers.wrappers.vector_pooling import MaxVectorPool2d, SoftmaxVectorPool2d
@@ -31,10 +31,10 @@ __all__ = [
     "CodeUsage",
     "EMACodebook",
     "FiniteScalarQuantizer",
-    "GroupedOf",
-    "HierarchicalQuantizer",
-    "ImplicitCodebook",
-    "ImplicitResidualQuantizer",
+    "Grouped",
+    "MultiScaleQuantizer",
+    "NeuralCodebook",
+    "NeuralResidualQuantizer",
     "InLayout",
     "InPatches",
     "LatentQuantizer",
@@ -45,7 +45,7 @@ __all__ = [
     "Quantizer",
     "QuantizerOutput",
     "RandomProjectionQuantizer",
-    "ResidualOf",
+    "ResidualStack",
     "ResidualQuantizer",
     "ResidualVectorQuantizer",
     "RestartRule",

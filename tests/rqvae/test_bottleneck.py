@@ -126,7 +126,7 @@ def trained(name, index, code_shape):
 
 
 def test_every_bottleneck_is_tried():
-    """The multi-scale one takes other code shapes: `test_hierarchical_bottleneck.py`."""
+    """The multi-scale one takes other code shapes: `test_multi_scale_bottleneck.py`."""
     assert {*CONFIGS, "hierarchical"} == set(QUANTIZERS) - {"none"} == {"rq", *BOTTLENECK_OPTIONS}
 
 

@@ -15,7 +15,7 @@ from rqstack.quantizers.arithmetic.sync import all_reduce_sum, differentiable_al
 SMALLEST_SPREAD = 1e-8
 
 
-class Moments(NamedTuple):
+class ScalarMoments(NamedTuple):
     """Mean, variance (unbiased), skewness and excess kurtosis of every scalar, (C,) each."""
 
     mean: torch.Tensor
@@ -34,7 +34,7 @@ class MomentTargets:
     kurtosis: tuple[float, float] = (0.0, 0.0)
 
 
-def moments(x_NC: torch.Tensor, mask_N: torch.Tensor | None = None, over_ranks: bool = False) -> Moments:
+def scalar_moments(x_NC: torch.Tensor, mask_N: torch.Tensor | None = None, over_ranks: bool = False) -> ScalarMoments:
     """Moments over the rows that count, differentiable.
 
     over_ranks: the rows of all processes, which must all call it; gradients averaged over ranks are then those of one
@@ -54,10 +54,10 @@ def moments(x_NC: torch.Tensor, mask_N: torch.Tensor | None = None, over_ranks: 
     variance_C = second_C / (count - 1).clamp(min=1)
     spread_C = variance_C.clamp(min=SMALLEST_SPREAD**2).sqrt()
     count = count.clamp(min=1)
-    return Moments(mean_C, variance_C, third_C / count / spread_C**3, fourth_C / count / spread_C**4 - 3.0)
+    return ScalarMoments(mean_C, variance_C, third_C / count / spread_C**3, fourth_C / count / spread_C**4 - 3.0)
 
 
-def moment_loss(found: Moments, targets: MomentTargets) -> torch.Tensor:
+def moment_loss(found: ScalarMoments, targets: MomentTargets) -> torch.Tensor:
     """Weighted sum over the moments of the mean over scalars of the squared distance to the target; scalar."""
     loss = torch.zeros_like(found.mean[:1].sum())
     for name, value_C in found._asdict().items():

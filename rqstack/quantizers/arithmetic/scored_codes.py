@@ -27,7 +27,7 @@ PICK_COPIES = 3  # (n, K) tensors alive at once in a search
 LIVE_COPIES = 4  # (n, K) tensors alive at once in the backward pass of a chunk
 
 
-def scores(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
+def code_scores(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
     """(N, K) scores, the larger the nearer: inner products, or minus the distance. The result itself is N x K."""
     if inner:
         return x_NE @ weight_KE.T
@@ -104,7 +104,7 @@ def expected_by_score(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float, 
     check_temperature(temp)
 
     def part(x_nE: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return (scores(x_nE, weight, inner) / temp).softmax(1) @ weight
+        return (code_scores(x_nE, weight, inner) / temp).softmax(1) @ weight
 
     with full_precision_matmul(x_NE.device):
         return torch.cat([_again(part, rows, weight_KE) for rows in x_NE.split(_chunk_rows(weight_KE))])
@@ -116,7 +116,7 @@ def score_cross_entropy(
     """Mean of -log softmax(score) at the row's code over all rows whose code is not -1; 0 when there is none."""
 
     def part(x_nE: torch.Tensor, weight_KE: torch.Tensor, codes_n: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(scores(x_nE, weight_KE, inner), codes_n, ignore_index=-1, reduction="sum")
+        return F.cross_entropy(code_scores(x_nE, weight_KE, inner), codes_n, ignore_index=-1, reduction="sum")
 
     step, total = _chunk_rows(weight_XKE), x_XNE.new_zeros(())
     with full_precision_matmul(x_XNE.device):
@@ -150,7 +150,7 @@ def usage_entropy_by_position(
     position_step = max(1, _chunk_rows(weight_XKE) // row_step)
 
     def part(x_prE: torch.Tensor, weight_KE: torch.Tensor, valid_pr: torch.Tensor) -> torch.Tensor:
-        probs = (scores(x_prE.flatten(0, 1), weight_KE, inner) / temp).softmax(1)
+        probs = (code_scores(x_prE.flatten(0, 1), weight_KE, inner) / temp).softmax(1)
         return torch.where(valid_pr[..., None], probs.view(*valid_pr.shape, -1), 0.0).sum(1)
 
     def entropies(x_XpRE: torch.Tensor, weight_XKE: torch.Tensor, valid_pR: torch.Tensor) -> torch.Tensor:

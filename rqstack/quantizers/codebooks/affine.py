@@ -23,7 +23,7 @@ MIN_VARIANCE = 1e-5
 MIN_SCALE = 1e-6  # of the inverse of a learned scale
 
 
-class Moments(NamedTuple):
+class VectorMoments(NamedTuple):
     """Mean and (biased) variance, both (..., 1, E)."""
 
     mean: torch.Tensor
@@ -35,9 +35,9 @@ class Moments(NamedTuple):
 
 
 @torch.no_grad()
-def moments(
+def vector_moments(
     x: torch.Tensor, valid: torch.Tensor | None = None, across_ranks: bool = True
-) -> tuple[Moments, torch.Tensor]:
+) -> tuple[VectorMoments, torch.Tensor]:
     """Moments of the rows of x (..., N, E) and how many rows counted (..., 1, 1), of all processes unless told.
 
     Rows where `valid` (..., N) is False or that are not finite do not count; without any row both moments are 0.
@@ -52,16 +52,16 @@ def moments(
     squares = torch.where(keep, rows - mean, 0.0).square().sum(-2, keepdim=True)
     if across_ranks:
         sync.all_reduce_sum(squares)
-    return Moments(mean, squares / count.clamp(min=1)), count
+    return VectorMoments(mean, squares / count.clamp(min=1)), count
 
 
-def blend(old: Moments, new: Moments, decay: float, started: torch.Tensor | bool) -> Moments:
+def blend(old: VectorMoments, new: VectorMoments, decay: float, started: torch.Tensor | bool) -> VectorMoments:
     """Moving averages old * decay + new * (1 - decay); `new` itself where nothing has been averaged before."""
     weight = torch.where(torch.as_tensor(started, device=new.mean.device), 1 - decay, 1.0)
-    return Moments(*(torch.where(weight < 1, a.lerp(b, weight), b) for a, b in zip(old, new, strict=True)))
+    return VectorMoments(*(torch.where(weight < 1, a.lerp(b, weight), b) for a, b in zip(old, new, strict=True)))
 
 
-def carry(x: torch.Tensor, source: Moments, target: Moments) -> torch.Tensor:
+def carry(x: torch.Tensor, source: VectorMoments, target: VectorMoments) -> torch.Tensor:
     """The affine map that takes vectors (..., N, E) with moments `source` to moments `target`."""
     return (x - source.mean) * (target.std() / source.std()) + target.mean
 
@@ -139,12 +139,12 @@ class RunningAffine(KeepsFloat32, nn.Module):
     @torch.no_grad()
     def observe(self, x_NE: torch.Tensor, weight_KE: torch.Tensor, valid_N: torch.Tensor | None = None) -> None:
         """Average in the moments of the valid vectors of all processes and of the raw code vectors; none, no change."""
-        seen, count = moments(x_NE, valid_N)
-        known, _ = moments(weight_KE, across_ranks=False)
+        seen, count = vector_moments(x_NE, valid_N)
+        known, _ = vector_moments(weight_KE, across_ranks=False)
         any_seen = count.view(()) > 0
         pairs = [("batch", seen, self.batch_decay), ("codebook", known, self.codebook_decay)]
         for name, new, decay in pairs:
-            old = Moments(getattr(self, f"{name}_mean"), getattr(self, f"{name}_variance"))
+            old = VectorMoments(getattr(self, f"{name}_mean"), getattr(self, f"{name}_variance"))
             for before, after in zip(old, blend(old, new, decay, self.started), strict=True):
                 before.copy_(torch.where(any_seen, after, before))
         self.started |= any_seen
@@ -156,11 +156,11 @@ class RunningAffine(KeepsFloat32, nn.Module):
             getattr(self, f"{name}_variance").fill_(1.0)
         self.started.fill_(False)
 
-    def _batch(self) -> Moments:
-        return Moments(self.batch_mean, self.batch_variance)
+    def _batch(self) -> VectorMoments:
+        return VectorMoments(self.batch_mean, self.batch_variance)
 
-    def _codebook(self) -> Moments:
-        return Moments(self.codebook_mean, self.codebook_variance)
+    def _codebook(self) -> VectorMoments:
+        return VectorMoments(self.codebook_mean, self.codebook_variance)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from rqstack.quantizers.arithmetic.bit_entropy import row_weights
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.methods.lookup_free import bits_of, codes_of_bits
-from rqstack.quantizers.methods.side_by_side import ImplicitQuantizer
+from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 LN2 = math.log(2)
 
 
-class BinaryMapper(ImplicitQuantizer):
+class BinaryMapper(SideBySideQuantizer):
     """Every scalar is the log odds of a bit: drawn in train mode, its more likely value in eval mode.
 
     dim: E; projected to `num_codebooks` x log2(`codebook_size`) scalars where it differs. Code vectors are +1 and -1

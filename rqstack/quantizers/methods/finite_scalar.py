@@ -16,7 +16,7 @@ import torch
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
-from rqstack.quantizers.methods.side_by_side import ImplicitQuantizer
+from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 BOUNDS = ("tanh", "clamp", "hard_tanh")
 MARGIN = 1e-3  # the bounded scalar reaches a little beyond the outermost values, so that these can be chosen
@@ -98,7 +98,7 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
         return self.round(units_CM)
 
 
-class FiniteScalarQuantizer(ImplicitQuantizer):
+class FiniteScalarQuantizer(SideBySideQuantizer):
     """Bound every scalar, round it to one of L values; K is the product of the levels and no codebook is stored.
 
     dim: E; projected to `num_codebooks` x `len(levels)` scalars where it differs. Values are k / (L // 2) for k from

@@ -16,10 +16,10 @@ from torch import nn
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
-from rqstack.quantizers.methods.side_by_side import ImplicitQuantizer
+from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 
-class LatentQuantizer(ImplicitQuantizer):
+class LatentQuantizer(SideBySideQuantizer):
     """Every scalar takes the nearest of its L learned values; K is the product of the levels.
 
     dim: E; projected to `num_codebooks` x `len(levels)` scalars where it differs. The values, shared by the codebooks

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from rqstack.quantizers.arithmetic.bit_entropy import mean_entropy, mean_usage_entropy
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.methods.side_by_side import ImplicitQuantizer
+from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 EXACT_BITS = 24  # sums of as many powers of two are exact in fp32, so a matrix product may add them up
 
 
-class LookupFreeQuantizer(ImplicitQuantizer):
+class LookupFreeQuantizer(SideBySideQuantizer):
     """Every scalar becomes +scale or -scale (zero becomes -scale); the first bit is the highest of a code.
 
     dim: E; projected to `num_codebooks` x log2(`codebook_size`) scalars where it differs. spherical: vectors are

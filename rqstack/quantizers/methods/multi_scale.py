@@ -28,7 +28,7 @@ from rqstack.quantizers.methods.vector import VectorQuantizer
 NOT_OF_SCALES = ("codebook_dim", "estimator", "heads", "keep_length", "losses", "separate_codebooks")
 
 
-class HierarchicalQuantizer(TargetQuantizer):
+class MultiScaleQuantizer(TargetQuantizer):
     """Every scale quantizes what the coarser scales left over, pooled to its grid, and adds it back interpolated.
 
     Input (B, ..., dim) with a grid of `grid_dims` dims. A whole map is one stack of codes (B, 1, ..., 1, S), a code

@@ -24,7 +24,7 @@ from rqstack.quantizers.methods.residual_vector import ResidualVectorQuantizer
 LIVE_COPIES = 4  # (m, k, E) tensors alive at once in a search
 
 
-class ImplicitCodebook(nn.Module):
+class NeuralCodebook(nn.Module):
     """f(c, p): base code vector c (..., E) and partial reconstruction p (..., E) -> code vector (..., E), fp32.
 
     proj_in maps [p, c] to E, then each of `depth` residual blocks adds E -> hidden -> E with a SiLU between. skip: c is
@@ -56,13 +56,13 @@ class ImplicitCodebook(nn.Module):
         return x
 
 
-class ImplicitLevel:
+class NeuralLevel:
     """A level of a beam search whose codebook is f(base codebook, partial sum) for every partial sum. temp: of Gumbel
     noise on the squared distances; None, without."""
 
     def __init__(
         self,
-        codebook: ImplicitCodebook,
+        codebook: NeuralCodebook,
         base_KE: torch.Tensor,
         temp: float | None = None,
         generator: torch.Generator | None = None,
@@ -93,10 +93,10 @@ class ImplicitLevel:
         return self.codebook(F.embedding(codes_M, self.base_KE), total_ME)
 
 
-class ImplicitResidualQuantizer(ResidualVectorQuantizer):
+class NeuralResidualQuantizer(ResidualVectorQuantizer):
     """Residual vector quantization whose levels after the first search f(base codebook, sum of the levels before).
 
-    Base codebooks are learned; every level after the first has its own `ImplicitCodebook` (hidden, depth). All settings
+    Base codebooks are learned; every level after the first has its own `NeuralCodebook` (hidden, depth). All settings
     of `ResidualVectorQuantizer` but shared codebooks, cosine distance, 'gumbel' and code losses other than commitment
     and codebook. The loss terms compare the input with the sum after every level, and the gradient of 'codebook'
     reaches all levels before as well (# Eq. 6). `codebook` gives base codebooks; what a vector is compared with
@@ -117,14 +117,14 @@ class ImplicitResidualQuantizer(ResidualVectorQuantizer):
         level_options = {"codebook": "learned", **(level_options or {})}
         losses = level_options.get("losses") or VectorLosses()
         if options.get("shared") or options.get("estimator") == "gumbel":
-            raise ValueError("an implicit codebook has no setting shared=True and no estimator 'gumbel'")
+            raise ValueError("an implicit neural codebook has no setting shared=True and no estimator 'gumbel'")
         if level_options["codebook"] != "learned" or level_options.get("distance", "euclidean") != "euclidean":
-            raise ValueError("an implicit codebook needs codebook 'learned' and distance 'euclidean'")
+            raise ValueError("an implicit neural codebook needs codebook 'learned' and distance 'euclidean'")
         if losses.cross_entropy or losses.diversity or losses.orthogonal:
-            raise ValueError("an implicit codebook has the code losses commitment and codebook only")
+            raise ValueError("an implicit neural codebook has the code losses commitment and codebook only")
         super().__init__(dim, num_codes, num_quantizers, level_options=level_options, **options)
         code_dim = self.levels[0].dim
-        self.transforms = nn.ModuleList(ImplicitCodebook(code_dim, hidden, depth) for _ in self.num_codes[1:])
+        self.transforms = nn.ModuleList(NeuralCodebook(code_dim, hidden, depth) for _ in self.num_codes[1:])
 
     def freeze_codebook(self, frozen: bool = True) -> None:
         """Stop (or resume) the learning of base codebooks and transforms."""
@@ -189,7 +189,7 @@ class ImplicitResidualQuantizer(ResidualVectorQuantizer):
     def _beam_levels(self, temp: float | None, generator: torch.Generator | None = None) -> list[BeamLevel]:
         first, *others = [level.codebook(0).detach() for level in self.levels]
         pairs = zip(self.transforms, others, strict=True)
-        return [TableLevel(first, temp, generator), *(ImplicitLevel(*pair, temp, generator) for pair in pairs)]
+        return [TableLevel(first, temp, generator), *(NeuralLevel(*pair, temp, generator) for pair in pairs)]
 
     def _partial_sums(self, codes_ND: torch.Tensor) -> list[torch.Tensor]:
         """The sum (N, C) after every level; negative codes add zero."""

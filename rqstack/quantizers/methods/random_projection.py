@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
-from rqstack.quantizers.methods.side_by_side import ImplicitQuantizer
+from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 
-class RandomProjectionQuantizer(KeepsFloat32, ImplicitQuantizer):
+class RandomProjectionQuantizer(KeepsFloat32, SideBySideQuantizer):
     """The code with the highest cosine to the projected input, in each of `num_codebooks` codebooks.
 
     dim: E. codebook_dim: C. normalize: subtract the mean over channels and divide by their spread before projecting

@@ -23,7 +23,7 @@ from rqstack.quantizers.methods.lookup_free import LookupFreeQuantizer, bits_of
 from rqstack.quantizers.methods.simvq import SimQuantizer
 
 
-class ResidualOf(KeepsFloat32, TargetQuantizer):
+class ResidualStack(KeepsFloat32, TargetQuantizer):
     """Level l quantizes residual / scales[l] of the residual that levels 0 .. l - 1 leave; the output is the sum.
 
     dim: E, projected to `code_dim` = C and back where they differ. levels: quantizers of C-sized vectors; one object
@@ -221,7 +221,7 @@ class ResidualOf(KeepsFloat32, TargetQuantizer):
             yield torch.where(part[..., None] >= 0, parts, 0.0)
 
 
-class _ResidualGrid(ResidualOf):
+class _ResidualGrid(ResidualStack):
     """Levels of one finite scalar quantizer without noise: scalars come first all the way, and no level has terms."""
 
     @torch.no_grad()
@@ -247,7 +247,7 @@ def _mean_terms(terms: list[dict[str, torch.Tensor]], device: torch.device) -> d
 
 def residual_fsq(
     dim: int, levels: Sequence[int], num_quantizers: int, *, preserve_symmetry: bool = False, **options: object
-) -> ResidualOf:
+) -> ResidualStack:
     """FSQ on grids that get finer by the factor L - 1 per level and scalar; the input is bounded once, in front."""
     first = FiniteScalarQuantizer(len(levels), levels, preserve_symmetry=preserve_symmetry)
     grid = FiniteScalarQuantizer(len(levels), levels, preserve_symmetry=preserve_symmetry, bound="clamp")
@@ -259,11 +259,11 @@ def residual_fsq(
 
 def residual_lfq(
     dim: int, codebook_size: int, num_quantizers: int, *, level_options: dict | None = None, **options: object
-) -> ResidualOf:
+) -> ResidualStack:
     """LFQ with a scale that halves at every level."""
     bits = bits_of(codebook_size)
     levels = [LookupFreeQuantizer(bits, codebook_size, **(level_options or {})) for _ in range(num_quantizers)]
-    return ResidualOf(dim, levels, code_dim=bits, scales=[2.0**-depth for depth in range(num_quantizers)], **options)
+    return ResidualStack(dim, levels, code_dim=bits, scales=[2.0**-depth for depth in range(num_quantizers)], **options)
 
 
 def residual_simvq(
@@ -274,13 +274,13 @@ def residual_simvq(
     shared: bool = False,
     level_options: dict | None = None,
     **options: object,
-) -> ResidualOf:
+) -> ResidualStack:
     """SimVQ at every level, each with its own codebook and map or all with the same."""
     code_dim = options.get("code_dim") or dim
     levels = [
         SimQuantizer(code_dim, codebook_size, **(level_options or {})) for _ in range(1 if shared else num_quantizers)
     ]
-    return ResidualOf(dim, levels * num_quantizers if shared else levels, **options)
+    return ResidualStack(dim, levels * num_quantizers if shared else levels, **options)
 
 
 class _Bound(nn.Module):

@@ -18,14 +18,14 @@ from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, bea
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through
 from rqstack.quantizers.arithmetic.precision import full_precision, linear, without_masked_nonfinite
 from rqstack.quantizers.base import QuantizerOutput
-from rqstack.quantizers.methods.residual_stack import ResidualOf
+from rqstack.quantizers.methods.residual_stack import ResidualStack
 from rqstack.quantizers.methods.vector import VectorQuantizer
 
 # Settings no level can have of its own; lengths that codes do not tell cannot be added up.
 SET_BY_RESIDUAL = ("codebook_dim", "estimator", "heads", "keep_length", "separate_codebooks")
 
 
-class ResidualVectorQuantizer(ResidualOf):
+class ResidualVectorQuantizer(ResidualStack):
     """D vector quantizers, each on what those before it left over; channels-last (..., dim), codes (..., D).
 
     num_codes: K of every level, or one number and `num_quantizers` = D. codebook_dim: C, projected to and back where it
@@ -37,7 +37,7 @@ class ResidualVectorQuantizer(ResidualOf):
     'directional' learned code vectors get a gradient from it, 'gumbel' adds up the gradients of the levels.
     beam_width: partial sums kept per vector and level in search of the best sum of code vectors; 1 takes the nearest
     code at every level. eval_beam_width: the same in eval mode; None, as in train mode.
-    quantize_dropout, dropout_cutoff, dropout_multiple: see `ResidualOf`; all processes drop the same levels.
+    quantize_dropout, dropout_cutoff, dropout_multiple: see `ResidualStack`; all processes drop the same levels.
     """
 
     def __init__(

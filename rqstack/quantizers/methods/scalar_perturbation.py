@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
-from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, moments
-from rqstack.quantizers.methods.side_by_side import ImplicitQuantizer
+from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, scalar_moments
+from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 UNIFORM_SPREAD = 1 / math.sqrt(12)  # standard deviation of a uniform number in (0, 1)
 EDGE = 1e-6  # bin centres stay this far from 0 and 1 when they are mapped back
@@ -66,7 +66,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[t
 VARIANCES = {"tanh": math.pi**2 / 12, "sigmoid": math.pi**2 / 3, "normal": 1.0, "laplace": 2.0, "cauchy": None}
 
 
-class ScalarPerturbationQuantizer(ImplicitQuantizer):
+class ScalarPerturbationQuantizer(SideBySideQuantizer):
     """Every scalar goes through a distribution function to (0, 1) and takes the centre of one of L equal bins there.
 
     dim: E; projected to `num_codebooks` x `len(levels)` scalars where it differs. activation: 'tanh', 'sigmoid',
@@ -139,7 +139,7 @@ class ScalarPerturbationQuantizer(ImplicitQuantizer):
         targets = self.moment_targets
         if not self.training or max(weight for _, weight in vars(targets).values()) == 0:
             return {}
-        return {"moments": moment_loss(moments(x_NDC.flatten(1), mask_N, over_ranks=True), targets)}
+        return {"moments": moment_loss(scalar_moments(x_NDC.flatten(1), mask_N, over_ranks=True), targets)}
 
 
 class ScalarBins(MixedRadix):

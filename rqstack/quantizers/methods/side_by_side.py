@@ -18,7 +18,7 @@ from rqstack.quantizers.arithmetic.precision import full_precision, linear, with
 from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
 
 
-class ImplicitQuantizer(TargetQuantizer):
+class SideBySideQuantizer(TargetQuantizer):
     """D codebooks side by side in a space of D x C scalars, which a linear map joins to E where the sizes differ.
 
     dim: E. code_dim: C. num_codebooks: D. num_codes: K of each. project: learned maps E -> D x C -> E; None: only

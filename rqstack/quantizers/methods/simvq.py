@@ -15,10 +15,10 @@ from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
-from rqstack.quantizers.methods.side_by_side import ImplicitQuantizer
+from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 
-class SimQuantizer(KeepsFloat32, ImplicitQuantizer):
+class SimQuantizer(KeepsFloat32, SideBySideQuantizer):
     """Nearest vectors in `frozen @ map.T`, whose K rows all change when the map learns.
 
     dim: E, split into `num_codebooks` parts of equal size C that share the codebook. codebook_dim: F, default C.

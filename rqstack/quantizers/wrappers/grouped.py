@@ -16,7 +16,7 @@ from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer
 
 
-class GroupedOf(TargetQuantizer):
+class Grouped(TargetQuantizer):
     """Channels split evenly over `groups`; codes follow each other group by group; the loss is the mean over groups.
 
     groups: quantizers of vectors of size dim / G. ValueError where the split is not even.

@@ -11,14 +11,14 @@ import torch
 from rqstack.quantizers import (
     BinaryMapper,
     FiniteScalarQuantizer,
-    GroupedOf,
-    HierarchicalQuantizer,
+    Grouped,
     LatentQuantizer,
     LookupFreeQuantizer,
+    MultiScaleQuantizer,
     Quantizer,
     RandomProjectionQuantizer,
-    ResidualOf,
     ResidualQuantizer,
+    ResidualStack,
     ResidualVectorQuantizer,
     RestartRule,
     SimQuantizer,
@@ -30,7 +30,7 @@ from rqstack.quantizers import (
 )
 from rqstack.quantizers.codebooks.affine import AffineRule
 from rqstack.quantizers.codebooks.learned import LearningRule
-from rqstack.quantizers.methods.neural_codebook import ImplicitResidualQuantizer
+from rqstack.quantizers.methods.neural_codebook import NeuralResidualQuantizer
 from rqstack.quantizers.methods.scalar_perturbation import ScalarPerturbationQuantizer
 
 DIM = 6
@@ -66,9 +66,9 @@ def rvq(**settings) -> Method:
     )
 
 
-def implicit(num_codes, **settings) -> Quantizer:
+def neural(num_codes, **settings) -> Quantizer:
     """With transforms that do something: they start as the identity."""
-    quantizer = ImplicitResidualQuantizer(DIM, num_codes, hidden=8, depth=2, **settings)
+    quantizer = NeuralResidualQuantizer(DIM, num_codes, hidden=8, depth=2, **settings)
     for parameter in quantizer.transforms.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return quantizer
@@ -115,14 +115,14 @@ METHODS = {
     "residual vq, drawn": rvq(level_options={"sample_temp": 0.5}),
     "residual vq, beam": rvq(beam_width=3),
     "grouped residual vq": Method(
-        lambda: GroupedOf(DIM, [ResidualVectorQuantizer(3, 16, 2, level_options={"kmeans_init": True}) for _ in "12"])
+        lambda: Grouped(DIM, [ResidualVectorQuantizer(3, 16, 2, level_options={"kmeans_init": True}) for _ in "12"])
     ),
     "residual of vq with heads": Method(
-        lambda: ResidualOf(DIM, [VectorQuantizer(DIM, 16, heads=2), VectorQuantizer(DIM, 9, heads=2)])
+        lambda: ResidualStack(DIM, [VectorQuantizer(DIM, 16, heads=2), VectorQuantizer(DIM, 9, heads=2)])
     ),
-    "implicit residual vq": Method(lambda: implicit([20, 12, 7]), nearest=False),
-    "implicit residual vq, beam, dropout": Method(
-        lambda: implicit([20, 20, 20], codebook_dim=4, beam_width=2, quantize_dropout=True), drops=True, nearest=False
+    "neural residual vq": Method(lambda: neural([20, 12, 7]), nearest=False),
+    "neural residual vq, beam, dropout": Method(
+        lambda: neural([20, 20, 20], codebook_dim=4, beam_width=2, quantize_dropout=True), drops=True, nearest=False
     ),
     "fsq": Method(lambda: FiniteScalarQuantizer(DIM, [8, 5, 4, 3, 2, 7])),
     "fsq symmetric": Method(lambda: FiniteScalarQuantizer(DIM, [8, 5, 4], num_codebooks=2, preserve_symmetry=True)),
@@ -150,20 +150,20 @@ METHODS = {
     "residual lfq projected": Method(lambda: residual_lfq(DIM, 16, 2, level_options={"spherical": True})),
     "residual simvq": Method(lambda: residual_simvq(DIM, 30, 3)),
     "residual simvq, shared": Method(lambda: residual_simvq(DIM, 30, 3, shared=True, code_dim=4)),
-    "grouped residual fsq": Method(lambda: GroupedOf(DIM, [residual_fsq(3, [5, 4, 3], 2) for _ in range(2)])),
-    "grouped residual lfq": Method(lambda: GroupedOf(DIM, [residual_lfq(2, 16, 2) for _ in range(3)])),
+    "grouped residual fsq": Method(lambda: Grouped(DIM, [residual_fsq(3, [5, 4, 3], 2) for _ in range(2)])),
+    "grouped residual lfq": Method(lambda: Grouped(DIM, [residual_lfq(2, 16, 2) for _ in range(3)])),
     "grouped residual simvq, dropout": Method(
-        lambda: GroupedOf(DIM, [residual_simvq(3, 20, 2, quantize_dropout=True) for _ in range(2)]), drops=True
+        lambda: Grouped(DIM, [residual_simvq(3, 20, 2, quantize_dropout=True) for _ in range(2)]), drops=True
     ),
 }
 
 
 def multiscale(**settings) -> Method:
     drops = settings.get("scale_dropout", 0) > 0
-    return Method(lambda: HierarchicalQuantizer(DIM, 16, (1, 2, 5), grid_dims=1, **settings), drops=drops)
+    return Method(lambda: MultiScaleQuantizer(DIM, 16, (1, 2, 5), grid_dims=1, **settings), drops=drops)
 
 
-# Those of whole maps (B, N, DIM) with one stack of codes (B, 1, D) per map; see also `test_hierarchical.py`.
+# Those of whole maps (B, N, DIM) with one stack of codes (B, 1, D) per map; see also `test_multi_scale.py`.
 OF_MAPS = {
     "multi-scale": multiscale(),
     "multi-scale, k-means start, restart": multiscale(kmeans_init=True, restart=RestartRule(0.5, relative=True)),

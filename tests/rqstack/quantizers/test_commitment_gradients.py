@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rqstack.quantizers import (
-    ResidualOf,
     ResidualQuantizer,
+    ResidualStack,
     ResidualVectorQuantizer,
     VectorLosses,
     VectorQuantizer,
@@ -17,22 +17,22 @@ from rqstack.quantizers import (
     residual_simvq,
 )
 from rqstack.quantizers.arithmetic.gradient import directional, rotation_trick, straight_through
-from rqstack.quantizers.methods.neural_codebook import ImplicitResidualQuantizer
+from rqstack.quantizers.methods.neural_codebook import NeuralResidualQuantizer
 
 DIM, ROWS, DEPTH = 5, 9, 4
 ONLY_COMMITMENT = VectorLosses(commitment=1.0, codebook=0.0)
 
 
 def of_vq(depth):
-    return ResidualOf(DIM, [VectorQuantizer(DIM, 12, losses=ONLY_COMMITMENT) for _ in range(depth)])
+    return ResidualStack(DIM, [VectorQuantizer(DIM, 12, losses=ONLY_COMMITMENT) for _ in range(depth)])
 
 
 def rvq(depth, **level_options):
     return ResidualVectorQuantizer(DIM, 12, depth, level_options={"losses": ONLY_COMMITMENT, **level_options})
 
 
-def implicit(depth):
-    quantizer = ImplicitResidualQuantizer(DIM, 12, depth, depth=1, level_options={"losses": ONLY_COMMITMENT})
+def neural(depth):
+    quantizer = NeuralResidualQuantizer(DIM, 12, depth, depth=1, level_options={"losses": ONLY_COMMITMENT})
     for parameter in quantizer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return quantizer
@@ -49,7 +49,7 @@ FAMILIES = {
         DIM, 12, depth, level_options={"codebook_weight": 0.0, "commitment_weight": 1.0}
     ),
     "residual lfq": lambda depth: residual_lfq(DIM, 2**DIM, depth, level_options=COMMITMENT),
-    "implicit residual vq": implicit,
+    "neural residual vq": neural,
 }
 
 
@@ -117,7 +117,7 @@ def test_estimators_of_a_residual_quantizer_change_gradients_only(codebook, shar
     assert not torch.allclose(turned, upstream, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "implicit residual vq"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "neural residual vq"])
 def test_the_output_has_the_gradient_of_the_identity(name):
     quantizer = FAMILIES[name](3)
     z, upstream = torch.randn(ROWS, DIM, requires_grad=True), torch.randn(ROWS, DIM)

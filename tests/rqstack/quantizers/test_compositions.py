@@ -6,8 +6,8 @@ from torch import nn
 
 from rqstack.quantizers import ResidualQuantizer
 from rqstack.quantizers.methods.finite_scalar import FiniteScalarQuantizer
-from rqstack.quantizers.methods.residual_stack import ResidualOf, residual_fsq, residual_lfq, residual_simvq
-from rqstack.quantizers.wrappers.grouped import GroupedOf
+from rqstack.quantizers.methods.residual_stack import ResidualStack, residual_fsq, residual_lfq, residual_simvq
+from rqstack.quantizers.wrappers.grouped import Grouped
 
 
 def test_every_level_quantizes_what_is_left():
@@ -80,7 +80,7 @@ def test_quantize_dropout(cutoff, multiple, allowed):
 
 def test_groups_are_independent():
     groups = [FiniteScalarQuantizer(2, [5, 4]), residual_fsq(2, [3, 3], 2)]
-    quantizer = GroupedOf(4, groups).eval()
+    quantizer = Grouped(4, groups).eval()
     assert quantizer.num_codes == (20, 9, 9)
     z = torch.randn(7, 4)
     out = quantizer(z)
@@ -95,7 +95,7 @@ def test_groups_are_independent():
 def test_levels_with_a_learned_codebook_are_updated_once():
     """The compositions take any quantizer of the library, also one with state."""
     level = ResidualQuantizer(4, (8,))
-    quantizer = ResidualOf(4, [level, level])
+    quantizer = ResidualStack(4, [level, level])
     z = torch.randn(30, 4)
     out = quantizer(z)
     assert torch.equal(quantizer.decode(out.codes), out.quantized)
@@ -120,10 +120,10 @@ def test_scales_stay_fp32():
 
 def test_wrong_options():
     with pytest.raises(ValueError, match="dim 5 does not split evenly over 2 groups"):
-        GroupedOf(5, [FiniteScalarQuantizer(2, [3, 3])] * 2)
+        Grouped(5, [FiniteScalarQuantizer(2, [3, 3])] * 2)
     with pytest.raises(ValueError, match="2 levels with 1 scales"):
-        ResidualOf(2, [FiniteScalarQuantizer(2, [3, 3])] * 2, scales=[1.0])
+        ResidualStack(2, [FiniteScalarQuantizer(2, [3, 3])] * 2, scales=[1.0])
     with pytest.raises(ValueError, match="scales must be positive"):
-        ResidualOf(2, [FiniteScalarQuantizer(2, [3, 3])], scales=[0.0])
+        ResidualStack(2, [FiniteScalarQuantizer(2, [3, 3])], scales=[0.0])
     with pytest.raises(ValueError, match=r"dropout_cutoff must be in 0 \.\. 2"):
         residual_lfq(4, 16, 3, quantize_dropout=True, dropout_cutoff=3)

@@ -1,6 +1,6 @@
 """The laws of every quantizer for those of whole maps: layout x dtype x mask x train/eval, and what keeps their state.
 
-A map (N positions) is one stack of codes; grids of two and three dims and closed forms are in `test_hierarchical.py`.
+A map (N positions) is one stack of codes; grids of two and three dims and closed forms are in `test_multi_scale.py`.
 """
 
 import copy

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rqstack.quantizers.codebooks.affine import Moments, blend, carry, moments
+from rqstack.quantizers.codebooks.affine import VectorMoments, blend, carry, vector_moments
 
 
 class AffineMoments(nn.Module):
@@ -45,7 +45,7 @@ class AffineMoments(nn.Module):
 
     def observe(self, x_XRE: torch.Tensor, embed_XKE: torch.Tensor, valid_XR: torch.Tensor | None) -> None:
         """Average in the moments of the valid vectors, and those of the raw code vectors in training (or at first)."""
-        known, _ = moments(embed_XKE, across_ranks=False)
+        known, _ = vector_moments(embed_XKE, across_ranks=False)
         first = self.codebook_mean_needs_init
         new = blend(self._codebook_moments(), known, self.affine_param_codebook_decay, ~first)
         learns = first | self.training
@@ -53,7 +53,7 @@ class AffineMoments(nn.Module):
             before.copy_(torch.where(learns, after, before))
         self.codebook_mean_needs_init.fill_(False)
         self.codebook_variance_needs_init.fill_(False)
-        seen, count_X11 = moments(x_XRE, valid_XR)
+        seen, count_X11 = vector_moments(x_XRE, valid_XR)
         if self.batch_mean is None:
             self.batch_mean, self.batch_variance = seen
             return
@@ -70,10 +70,10 @@ class AffineMoments(nn.Module):
     def to_codebook_moments(self, x_RE: torch.Tensor, book: int) -> torch.Tensor:
         """Vectors of one codebook -> where they lie among its raw code vectors."""
         pair = (self._batch_moments(), self._codebook_moments())
-        return carry(x_RE, *(Moments(m.mean[book], m.variance[book]) for m in pair))
+        return carry(x_RE, *(VectorMoments(m.mean[book], m.variance[book]) for m in pair))
 
-    def _batch_moments(self) -> Moments:
-        return Moments(self.batch_mean, self.batch_variance)
+    def _batch_moments(self) -> VectorMoments:
+        return VectorMoments(self.batch_mean, self.batch_variance)
 
-    def _codebook_moments(self) -> Moments:
-        return Moments(self.codebook_mean, self.codebook_variance)
+    def _codebook_moments(self) -> VectorMoments:
+        return VectorMoments(self.codebook_mean, self.codebook_variance)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
-from rqstack.quantizers.arithmetic.scored_codes import expected_by_score, scores
+from rqstack.quantizers.arithmetic.scored_codes import code_scores, expected_by_score
 from rqstack.quantizers.codebooks.averages import counts_and_sums, replace_unused, smoothed_sizes, state_seed
 from rqstack.quantizers.codebooks.kmeans import kmeans
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
@@ -356,4 +356,4 @@ class Codebook(KeepsFloat32, AffineMoments):
     def distances(self, x_XRE: torch.Tensor, weight_XKE: torch.Tensor) -> torch.Tensor:
         """All scores (X, R, K): minus the distances, or the cosines. For small inputs."""
         pairs = zip(x_XRE, weight_XKE, strict=True)
-        return torch.stack([scores(x_NE, weight_KE, self.use_cosine_sim) for x_NE, weight_KE in pairs])
+        return torch.stack([code_scores(x_NE, weight_KE, self.use_cosine_sim) for x_NE, weight_KE in pairs])

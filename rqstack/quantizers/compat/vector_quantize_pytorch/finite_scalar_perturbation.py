@@ -14,7 +14,7 @@ from torch import nn
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, moments
+from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, scalar_moments
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
@@ -111,7 +111,7 @@ class FSP(LevelNumbers):
         rows = channels_last(z, self.channel_first, self.dim)
         with full_precision(z.device):
             x_NC = project(self.project_in, rows.reshape(-1, self.dim))
-            found = moments(x_NC, over_ranks=self.training)
+            found = scalar_moments(x_NC, over_ranks=self.training)
             act_CN = self.bins.activate(scalars_first(x_NC))
             with torch.no_grad():
                 digits_CN = self.bins.round(act_CN)

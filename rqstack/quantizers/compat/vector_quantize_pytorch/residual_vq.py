@@ -25,7 +25,7 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.vector_level import (
     search_codes,
     share_of_gradient,
 )
-from rqstack.quantizers.methods.neural_codebook import ImplicitCodebook
+from rqstack.quantizers.methods.neural_codebook import NeuralCodebook
 
 __all__ = ["GroupedResidualVQ", "ResidualVQ"]
 
@@ -100,7 +100,7 @@ class ResidualVQ(DropsLevels):
         if implicit_neural_codebook:
             network = {{"dim_hidden": "hidden"}.get(name, name): value for name, value in mlp_kwargs.items()}
             self.mlps = nn.ModuleList(
-                ImplicitCodebook(self.codebook_dim, skip=False, **network) for _ in range(len(sizes) - 1)
+                NeuralCodebook(self.codebook_dim, skip=False, **network) for _ in range(len(sizes) - 1)
             )
 
     def _set_beam(self, width: int | None, eval_width: int | None, weights: list[float] | None) -> None:
@@ -201,7 +201,7 @@ class ResidualVQ(DropsLevels):
         initialize_levels(x_NE.float(), self.layers, self._transforms, method, seed)
 
     @property
-    def _transforms(self) -> tuple[ImplicitCodebook | None, ...]:
+    def _transforms(self) -> tuple[NeuralCodebook | None, ...]:
         return (None, *self.mlps)
 
     def _width(self, beam_size: int | None) -> int:

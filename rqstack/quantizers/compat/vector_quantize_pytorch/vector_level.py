@@ -15,22 +15,22 @@ from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, bea
 from rqstack.quantizers.arithmetic.scored_codes import LEAST_SQUARE
 from rqstack.quantizers.compat.vector_quantize_pytorch.look_up import Found
 from rqstack.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
-from rqstack.quantizers.methods.neural_codebook import ImplicitCodebook, ImplicitLevel
+from rqstack.quantizers.methods.neural_codebook import NeuralCodebook, NeuralLevel
 
 
 class KnownCodes(NamedTuple):
-    """Codes (B, N) found by a search over all levels, instead of a look-up. transform: the implicit codebook of the
+    """Codes (B, N) found by a search over all levels, instead of a look-up. transform: the neural codebook of the
     level, if it has one, and total_BNE: the sum of the levels before."""
 
     codes_BN: torch.Tensor
-    transform: ImplicitCodebook | None
+    transform: NeuralCodebook | None
     total_BNE: torch.Tensor
 
 
 class OwnCodebooks:
-    """An implicit codebook as `codebook_transform_fn`: (1, K, E) -> (1, B, N, K, E)."""
+    """A neural codebook as `codebook_transform_fn`: (1, K, E) -> (1, B, N, K, E)."""
 
-    def __init__(self, transform: ImplicitCodebook, total_BNE: torch.Tensor):
+    def __init__(self, transform: NeuralCodebook, total_BNE: torch.Tensor):
         self.transform, self.total_BNE = transform, total_BNE
 
     def __call__(self, codes_1KE: torch.Tensor) -> torch.Tensor:
@@ -62,10 +62,10 @@ class ResidualLevel(VectorQuantize):
         temp = book.sample_codebook_temp if temp is None else temp
         return temp if self.training and book.stochastic and temp > 0 else None
 
-    def searched(self, transform: ImplicitCodebook | None, temp: float | None) -> BeamLevel:
+    def searched(self, transform: NeuralCodebook | None, temp: float | None) -> BeamLevel:
         """The level as a beam search sees it."""
         weight_KE = self._codebook.effective_embed()[0].detach()
-        level = TableLevel(weight_KE) if transform is None else ImplicitLevel(transform, weight_KE)
+        level = TableLevel(weight_KE) if transform is None else NeuralLevel(transform, weight_KE)
         temp = self.temperature(temp)
         return level if temp is None else DrawnLevel(level, temp, self.use_cosine_sim)
 
@@ -95,7 +95,7 @@ def share_of_gradient(x: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def level_vectors(
-    layers: Sequence[ResidualLevel], transforms: Sequence[ImplicitCodebook | None], codes_Mq: torch.Tensor
+    layers: Sequence[ResidualLevel], transforms: Sequence[NeuralCodebook | None], codes_Mq: torch.Tensor
 ) -> list[torch.Tensor]:
     """The code vectors (M, E) of every level; zeros for negative codes."""
     vectors, total_ME = [], None
@@ -113,7 +113,7 @@ def search_codes(
     x_BNE: torch.Tensor,
     mask_BN: torch.Tensor | None,
     layers: Sequence[ResidualLevel],
-    transforms: Sequence[ImplicitCodebook | None],
+    transforms: Sequence[NeuralCodebook | None],
     width: int,
     weights: Sequence[float],
     temp: float | None,
@@ -134,7 +134,7 @@ def search_codes(
 def initialize_levels(
     x_ME: torch.Tensor,
     layers: Sequence[ResidualLevel],
-    transforms: Sequence[ImplicitCodebook | None],
+    transforms: Sequence[NeuralCodebook | None],
     method: str,
     seed: int,
 ) -> None:
@@ -152,7 +152,7 @@ def initialize_levels(
 
 
 def _left_over(
-    x_ME: torch.Tensor, layers: Sequence[ResidualLevel], transforms: Sequence[ImplicitCodebook | None]
+    x_ME: torch.Tensor, layers: Sequence[ResidualLevel], transforms: Sequence[NeuralCodebook | None]
 ) -> torch.Tensor:
     """What the nearest codes of these levels leave of x."""
     if not layers:
@@ -164,7 +164,7 @@ def _left_over(
 def _search(
     x_ME: torch.Tensor,
     layers: Sequence[ResidualLevel],
-    transforms: Sequence[ImplicitCodebook | None],
+    transforms: Sequence[NeuralCodebook | None],
     width: int,
     weights: Sequence[float],
     temp: float | None,

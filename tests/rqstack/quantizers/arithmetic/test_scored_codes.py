@@ -8,11 +8,11 @@ from benchmarks.quantizer_speed import extra_memory
 from rqstack.quantizers.arithmetic import nearest
 from rqstack.quantizers.arithmetic.scored_codes import (
     best_codes,
+    code_scores,
     drawn_codes,
     entropy,
     expected_by_score,
     score_cross_entropy,
-    scores,
     top_codes,
     usage_entropy_by_position,
 )
@@ -40,7 +40,7 @@ def plain(x, weight, inner):
 def test_scores_and_the_codes_of_the_highest(inner):
     x, weight = data()
     expected = plain(x, weight, inner)
-    torch.testing.assert_close(scores(x, weight, inner), expected)
+    torch.testing.assert_close(code_scores(x, weight, inner), expected)
     assert torch.equal(best_codes(x, weight, inner), expected.argmax(1))
     assert torch.equal(top_codes(x, weight, 5, inner), expected.topk(5, 1).indices)
 
@@ -145,5 +145,5 @@ def test_entropy_of_known_distributions():
 
 def test_scores_between_equal_vectors_have_a_finite_gradient():
     x = torch.zeros(2, 3, requires_grad=True)
-    gradient = torch.autograd.grad(scores(x, torch.zeros(4, 3), inner=False).sum(), x)[0]
+    gradient = torch.autograd.grad(code_scores(x, torch.zeros(4, 3), inner=False).sum(), x)[0]
     assert torch.equal(gradient, torch.zeros(2, 3))

@@ -6,12 +6,12 @@ import torch
 from rqstack.quantizers.codebooks.affine import (
     AffineRule,
     LearnedAffine,
-    Moments,
     RunningAffine,
+    VectorMoments,
     blend,
     carry,
-    moments,
     scale_groups,
+    vector_moments,
 )
 
 
@@ -20,7 +20,7 @@ def test_moments_are_those_of_the_valid_finite_rows():
     dirty = torch.where(valid[..., None], x, 1e6)
     valid[0, 3], valid[1, 7] = True, True
     dirty[0, 3, 1], dirty[1, 7, 0] = float("nan"), float("inf")
-    found, count = moments(dirty, valid)
+    found, count = vector_moments(dirty, valid)
     valid[0, 3], valid[1, 7] = False, False
     for book in range(2):
         rows = x[book][valid[book]]
@@ -32,24 +32,24 @@ def test_moments_are_those_of_the_valid_finite_rows():
 def test_moments_far_from_zero_do_not_cancel():
     x = 1e4 + 0.1 * torch.randn(1000, 1)
     expected = x.double().var(0, unbiased=False)[None].float()
-    torch.testing.assert_close(moments(x)[0].variance, expected, rtol=0.05, atol=0)
+    torch.testing.assert_close(vector_moments(x)[0].variance, expected, rtol=0.05, atol=0)
 
 
 def test_blend_takes_the_first_values_as_they_are():
-    old, new = (Moments(torch.full((1, 2), value), torch.full((1, 2), 2 * value)) for value in (1.0, 3.0))
+    old, new = (VectorMoments(torch.full((1, 2), value), torch.full((1, 2), 2 * value)) for value in (1.0, 3.0))
     assert blend(old, new, 0.75, False).mean.tolist() == [[3.0, 3.0]]
     averaged = blend(old, new, 0.75, torch.tensor(True))
     assert averaged.mean.tolist() == [[1.5, 1.5]]
     assert averaged.variance.tolist() == [[3.0, 3.0]]
-    nothing = Moments(torch.full((1, 2), float("nan")), torch.full((1, 2), float("nan")))
+    nothing = VectorMoments(torch.full((1, 2), float("nan")), torch.full((1, 2), float("nan")))
     assert blend(nothing, new, 0.75, False).mean.tolist() == [[3.0, 3.0]], "an unset average leaves no trace"
 
 
 def test_carry_gives_the_target_moments():
     x, y = 5 + 0.5 * torch.randn(200, 3), -2 + 3 * torch.randn(300, 3)
-    source, target = moments(x)[0], moments(y)[0]
+    source, target = vector_moments(x)[0], vector_moments(y)[0]
     carried = carry(x, source, target)
-    for mine, theirs in zip(moments(carried)[0], target, strict=True):
+    for mine, theirs in zip(vector_moments(carried)[0], target, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(carry(carried, target, source), x, rtol=1e-4, atol=1e-4)
 

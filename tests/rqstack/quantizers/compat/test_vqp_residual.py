@@ -188,7 +188,7 @@ def test_a_masked_padded_input_counts_as_the_unpadded_one(settings):
 
 
 def test_draws_of_beams_and_implicit_codebooks():
-    """A beam of one draws like the plain search; implicit codebooks draw too."""
+    """A beam of one draws like the plain search; implicit neural codebooks draw too."""
     for settings in ({}, {"use_cosine_sim": True}):
         frequencies = []
         for width in (1, 2):  # the first level of a beam of 1 does not pass through the beam search

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from rqstack.quantizers import LearningRule, RestartRule
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
-from rqstack.quantizers.methods.multi_scale import HierarchicalQuantizer
+from rqstack.quantizers.methods.multi_scale import MultiScaleQuantizer
 from rqstack.quantizers.warmup import codebook_warmup
 
 KINDS = {
@@ -22,7 +22,7 @@ GRIDS = {1: (9,), 2: (4, 5), 3: (2, 4, 3)}
 
 def _make(grid_dims=2, **options):
     options = {"dim": 6, "codebook_size": 32, "scales": (1, 2, 4), "grid_dims": grid_dims, **options}
-    return HierarchicalQuantizer(**options)
+    return MultiScaleQuantizer(**options)
 
 
 @pytest.mark.parametrize("grid_dims", [1, 2, 3])

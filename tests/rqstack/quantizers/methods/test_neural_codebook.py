@@ -6,7 +6,7 @@ import torch
 from rqstack.quantizers import ResidualVectorQuantizer, VectorLosses
 from rqstack.quantizers.arithmetic.beam_search import beam_search
 from rqstack.quantizers.methods import neural_codebook
-from rqstack.quantizers.methods.neural_codebook import ImplicitCodebook, ImplicitLevel, ImplicitResidualQuantizer
+from rqstack.quantizers.methods.neural_codebook import NeuralCodebook, NeuralLevel, NeuralResidualQuantizer
 
 DIM = 6
 
@@ -20,7 +20,7 @@ def wild(module):
 
 def quantizer(**settings):
     torch.manual_seed(0)
-    model = ImplicitResidualQuantizer(DIM, 10, 3, **{"hidden": 5, "depth": 2, **settings})
+    model = NeuralResidualQuantizer(DIM, 10, 3, **{"hidden": 5, "depth": 2, **settings})
     for level in model.levels:
         level.codebooks[0].assign(torch.randn(10, DIM), torch.ones(10))
     wild(model.transforms)
@@ -28,7 +28,7 @@ def quantizer(**settings):
 
 
 def test_a_transform_is_a_network_over_partial_sum_and_code():
-    book = wild(ImplicitCodebook(DIM, hidden=5, depth=2))
+    book = wild(NeuralCodebook(DIM, hidden=5, depth=2))
     base, partial = torch.randn(4, DIM), torch.randn(4, DIM)
     x = base + book.proj_in(torch.cat([partial, base], -1))
     for layer in book.layers:
@@ -41,11 +41,11 @@ def test_a_transform_is_a_network_over_partial_sum_and_code():
 
 def test_training_starts_with_plain_residual_quantization():
     torch.manual_seed(0)
-    implicit = ImplicitResidualQuantizer(DIM, 10, 3).eval()
+    neural = NeuralResidualQuantizer(DIM, 10, 3).eval()
     plain = ResidualVectorQuantizer(DIM, 10, 3, level_options={"codebook": "learned"}).eval()
-    plain.load_state_dict(implicit.state_dict(), strict=False)
+    plain.load_state_dict(neural.state_dict(), strict=False)
     z = torch.randn(30, DIM)
-    out, expected = implicit(z), plain(z)
+    out, expected = neural(z), plain(z)
     assert torch.equal(out.codes, expected.codes)
     torch.testing.assert_close(out.quantized, expected.quantized)
     torch.testing.assert_close(out.loss, expected.loss)
@@ -74,7 +74,7 @@ def test_codes_are_those_of_brute_force(width):
 
 
 def test_blocks_of_rows_and_codes_change_nothing(monkeypatch):
-    level = ImplicitLevel(wild(ImplicitCodebook(DIM)), torch.randn(11, DIM))
+    level = NeuralLevel(wild(NeuralCodebook(DIM)), torch.randn(11, DIM))
     residual, total = torch.randn(9, DIM), torch.randn(9, DIM)
     whole = level.distances(residual, total)
     expected = (residual[:, None] - level.codebook(level.base_KE, total[:, None])).square().sum(-1)
@@ -108,7 +108,7 @@ def test_training_beats_plain_residual_quantization():
     torch.manual_seed(0)
     x = torch.randn(400, 8) @ torch.randn(8, 8)
     errors = {}
-    for kind in (ImplicitResidualQuantizer, ResidualVectorQuantizer):
+    for kind in (NeuralResidualQuantizer, ResidualVectorQuantizer):
         torch.manual_seed(0)
         model = kind(8, 16, 3, level_options={"kmeans_init": True, "codebook": "learned"})
         model(x)
@@ -118,7 +118,7 @@ def test_training_beats_plain_residual_quantization():
             model(x).loss.backward()
             optimizer.step()
         errors[kind] = (model.eval()(x).quantized - x).square().mean().item()
-    assert errors[ImplicitResidualQuantizer] < 0.9 * errors[ResidualVectorQuantizer]
+    assert errors[NeuralResidualQuantizer] < 0.9 * errors[ResidualVectorQuantizer]
 
 
 def test_soft_codes_are_over_the_vectors_that_the_codes_before_allow():
@@ -132,11 +132,11 @@ def test_soft_codes_are_over_the_vectors_that_the_codes_before_allow():
 
 
 def test_search_draws_codes_of_any_level():
-    level = ImplicitLevel(wild(ImplicitCodebook(DIM)), torch.randn(3, DIM), temp=2.0)
+    level = NeuralLevel(wild(NeuralCodebook(DIM)), torch.randn(3, DIM), temp=2.0)
     x = torch.randn(1, DIM).expand(20_000, DIM)
     torch.manual_seed(0)
     codes = beam_search(x, [level], 2)
-    exact = ImplicitLevel(level.codebook, level.base_KE).distances(x[:1], torch.zeros(1, DIM))
+    exact = NeuralLevel(level.codebook, level.base_KE).distances(x[:1], torch.zeros(1, DIM))
     frequencies = codes[:, 0].bincount(minlength=3) / len(x)
     torch.testing.assert_close(frequencies, (-exact[0] / 2.0).softmax(0).detach(), atol=0.02, rtol=0)
 
@@ -152,5 +152,5 @@ def test_search_draws_codes_of_any_level():
     ],
 )
 def test_settings_without_meaning_are_refused(wrong):
-    with pytest.raises(ValueError, match="an implicit codebook"):
+    with pytest.raises(ValueError, match="an implicit neural codebook"):
         quantizer(**wrong)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from rqstack.quantizers import (
-    GroupedOf,
+    Grouped,
     InLayout,
     ResidualVectorQuantizer,
     RestartRule,
@@ -17,7 +17,7 @@ from rqstack.quantizers import (
     VectorQuantizer,
     codebook_warmup,
 )
-from rqstack.quantizers.methods.neural_codebook import ImplicitResidualQuantizer
+from rqstack.quantizers.methods.neural_codebook import NeuralResidualQuantizer
 
 DIM = 6
 quick = settings(max_examples=40, deadline=None, derandomize=True)
@@ -38,7 +38,7 @@ def quantizers(draw, random=True):
     }
     sample_temp = draw(st.sampled_from([None, 0.5])) if random else None
     if draw(st.integers(0, 3)) == 0:
-        quantizer = ImplicitResidualQuantizer(
+        quantizer = NeuralResidualQuantizer(
             DIM, [9, 12, 7], hidden=5, depth=2, level_options={"sample_temp": sample_temp}, **common
         )
         for parameter in quantizer.transforms.parameters():
@@ -360,7 +360,7 @@ def test_one_level_is_a_vector_quantizer():
 
 def test_groups_and_layouts():
     groups = [ResidualVectorQuantizer(3, 7, 2, beam_width=2) for _ in range(2)]
-    quantizer = InLayout(GroupedOf(DIM, groups), DIM, "channels_first").eval()
+    quantizer = InLayout(Grouped(DIM, groups), DIM, "channels_first").eval()
     z = torch.randn(2, DIM, 4, 4)
     out = quantizer(z)
     assert out.codes.shape == (2, 4, 4, 4)

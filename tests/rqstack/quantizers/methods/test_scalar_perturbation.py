@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, moments
+from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, scalar_moments
 from rqstack.quantizers.methods.scalar_perturbation import ACTIVATIONS, VARIANCES, ScalarPerturbationQuantizer
 
 LEVELS = [8, 5, 5, 5]
@@ -81,11 +81,11 @@ def test_moments_equal_their_definitions_with_and_without_a_mask():
     kept = x[mask].double()
     unit = (kept - kept.mean(0)) / kept.std(0)
     expected = (kept.mean(0), kept.var(0), unit.pow(3).mean(0), unit.pow(4).mean(0) - 3)
-    for got, value in zip(moments(padded, mask), expected, strict=True):
+    for got, value in zip(scalar_moments(padded, mask), expected, strict=True):
         torch.testing.assert_close(got.double(), value, atol=1e-4, rtol=1e-4)
     targets = MomentTargets((0.1, 1.0), (0.2, 2.0), (0.3, 3.0), (0.4, 4.0))
     loss = sum((k + 1) * (value - (k + 1) / 10).square().mean() for k, value in enumerate(expected))
-    torch.testing.assert_close(moment_loss(moments(x[mask]), targets).double(), loss, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moment_loss(scalar_moments(x[mask]), targets).double(), loss, rtol=1e-4, atol=1e-4)
 
 
 def test_term_vanishes_for_the_right_spread_and_in_eval_mode():

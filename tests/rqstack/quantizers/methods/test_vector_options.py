@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rqstack.quantizers import GroupedOf, RestartRule, VectorLosses, VectorQuantizer
+from rqstack.quantizers import Grouped, RestartRule, VectorLosses, VectorQuantizer
 from rqstack.quantizers.codebooks.affine import AffineRule
 from rqstack.quantizers.codebooks.learned import LearningRule
 from rqstack.quantizers.wrappers.layout import mask_from_lengths
@@ -282,7 +282,7 @@ def test_groups_are_quantizers_of_their_own_channels(codebook):
     torch.manual_seed(0)
     settings = {"codebook": codebook, "heads": 2, "affine": AffineRule("running")}
     alone = [with_codes(4, **settings), with_codes(4, distance="cosine", **settings)]
-    grouped = GroupedOf(8, copy.deepcopy(alone))
+    grouped = Grouped(8, copy.deepcopy(alone))
     z = torch.randn(3, 5, 8)
     for _ in range(2):
         out = grouped(z)
