@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.nearest import check_temperature, rows_per_chunk
@@ -32,13 +33,13 @@ class BeamLevel(Protocol):
     num_codes: int
     chunk_rows: int
 
-    def distances(self, residual_ME: torch.Tensor, total_ME: torch.Tensor) -> torch.Tensor:
+    def distances(self, residual_ME: Tensor, total_ME: Tensor) -> Tensor:
         """(M, K) squared distances of residuals to the code vectors, less their squared lengths.
 
         M is at most `chunk_rows`, or the number of beams of one vector. total_ME: the sums of the levels before.
         """
 
-    def embed(self, codes_M: torch.Tensor, total_ME: torch.Tensor) -> torch.Tensor:
+    def embed(self, codes_M: Tensor, total_ME: Tensor) -> Tensor:
         """The code vectors (M, E)."""
 
 
@@ -46,7 +47,7 @@ class TableLevel:
     """A level with one codebook for all vectors. temp: search with Gumbel noise, as for draws from
     softmax(-squared distance / temp); None, without."""
 
-    def __init__(self, weight_KE: torch.Tensor, temp: float | None = None, generator: torch.Generator | None = None):
+    def __init__(self, weight_KE: Tensor, temp: float | None = None, generator: torch.Generator | None = None):
         if temp is not None:
             check_temperature(temp)
         self.weight_KE, self.temp, self.generator = weight_KE.detach().float(), temp, generator
@@ -54,17 +55,17 @@ class TableLevel:
         self.num_codes = len(weight_KE)
         self.chunk_rows = rows_per_chunk(self.num_codes, weight_KE.device)
 
-    def distances(self, residual_ME: torch.Tensor, total_ME: torch.Tensor) -> torch.Tensor:
+    def distances(self, residual_ME: Tensor, total_ME: Tensor) -> Tensor:
         """See `BeamLevel`."""
         distance_MK = torch.addmm(self.norm_K, residual_ME, self.weight_KE.T, alpha=-2)
         return distance_MK if self.temp is None else add_noise(distance_MK, self.temp, self.generator)
 
-    def embed(self, codes_M: torch.Tensor, total_ME: torch.Tensor) -> torch.Tensor:
+    def embed(self, codes_M: Tensor, total_ME: Tensor) -> Tensor:
         """See `BeamLevel`."""
         return F.embedding(codes_M, self.weight_KE)
 
 
-def add_noise(distance: torch.Tensor, temp: float, generator: torch.Generator | None = None) -> torch.Tensor:
+def add_noise(distance: Tensor, temp: float, generator: torch.Generator | None = None) -> Tensor:
     """Gumbel noise, in place: the lowest is a draw from softmax(-distance / temp). # Eq. 12"""
     return distance.add_(torch.empty_like(distance).exponential_(generator=generator).log_(), alpha=temp)
 
@@ -72,21 +73,21 @@ def add_noise(distance: torch.Tensor, temp: float, generator: torch.Generator | 
 class _Beams(NamedTuple):
     """The best partial sums of n vectors: what is left, the sums, their scores (lower is better), their codes."""
 
-    residual_nBE: torch.Tensor
-    total_nBE: torch.Tensor
-    score_nB: torch.Tensor
-    codes_nBD: torch.Tensor
+    residual_nBE: Tensor
+    total_nBE: Tensor
+    score_nB: Tensor
+    codes_nBD: Tensor
 
 
 @torch.no_grad()
 def beam_search(
-    x_NE: torch.Tensor,
+    x_NE: Tensor,
     levels: Sequence[BeamLevel],
     width: int,
     *,
     cosine: bool = False,
     weights: Sequence[float] | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Codes (N, D) of the best of the partial sums, of which `width` are kept at every level.
 
     Without `weights` a sum is judged by the squared error it leaves; with weights (one per level, none negative) by the
@@ -153,7 +154,7 @@ def _extend(beams: _Beams, level: BeamLevel, keep: int, orders: int, cosine: boo
     return _Beams(_take(beams.residual_nBE, beam_nc) - vectors_ncE, total_ncE + vectors_ncE, score_nc, codes_ncD)
 
 
-def _different(score_nB: torch.Tensor, parent_nB: torch.Tensor, codes_nBD: torch.Tensor, keep: int) -> torch.Tensor:
+def _different(score_nB: Tensor, parent_nB: Tensor, codes_nBD: Tensor, keep: int) -> Tensor:
     """Which are the `keep` best sums (n, keep), of those with the same codes in another order only the one that
     continues the best sum before.
 
@@ -166,9 +167,7 @@ def _different(score_nB: torch.Tensor, parent_nB: torch.Tensor, codes_nBD: torch
     return score_nB.masked_fill((same_nBB & later_nBB).any(-1), torch.inf).topk(keep, largest=False).indices
 
 
-def _lowest(
-    distance_nBK: torch.Tensor, offset_nB: torch.Tensor, slope: float, keep: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _lowest(distance_nBK: Tensor, offset_nB: Tensor, slope: float, keep: int) -> tuple[Tensor, Tensor]:
     """The `keep` lowest scores offset + slope * distance of every row (n, keep), lowest first, and beam * K + code.
 
     The blocks of a beam are {k, k + S, k + 2 S, ...} with S = K // FOLD, so that their minima are taken along memory;
@@ -193,6 +192,6 @@ def _lowest(
     return score_nc, place_nC.gather(1, index_nc)
 
 
-def _take(values_nBX: torch.Tensor, beam_nc: torch.Tensor) -> torch.Tensor:
+def _take(values_nBX: Tensor, beam_nc: Tensor) -> Tensor:
     """Entries (n, c, X) of the chosen beams."""
     return values_nBX.gather(1, beam_nc[..., None].expand(-1, -1, values_nBX.shape[-1]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -19,13 +20,13 @@ SMALLEST = 1e-30
 LIVE_COPIES = 8  # (n, 2^(G / 2)) tensors alive at once in the backward pass of a chunk
 
 
-def row_weights(num_rows: int, mask_N: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+def row_weights(num_rows: int, mask_N: Tensor | None, device: torch.device) -> Tensor:
     """Weights of the rows in a mean: equal, zero where the mask is False, adding up to 1 (to 0 without any row)."""
     kept_N = torch.ones(num_rows, device=device) if mask_N is None else mask_N.float()
     return kept_N / kept_N.sum().clamp(min=1)
 
 
-def row_weights_of_all_ranks(num_rows: int, mask_N: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+def row_weights_of_all_ranks(num_rows: int, mask_N: Tensor | None, device: torch.device) -> Tensor:
     """As `row_weights`, for a mean over the rows of all processes: the weights of all ranks together add up to 1."""
     kept_N = torch.ones(num_rows, device=device) if mask_N is None else mask_N.float()
     count = kept_N.sum()
@@ -33,21 +34,19 @@ def row_weights_of_all_ranks(num_rows: int, mask_N: torch.Tensor | None, device:
     return kept_N / count.clamp(min=1)
 
 
-def bit_entropy(logits: torch.Tensor) -> torch.Tensor:
+def bit_entropy(logits: Tensor) -> Tensor:
     """Entropy (nats) of a bit with these log odds."""
     return F.softplus(logits) - logits * logits.sigmoid()
 
 
-def mean_entropy(logits_NDC: torch.Tensor, mask_N: torch.Tensor | None = None) -> torch.Tensor:
+def mean_entropy(logits_NDC: Tensor, mask_N: Tensor | None = None) -> Tensor:
     """Mean over rows that count and codebooks of the entropy (nats) of C independent bits with these log odds."""
     weight_N = row_weights(len(logits_NDC), mask_N, logits_NDC.device)
     entropy_NE = bit_entropy(_drop(logits_NDC, mask_N)).flatten(1)
     return (weight_N @ entropy_NE).sum() / logits_NDC.shape[1]
 
 
-def mean_usage_entropy(
-    logits_NDC: torch.Tensor, mask_N: torch.Tensor | None, joint_bits: int, floor: float = SMALLEST
-) -> torch.Tensor:
+def mean_usage_entropy(logits_NDC: Tensor, mask_N: Tensor | None, joint_bits: int, floor: float = SMALLEST) -> Tensor:
     """Entropy (nats) of the mean distribution of the codes over the rows that count, averaged over the codebooks.
 
     The distribution of C bits counts as independent between groups of `joint_bits`, whose entropies are added up.
@@ -65,7 +64,7 @@ def mean_usage_entropy(
     return total / logits_NDC.shape[1]
 
 
-def _drop(logits_NDC: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
+def _drop(logits_NDC: Tensor, mask_N: Tensor | None) -> Tensor:
     """Zero the rows that do not count, whatever they hold."""
     return logits_NDC if mask_N is None else torch.where(mask_N[:, None, None], logits_NDC, 0.0)
 
@@ -78,7 +77,7 @@ class _MeanJoint(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits_GN: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, logits_GN: Tensor, weight_N: Tensor) -> Tensor:
         ctx.save_for_backward(logits_GN, weight_N)
         first = len(logits_GN) // 2
         mean_AB = logits_GN.new_zeros((2**first, 2 ** (len(logits_GN) - first)))
@@ -88,7 +87,7 @@ class _MeanJoint(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_AB: torch.Tensor):
+    def backward(ctx, grad_AB: Tensor):
         logits_GN, weight_N = ctx.saved_tensors
         first = len(logits_GN) // 2
         grads = []
@@ -104,14 +103,14 @@ class _MeanJoint(torch.autograd.Function):
         return torch.cat(grads, 1), None
 
 
-def _chunks(logits_GN: torch.Tensor, weight_N: torch.Tensor):
+def _chunks(logits_GN: Tensor, weight_N: Tensor):
     """Rows whose (2^B, n) tensors fit the byte budget together."""
     num_bits = len(logits_GN)
     chunk = max(1, rows_per_chunk(2 ** (num_bits - num_bits // 2), logits_GN.device) // LIVE_COPIES)
     return zip(logits_GN.split(chunk, 1), weight_N.split(chunk), strict=True)
 
 
-def _joint(logits_Gn: torch.Tensor) -> torch.Tensor:
+def _joint(logits_Gn: Tensor) -> Tensor:
     """Probabilities (2^G, n) of all settings of G independent bits, the first one highest; doubled bit by bit."""
     on_Gn, off_Gn = logits_Gn.sigmoid(), (-logits_Gn).sigmoid()
     joint = logits_Gn.new_ones((1, logits_Gn.shape[1]))
@@ -120,7 +119,7 @@ def _joint(logits_Gn: torch.Tensor) -> torch.Tensor:
     return joint
 
 
-def _grad_of_logits(joint_Kn: torch.Tensor, grad_Kn: torch.Tensor, logits_Gn: torch.Tensor) -> torch.Tensor:
+def _grad_of_logits(joint_Kn: Tensor, grad_Kn: Tensor, logits_Gn: Tensor) -> Tensor:
     """d/d(log odds of a bit) of a code's probability p is p (bit - sigmoid(log odds))."""
     num_bits = len(logits_Gn)
     codes_K = torch.arange(2**num_bits, device=logits_Gn.device)

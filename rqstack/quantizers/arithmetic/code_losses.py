@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -42,7 +43,7 @@ class VectorLosses:
     orthogonal_max: int | None = None
 
 
-def mean_square(one_NE: torch.Tensor, other_NE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
+def mean_square(one_NE: Tensor, other_NE: Tensor, mask_N: Tensor | None) -> Tensor:
     """Mean squared difference over the rows that count; 0 when none does."""
     if mask_N is None and len(one_NE):
         return F.mse_loss(one_NE, other_NE)
@@ -53,17 +54,17 @@ def mean_square(one_NE: torch.Tensor, other_NE: torch.Tensor, mask_N: torch.Tens
 
 
 def _by_chunks(
-    part: Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor],
-    x_NE: torch.Tensor,
-    weight_KE: torch.Tensor,
+    part: Callable[[Tensor, Tensor, slice], Tensor],
+    x_NE: Tensor,
+    weight_KE: Tensor,
     temp: float,
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """`part(logits (n, K), weight, rows)` of every chunk of rows, recomputed in the backward pass; one at a time, so
     that (K,) results can be added up without all being held."""
     check_temperature(temp)
     norm_K = weight_KE.square().sum(1)
 
-    def one(x_nE: torch.Tensor, weight: torch.Tensor, norm: torch.Tensor, rows: slice) -> torch.Tensor:
+    def one(x_nE: Tensor, weight: Tensor, norm: Tensor, rows: slice) -> Tensor:
         logits_nK = torch.addmm(norm, x_nE, weight.T, beta=-1 / temp, alpha=2 / temp)
         return part(logits_nK, weight, rows)
 
@@ -74,7 +75,7 @@ def _by_chunks(
             yield checkpoint(one, x_NE[rows], weight_KE, norm_K, rows, use_reentrant=False, preserve_rng_state=False)
 
 
-def expected_vectors(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float) -> torch.Tensor:
+def expected_vectors(x_NE: Tensor, weight_KE: Tensor, temp: float) -> Tensor:
     """Mean code vector of every row's soft assignment (N, E), differentiable in both arguments.
 
     Straight through it, a code drawn by Gumbel-max gets the gradient of the Gumbel-softmax estimator averaged over the
@@ -84,11 +85,11 @@ def expected_vectors(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float) -
 
 
 def code_cross_entropy(
-    x_NE: torch.Tensor, weight_KE: torch.Tensor, codes_N: torch.Tensor, temp: float, mask_N: torch.Tensor | None = None
-) -> torch.Tensor:
+    x_NE: Tensor, weight_KE: Tensor, codes_N: Tensor, temp: float, mask_N: Tensor | None = None
+) -> Tensor:
     """Mean over the rows that count of -log of the soft assignment to the row's own code; scalar."""
 
-    def part(logits_nK: torch.Tensor, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+    def part(logits_nK: Tensor, weight: Tensor, rows: slice) -> Tensor:
         losses_n = F.cross_entropy(logits_nK, codes_N[rows], reduction="none")
         return (losses_n if mask_N is None else torch.where(mask_N[rows], losses_n, 0.0)).sum()
 
@@ -96,15 +97,13 @@ def code_cross_entropy(
     return torch.stack(list(_by_chunks(part, x_NE, weight_KE, temp))).sum() / counted
 
 
-def negative_usage_entropy(
-    x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float, mask_N: torch.Tensor | None = None
-) -> torch.Tensor:
+def negative_usage_entropy(x_NE: Tensor, weight_KE: Tensor, temp: float, mask_N: Tensor | None = None) -> Tensor:
     """Minus the entropy (nats) of the soft assignment averaged over the rows that count: lowest for uniform use.
 
     Where x needs a gradient the rows are those of all processes, which then must all call it and run its backward pass.
     """
 
-    def part(logits_nK: torch.Tensor, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+    def part(logits_nK: Tensor, weight: Tensor, rows: slice) -> Tensor:
         probs_nK = logits_nK.softmax(1)
         return (probs_nK if mask_N is None else torch.where(mask_N[rows, None], probs_nK, 0.0)).sum(0)
 
@@ -117,7 +116,7 @@ def negative_usage_entropy(
     return torch.xlogy(mean_K, mean_K.clamp(min=torch.finfo(torch.float32).tiny)).sum()
 
 
-def orthogonality(weight_AE: torch.Tensor) -> torch.Tensor:
+def orthogonality(weight_AE: Tensor) -> Tensor:
     """Mean squared cosine of all pairs of code vectors, a vector with itself left out of the count; scalar.
 
     |W W^T|^2 / A^2 - 1 / A with unit rows, computed as |W^T W|^2: no A x A matrix when A is large.
@@ -132,12 +131,12 @@ def orthogonality(weight_AE: torch.Tensor) -> torch.Tensor:
 
 def vector_terms(
     weights: VectorLosses,
-    x_NE: torch.Tensor,
-    vectors_NE: torch.Tensor,
-    codes_N: torch.Tensor,
-    weight_KE: torch.Tensor,
-    mask_N: torch.Tensor | None,
-) -> dict[str, torch.Tensor]:
+    x_NE: Tensor,
+    vectors_NE: Tensor,
+    codes_N: Tensor,
+    weight_KE: Tensor,
+    mask_N: Tensor | None,
+) -> dict[str, Tensor]:
     """The weighted loss terms of one head. A code vector gets a gradient from 'codebook' only, and if it needs one."""
     terms, fixed_KE = {}, weight_KE.detach()
     if weights.commitment > 0:
@@ -153,9 +152,7 @@ def vector_terms(
     return terms
 
 
-def orthogonal_term(
-    weights: VectorLosses, books: list[torch.Tensor], codes: list[torch.Tensor], mask_N: torch.Tensor | None
-) -> torch.Tensor:
+def orthogonal_term(weights: VectorLosses, books: list[Tensor], codes: list[Tensor], mask_N: Tensor | None) -> Tensor:
     """Weighted orthogonality, averaged over codebooks (K, E). codes: (N,) of every head; head h uses book h mod their
     number. Draws from the global generator where more codes take part than allowed."""
     values = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 TINY = 1e-12  # vectors shorter than this have no direction
 DIRECTION_NOISE = 0.02  # spread of the noise of `directional`, per coordinate
@@ -17,11 +18,11 @@ class _StraightThrough(torch.autograd.Function):
     """Forward: the quantized value. Backward: the gradient goes to the input as it is."""
 
     @staticmethod
-    def forward(ctx, z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, z: Tensor, quantized: Tensor) -> Tensor:
         return quantized.to(z.dtype, copy=True)
 
     @staticmethod
-    def backward(ctx, grad_output: torch.Tensor):
+    def backward(ctx, grad_output: Tensor):
         return grad_output, None
 
 
@@ -29,12 +30,12 @@ class _Rotation(torch.autograd.Function):
     """Backward: the transpose of the scaled rotation that carries z onto its code vector."""
 
     @staticmethod
-    def forward(ctx, z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, z: Tensor, quantized: Tensor) -> Tensor:
         ctx.save_for_backward(z, quantized)
         return quantized.to(z.dtype, copy=True)
 
     @staticmethod
-    def backward(ctx, grad_output: torch.Tensor):
+    def backward(ctx, grad_output: Tensor):
         z, quantized = ctx.saved_tensors
         grad = grad_output.float()
         z_length, q_length = (v.float().norm(dim=-1, keepdim=True) for v in (z, quantized))
@@ -50,13 +51,13 @@ class _Directional(torch.autograd.Function):
     """Backward: that of z + |quantized - z| * direction with the direction held constant."""
 
     @staticmethod
-    def forward(ctx, z: torch.Tensor, quantized: torch.Tensor, noise: float) -> torch.Tensor:
+    def forward(ctx, z: Tensor, quantized: Tensor, noise: float) -> Tensor:
         ctx.save_for_backward(z, quantized)
         ctx.offset = torch.randn_like(quantized) * noise if noise > 0 else None
         return quantized.to(z.dtype, copy=True)
 
     @staticmethod
-    def backward(ctx, grad_output: torch.Tensor):
+    def backward(ctx, grad_output: Tensor):
         z, quantized = ctx.saved_tensors
         grad, step = grad_output.float(), quantized.float() - z.float()
         exact_E = torch.nn.functional.normalize(step, dim=-1, eps=TINY)
@@ -70,16 +71,16 @@ class _Synchronised(torch.autograd.Function):
     """Backward: the gradient goes to the output as it is, and scaled to the code vectors."""
 
     @staticmethod
-    def forward(ctx, output: torch.Tensor, quantized: torch.Tensor, nu: float) -> torch.Tensor:
+    def forward(ctx, output: Tensor, quantized: Tensor, nu: float) -> Tensor:
         ctx.nu, ctx.dtype = nu, quantized.dtype
         return output.clone()
 
     @staticmethod
-    def backward(ctx, grad_output: torch.Tensor):
+    def backward(ctx, grad_output: Tensor):
         return grad_output, (ctx.nu * grad_output).to(ctx.dtype), None
 
 
-def straight_through(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
     """Output `quantized` bit for bit (in the dtype of `z`) with the gradient of the identity.
 
     `z + (quantized - z).detach()` has the same gradient but rounds, so decoding the codes again would not give the
@@ -88,7 +89,7 @@ def straight_through(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     return _StraightThrough.apply(z, quantized.detach())
 
 
-def rotation_trick(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+def rotation_trick(z: Tensor, quantized: Tensor) -> Tensor:
     """Output `quantized` with the gradient of c R z, where c R is the constant scaled rotation with c R z = quantized.
 
     The angle between the gradient and the code vector becomes that between the gradient of z and z. Vectors of
@@ -98,7 +99,7 @@ def rotation_trick(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     return _Rotation.apply(z, quantized.detach())
 
 
-def directional(z: torch.Tensor, quantized: torch.Tensor, noise: float = DIRECTION_NOISE) -> torch.Tensor:
+def directional(z: Tensor, quantized: Tensor, noise: float = DIRECTION_NOISE) -> Tensor:
     """Output `quantized` with the gradient of z + |quantized - z| u, u a constant direction near quantized - z.
 
     noise: standard deviation, per coordinate, of what is added to quantized - z before u is taken. The distance is
@@ -108,7 +109,7 @@ def directional(z: torch.Tensor, quantized: torch.Tensor, noise: float = DIRECTI
     return _Directional.apply(z, quantized, noise)
 
 
-def synchronised(output: torch.Tensor, quantized: torch.Tensor, nu: float) -> torch.Tensor:
+def synchronised(output: Tensor, quantized: Tensor, nu: float) -> Tensor:
     """`output` of an estimator with nu times its gradient added to that of `quantized`, the code vectors in it.
 
     A learned codebook then also moves with the gradient of what the code vectors are used for, in the same step as the
@@ -117,7 +118,7 @@ def synchronised(output: torch.Tensor, quantized: torch.Tensor, nu: float) -> to
     return _Synchronised.apply(output, quantized, nu)
 
 
-ESTIMATORS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "straight_through": straight_through,
     "rotation": rotation_trick,
     "directional": directional,

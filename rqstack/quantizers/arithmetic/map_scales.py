@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 POOLS = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
@@ -31,9 +31,7 @@ def scale_shapes(scales: Sequence[int | Sequence[int]], grid_dims: int) -> tuple
     return shapes
 
 
-def pool_to(
-    x: torch.Tensor, shape: Sequence[int], mask: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def pool_to(x: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Means (B, C, *shape) over the cells of a coarser grid, and which cells have anything (B, *shape).
 
     mask (B, ...): positions that count; a cell without any has mean 0. Without a mask the second result is None.
@@ -47,7 +45,7 @@ def pool_to(
     return means, share[:, 0] > 0
 
 
-def resize_to(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+def resize_to(x: Tensor, shape: Sequence[int]) -> Tensor:
     """(B, C, ...) -> (B, C, *shape) by linear interpolation between cell centres; the same map where sizes agree."""
     if tuple(x.shape[2:]) == tuple(shape):
         return x
@@ -65,7 +63,7 @@ class BlendedConv(nn.Module):
         self.conv = CONVOLUTIONS[grid_dims](dim, dim, 3, padding=1)
         self.ratio = abs(float(ratio))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...) -> (B, C, ...), fp32."""
         if self.ratio <= 1e-8:
             return x

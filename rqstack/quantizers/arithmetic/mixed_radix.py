@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.precision import full_precision
 
@@ -32,14 +32,14 @@ class MixedRadix(nn.Module):
         self.register_buffer("levels", torch.tensor(list(levels)), persistent=False)
         self.register_buffer("strides", torch.tensor(strides), persistent=False)
 
-    def codes(self, digits_CM: torch.Tensor) -> torch.Tensor:
+    def codes(self, digits_CM: Tensor) -> Tensor:
         """Digits of any dtype, whole numbers in range -> int64 codes."""
         if self.num_codes <= EXACT_FLOAT32:
             with full_precision(digits_CM.device):
                 return (self.strides.float() @ digits_CM.float()).long()
         return (digits_CM.long() * self.strides[:, None]).sum(0)
 
-    def digits(self, codes_M: torch.Tensor) -> torch.Tensor:
+    def digits(self, codes_M: Tensor) -> Tensor:
         """Codes -> int64 digits (C, M)."""
         return codes_M // self.strides[:, None] % self.levels[:, None]
 
@@ -53,11 +53,11 @@ def check_levels(levels: Sequence[int], counted: bool = True) -> None:
         raise ValueError(f"levels {list(levels)} have more codes than fit 63 bits; use several codebooks")
 
 
-def scalars_first(x_NDC: torch.Tensor) -> torch.Tensor:
+def scalars_first(x_NDC: Tensor) -> Tensor:
     """(N, D, C) -> (C, N * D), contiguous."""
     return x_NDC.reshape(-1, x_NDC.shape[-1]).T.contiguous()
 
 
-def scalars_last(x_CM: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+def scalars_last(x_CM: Tensor, shape: Sequence[int]) -> Tensor:
     """(C, N * D) -> (N, D, C), the inverse of `scalars_first`; `shape` is (N, D)."""
     return x_CM.T.reshape(*shape, len(x_CM))

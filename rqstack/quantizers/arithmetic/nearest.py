@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from rqstack.quantizers.arithmetic.precision import full_precision_matmul
 
@@ -46,20 +47,18 @@ def tile_shape(num_codes: int, device: torch.device) -> tuple[int, int]:
     return min(MAX_TILE_ROWS, rows_per_chunk(codes, device)), codes
 
 
-def squared_norms(weight_KE: torch.Tensor) -> torch.Tensor:
+def squared_norms(weight_KE: Tensor) -> Tensor:
     """|e_k|^2 of every code vector (K,), without a second K x E matrix."""
     parts = weight_KE.split(rows_per_chunk(weight_KE.shape[1], weight_KE.device))
     return torch.cat([part.square().sum(1) for part in parts])
 
 
-def _norms(weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
+def _norms(weight_KE: Tensor, inner: bool) -> Tensor:
     """What stands beside -2 x.e: |e|^2 for distances, nothing for inner products."""
     return weight_KE.new_zeros(len(weight_KE)) if inner else squared_norms(weight_KE)
 
 
-def _tiles(
-    x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = False
-) -> Iterator[tuple[slice, int, torch.Tensor]]:
+def _tiles(x_NE: Tensor, weight_KE: Tensor, inner: bool = False) -> Iterator[tuple[slice, int, Tensor]]:
     """(Rows, first code, squared distances (n, k) up to a constant per row) of all tiles, code by code of few rows.
 
     The distances lie in scratch memory that the next tile overwrites. inner: minus twice the inner products instead.
@@ -79,7 +78,7 @@ def _tiles(
             yield slice(start, start + rows), first, out_nk
 
 
-def _search(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = False) -> torch.Tensor:
+def _search(x_NE: Tensor, weight_KE: Tensor, inner: bool = False) -> Tensor:
     """The code with the lowest score of every row."""
     codes_N = torch.empty(len(x_NE), dtype=torch.int64, device=x_NE.device)
     for rows, first, score_nk in _tiles(x_NE, weight_KE, inner):
@@ -94,7 +93,7 @@ def _search(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = False) ->
     return codes_N
 
 
-def _lowest(score_nk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _lowest(score_nk: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest entry of every row and the first index where it stands.
 
     On a CPU a minimum without an index is 5 times faster than one with it. So the minimum of every block of codes comes
@@ -115,7 +114,7 @@ def _lowest(score_nk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @torch.no_grad()
-def nearest_codes(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = False) -> torch.Tensor:
+def nearest_codes(x_NE: Tensor, weight_KE: Tensor, inner: bool = False) -> Tensor:
     """Index of the nearest code vector of every row (int64, (N,)); the lowest index among equals. # Eq. 1
 
     inner: the code vector with the largest inner product instead.
@@ -125,7 +124,7 @@ def nearest_codes(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = Fal
     return _nearest(x_NE, weight_KE, inner)
 
 
-def _nearest(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
+def _nearest(x_NE: Tensor, weight_KE: Tensor, inner: bool) -> Tensor:
     if x_NE.device.type == "cuda" and _fused_search_wanted():
         from rqstack.quantizers.arithmetic import nearest_triton
 
@@ -138,9 +137,7 @@ def _fused_search_wanted() -> bool:
 
 
 @torch.no_grad()
-def sampled_codes(
-    x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float, generator: torch.Generator | None = None
-) -> torch.Tensor:
+def sampled_codes(x_NE: Tensor, weight_KE: Tensor, temp: float, generator: torch.Generator | None = None) -> Tensor:
     """One draw per row from softmax(-squared distance / temp), without keeping the probabilities. # Eq. 12
 
     Inversion: one uniform number per row and tile finds the code whose share of the running sum it falls into. Random
@@ -152,9 +149,7 @@ def sampled_codes(
     return _sampled(x_NE, weight_KE, temp, generator)
 
 
-def _sampled(
-    x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float, generator: torch.Generator | None = None
-) -> torch.Tensor:
+def _sampled(x_NE: Tensor, weight_KE: Tensor, temp: float, generator: torch.Generator | None = None) -> Tensor:
     codes_N = torch.empty(len(x_NE), dtype=torch.int64, device=x_NE.device)
     for rows, first, distance_nk in _tiles(x_NE, weight_KE):
         uniform_2n = torch.rand(2, len(distance_nk), device=x_NE.device, generator=generator)
@@ -170,7 +165,7 @@ def _sampled(
     return codes_N
 
 
-def _draw(distance_nk: torch.Tensor, temp: float, uniform_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(distance_nk: Tensor, temp: float, uniform_n: Tensor) -> tuple[Tensor, Tensor]:
     """One draw per row from softmax(-distance / temp), and the logarithm of the sum of exp(-distance / temp).
 
     The distances are overwritten. First a block of codes is drawn, then a code of it: running sums are slow.
@@ -194,7 +189,7 @@ def _draw(distance_nk: torch.Tensor, temp: float, uniform_n: torch.Tensor) -> tu
     return total_n.log() - lowest_n / temp, index_n
 
 
-def _pass(sums_nm: torch.Tensor, threshold_n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _pass(sums_nm: Tensor, threshold_n: Tensor) -> tuple[Tensor, Tensor]:
     """The first entry whose running sum is above the threshold, and how far the threshold reaches into it.
 
     Rounding may lift a threshold to the whole sum; it is kept below, so that an entry of no weight is never found.
@@ -207,26 +202,26 @@ def _pass(sums_nm: torch.Tensor, threshold_n: torch.Tensor) -> tuple[torch.Tenso
 
 
 @torch.library.custom_op("rqstack::nearest_codes", mutates_args=())
-def _nearest_op(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool = False) -> torch.Tensor:
+def _nearest_op(x_NE: Tensor, weight_KE: Tensor, inner: bool = False) -> Tensor:
     """The search as one node of a graph. Autocast is off again: a graph does not remember that it was."""
     with torch.autocast(x_NE.device.type, enabled=False):
         return _nearest(x_NE, weight_KE, inner)
 
 
 @torch.library.custom_op("rqstack::sampled_codes", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _sampled_op(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float) -> torch.Tensor:
+def _sampled_op(x_NE: Tensor, weight_KE: Tensor, temp: float) -> Tensor:
     with torch.autocast(x_NE.device.type, enabled=False):
         return _sampled(x_NE, weight_KE, temp)
 
 
 @_nearest_op.register_fake
 @_sampled_op.register_fake
-def _(x_NE: torch.Tensor, weight_KE: torch.Tensor, setting: float = 1.0) -> torch.Tensor:
+def _(x_NE: Tensor, weight_KE: Tensor, setting: float = 1.0) -> Tensor:
     return x_NE.new_empty(len(x_NE), dtype=torch.int64)
 
 
 @torch.no_grad()
-def soft_code_probs(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float) -> torch.Tensor:
+def soft_code_probs(x_NE: Tensor, weight_KE: Tensor, temp: float) -> Tensor:
     """softmax over k of -|x - e_k|^2 / temp, (N, K) fp32. # Eq. 12. The result itself is N x K: for small inputs."""
     check_temperature(temp)
     x_NE, weight_KE = x_NE.float(), weight_KE.float()

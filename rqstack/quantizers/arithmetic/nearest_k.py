@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from rqstack.quantizers.arithmetic.nearest import rows_per_chunk
 from rqstack.quantizers.arithmetic.precision import full_precision_matmul
@@ -20,13 +21,13 @@ class TopCodes(NamedTuple):
     squared distances (..., k), fp32.
     """
 
-    vectors: torch.Tensor
-    codes: torch.Tensor
-    distances: torch.Tensor
+    vectors: Tensor
+    codes: Tensor
+    distances: Tensor
 
 
 @torch.no_grad()
-def nearest_k(x_NE: torch.Tensor, weight_KE: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest_k(x_NE: Tensor, weight_KE: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Codes (N, k) of the nearest code vectors and their squared distances (N, k), ascending; fp32 arithmetic.
 
     Which of several equally distant codes come first, or at all, is not defined. ValueError unless 1 <= k <= K.
@@ -47,7 +48,7 @@ def nearest_k(x_NE: torch.Tensor, weight_KE: torch.Tensor, k: int) -> tuple[torc
     return codes_Nk, _squared_distances(x_NE, weight_KE, codes_Nk)
 
 
-def _squared_distances(x_NE: torch.Tensor, weight_KE: torch.Tensor, codes_Nk: torch.Tensor) -> torch.Tensor:
+def _squared_distances(x_NE: Tensor, weight_KE: Tensor, codes_Nk: Tensor) -> Tensor:
     """From the differences, one candidate at a time: |x|^2 - 2 x e + |e|^2 cancels where a vector is near its code."""
     columns = [(x_NE - weight_KE[codes_N]).square().sum(1) for codes_N in codes_Nk.unbind(1)]
     return torch.stack(columns, 1)

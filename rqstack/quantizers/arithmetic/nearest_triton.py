@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 BLOCK_N, BLOCK_K, BLOCK_E = 64, 64, 32
 
@@ -51,7 +52,7 @@ def _nearest_kernel(
     tl.store(codes_ptr + row_n, found_n, mask=row_n < num_vectors)
 
 
-def nearest_codes(x_NE: torch.Tensor, weight_KE: torch.Tensor, norm_K: torch.Tensor) -> torch.Tensor:
+def nearest_codes(x_NE: Tensor, weight_KE: Tensor, norm_K: Tensor) -> Tensor:
     """Index of the nearest code vector of every row (int64, (N,)); the lowest index among equals.
 
     x, weight: fp32. norm_K: squared lengths of the code vectors. A row with a value that is not finite gets some valid

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 _AS_IT_IS = contextlib.nullcontext()
@@ -62,13 +62,13 @@ class KeepsFloat32:
         return self
 
 
-def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """A linear layer (or the identity) in fp32, whatever type its weights were cast to."""
     if isinstance(layer, nn.Identity):
         return x
     return F.linear(x, layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
-def without_masked_nonfinite(z: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def without_masked_nonfinite(z: Tensor, mask: Tensor) -> Tensor:
     """Zeros for what is not finite at masked positions: a gradient of zero times infinity would be no number."""
     return torch.where(mask[..., None] | z.isfinite(), z, 0.0)

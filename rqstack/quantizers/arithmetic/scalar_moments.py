@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from rqstack.quantizers.arithmetic.sync import all_reduce_sum, differentiable_all_reduce
 
@@ -18,10 +19,10 @@ SMALLEST_SPREAD = 1e-8
 class ScalarMoments(NamedTuple):
     """Mean, variance (unbiased), skewness and excess kurtosis of every scalar, (C,) each."""
 
-    mean: torch.Tensor
-    variance: torch.Tensor
-    skewness: torch.Tensor
-    kurtosis: torch.Tensor
+    mean: Tensor
+    variance: Tensor
+    skewness: Tensor
+    kurtosis: Tensor
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class MomentTargets:
     kurtosis: tuple[float, float] = (0.0, 0.0)
 
 
-def scalar_moments(x_NC: torch.Tensor, mask_N: torch.Tensor | None = None, over_ranks: bool = False) -> ScalarMoments:
+def scalar_moments(x_NC: Tensor, mask_N: Tensor | None = None, over_ranks: bool = False) -> ScalarMoments:
     """Moments over the rows that count, differentiable.
 
     over_ranks: the rows of all processes, which must all call it; gradients averaged over ranks are then those of one
@@ -57,7 +58,7 @@ def scalar_moments(x_NC: torch.Tensor, mask_N: torch.Tensor | None = None, over_
     return ScalarMoments(mean_C, variance_C, third_C / count / spread_C**3, fourth_C / count / spread_C**4 - 3.0)
 
 
-def moment_loss(found: ScalarMoments, targets: MomentTargets) -> torch.Tensor:
+def moment_loss(found: ScalarMoments, targets: MomentTargets) -> Tensor:
     """Weighted sum over the moments of the mean over scalars of the squared distance to the target; scalar."""
     loss = torch.zeros_like(found.mean[:1].sum())
     for name, value_C in found._asdict().items():
@@ -67,5 +68,5 @@ def moment_loss(found: ScalarMoments, targets: MomentTargets) -> torch.Tensor:
     return loss
 
 
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
+def _alone(tensor: Tensor) -> Tensor:
     return tensor

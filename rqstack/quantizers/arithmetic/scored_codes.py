@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -27,7 +28,7 @@ PICK_COPIES = 3  # (n, K) tensors alive at once in a search
 LIVE_COPIES = 4  # (n, K) tensors alive at once in the backward pass of a chunk
 
 
-def code_scores(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
+def code_scores(x_NE: Tensor, weight_KE: Tensor, inner: bool) -> Tensor:
     """(N, K) scores, the larger the nearer: inner products, or minus the distance. The result itself is N x K."""
     if inner:
         return x_NE @ weight_KE.T
@@ -37,12 +38,12 @@ def code_scores(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool) -> tor
 
 
 def _pick(
-    x_NE: torch.Tensor,
-    weight_KE: torch.Tensor,
+    x_NE: Tensor,
+    weight_KE: Tensor,
     inner: bool,
-    codes: torch.Tensor,
-    pick: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
+    codes: Tensor,
+    pick: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
     """Fill `codes` with `pick(ranks (n, K), rows (n, E))` of every chunk. Ranks grow with the scores of a row: x.e, or
     2 x.e - |e|^2."""
     offset_K = weight_KE.new_zeros(len(weight_KE)) if inner else -weight_KE.square().sum(1)
@@ -57,13 +58,13 @@ def _pick(
 
 
 @torch.no_grad()
-def best_codes(x_NE: torch.Tensor, weight_KE: torch.Tensor, inner: bool) -> torch.Tensor:
+def best_codes(x_NE: Tensor, weight_KE: Tensor, inner: bool) -> Tensor:
     """The code of the highest score of every row (N,), the lowest index among equals."""
     return nearest_codes(x_NE, weight_KE, inner)
 
 
 @torch.no_grad()
-def top_codes(x_NE: torch.Tensor, weight_KE: torch.Tensor, num_best: int, inner: bool) -> torch.Tensor:
+def top_codes(x_NE: Tensor, weight_KE: Tensor, num_best: int, inner: bool) -> Tensor:
     """The T codes of the highest scores of every row, best first (N, T)."""
     if not inner:
         return nearest_k(x_NE, weight_KE, num_best)[0]
@@ -72,13 +73,11 @@ def top_codes(x_NE: torch.Tensor, weight_KE: torch.Tensor, num_best: int, inner:
 
 
 @torch.no_grad()
-def drawn_codes(
-    x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float, inner: bool, num_draws: int | None = None
-) -> torch.Tensor:
+def drawn_codes(x_NE: Tensor, weight_KE: Tensor, temp: float, inner: bool, num_draws: int | None = None) -> Tensor:
     """One draw per row from softmax(score / temp) (N,), or `num_draws` different ones (N, T), by Gumbel-max."""
     check_temperature(temp)
 
-    def pick(ranks: torch.Tensor, rows_nE: torch.Tensor) -> torch.Tensor:
+    def pick(ranks: Tensor, rows_nE: Tensor) -> Tensor:
         if not inner:
             square = rows_nE.square().sum(1, keepdim=True).sub(ranks).clamp_(min=LEAST_SQUARE)
             ranks = square.sqrt_().neg_()
@@ -90,32 +89,30 @@ def drawn_codes(
     return _pick(x_NE.float(), weight_KE.float(), inner, empty, pick)
 
 
-def _chunk_rows(weight: torch.Tensor) -> int:
+def _chunk_rows(weight: Tensor) -> int:
     return max(1, rows_per_chunk(weight.shape[-2], weight.device) // LIVE_COPIES)
 
 
-def _again(part: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+def _again(part: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """`part(*tensors)`, computed a second time in the backward pass instead of kept."""
     return checkpoint(part, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
-def expected_by_score(x_NE: torch.Tensor, weight_KE: torch.Tensor, temp: float, inner: bool) -> torch.Tensor:
+def expected_by_score(x_NE: Tensor, weight_KE: Tensor, temp: float, inner: bool) -> Tensor:
     """Mean code vector (N, E) of softmax(score / temp), differentiable in both arguments."""
     check_temperature(temp)
 
-    def part(x_nE: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def part(x_nE: Tensor, weight: Tensor) -> Tensor:
         return (code_scores(x_nE, weight, inner) / temp).softmax(1) @ weight
 
     with full_precision_matmul(x_NE.device):
         return torch.cat([_again(part, rows, weight_KE) for rows in x_NE.split(_chunk_rows(weight_KE))])
 
 
-def score_cross_entropy(
-    x_XNE: torch.Tensor, weight_XKE: torch.Tensor, codes_XN: torch.Tensor, inner: bool
-) -> torch.Tensor:
+def score_cross_entropy(x_XNE: Tensor, weight_XKE: Tensor, codes_XN: Tensor, inner: bool) -> Tensor:
     """Mean of -log softmax(score) at the row's code over all rows whose code is not -1; 0 when there is none."""
 
-    def part(x_nE: torch.Tensor, weight_KE: torch.Tensor, codes_n: torch.Tensor) -> torch.Tensor:
+    def part(x_nE: Tensor, weight_KE: Tensor, codes_n: Tensor) -> Tensor:
         return F.cross_entropy(code_scores(x_nE, weight_KE, inner), codes_n, ignore_index=-1, reduction="sum")
 
     step, total = _chunk_rows(weight_XKE), x_XNE.new_zeros(())
@@ -126,18 +123,18 @@ def score_cross_entropy(
     return total / (codes_XN != -1).sum().clamp(min=1)
 
 
-def entropy(probs_PK: torch.Tensor) -> torch.Tensor:
+def entropy(probs_PK: Tensor) -> Tensor:
     """Entropy (nats) of every distribution (P,)."""
     return -(probs_PK * probs_PK.clamp(min=LEAST_PROB).log()).sum(-1)
 
 
 def usage_entropy_by_position(
-    x_XPRE: torch.Tensor,
-    weight_XKE: torch.Tensor,
+    x_XPRE: Tensor,
+    weight_XKE: Tensor,
     temp: float,
     inner: bool,
-    valid_PR: torch.Tensor | None = None,
-) -> torch.Tensor:
+    valid_PR: Tensor | None = None,
+) -> Tensor:
     """Entropy of the mean of softmax(score / temp) over the rows and codebooks of a position; mean over positions.
 
     Rows where `valid_PR` is False do not count, nor do positions without a row that counts.
@@ -149,11 +146,11 @@ def usage_entropy_by_position(
     row_step = min(rows, _chunk_rows(weight_XKE))
     position_step = max(1, _chunk_rows(weight_XKE) // row_step)
 
-    def part(x_prE: torch.Tensor, weight_KE: torch.Tensor, valid_pr: torch.Tensor) -> torch.Tensor:
+    def part(x_prE: Tensor, weight_KE: Tensor, valid_pr: Tensor) -> Tensor:
         probs = (code_scores(x_prE.flatten(0, 1), weight_KE, inner) / temp).softmax(1)
         return torch.where(valid_pr[..., None], probs.view(*valid_pr.shape, -1), 0.0).sum(1)
 
-    def entropies(x_XpRE: torch.Tensor, weight_XKE: torch.Tensor, valid_pR: torch.Tensor) -> torch.Tensor:
+    def entropies(x_XpRE: Tensor, weight_XKE: Tensor, valid_pR: Tensor) -> Tensor:
         sums_pK = x_XpRE.new_zeros(())
         for x_pRE, weight_KE in zip(x_XpRE, weight_XKE, strict=True):
             blocks = zip(x_pRE.split(row_step, 1), valid_pR.split(row_step, 1), strict=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 _alone_depth = 0
 
@@ -40,14 +41,14 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
-def all_reduce_sum(*tensors: torch.Tensor) -> None:
+def all_reduce_sum(*tensors: Tensor) -> None:
     """Add each tensor up over all processes, in place. Does nothing in a single process."""
     if is_distributed():
         for tensor in tensors:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
 
 
-def all_gather_rows(row: torch.Tensor) -> torch.Tensor:
+def all_gather_rows(row: Tensor) -> Tensor:
     """Stack one equally shaped tensor per process into (world size, ...), in rank order.
 
     Written as a sum into zeros: it works for every backend and needs no list of output tensors.
@@ -62,19 +63,19 @@ class _AllReduceSum(torch.autograd.Function):
     """Forward and backward add up over all processes."""
 
     @staticmethod
-    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, tensor: Tensor) -> Tensor:
         total = tensor.clone()
         all_reduce_sum(total)
         return total
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, grad: Tensor) -> Tensor:
         grad = grad.clone()
         all_reduce_sum(grad)
         return grad
 
 
-def differentiable_all_reduce(tensor: torch.Tensor) -> torch.Tensor:
+def differentiable_all_reduce(tensor: Tensor) -> Tensor:
     """The sum over all processes, with the gradient of the sum of the losses of all processes.
 
     A loss every process computes from the sum has that gradient once per process, so gradients that are averaged over

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
@@ -26,18 +26,16 @@ MIN_SCALE = 1e-6  # of the inverse of a learned scale
 class VectorMoments(NamedTuple):
     """Mean and (biased) variance, both (..., 1, E)."""
 
-    mean: torch.Tensor
-    variance: torch.Tensor
+    mean: Tensor
+    variance: Tensor
 
-    def std(self) -> torch.Tensor:
+    def std(self) -> Tensor:
         """Standard deviation, not below the root of MIN_VARIANCE."""
         return self.variance.clamp(min=MIN_VARIANCE).sqrt()
 
 
 @torch.no_grad()
-def vector_moments(
-    x: torch.Tensor, valid: torch.Tensor | None = None, across_ranks: bool = True
-) -> tuple[VectorMoments, torch.Tensor]:
+def vector_moments(x: Tensor, valid: Tensor | None = None, across_ranks: bool = True) -> tuple[VectorMoments, Tensor]:
     """Moments of the rows of x (..., N, E) and how many rows counted (..., 1, 1), of all processes unless told.
 
     Rows where `valid` (..., N) is False or that are not finite do not count; without any row both moments are 0.
@@ -55,20 +53,18 @@ def vector_moments(
     return VectorMoments(mean, squares / count.clamp(min=1)), count
 
 
-def blend(old: VectorMoments, new: VectorMoments, decay: float, started: torch.Tensor | bool) -> VectorMoments:
+def blend(old: VectorMoments, new: VectorMoments, decay: float, started: Tensor | bool) -> VectorMoments:
     """Moving averages old * decay + new * (1 - decay); `new` itself where nothing has been averaged before."""
     weight = torch.where(torch.as_tensor(started, device=new.mean.device), 1 - decay, 1.0)
     return VectorMoments(*(torch.where(weight < 1, a.lerp(b, weight), b) for a, b in zip(old, new, strict=True)))
 
 
-def carry(x: torch.Tensor, source: VectorMoments, target: VectorMoments) -> torch.Tensor:
+def carry(x: Tensor, source: VectorMoments, target: VectorMoments) -> Tensor:
     """The affine map that takes vectors (..., N, E) with moments `source` to moments `target`."""
     return (x - source.mean) * (target.std() / source.std()) + target.mean
 
 
-def scale_groups(
-    weight_KE: torch.Tensor, scale_GE: torch.Tensor, bias_GE: torch.Tensor, lr_scale: float = 1.0
-) -> torch.Tensor:
+def scale_groups(weight_KE: Tensor, scale_GE: Tensor, bias_GE: Tensor, lr_scale: float = 1.0) -> Tensor:
     """(1 + lr_scale * scale) * weight + lr_scale * bias, where the g-th of G equal runs of code vectors has row g.
 
     With scale and bias 0 at first this is the identity, and lr_scale multiplies their steps by lr_scale^2 (SGD).
@@ -92,11 +88,11 @@ class LearnedAffine(nn.Module):
         self.scale = nn.Parameter(torch.zeros(groups, dim))
         self.bias = nn.Parameter(torch.zeros(groups, dim))
 
-    def forward(self, weight_KE: torch.Tensor) -> torch.Tensor:
+    def forward(self, weight_KE: Tensor) -> Tensor:
         """Raw code vectors (K, E) -> those that are searched, fp32, differentiable in all."""
         return scale_groups(weight_KE.float(), self.scale.float(), self.bias.float(), self.lr_scale)
 
-    def inverse(self, vectors_KE: torch.Tensor) -> torch.Tensor:
+    def inverse(self, vectors_KE: Tensor) -> Tensor:
         """Searched code vectors (K, E), one per entry -> the raw ones that give them."""
         scale_G1E, bias_G1E = (
             1 + self.lr_scale * self.scale.float()[:, None],
@@ -128,16 +124,16 @@ class RunningAffine(KeepsFloat32, nn.Module):
             self.register_buffer(f"{name}_variance", torch.ones(1, dim, dtype=torch.float32))
         self.register_buffer("started", torch.tensor(False))
 
-    def forward(self, weight_KE: torch.Tensor) -> torch.Tensor:
+    def forward(self, weight_KE: Tensor) -> Tensor:
         """Raw code vectors (K, E) -> those that are searched."""
         return carry(weight_KE, self._codebook(), self._batch())
 
-    def inverse(self, x_NE: torch.Tensor) -> torch.Tensor:
+    def inverse(self, x_NE: Tensor) -> Tensor:
         """Vectors (N, E) -> where they lie among the raw code vectors."""
         return carry(x_NE, self._batch(), self._codebook())
 
     @torch.no_grad()
-    def observe(self, x_NE: torch.Tensor, weight_KE: torch.Tensor, valid_N: torch.Tensor | None = None) -> None:
+    def observe(self, x_NE: Tensor, weight_KE: Tensor, valid_N: Tensor | None = None) -> None:
         """Average in the moments of the valid vectors of all processes and of the raw code vectors; none, no change."""
         seen, count = vector_moments(x_NE, valid_N)
         known, _ = vector_moments(weight_KE, across_ranks=False)

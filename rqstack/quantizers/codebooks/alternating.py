@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import sync
@@ -18,10 +19,10 @@ from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 
 
 def codebook_gradients(
-    parameters: Sequence[torch.Tensor],
-    code_vectors: Callable[[], Sequence[torch.Tensor]],
+    parameters: Sequence[Tensor],
+    code_vectors: Callable[[], Sequence[Tensor]],
     batches: Sequence[Sequence[CodedVectors]],
-) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """Mean squared distance between vectors and the code vectors they chose, 0-dim, and its gradients.
 
     code_vectors: the (K, E) code vectors of every codebook, computed from `parameters`, whose `grad` and
@@ -51,9 +52,9 @@ def codebook_gradients(
 
 def alternating_step(
     optimizer: torch.optim.Optimizer,
-    code_vectors: Callable[[], Sequence[torch.Tensor]],
+    code_vectors: Callable[[], Sequence[Tensor]],
     batches: Sequence[Sequence[CodedVectors]],
-) -> torch.Tensor:
+) -> Tensor:
     """One optimizer step on `codebook_gradients`; returns its loss before the step. Without any row, no step.
 
     The optimizer's parameters keep the gradients they have from elsewhere; those take no part.
@@ -70,7 +71,7 @@ def alternating_step(
     return loss
 
 
-def _squared_error(weight_KE: torch.Tensor, batch: CodedVectors) -> torch.Tensor:
+def _squared_error(weight_KE: Tensor, batch: CodedVectors) -> Tensor:
     codes_N = torch.where(batch.valid_N, batch.codes_N, 0)
     distance_NE = F.embedding(codes_N, weight_KE.float()) - batch.x_NE.detach().float()
     return torch.where(batch.valid_N[:, None], distance_NE, 0.0).square().sum()

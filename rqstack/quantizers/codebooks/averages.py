@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.codebooks.entry_use import count_codes
 from rqstack.quantizers.codebooks.restart_draw import NO_KEY, CodedVectors, draw_candidates, hash_int64, sums_by_code
 
 
-def counts_and_sums(batches: Sequence[CodedVectors], num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def counts_and_sums(batches: Sequence[CodedVectors], num_codes: int) -> tuple[Tensor, Tensor]:
     """How many valid vectors every code was given (K,) and their sum (K, E), over all batches of all processes."""
     counts_K = count_codes(batches, num_codes)
     sums_KE = sums_by_code(*batches[0], num_codes)
@@ -24,18 +25,18 @@ def counts_and_sums(batches: Sequence[CodedVectors], num_codes: int) -> tuple[to
     return counts_K, sums_KE
 
 
-def smoothed_sizes(sizes: torch.Tensor, eps: float) -> torch.Tensor:
+def smoothed_sizes(sizes: Tensor, eps: float) -> Tensor:
     """Laplace-smoothed cluster sizes (..., K) with the same sum: no code has size 0."""
     total = sizes.sum(-1, keepdim=True)
     return (sizes + eps) * total / (total + sizes.shape[-1] * eps)
 
 
-def state_seed(state: torch.Tensor) -> torch.Tensor:
+def state_seed(state: Tensor) -> Tensor:
     """A seed (0-dim int64) from the bits of fp32 state: it changes whenever the state does and needs no counter."""
     return state.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
 
 
-def replace_unused(unused_K: torch.Tensor, rows: CodedVectors, seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def replace_unused(unused_K: Tensor, rows: CodedVectors, seed: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors (K, E) of all processes for unused codes, drawn without replacement, and which codes get one (K,).
 
     Where vectors are fewer than unused codes, as many codes as there are vectors are drawn; the others wait.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candidates, hash_int64, repeat_noise
@@ -38,9 +38,9 @@ class RestartRule:
 class Restarts(NamedTuple):
     """Which entries restart (K,), the vector of each (K, E; of no meaning for the others), and their cluster size."""
 
-    entries_K: torch.Tensor
-    vectors_KE: torch.Tensor
-    size: torch.Tensor
+    entries_K: Tensor
+    vectors_KE: Tensor
+    size: Tensor
 
 
 class CountedCodebook(KeepsFloat32, nn.Module):
@@ -67,14 +67,14 @@ class CountedCodebook(KeepsFloat32, nn.Module):
         if rule is not None and rule.unused_for is not None:
             self.register_buffer("used_at", torch.zeros(num_codes, dtype=torch.int64))
 
-    def _start_counts(self, sizes_K: torch.Tensor) -> None:
+    def _start_counts(self, sizes_K: Tensor) -> None:
         """Every entry starts now, with these cluster sizes."""
         self.cluster_size_ema.copy_(sizes_K)
         for name in ("restarted_at", "used_at"):
             if name in self._buffers:
                 getattr(self, name).copy_(self.num_updates)
 
-    def _add_counts(self, counts_K: torch.Tensor) -> None:
+    def _add_counts(self, counts_K: Tensor) -> None:
         """One step of the averages; counts of all processes."""
         self.cluster_size_ema.mul_(self.decay).add_(counts_K, alpha=1 - self.decay)
         if "used_at" in self._buffers:
@@ -102,18 +102,18 @@ class CountedCodebook(KeepsFloat32, nn.Module):
         self.num_restarts += entries_K.sum()
         return Restarts(entries_K, vectors_KE, size)
 
-    def _unused(self, mean_size: torch.Tensor) -> torch.Tensor:
+    def _unused(self, mean_size: Tensor) -> Tensor:
         rule = self.restart_rule
         if rule.unused_for is not None:
             return self.num_updates + 1 - self.used_at >= rule.unused_for
         return self.cluster_size_ema < rule.below * (mean_size if rule.relative else 1)
 
-    def _update_seed(self) -> torch.Tensor:
+    def _update_seed(self) -> Tensor:
         """A seed per update; `seed` 0 gives the number of the update itself."""
         return self.num_updates + hash_int64(torch.full_like(self.num_updates, self.seed))
 
 
-def count_codes(batches: Sequence[CodedVectors], num_codes: int) -> torch.Tensor:
+def count_codes(batches: Sequence[CodedVectors], num_codes: int) -> Tensor:
     """Valid vectors of every code over all batches of this process, fp32 (K,)."""
     counts_K = batches[0].x_NE.new_zeros(num_codes, dtype=torch.float32)
     for _, codes_N, valid_N in batches:

@@ -6,6 +6,7 @@ Legend: N vectors, E vector size, K clusters.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import sync
@@ -16,9 +17,7 @@ REPEAT_NOISE = 0.01  # spread of repeated start vectors, relative to their lengt
 
 
 @torch.no_grad()
-def draw_vectors(
-    x_NE: torch.Tensor, num_vectors: int, valid_N: torch.Tensor | None = None, seed: int = 0
-) -> torch.Tensor:
+def draw_vectors(x_NE: Tensor, num_vectors: int, valid_N: Tensor | None = None, seed: int = 0) -> Tensor:
     """Draw K of the valid rows of all processes without replacement; (K, E), the same on each.
 
     The draw does not depend on how the rows are split over processes. Where rows are too few they repeat, with a little
@@ -39,14 +38,14 @@ def draw_vectors(
 
 @torch.no_grad()
 def kmeans(
-    x_NE: torch.Tensor,
+    x_NE: Tensor,
     num_clusters: int,
     *,
     iterations: int = 10,
     cosine: bool = False,
-    valid_N: torch.Tensor | None = None,
+    valid_N: Tensor | None = None,
     seed: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from randomly drawn vectors: cluster means (K, E) and the vectors in each (K,), both fp32.
 
     All processes call it together, each with its own rows. Non-finite rows and those where `valid_N` is False do not

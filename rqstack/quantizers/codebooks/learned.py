@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import sync
@@ -65,30 +65,28 @@ class LearnedCodebook(CountedCodebook):
             self._count_entries(num_codes, 1.0, decay, restart, seed)
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Tensor:
         """The (K, E) code vectors, fp32, with the gradient of the parameter."""
         rows = self.rows.float()
         return F.normalize(rows, dim=1) if self.normalize else rows
 
-    def nearest(self, x_NE: torch.Tensor) -> torch.Tensor:
+    def nearest(self, x_NE: Tensor) -> Tensor:
         """Index of the nearest code vector of every row."""
         return nearest_codes(x_NE, self.weight.detach())
 
-    def embed(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed(self, codes: Tensor) -> Tensor:
         """Codes of any shape -> code vectors (..., E)."""
         return F.embedding(codes, self.weight)
 
     @torch.no_grad()
-    def assign(self, vectors_KE: torch.Tensor, sizes_K: torch.Tensor) -> None:
+    def assign(self, vectors_KE: Tensor, sizes_K: Tensor) -> None:
         """Replace all code vectors, each the mean of so many vectors per step; sizes below 1 count as 1."""
         self.rows.copy_(vectors_KE)
         if self.restart_rule is not None:
             self._start_counts(sizes_K.clamp(min=1))
 
     @torch.no_grad()
-    def update(
-        self, batches: Sequence[CodedVectors], to_rows: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> None:
+    def update(self, batches: Sequence[CodedVectors], to_rows: Callable[[Tensor], Tensor] | None = None) -> None:
         """Count the vectors of all processes and restart unused entries; the optimizer does everything else.
 
         to_rows: vectors (K, E) -> rows that stand for them, where the codebook is re-parametrised.

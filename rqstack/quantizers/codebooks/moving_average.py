@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
@@ -52,19 +52,19 @@ class EMACodebook(CountedCodebook):
         self._count_entries(num_codes, float(keep_unused), decay, rule, seed)
         self.register_buffer("embed_ema", weight.clone())
 
-    def _hold(self, weight_KE: torch.Tensor) -> None:
+    def _hold(self, weight_KE: Tensor) -> None:
         self.register_buffer("weight", weight_KE)
 
-    def nearest(self, x_NE: torch.Tensor) -> torch.Tensor:
+    def nearest(self, x_NE: Tensor) -> Tensor:
         """Index of the nearest code vector of every row."""
         return nearest_codes(x_NE, self.weight.detach())
 
-    def embed(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed(self, codes: Tensor) -> Tensor:
         """Codes of any shape -> code vectors (..., E)."""
         return F.embedding(codes, self.weight)
 
     @torch.no_grad()
-    def assign(self, vectors_KE: torch.Tensor, sizes_K: torch.Tensor) -> None:
+    def assign(self, vectors_KE: Tensor, sizes_K: Tensor) -> None:
         """Replace all code vectors, as if each were the mean of so many vectors per step; sizes below 1 count as 1."""
         self._start_counts(sizes_K.clamp(min=1))
         self._store(F.normalize(vectors_KE, dim=1) if self.normalize else vectors_KE)
@@ -85,16 +85,16 @@ class EMACodebook(CountedCodebook):
         self._refresh(changed_K)
         self.num_updates += 1
 
-    def _restart(self, batches: Sequence[CodedVectors]) -> torch.Tensor:
+    def _restart(self, batches: Sequence[CodedVectors]) -> Tensor:
         """Give unused entries a vector of this step. Returns which entries those are."""
         entries_K, vectors_KE, size = self._draw_restarts(batches, self.embed_ema.shape[1])
         self.embed_ema.copy_(torch.where(entries_K[:, None], vectors_KE * size, self.embed_ema))
         return entries_K
 
-    def _smoothed_sizes(self) -> torch.Tensor:
+    def _smoothed_sizes(self) -> Tensor:
         return smoothed_sizes(self.cluster_size_ema, SMOOTHING)
 
-    def _refresh(self, changed_K: torch.Tensor) -> None:
+    def _refresh(self, changed_K: Tensor) -> None:
         """weight = embed_ema / smoothed cluster size."""
         weight_KE = self.embed_ema / self._smoothed_sizes()[:, None]
         if self.normalize:
@@ -103,7 +103,7 @@ class EMACodebook(CountedCodebook):
             weight_KE = torch.where(changed_K[:, None], weight_KE, self.weight)
         self._store(weight_KE)
 
-    def _store(self, weight_KE: torch.Tensor) -> None:
+    def _store(self, weight_KE: Tensor) -> None:
         self.weight.copy_(weight_KE)
 
 
@@ -114,11 +114,11 @@ class TrainedEMACodebook(EMACodebook):
     the next update the moving averages take over where the optimizer left the vectors, so neither undoes the other.
     """
 
-    def _hold(self, weight_KE: torch.Tensor) -> None:
+    def _hold(self, weight_KE: Tensor) -> None:
         self.rows = nn.Parameter(weight_KE)
 
     @property
-    def weight(self) -> torch.Tensor:
+    def weight(self) -> Tensor:
         """The (K, E) code vectors, fp32, with the gradient of the parameter."""
         return F.normalize(self.rows, dim=1) if self.normalize else self.rows
 
@@ -136,5 +136,5 @@ class TrainedEMACodebook(EMACodebook):
         self.embed_ema.copy_(self.weight * size_K1)
         super().update(batches)
 
-    def _store(self, weight_KE: torch.Tensor) -> None:
+    def _store(self, weight_KE: Tensor) -> None:
         self.rows.copy_(weight_KE)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from rqstack.quantizers.arithmetic import sync
 
@@ -23,24 +24,24 @@ REPEAT_NOISE = 0.01  # spread of repeated restart vectors, times 1 / sqrt(E)
 class CodedVectors(NamedTuple):
     """Vectors with the code each was given; rows where `valid_N` is False are ignored."""
 
-    x_NE: torch.Tensor
-    codes_N: torch.Tensor
-    valid_N: torch.Tensor
+    x_NE: Tensor
+    codes_N: Tensor
+    valid_N: Tensor
 
 
-def hash_int64(value: torch.Tensor) -> torch.Tensor:
+def hash_int64(value: Tensor) -> Tensor:
     """A bijective mix of int64 values whose result is spread evenly over 0 .. 2**63 - 1 (SplitMix64 finaliser)."""
     value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return (value ^ ((value >> 31) & 0x1FFFFFFFF)) & NO_KEY
 
 
-def hash_uniform(value: torch.Tensor) -> torch.Tensor:
+def hash_uniform(value: Tensor) -> Tensor:
     """int64 values -> reproducible numbers in [-1, 1), fp32."""
     return (hash_int64(value) >> 39).float() / 2**23 - 1
 
 
-def _keys(batches: Sequence[CodedVectors], seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _keys(batches: Sequence[CodedVectors], seed: Tensor) -> tuple[Tensor, Tensor]:
     """Random key of every local row (NO_KEY for invalid ones), and the number of valid rows over all ranks."""
     counts_WM = sync.all_gather_rows(torch.stack([batch.valid_N.sum() for batch in batches]))
     in_order = counts_WM.T.reshape(-1)
@@ -53,9 +54,7 @@ def _keys(batches: Sequence[CodedVectors], seed: torch.Tensor) -> tuple[torch.Te
     return torch.cat(keys), in_order.sum()
 
 
-def draw_candidates(
-    batches: Sequence[CodedVectors], num_candidates: int, seed: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_candidates(batches: Sequence[CodedVectors], num_candidates: int, seed: Tensor) -> tuple[Tensor, Tensor]:
     """Draw vectors from all ranks' batches without replacement, identically on every rank.
 
     Returns (candidates_CE, number of valid candidates as a 0-dim tensor); rows beyond that number are zero.
@@ -76,7 +75,7 @@ def draw_candidates(
     return candidates_CE, num_valid.clamp(max=num_candidates)
 
 
-def repeat_noise(num_codes: int, dim: int, seed: torch.Tensor) -> torch.Tensor:
+def repeat_noise(num_codes: int, dim: int, seed: Tensor) -> Tensor:
     """A tiny offset per entry (K, E), so that entries restarted with the same vector (fewer vectors than unused
     entries) can part. The same on every process."""
     step_K = hash_uniform(torch.arange(num_codes, device=seed.device) + seed * num_codes)
@@ -84,7 +83,7 @@ def repeat_noise(num_codes: int, dim: int, seed: torch.Tensor) -> torch.Tensor:
     return step_K[:, None] * direction_E * (3 * REPEAT_NOISE / dim**0.5)
 
 
-def sums_by_code(x_NE: torch.Tensor, codes_N: torch.Tensor, valid_N: torch.Tensor, num_codes: int) -> torch.Tensor:
+def sums_by_code(x_NE: Tensor, codes_N: Tensor, valid_N: Tensor, num_codes: int) -> Tensor:
     """Sum of the valid rows of every code (K, E), added in the order of the rows.
 
     The gradient of an embedding look-up is this sum; its kernels are 20 to 40 times faster than `index_add_` on a CPU

@@ -6,7 +6,7 @@ Legend: X codebooks side by side, R rows (vectors), E code-vector size, K codebo
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.codebooks.affine import VectorMoments, blend, carry, vector_moments
 
@@ -14,8 +14,8 @@ from rqstack.quantizers.codebooks.affine import VectorMoments, blend, carry, vec
 class AffineMoments(nn.Module):
     """Mean and variance (X, 1, E) of the vectors, from the first forward on, and of the raw code vectors."""
 
-    batch_mean: torch.Tensor | None
-    batch_variance: torch.Tensor | None
+    batch_mean: Tensor | None
+    batch_variance: Tensor | None
 
     def _register_moments(
         self, on: bool, across_ranks: bool, batch_decay: float, codebook_decay: float, shape: tuple[int, int, int]
@@ -43,7 +43,7 @@ class AffineMoments(nn.Module):
             self.codebook_mean_needs_init.fill_(True)
             self.codebook_variance_needs_init.fill_(True)
 
-    def observe(self, x_XRE: torch.Tensor, embed_XKE: torch.Tensor, valid_XR: torch.Tensor | None) -> None:
+    def observe(self, x_XRE: Tensor, embed_XKE: Tensor, valid_XR: Tensor | None) -> None:
         """Average in the moments of the valid vectors, and those of the raw code vectors in training (or at first)."""
         known, _ = vector_moments(embed_XKE, across_ranks=False)
         first = self.codebook_mean_needs_init
@@ -61,13 +61,13 @@ class AffineMoments(nn.Module):
         self.batch_mean = torch.where(count_X11 > 0, new.mean, self.batch_mean)
         self.batch_variance = torch.where(count_X11 > 0, new.variance, self.batch_variance)
 
-    def to_batch_moments(self, embed_XKE: torch.Tensor) -> torch.Tensor:
+    def to_batch_moments(self, embed_XKE: Tensor) -> Tensor:
         """Raw code vectors -> those that are searched; unchanged before the first forward."""
         if self.batch_mean is None:
             return embed_XKE
         return carry(embed_XKE, self._codebook_moments(), self._batch_moments())
 
-    def to_codebook_moments(self, x_RE: torch.Tensor, book: int) -> torch.Tensor:
+    def to_codebook_moments(self, x_RE: Tensor, book: int) -> Tensor:
         """Vectors of one codebook -> where they lie among its raw code vectors."""
         pair = (self._batch_moments(), self._codebook_moments())
         return carry(x_RE, *(VectorMoments(m.mean[book], m.variance[book]) for m in pair))

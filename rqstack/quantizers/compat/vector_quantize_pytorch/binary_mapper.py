@@ -6,7 +6,7 @@ Legend: C bits of a code, K = 2^C codes.
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import gradient
@@ -31,20 +31,20 @@ class BinaryMapper(nn.Module):
         self.register_buffer("zero", torch.tensor(0.0), persistent=False)
 
     @property
-    def codes(self) -> torch.Tensor:
+    def codes(self) -> Tensor:
         """The bits of every code (K, bits), bool, lowest first."""
         return self._bits(torch.arange(self.num_codes, device=self.shifts.device))
 
-    def binary_entropy(self, logits: torch.Tensor) -> torch.Tensor:
+    def binary_entropy(self, logits: Tensor) -> Tensor:
         """Entropy (nats) of the bits together (...)."""
         return bit_entropy(logits).sum(-1)
 
-    def calc_aux_loss(self, logits: torch.Tensor, reduce_aux_kl_loss=True) -> torch.Tensor:
+    def calc_aux_loss(self, logits: Tensor, reduce_aux_kl_loss=True) -> Tensor:
         """What the divergence from uniform codes exceeds the threshold by: its mean, or one number per code."""
         excess = F.relu(self.bits * LN2 - self.binary_entropy(logits) - self.kl_loss_threshold)
         return excess.sum() / max(1, excess.numel()) if reduce_aux_kl_loss else excess
 
-    def log_prob(self, logits: torch.Tensor, *, indices=None, one_hot=None, sum_bits=True) -> torch.Tensor:
+    def log_prob(self, logits: Tensor, *, indices=None, one_hot=None, sum_bits=True) -> Tensor:
         """Log probability of the codes (...), or of each of their bits; give `indices` or `one_hot`."""
         require((indices is None) != (one_hot is None), "give indices or one_hot, one of them")
         indices = one_hot.argmax(-1) if indices is None else indices
@@ -53,7 +53,7 @@ class BinaryMapper(nn.Module):
 
     def forward(
         self,
-        logits: torch.Tensor,
+        logits: Tensor,
         temperature=1.0,
         straight_through=None,
         calc_aux_loss=None,
@@ -81,5 +81,5 @@ class BinaryMapper(nn.Module):
         loss = self.calc_aux_loss(logits, reduce_aux_kl_loss) if calc_aux_loss else self.zero
         return (one_hot, indices, loss) if return_indices else (one_hot, loss)
 
-    def _bits(self, indices: torch.Tensor) -> torch.Tensor:
+    def _bits(self, indices: Tensor) -> Tensor:
         return ((indices[..., None] >> self.shifts) & 1).bool()

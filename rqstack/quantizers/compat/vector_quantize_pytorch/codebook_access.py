@@ -7,7 +7,7 @@ codebook), M = B * N, E code-vector size, K codebook size, H heads.
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook
@@ -36,16 +36,16 @@ class CodebookAccess(nn.Module):
         return self._codebook.ema_update
 
     @property
-    def codebook(self) -> torch.Tensor:
+    def codebook(self) -> Tensor:
         """The code vectors (K, E), or (H, K, E) for separate heads."""
         embed = self._codebook.embed
         return embed if self.separate_codebook_per_head else embed[0]
 
     @codebook.setter
-    def codebook(self, codes: torch.Tensor) -> None:
+    def codebook(self, codes: Tensor) -> None:
         self._codebook.embed.data.copy_(codes if self.separate_codebook_per_head else codes[None])
 
-    def get_codes_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ...), or (B, ..., H) with heads -> code vectors, channels where the input has them.
 
         Separate heads are joined to (..., H * E), those of one codebook stay (..., H, E). -1 gives zeros.
@@ -57,7 +57,7 @@ class CodebookAccess(nn.Module):
             codes = codes[..., 0, :]
         return codes.movedim(-1, 1) if self._channels_first else codes
 
-    def get_output_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices -> what the eval-mode forward returned with them."""
         codes = self._embedded(indices).flatten(-2)
         with full_precision(codes.device):
@@ -66,7 +66,7 @@ class CodebookAccess(nn.Module):
         output = output.masked_fill(dropped[..., None], 0.0)
         return output.movedim(-1, 1) if self._channels_first else output
 
-    def _embedded(self, indices: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, indices: Tensor) -> Tensor:
         """(..., H, E) code vectors as they are searched."""
         weights_XKE = self._codebook.effective_embed()
         codes = indices if self.heads > 1 else indices[..., None]
@@ -82,19 +82,19 @@ class CodebookAccess(nn.Module):
             self.in_place_codebook_optimizer.step()
             self.in_place_codebook_optimizer.zero_grad()
 
-    def maybe_split_heads_from_input(self, x: torch.Tensor) -> torch.Tensor:
+    def maybe_split_heads_from_input(self, x: Tensor) -> Tensor:
         """(B, N, H * E) -> (H, B, N, E) for separate heads, (1, B * H, N, E) for shared ones; one head: x itself."""
         if self.heads == 1:
             return x
         heads = x.unflatten(-1, (self.heads, -1))
         return heads.movedim(2, 0) if self.separate_codebook_per_head else heads.transpose(1, 2).flatten(0, 1)[None]
 
-    def expire_codes_(self, x: torch.Tensor) -> None:
+    def expire_codes_(self, x: Tensor) -> None:
         """Replace codes used less than the threshold by vectors of x (B, N, H * E), in the space of the codebook."""
         self._codebook.expire_codes_(self.maybe_split_heads_from_input(self._codebook.transform_input(x)))
 
     @torch.no_grad()
-    def update_indices(self, x: torch.Tensor, indices: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+    def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
         """A moving-average step with x, in the layout of an input, and indices found elsewhere. mask: (B, N)."""
         layout = self._layout(x)
         mask_BN = mask_of(layout, mask, None, self._is_map)
@@ -106,9 +106,7 @@ class CodebookAccess(nn.Module):
 
     update_ema_indices = update_indices
 
-    def warmup_rows(
-        self, x: torch.Tensor, mask: torch.Tensor | None = None, lens: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def warmup_rows(self, x: Tensor, mask: Tensor | None = None, lens: Tensor | None = None) -> Tensor:
         """The vectors (N, H * E) of an input that are searched and not masked, for `codebook_warmup`."""
         layout = self._layout(x)
         mask_BN = mask_of(layout, mask, lens, self._is_map)
@@ -117,7 +115,7 @@ class CodebookAccess(nn.Module):
         return rows_BNC.flatten(0, 1) if mask_BN is None else rows_BNC[mask_BN]
 
     @torch.no_grad()
-    def initialize_codebook(self, x_NE: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:
+    def initialize_codebook(self, x_NE: Tensor, method: str = "kmeans", seed: int = 0) -> None:
         """Set the codebook from vectors (N, H * E) of all processes: 'kmeans', or 'data' (drawn). Not a frozen one."""
         iterations = {"kmeans": self._codebook.kmeans_iters, "data": 0}
         require(method in iterations, f"method {method!r} is not one of {', '.join(iterations)}")
@@ -135,27 +133,27 @@ class CodebookAccess(nn.Module):
     def _channels_first(self) -> bool:
         return self._is_map or not self.channel_last
 
-    def _layout(self, x: torch.Tensor) -> TokenLayout:
+    def _layout(self, x: Tensor) -> TokenLayout:
         map_dims = 2 if self.accept_image_fmap else 3 if self.accept_3d_fmap else None
         return layout_of(x, self._channels_first, map_dims)
 
-    def _rows(self, tokens_BNC: torch.Tensor) -> torch.Tensor:
+    def _rows(self, tokens_BNC: Tensor) -> Tensor:
         """(B, N, C) -> the rows (X, R, E) that are searched, at least fp32."""
         return self._split_rows(project(self.project_in, tokens_BNC))
 
-    def _split_rows(self, vectors: torch.Tensor) -> torch.Tensor:
+    def _split_rows(self, vectors: Tensor) -> Tensor:
         """(..., H * E) -> (X, R, E), of length 1 for cosine similarity."""
         heads_MHE = vectors.reshape(-1, self.heads, self._codebook.dim)
         rows_XRE = heads_MHE.transpose(0, 1) if self.separate_codebook_per_head else heads_MHE.flatten(0, 1)[None]
         return self._codebook.transform_input(rows_XRE)
 
-    def _row_mask(self, mask_BN: torch.Tensor | None) -> torch.Tensor | None:
+    def _row_mask(self, mask_BN: Tensor | None) -> Tensor | None:
         if mask_BN is None:
             return None
         heads = 1 if self.separate_codebook_per_head else self.heads
         return mask_BN.reshape(-1).repeat_interleave(heads)
 
-    def _index_rows(self, codes: torch.Tensor, rows_shape: torch.Size) -> torch.Tensor:
+    def _index_rows(self, codes: Tensor, rows_shape: torch.Size) -> Tensor:
         """(B, N), or (B, N, H) with heads -> (X, R)."""
         expected = rows_shape[0] * rows_shape[1]
         require(codes.numel() == expected, f"indices of shape {tuple(codes.shape)} do not fit {expected} vectors")
@@ -163,12 +161,12 @@ class CodebookAccess(nn.Module):
             return codes.reshape(-1, self.heads).T
         return codes.reshape(1, -1)
 
-    def _by_token(self, rows: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+    def _by_token(self, rows: Tensor, layout: TokenLayout) -> Tensor:
         """(X, R, ...) -> (B, N, H, ...)."""
         if self.separate_codebook_per_head:
             rows = rows.transpose(0, 1)
         return rows.reshape(layout.batch, layout.num_positions, self.heads, *rows.shape[2:])
 
-    def _mask_of_books(self, valid_R: torch.Tensor | None) -> torch.Tensor | None:
+    def _mask_of_books(self, valid_R: Tensor | None) -> Tensor | None:
         """(R,) -> (X, R)."""
         return None if valid_R is None else valid_R.expand(self._codebook.num_codebooks, -1)

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import sync
@@ -28,7 +28,7 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.look_up import Found, own
 UNIT_EPS = 1e-6  # vectors shorter than this are not scaled to length 1
 
 
-def unit(x: torch.Tensor) -> torch.Tensor:
+def unit(x: Tensor) -> Tensor:
     """Scaled to length 1."""
     return F.normalize(x, dim=-1, eps=UNIT_EPS)
 
@@ -92,7 +92,7 @@ class Codebook(KeepsFloat32, AffineMoments):
             self.register_buffer("embed", embed_XKE)
         self._known_initted, self._seen_initted = not kmeans_init, (None, 0)
 
-    def transform_input(self, x: torch.Tensor) -> torch.Tensor:
+    def transform_input(self, x: Tensor) -> Tensor:
         """Vectors as they are searched: of length 1 for cosine similarity."""
         return unit(x) if self.use_cosine_sim else x
 
@@ -101,14 +101,14 @@ class Codebook(KeepsFloat32, AffineMoments):
         return contextlib.nullcontext() if together and self.use_ddp is not False else sync.alone()
 
     @torch.no_grad()
-    def update_affine(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None = None) -> None:
+    def update_affine(self, x_XRE: Tensor, valid_XR: Tensor | None = None) -> None:
         """Average in the moments of the vectors, and in training those of `embed`."""
         with self._together(self.sync_affine_param):
             self.observe(x_XRE, self.embed, valid_XR)
 
     # --- the code vectors that are searched
 
-    def effective_embed(self) -> torch.Tensor:
+    def effective_embed(self) -> Tensor:
         """(X, K, E) fp32: `embed` through the bridge and the affine map, with the gradient of a learned codebook."""
         embed_XKE = (self.embed if self.learnable_codebook else self.embed.detach()).float()
         if self.vq_bridge is not None:
@@ -117,7 +117,7 @@ class Codebook(KeepsFloat32, AffineMoments):
 
     # --- look-up
 
-    def look_up(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None, *search, **how) -> Found:
+    def look_up(self, x_XRE: Tensor, valid_XR: Tensor | None, *search, **how) -> Found:
         """`find`, after what every forward does before it: the start from k-means and the moments of the vectors."""
         self.init_embed_(x_XRE.detach(), valid_XR)
         if self.affine_param:
@@ -126,10 +126,10 @@ class Codebook(KeepsFloat32, AffineMoments):
 
     def find(
         self,
-        x_XRE: torch.Tensor,
+        x_XRE: Tensor,
         temp: float | None = None,
         topk: int | None = None,
-        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
         keep_scores: bool = False,
     ) -> Found:
         """The codes of x (fp32) and their vectors, before any update.
@@ -146,7 +146,7 @@ class Codebook(KeepsFloat32, AffineMoments):
         own_XRKE = self.transform_input(transform(weight_XKE).flatten(1, 2))
         return own_codes(x_XRE, weight_XKE, own_XRKE, self.use_cosine_sim, temp, topk, keep_scores)
 
-    def expected(self, x_XRE: torch.Tensor, weight_XKE: torch.Tensor, temp: float) -> torch.Tensor:
+    def expected(self, x_XRE: Tensor, weight_XKE: Tensor, temp: float) -> Tensor:
         """Mean code vectors under softmax(score / temp) (X, R, E)."""
         pairs = zip(x_XRE, weight_XKE, strict=True)
         return side_by_side([expected_by_score(x, weight, temp, self.use_cosine_sim) for x, weight in pairs])
@@ -166,13 +166,13 @@ class Codebook(KeepsFloat32, AffineMoments):
         return self._known_initted
 
     @torch.no_grad()
-    def init_embed_(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None = None) -> None:
+    def init_embed_(self, x_XRE: Tensor, valid_XR: Tensor | None = None) -> None:
         """Start from the k-means of the vectors, unless started already."""
         if not self._is_initted():
             self.start_from(x_XRE, valid_XR, self.kmeans_iters)
 
     @torch.no_grad()
-    def start_from(self, x_XRE: torch.Tensor, valid_XR: torch.Tensor | None, iterations: int, seed: int = 0) -> None:
+    def start_from(self, x_XRE: Tensor, valid_XR: Tensor | None, iterations: int, seed: int = 0) -> None:
         """All state from the k-means of the vectors; without iterations from vectors drawn. Empty clusters keep the
         vector they were drawn with."""
         with self._together(self.sync_kmeans):
@@ -204,7 +204,7 @@ class Codebook(KeepsFloat32, AffineMoments):
     def update_codebook(
         self,
         rows: list[CodedVectors],
-        ema_update_weight: torch.Tensor | float | Callable | None = None,
+        ema_update_weight: Tensor | float | Callable | None = None,
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
     ) -> None:
@@ -223,7 +223,7 @@ class Codebook(KeepsFloat32, AffineMoments):
                 self.update_ema()
             self._expire(rows)
 
-    def track(self, rows: list[CodedVectors], weight: torch.Tensor | float | Callable | None, accumulate: bool) -> None:
+    def track(self, rows: list[CodedVectors], weight: Tensor | float | Callable | None, accumulate: bool) -> None:
         """Counts and sums of the codes into the moving averages; weight (X, K), (K,), a number, or a function of (sums,
         counts) that gives one: a factor on 1 - decay."""
         if self.affine_param:
@@ -239,10 +239,10 @@ class Codebook(KeepsFloat32, AffineMoments):
                 new, average.grad = new + average.grad, None
             average.lerp_(new, self._step_size(weight, average))
 
-    def _step_size(self, weight: torch.Tensor | float | None, average: torch.Tensor) -> torch.Tensor | float:
+    def _step_size(self, weight: Tensor | float | None, average: Tensor) -> Tensor | float:
         if weight is None:
             return 1 - self.decay
-        if not isinstance(weight, torch.Tensor):
+        if not isinstance(weight, Tensor):
             return (1 - self.decay) * weight
         weight = weight[None] if weight.ndim == 1 else weight
         expected = tuple(average.shape[:2])
@@ -258,7 +258,7 @@ class Codebook(KeepsFloat32, AffineMoments):
         if unused_XK.device.type != "cpu" or unused_XK.any():  # elsewhere the host would have to wait to know
             self._replace(rows, unused_XK)
 
-    def _replace(self, rows: list[CodedVectors], unused_XK: torch.Tensor) -> None:
+    def _replace(self, rows: list[CodedVectors], unused_XK: Tensor) -> None:
         seed = state_seed(self.cluster_size)
         for index, (unused_K, row) in enumerate(zip(unused_XK, rows, strict=True)):
             vectors_KE, replaced_K = replace_unused(unused_K, row, seed + index)
@@ -270,13 +270,11 @@ class Codebook(KeepsFloat32, AffineMoments):
 
     # --- what programs call on `_codebook` itself: (..., E) or, with several codebooks, (X, ..., E)
 
-    def rows_of(self, x: torch.Tensor) -> torch.Tensor:
+    def rows_of(self, x: Tensor) -> Tensor:
         """(..., E), or (X, ..., E) for several codebooks -> (X, R, E) fp32."""
         return x.float().reshape(self.num_codebooks, -1, x.shape[-1])
 
-    def coded(
-        self, x_XRE: torch.Tensor, codes_XR: torch.Tensor | None, valid_XR: torch.Tensor | None
-    ) -> list[CodedVectors]:
+    def coded(self, x_XRE: Tensor, codes_XR: Tensor | None, valid_XR: Tensor | None) -> list[CodedVectors]:
         """Vectors with their codes; those that are masked, not finite, or coded -1 do not count."""
         finite_XR = x_XRE.sum(-1).isfinite()
         valid_XR = finite_XR if valid_XR is None else finite_XR & valid_XR
@@ -284,29 +282,27 @@ class Codebook(KeepsFloat32, AffineMoments):
         valid_XR = valid_XR & (codes_XR >= 0)
         return [CodedVectors(*row) for row in zip(x_XRE, codes_XR.clamp(min=0), valid_XR, strict=True)]
 
-    def expire_codes_(self, batch_samples: torch.Tensor, seq_mask: torch.Tensor | None = None) -> None:
+    def expire_codes_(self, batch_samples: Tensor, seq_mask: Tensor | None = None) -> None:
         """Replace codes used less than the threshold by vectors (..., E) drawn from these; in training."""
         with self._together():
             self._expire(self._samples(batch_samples, seq_mask))
 
     @torch.no_grad()
-    def replace(
-        self, batch_samples: torch.Tensor, batch_mask: torch.Tensor, seq_mask: torch.Tensor | None = None
-    ) -> None:
+    def replace(self, batch_samples: Tensor, batch_mask: Tensor, seq_mask: Tensor | None = None) -> None:
         """Replace the codes where `batch_mask` (X, K) is True by vectors (..., E) drawn from the samples."""
         with self._together():
             self._replace(self._samples(batch_samples, seq_mask), batch_mask)
 
-    def _samples(self, x: torch.Tensor, mask: torch.Tensor | None) -> list[CodedVectors]:
+    def _samples(self, x: Tensor, mask: Tensor | None) -> list[CodedVectors]:
         x_XRE = self.transform_input(self.rows_of(x.detach()))
         return self.coded(x_XRE, None, None if mask is None else mask.reshape(len(x_XRE), -1))
 
     def update_indices(
         self,
-        x: torch.Tensor,
-        embed_ind: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        ema_update_weight: torch.Tensor | Callable | None = None,
+        x: Tensor,
+        embed_ind: Tensor,
+        mask: Tensor | None = None,
+        ema_update_weight: Tensor | Callable | None = None,
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
     ) -> None:
@@ -318,7 +314,7 @@ class Codebook(KeepsFloat32, AffineMoments):
 
     update_ema_indices = update_indices
 
-    def _rows_of_mask(self, mask_BN: torch.Tensor | None, x_XRE: torch.Tensor) -> torch.Tensor | None:
+    def _rows_of_mask(self, mask_BN: Tensor | None, x_XRE: Tensor) -> Tensor | None:
         """(B, N) -> (X, R), repeated for the heads between batch and positions that share a codebook."""
         if mask_BN is None:
             return None
@@ -327,17 +323,17 @@ class Codebook(KeepsFloat32, AffineMoments):
 
     def forward(
         self,
-        x: torch.Tensor,
+        x: Tensor,
         sample_codebook_temp: float | None = None,
-        mask: torch.Tensor | None = None,
+        mask: Tensor | None = None,
         freeze_codebook: bool = False,
-        codebook_transform_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        ema_update_weight: torch.Tensor | Callable | None = None,
+        codebook_transform_fn: Callable[[Tensor], Tensor] | None = None,
+        ema_update_weight: Tensor | Callable | None = None,
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
         topk: int | None = None,
         update_usage: bool = True,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors, codes and all scores (X, ..., K) of x (..., E) with less than 4 dims, else (X, ..., E); in training
         the codebook learns. `VectorQuantize` does without this, because the scores are N x K."""
         with full_precision(x.device):
@@ -353,7 +349,7 @@ class Codebook(KeepsFloat32, AffineMoments):
         grid = (len(x_XRE), *x.shape[:-1]) if x.ndim < 4 else x.shape[:-1]
         return found.vectors.reshape(*codes.shape, -1), codes, scores_XRK.reshape(*grid, -1)
 
-    def distances(self, x_XRE: torch.Tensor, weight_XKE: torch.Tensor) -> torch.Tensor:
+    def distances(self, x_XRE: Tensor, weight_XKE: Tensor) -> Tensor:
         """All scores (X, R, K): minus the distances, or the cosines. For small inputs."""
         pairs = zip(x_XRE, weight_XKE, strict=True)
         return torch.stack([code_scores(x_NE, weight_KE, self.use_cosine_sim) for x_NE, weight_KE in pairs])

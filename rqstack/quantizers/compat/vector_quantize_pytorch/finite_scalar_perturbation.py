@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_last
@@ -80,33 +80,33 @@ class FSP(LevelNumbers):
             f"need_inv_act={self.need_inv_act}, quantize_rate={self.quantize_rate}"
         )
 
-    def quantize_act_value(self, act_z: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize_act_value(self, act_z: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Numbers in [0, 1] (..., C) -> the centres of their bins, with the gradient of the identity, and the bins as
         floats. eps: what is nearer to 1 counts as 1 - eps."""
         digits_CN = self.bins.round(scalars_first(act_z.detach().clamp(max=1 - eps)))
         centres = scalars_last(self.bins.centres(digits_CN), act_z.shape[:-1])
         return straight_through(act_z, centres), scalars_last(digits_CN, act_z.shape[:-1])
 
-    def level_indices_to_indices(self, level_indices: torch.Tensor) -> torch.Tensor:
+    def level_indices_to_indices(self, level_indices: Tensor) -> Tensor:
         """Bins (..., C) -> int32 indices (...)."""
         indices = self.bins.codes(scalars_first(level_indices)).to(index_type(self.codebook_size))
         return indices.view(level_indices.shape[:-1])
 
-    def indices_to_level_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """Indices (...) -> bins (..., C), of the same type."""
         return scalars_last(self.bins.digits(indices.reshape(-1).long()), indices.shape).to(indices.dtype)
 
-    def indices_to_act_value(self, indices: torch.Tensor) -> torch.Tensor:
+    def indices_to_act_value(self, indices: Tensor) -> Tensor:
         """Indices (...) -> bin centres in (0, 1) (..., C)."""
         return scalars_last(self.bins.centres(self.bins.digits(indices.reshape(-1).long())), indices.shape)
 
-    def indices_to_codes(self, indices: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    def indices_to_codes(self, indices: Tensor, eps: float = 1e-6) -> Tensor:
         """Indices -> what `forward` returns for them in eval mode, in the same layout."""
         with full_precision(indices.device):
             vectors = self._values(self.indices_to_act_value(indices), eps)
             return channels_back(project(self.project_out, vectors), self.channel_first)
 
-    def forward(self, z: torch.Tensor, eps: float | None = None) -> tuple:
+    def forward(self, z: Tensor, eps: float | None = None) -> tuple:
         """(quantized, indices, loss, {level_indices, norm_info, and p_accept_prob where moves are drawn})."""
         rows = channels_last(z, self.channel_first, self.dim)
         with full_precision(z.device):
@@ -125,7 +125,7 @@ class FSP(LevelNumbers):
         info = {"level_indices": level_indices, "norm_info": found._asdict(), **info}
         return channels_back(out, self.channel_first), indices, loss, info
 
-    def _chosen(self, act_CN: torch.Tensor, centres_CN: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _chosen(self, act_CN: Tensor, centres_CN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """In train mode the bin centres or moved numbers, and how many moves stayed inside."""
         self.bins.quantize_rate = self.quantize_rate  # programs anneal it
         if not self.training or self.quantize_rate >= 1:
@@ -133,5 +133,5 @@ class FSP(LevelNumbers):
         chosen_CN, accepted = self.bins.perturb(act_CN, centres_CN)
         return chosen_CN, {"p_accept_prob": accepted}
 
-    def _values(self, act: torch.Tensor, eps: float) -> torch.Tensor:
+    def _values(self, act: Tensor, eps: float) -> Tensor:
         return self.inv_act_func(act.clamp(eps, 1 - eps)) if self.need_inv_act else self.bins.scaled(act)

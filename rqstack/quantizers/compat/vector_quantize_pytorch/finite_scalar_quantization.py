@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
@@ -72,11 +72,11 @@ class FSQ(KeepsFloat32, LevelNumbers):
             self.register_buffer("orthogonal_rot", nn.init.orthogonal_(torch.empty(len(levels), len(levels))))
 
     @property
-    def implicit_codebook(self) -> torch.Tensor:
+    def implicit_codebook(self) -> Tensor:
         """All code vectors (K, C), made on request."""
         return self._vectors(torch.arange(self.codebook_size, device=self.grid.levels.device))
 
-    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Quantize z; indices are None with `return_indices=False`."""
         first = z.ndim >= MAP_DIMS or self.channel_first
         x = channels_last(z, first, self.dim)
@@ -92,7 +92,7 @@ class FSQ(KeepsFloat32, LevelNumbers):
             indices = indices[..., 0]
         return channels_back(out, first), indices
 
-    def quantize_scalars(self, x_CM: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def quantize_scalars(self, x_CM: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scalars first, not projected -> code vectors (C, M), rotated, and indices (M,), None without."""
         if self.orthogonal_rotation:
             x_CM = self.orthogonal_rot.to(x_CM.dtype).T @ x_CM
@@ -103,16 +103,16 @@ class FSQ(KeepsFloat32, LevelNumbers):
             vectors_CM = self.orthogonal_rot.to(x_CM.dtype) @ vectors_CM
         return vectors_CM, indices_M
 
-    def quantize(self, z: torch.Tensor) -> torch.Tensor:
+    def quantize(self, z: Tensor) -> Tensor:
         """Scalars (..., C), not projected -> their values, with the gradient of the bound."""
         return _rounded(z, self.grid)
 
-    def bound(self, z: torch.Tensor, eps: float = MARGIN, hard_clamp: bool = False) -> torch.Tensor:
+    def bound(self, z: Tensor, eps: float = MARGIN, hard_clamp: bool = False) -> Tensor:
         """`quantize` on the grid that is not symmetric. eps: the margin of the bound; hard_clamp: straight lines in the
         place of tanh."""
         return _rounded(z, self._other_grid(False, hard_clamp, eps))
 
-    def symmetry_preserving_bound(self, z: torch.Tensor, hard_clamp: bool = False) -> torch.Tensor:
+    def symmetry_preserving_bound(self, z: Tensor, hard_clamp: bool = False) -> Tensor:
         """`quantize` on the symmetric grid."""
         return _rounded(z, self._other_grid(True, hard_clamp))
 
@@ -120,7 +120,7 @@ class FSQ(KeepsFloat32, LevelNumbers):
         bound = "hard_tanh" if hard_clamp else "tanh"
         return ScalarGrid(self._levels.tolist(), symmetric, bound, False, margin).to(self._levels.device)
 
-    def maybe_apply_noise(self, bounded_z: torch.Tensor) -> torch.Tensor:
+    def maybe_apply_noise(self, bounded_z: Tensor) -> Tensor:
         """In train mode a share of `noise_dropout` of the values (..., C) is moved by up to 1/2, within [-1, 1]."""
         if not self.training or self.noise_dropout == 0:
             return bounded_z
@@ -129,17 +129,17 @@ class FSQ(KeepsFloat32, LevelNumbers):
         offset = torch.rand_like(values) - 0.5
         return torch.where(moved, values + offset, values).clamp(-1, 1)
 
-    def codes_to_indices(self, zhat: torch.Tensor) -> torch.Tensor:
+    def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Values (..., C) -> int32 indices (...)."""
         require(zhat.shape[-1] == self.codebook_dim, f"codes have {zhat.shape[-1]} scalars of {self.codebook_dim}")
         digits_CM = self.grid.digits_of_values(scalars_first(zhat))
         return self._indices(digits_CM).view(zhat.shape[:-1])
 
-    def indices_to_level_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """Indices (...) -> the number of the value of every scalar (..., C), of the same type."""
         return scalars_last(self.grid.digits(indices.reshape(-1).long()), indices.shape).to(indices.dtype)
 
-    def indices_to_codes(self, indices: torch.Tensor) -> torch.Tensor:
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Indices -> what `forward` returned with them, in the same layout."""
         first = self.channel_first or indices.ndim >= MAP_DIMS - 1 + int(self.keep_num_codebooks_dim)
         with full_precision(indices.device):
@@ -147,20 +147,20 @@ class FSQ(KeepsFloat32, LevelNumbers):
             out = project(self.project_out, vectors.reshape(-1, self.effective_codebook_dim))
         return channels_back(out.view(*vectors.shape[:-2], self.dim), first)
 
-    def indices_to_vectors(self, indices: torch.Tensor) -> torch.Tensor:
+    def indices_to_vectors(self, indices: Tensor) -> Tensor:
         """Indices (...) of one codebook -> code vectors (..., C), rotated but not projected."""
         values_CM = self.grid.values(self.grid.digits(indices.reshape(-1).long()))
         values_CM = self.orthogonal_rot @ values_CM if self.orthogonal_rotation else values_CM
         return scalars_last(values_CM, indices.shape)
 
-    def _vectors(self, indices: torch.Tensor) -> torch.Tensor:
+    def _vectors(self, indices: Tensor) -> Tensor:
         digits_CM = self.grid.digits(indices.reshape(-1).long())
         return scalars_last(self.grid.values(digits_CM), indices.shape)
 
-    def _indices(self, digits_CM: torch.Tensor) -> torch.Tensor:
+    def _indices(self, digits_CM: Tensor) -> Tensor:
         return self.grid.codes(digits_CM).to(index_type(self.codebook_size))
 
 
-def _rounded(z: torch.Tensor, grid: ScalarGrid) -> torch.Tensor:
+def _rounded(z: Tensor, grid: ScalarGrid) -> Tensor:
     """Scalars (..., C) -> the values of the grid, with the gradient of the bound."""
     return scalars_last(grid.nearest(scalars_first(z))[0], z.shape[:-1])

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqstack.quantizers.arithmetic.precision import full_precision
@@ -114,10 +114,10 @@ class HierarchicalVQ(nn.Module):
 
     def forward(
         self,
-        x: torch.Tensor,
-        indices: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-        lens: torch.Tensor | None = None,
+        x: Tensor,
+        indices: Tensor | None = None,
+        mask: Tensor | None = None,
+        lens: Tensor | None = None,
         sample_codebook_temp: float | None = None,
         return_cutoff=False,
     ) -> tuple:
@@ -144,7 +144,7 @@ class HierarchicalVQ(nn.Module):
         results = (output, tuple(codes), torch.stack(losses[kept]).mean())
         return (*results, cutoff) if return_cutoff else results
 
-    def get_output_from_indices(self, indices: Sequence[torch.Tensor], full_shape=None) -> torch.Tensor:
+    def get_output_from_indices(self, indices: Sequence[Tensor], full_shape=None) -> Tensor:
         """Indices of all levels -> the reconstruction on `full_shape`, by default the finest scale; -1 counts as 0."""
         require(len(indices) == self.num_levels, f"indices of {len(indices)} levels; there are {self.num_levels}")
         grid = self.level_shapes[-1] if full_shape is None else scale_shapes([full_shape], self.spatial_dims)[0]
@@ -157,7 +157,7 @@ class HierarchicalVQ(nn.Module):
                 output = output + self._to_grid(vectors, level, grid)
         return output if self.channel_first else output.movedim(1, -1)
 
-    def _quantize(self, features: torch.Tensor, mask: torch.Tensor | None, options: dict) -> tuple[list, list, list]:
+    def _quantize(self, features: Tensor, mask: Tensor | None, options: dict) -> tuple[list, list, list]:
         """The sums up to each level (B, C, ...), the indices and the losses of all levels."""
         total, sums, codes, losses = torch.zeros_like(features), [], [], []
         for level, shape in enumerate(self.level_shapes):
@@ -170,11 +170,11 @@ class HierarchicalVQ(nn.Module):
             losses.append(loss)
         return sums, codes, losses
 
-    def _to_grid(self, vectors_BNC: torch.Tensor, level: int, grid: Sequence[int]) -> torch.Tensor:
+    def _to_grid(self, vectors_BNC: Tensor, level: int, grid: Sequence[int]) -> Tensor:
         on_scale = vectors_BNC.movedim(-1, 1).unflatten(2, self.level_shapes[level])
         return self.choose_phi(level)(resize_to(on_scale, grid))
 
-    def _mask(self, mask: torch.Tensor | None, lens: torch.Tensor | None, grid: torch.Size) -> torch.Tensor | None:
+    def _mask(self, mask: Tensor | None, lens: Tensor | None, grid: torch.Size) -> Tensor | None:
         require(mask is None or lens is None, "give mask or lens, not both")
         if lens is not None:
             require(self.spatial_dims == 1, "lens is for sequences")

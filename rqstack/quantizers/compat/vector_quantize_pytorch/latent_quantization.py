@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.gradient import straight_through
@@ -72,37 +72,37 @@ class LatentQuantize(LevelNumbers):
             self.in_place_codebook_optimizer = in_place_codebook_optimizer(self.values_per_latent)
 
     @property
-    def implicit_codebook(self) -> torch.Tensor:
+    def implicit_codebook(self) -> Tensor:
         """All code vectors (K, C), made on request."""
         return self._vectors(torch.arange(self.codebook_size, device=self.radix.levels.device)).detach()
 
-    def quantization_loss(self, z: torch.Tensor, zhat: torch.Tensor, reduce="mean") -> torch.Tensor:
+    def quantization_loss(self, z: Tensor, zhat: Tensor, reduce="mean") -> Tensor:
         """Squared distance with the gradient in z."""
         return F.mse_loss(zhat.detach(), z, reduction=reduce)
 
-    def commitment_loss(self, z: torch.Tensor, zhat: torch.Tensor, reduce="mean") -> torch.Tensor:
+    def commitment_loss(self, z: Tensor, zhat: Tensor, reduce="mean") -> Tensor:
         """Squared distance with the gradient in zhat."""
         return F.mse_loss(z.detach(), zhat, reduction=reduce)
 
-    def quantize(self, z: torch.Tensor) -> torch.Tensor:
+    def quantize(self, z: Tensor) -> Tensor:
         """Scalars (..., C), not projected -> the nearest values, straight through."""
         digits_CM = nearest_digits(scalars_first(z.detach()), self._values())
         return straight_through(z, scalars_last(look_up(digits_CM, self._values()), z.shape[:-1]))
 
-    def codes_to_indices(self, zhat: torch.Tensor) -> torch.Tensor:
+    def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Values (..., C) -> int32 indices (...)."""
         require(zhat.shape[-1] == self.codebook_dim, f"codes have {zhat.shape[-1]} scalars of {self.codebook_dim}")
         digits_CM = nearest_digits(scalars_first(zhat.detach()), self._values())
         return self.radix.codes(digits_CM).to(index_type(self.codebook_size)).view(zhat.shape[:-1])
 
-    def indices_to_codes(self, indices: torch.Tensor, project_out=True) -> torch.Tensor:
+    def indices_to_codes(self, indices: Tensor, project_out=True) -> Tensor:
         """Indices (B, ...) -> what `forward` returned with them, channels second."""
         indices = indices if self.keep_num_codebooks_dim else indices[..., None]
         with full_precision(indices.device):
             vectors = self._vectors(indices).flatten(-2)
             return channels_back(project(self.project_out, vectors) if project_out else vectors, True)
 
-    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize z; the loss is 0 in eval mode."""
         first = z.shape[1] == self.dim or z.shape[-1] != self.dim
         rows = channels_last(z, first, self.dim)
@@ -119,16 +119,16 @@ class LatentQuantize(LevelNumbers):
         indices = indices.view(*rows.shape[:-1], self.num_codebooks)
         return channels_back(out.to(z.dtype), first), indices if self.keep_num_codebooks_dim else indices[..., 0], loss
 
-    def _loss(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def _loss(self, x: Tensor, out: Tensor) -> Tensor:
         total = torch.zeros((), device=x.device)
         if not (self.training and len(x)):
             return total
         commitment = self.commitment_loss_weight * self.commitment_loss(x, out)
         return commitment + self.quantization_loss_weight * self.quantization_loss(x, out)
 
-    def _vectors(self, indices: torch.Tensor) -> torch.Tensor:
+    def _vectors(self, indices: Tensor) -> Tensor:
         digits_CM = self.radix.digits(indices.reshape(-1).long())
         return scalars_last(look_up(digits_CM, self._values()), indices.shape)
 
-    def _values(self) -> list[torch.Tensor]:
+    def _values(self) -> list[Tensor]:
         return [values.to(self.radix.levels.device) for values in self.values_per_latent]

@@ -9,7 +9,7 @@ import math
 import random
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import sync
@@ -55,7 +55,7 @@ class DropsLevels(nn.Module):
         last = last_level_kept(self.num_quantizers, cutoff, multiple_of, draw_seed(device) if seed is None else seed)
         return min(last, self.num_quantizers - 1)
 
-    def _all_levels(self, indices: torch.Tensor) -> torch.Tensor:
+    def _all_levels(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., up to q) -> (B, ..., q), -1 for the levels they lack, which needs quantize dropout."""
         missing = self.num_quantizers - indices.shape[-1]
         require(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix
 
@@ -16,11 +15,11 @@ class LevelNumbers(nn.Module):
         return next(module for module in self.children() if isinstance(module, MixedRadix))
 
     @property
-    def _levels(self) -> torch.Tensor:
+    def _levels(self) -> Tensor:
         """The number of values of every scalar, int32."""
         return self._radix.levels.int()
 
     @property
-    def _basis(self) -> torch.Tensor:
+    def _basis(self) -> Tensor:
         """What one step of every scalar adds to an index, int32."""
         return self._radix.strides.int()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.scored_codes import best_codes, drawn_codes, top_codes
@@ -17,15 +18,13 @@ class Found(NamedTuple):
     """A look-up: codes (X, R) or (X, R, T), their vectors (..., E), the code vectors searched (X, K, E), and, where
     every vector has code vectors of its own, all scores (X, R, K)."""
 
-    codes: torch.Tensor
-    vectors: torch.Tensor
-    weight_XKE: torch.Tensor
-    scores_XRK: torch.Tensor | None
+    codes: Tensor
+    vectors: Tensor
+    weight_XKE: Tensor
+    scores_XRK: Tensor | None
 
 
-def table_codes(
-    x_XRE: torch.Tensor, weight_XKE: torch.Tensor, cosine: bool, temp: float | None, topk: int | None
-) -> Found:
+def table_codes(x_XRE: Tensor, weight_XKE: Tensor, cosine: bool, temp: float | None, topk: int | None) -> Found:
     """Nearest codes; temp: drawn from softmax(score / temp) instead. The vectors have the gradient of the table."""
     codes = []
     for x_RE, weight_KE in zip(x_XRE.detach(), weight_XKE.detach(), strict=True):
@@ -40,9 +39,9 @@ def table_codes(
 
 
 def own_codes(
-    x_XRE: torch.Tensor,
-    weight_XKE: torch.Tensor,
-    own_XRKE: torch.Tensor,
+    x_XRE: Tensor,
+    weight_XKE: Tensor,
+    own_XRKE: Tensor,
     cosine: bool,
     temp: float | None,
     topk: int | None,
@@ -65,6 +64,6 @@ def own_codes(
     return Found(codes_XRT, vectors_XRTE, weight_XKE, scores_XRK)
 
 
-def side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
+def side_by_side(parts: list[Tensor]) -> Tensor:
     """Stacked without a copy where there is one."""
     return parts[0][None] if len(parts) == 1 else torch.stack(parts)

@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.bit_entropy import mean_entropy, mean_usage_entropy
@@ -28,17 +28,17 @@ JOINT_BITS = 20  # up to as many the batch entropy is exact; beyond, an upper bo
 class Return(NamedTuple):
     """What `LFQ` returns."""
 
-    quantized: torch.Tensor
-    indices: torch.Tensor
-    entropy_aux_loss: torch.Tensor
+    quantized: Tensor
+    indices: Tensor
+    entropy_aux_loss: Tensor
 
 
 class LossBreakdown(NamedTuple):
     """The parts of the loss, without their weights; zeros in eval mode."""
 
-    per_sample_entropy: torch.Tensor
-    batch_entropy: torch.Tensor
-    commitment: torch.Tensor
+    per_sample_entropy: Tensor
+    batch_entropy: Tensor
+    commitment: Tensor
 
 
 class CosineSimLinear(nn.Module):
@@ -49,7 +49,7 @@ class CosineSimLinear(nn.Module):
         self.scale = scale
         self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), fp32."""
         return F.normalize(x.float(), dim=-1) @ F.normalize(self.weight.float(), dim=0) * self.scale
 
@@ -125,7 +125,7 @@ class LFQ(KeepsFloat32, nn.Module):
         self.register_buffer("zero", torch.tensor(0.0), persistent=False)
 
     @property
-    def codebook(self) -> torch.Tensor:
+    def codebook(self) -> Tensor:
         """All codes as +scale and -scale (K, C), made on request."""
         return self.bits_to_codes(self._bits(torch.arange(self.codebook_size, device=self.shifts.device)).float())
 
@@ -134,11 +134,11 @@ class LFQ(KeepsFloat32, nn.Module):
         """That of the code vectors."""
         return self.zero.dtype
 
-    def bits_to_codes(self, bits: torch.Tensor) -> torch.Tensor:
+    def bits_to_codes(self, bits: Tensor) -> Tensor:
         """0 and 1 -> -scale and +scale."""
         return bits * self.codebook_scale * 2 - self.codebook_scale
 
-    def indices_to_codes(self, indices: torch.Tensor, project_out=True) -> torch.Tensor:
+    def indices_to_codes(self, indices: Tensor, project_out=True) -> Tensor:
         """Indices -> what `forward` returned with them, in the same layout."""
         first = indices.ndim >= MAP_DIMS - 1 + int(self.keep_num_codebooks_dim)
         first = first if self.channel_first is None else self.channel_first
@@ -147,12 +147,12 @@ class LFQ(KeepsFloat32, nn.Module):
             vectors = self.indices_to_vectors(indices).flatten(-2)
             return channels_back(project(self.project_out, vectors) if project_out else vectors, first)
 
-    def indices_to_vectors(self, indices: torch.Tensor) -> torch.Tensor:
+    def indices_to_vectors(self, indices: Tensor) -> Tensor:
         """Indices (...) of one codebook -> code vectors (..., C), rotated but not projected."""
         vectors = self._normalized(self.bits_to_codes(self._bits(indices).float()))
         return vectors @ self.orthogonal_rot.T if self.orthogonal_rotation else vectors
 
-    def forward(self, x: torch.Tensor, inv_temperature=100.0, return_loss_breakdown=False, mask=None):
+    def forward(self, x: Tensor, inv_temperature=100.0, return_loss_breakdown=False, mask=None):
         """Quantize x; with `return_loss_breakdown` a pair of the result and a `LossBreakdown`.
 
         mask: over the positions; in the loss only those where it is True count.
@@ -175,14 +175,14 @@ class LFQ(KeepsFloat32, nn.Module):
         result = Return(channels_back(out, first), indices, self._total(losses))
         return (result, losses) if return_loss_breakdown else result
 
-    def _to_space(self, rows: torch.Tensor) -> torch.Tensor:
+    def _to_space(self, rows: Tensor) -> Tensor:
         x, clamp = project(self.project_in, rows).float(), self.soft_clamp_input_value
         x = x if clamp is None else (x / clamp).tanh() * clamp
         x = x.reshape(-1, self.num_codebooks, self.codebook_dim)
         return self._normalized(x @ self.orthogonal_rot if self.orthogonal_rotation else x)
 
     def _losses(
-        self, space_NcC: torch.Tensor, vectors_NcC: torch.Tensor, inv_temperature: float, mask_N: torch.Tensor | None
+        self, space_NcC: Tensor, vectors_NcC: Tensor, inv_temperature: float, mask_N: Tensor | None
     ) -> LossBreakdown:
         if not self.training:
             return LossBreakdown(self.zero, self.zero, self.zero)
@@ -196,19 +196,19 @@ class LFQ(KeepsFloat32, nn.Module):
         each = mean_entropy(logits, mask_N)
         return LossBreakdown(each, mean_usage_entropy(logits, mask_N, JOINT_BITS, ENTROPY_FLOOR), commitment)
 
-    def _sample(self, space_NcC: torch.Tensor) -> torch.Tensor:
+    def _sample(self, space_NcC: Tensor) -> Tensor:
         """A share of the rows, drawn on the CPU."""
         kept = int(len(space_NcC) * self.frac_per_sample_entropy)
         return space_NcC[(torch.randn(len(space_NcC)).argsort(-1) < kept).to(space_NcC.device)]
 
-    def _total(self, losses: LossBreakdown) -> torch.Tensor:
+    def _total(self, losses: LossBreakdown) -> Tensor:
         entropy = losses.per_sample_entropy - self.diversity_gamma * losses.batch_entropy
         if self.training and self.experimental_softplus_entropy_loss:
             entropy = F.softplus(entropy + self.entropy_loss_offset)
         return entropy * self.entropy_loss_weight + losses.commitment * self.commitment_loss_weight
 
-    def _bits(self, indices: torch.Tensor) -> torch.Tensor:
+    def _bits(self, indices: Tensor) -> Tensor:
         return (indices[..., None].long() >> self.shifts) & 1
 
-    def _normalized(self, x: torch.Tensor) -> torch.Tensor:
+    def _normalized(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1) * self.codebook_scale if self.spherical else x

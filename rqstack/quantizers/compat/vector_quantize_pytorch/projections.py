@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.precision import linear
 
@@ -20,7 +20,7 @@ def output_projection(inner: int, dim: int) -> nn.Module:
     return nn.Identity() if dim == inner else nn.Linear(inner, dim)
 
 
-def project(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def project(module: nn.Module, x: Tensor) -> Tensor:
     """The projection of x (..., C), at least fp32: half-precision input is raised, fp64 stays where nothing maps it."""
     if isinstance(module, nn.Identity):
         return x if x.dtype == torch.float64 else x.float()

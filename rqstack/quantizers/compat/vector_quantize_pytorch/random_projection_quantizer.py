@@ -6,7 +6,7 @@ Legend: B batch, N positions, C size of an input vector, H codebooks, E size of 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.precision import full_precision
@@ -43,7 +43,7 @@ class RandomProjectionQuantizer(nn.Module):
         self.vq = VectorQuantize(codebook_dim=codebook_dim, **self._options)
         self.register_load_state_dict_pre_hook(_take_the_size_of_the_state)
 
-    def forward(self, x: torch.Tensor, indices: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
         """x (B, N, C) -> int64 indices (B, N), or (B, N, H) with several codebooks.
 
         indices: return their mean cross entropy under the cosines instead, a scalar.

@@ -6,7 +6,7 @@ Legend: B batch, M vectors, C scalars of a code vector, q levels, K codes of a l
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
@@ -63,23 +63,23 @@ class ResidualFSQ(KeepsFloat32, DropsLevels):
         self.register_buffer("soft_clamp_input_value", clamp, persistent=False)
 
     @property
-    def codebooks(self) -> torch.Tensor:
+    def codebooks(self) -> Tensor:
         """The code vectors of all levels (q, K, C), each on the scale of the first."""
         return torch.stack([layer.implicit_codebook for layer in self.layers])
 
-    def get_codes_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Indices -> the code vector of every level (q, B, ..., C); those of index -1 are zero."""
         last = indices.movedim(1, -1) if self.is_channel_first else indices
         vectors = all_level_vectors(self._all_levels(last), self.layers)
         return torch.stack([v * scale for v, scale in zip(vectors, self.scales, strict=True)])
 
-    def get_output_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices -> what `forward` returned with them, in the same layout."""
         with full_precision(indices.device):
             out = project(self.project_out, sum(self.get_codes_from_indices(indices)))
         return channels_back(out, self.is_channel_first)
 
-    def forward(self, x: torch.Tensor, return_all_codes=False, rand_quantize_dropout_fixed_seed=None) -> tuple:
+    def forward(self, x: Tensor, return_all_codes=False, rand_quantize_dropout_fixed_seed=None) -> tuple:
         """(quantized like x, indices), and the code vectors of `get_codes_from_indices` if asked for."""
         last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
         rows = channels_last(x, self.is_channel_first, self.dim)
@@ -100,7 +100,7 @@ class ResidualFSQ(KeepsFloat32, DropsLevels):
         results = tuple(channels_back(value, self.is_channel_first) for value in (out, indices))
         return (*results, self.get_codes_from_indices(results[1])) if return_all_codes else results
 
-    def _clamped(self, x: torch.Tensor) -> torch.Tensor:
+    def _clamped(self, x: Tensor) -> Tensor:
         clamp = self.soft_clamp_input_value
         return x if clamp is None else (x / clamp).tanh() * clamp
 
@@ -116,7 +116,7 @@ class GroupedResidualFSQ(GroupedLevels):
         super().__init__(dim, groups, accept_image_fmap, make, bool(kwargs.get("is_channel_first")))
         self.codebook_size = self.rvqs[0].codebook_size
 
-    def forward(self, x: torch.Tensor, return_all_codes=False) -> tuple:
+    def forward(self, x: Tensor, return_all_codes=False) -> tuple:
         """(quantized like x, indices), and a tuple of the groups' code vectors (q, B, ..., C) if asked for."""
         results = self._forward_groups(x, return_all_codes=return_all_codes)
         quantized, indices, *codes = zip(*results)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed
 
 
-def all_level_vectors(indices: torch.Tensor, layers: Sequence[nn.Module]) -> list[torch.Tensor]:
+def all_level_vectors(indices: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
     """Indices (B, ..., q) -> the vectors (B, ..., C) of every level, by its `indices_to_vectors`; zero for -1."""
     parts = indices.unbind(-1)
     found = [layer.indices_to_vectors(part.clamp(min=0)) for layer, part in zip(layers, parts, strict=True)]
@@ -35,7 +35,7 @@ class GroupedLevels(nn.Module):
         self.rvqs = nn.ModuleList(make(dim // groups) for _ in range(groups))
 
     @property
-    def codebooks(self) -> torch.Tensor:
+    def codebooks(self) -> Tensor:
         """The code vectors of all groups and levels (g, q, K, C)."""
         return torch.stack([rvq.codebooks for rvq in self.rvqs])
 
@@ -44,15 +44,15 @@ class GroupedLevels(nn.Module):
         """The dim of the channels."""
         return 1 if self.accept_image_fmap else -1
 
-    def get_codes_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (g, B, ...) -> the code vectors of every group and level (g, q, B, ..., C)."""
         return torch.stack([rvq.get_codes_from_indices(part) for rvq, part in zip(self.rvqs, indices, strict=True)])
 
-    def get_output_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (g, B, ...) -> what `forward` returned with them, in the same layout."""
         return self._joined([rvq.get_output_from_indices(part) for rvq, part in zip(self.rvqs, indices, strict=True)])
 
-    def _forward_groups(self, x: torch.Tensor, **options: object) -> list[tuple]:
+    def _forward_groups(self, x: Tensor, **options: object) -> list[tuple]:
         require(
             x.shape[self.split_dim] == self.dim,
             f"dim {self.split_dim} of the input has {x.shape[self.split_dim]} channels, the quantizer takes {self.dim}",
@@ -63,7 +63,7 @@ class GroupedLevels(nn.Module):
         options["rand_quantize_dropout_fixed_seed"] = seed
         return [rvq(part, **options) for rvq, part in zip(self.rvqs, parts, strict=True)]
 
-    def _joined(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
         if self._moves:
             return torch.cat(list(parts), -1).movedim(-1, 1)
         return torch.cat(list(parts), self.split_dim)

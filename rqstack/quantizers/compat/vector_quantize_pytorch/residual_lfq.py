@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
@@ -57,20 +57,20 @@ class ResidualLFQ(DropsLevels):
         self._set_dropout(quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of)
 
     @property
-    def codebooks(self) -> torch.Tensor:
+    def codebooks(self) -> Tensor:
         """The codes of all levels as +scale and -scale (q, K, C)."""
         return torch.stack([layer.codebook for layer in self.layers])
 
-    def get_codes_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., q) -> the code vector of every level (q, B, ..., C); those of index -1 are zero."""
         return torch.stack(all_level_vectors(self._all_levels(indices), self.layers))
 
-    def get_output_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., q) -> what `forward` returned with them (B, ..., dim)."""
         with full_precision(indices.device):
             return project(self.project_out, sum(self.get_codes_from_indices(indices)))
 
-    def forward(self, x: torch.Tensor, mask=None, return_all_codes=False, rand_quantize_dropout_fixed_seed=None):
+    def forward(self, x: Tensor, mask=None, return_all_codes=False, rand_quantize_dropout_fixed_seed=None):
         """(quantized like x, indices, losses), and the code vectors of `get_codes_from_indices` if asked for."""
         require(x.shape[-1] == self.dim, f"vectors have {x.shape[-1]} channels, the quantizer takes {self.dim}")
         last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
@@ -102,7 +102,7 @@ class GroupedResidualLFQ(GroupedLevels):
         make = lambda size: ResidualLFQ(dim=size, **kwargs)  # noqa: E731
         super().__init__(dim, groups, accept_image_fmap, make, moved=False)
 
-    def forward(self, x: torch.Tensor, mask=None, return_all_codes=False) -> tuple:
+    def forward(self, x: Tensor, mask=None, return_all_codes=False) -> tuple:
         """(quantized like x, indices, losses), and a tuple of the groups' code vectors if asked for."""
         results = self._forward_groups(x, mask=mask, return_all_codes=return_all_codes)
         quantized, indices, losses, *codes = zip(*results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
@@ -51,11 +51,11 @@ class ResidualSimVQ(DropsLevels):
         return self.layers[0].codebook_dim
 
     @property
-    def codebooks(self) -> torch.Tensor:
+    def codebooks(self) -> Tensor:
         """The code vectors of all levels (q, K, dim)."""
         return torch.stack([layer.codebook for layer in self.layers])
 
-    def get_codes_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., q) -> code vectors of every level (q, B, ..., dim) or channel-first.
 
         -1 stands for a dropped level and decodes to zero; fewer levels than there are need `quantize_dropout`.
@@ -69,11 +69,11 @@ class ResidualSimVQ(DropsLevels):
         codes = torch.where(kept[..., None], torch.stack(codes), 0.0)
         return codes.movedim(-1, 2) if self.channel_first else codes
 
-    def get_output_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """The sum of the code vectors of all levels."""
         return self.get_codes_from_indices(indices).sum(0)
 
-    def forward(self, x: torch.Tensor, return_all_codes=False, rand_quantize_dropout_fixed_seed=None) -> tuple:
+    def forward(self, x: Tensor, return_all_codes=False, rand_quantize_dropout_fixed_seed=None) -> tuple:
         """(quantized like x, indices (B, ..., q), losses (q,)), and all codes (q, B, ...) if asked for."""
         last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
         residual, total = x.to(torch.promote_types(x.dtype, torch.float32)), 0.0

@@ -8,7 +8,7 @@ What the original does wrong or not at all is listed in docs/migrating.md.
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.gradient import directional
 from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
@@ -121,12 +121,12 @@ class ResidualVQ(DropsLevels):
         return self.layers[0].codebook_size
 
     @property
-    def codebooks(self) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    def codebooks(self) -> Tensor | tuple[Tensor, ...]:
         """The code vectors of all levels (q, K, E); a tuple of (K, E) where sizes differ."""
         books = tuple(layer.codebook for layer in self.layers)
         return torch.stack(books) if self.uniform_codebook_size else books
 
-    def get_codes_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., q) -> code vectors of every level (q, B, ..., E), channels last for image maps too.
 
         -1 stands for a dropped level and decodes to zero; fewer levels than there are need `quantize_dropout`.
@@ -136,7 +136,7 @@ class ResidualVQ(DropsLevels):
             vectors = level_vectors(self.layers, self._transforms, indices.flatten(0, -2))
         return torch.stack(vectors).view(self.num_quantizers, *indices.shape[:-1], -1)
 
-    def get_output_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices -> what the eval-mode forward returned with them, in the layout of its input."""
         total = sum(self.get_codes_from_indices(indices))
         with full_precision(indices.device):
@@ -147,13 +147,13 @@ class ResidualVQ(DropsLevels):
         self,
         x,
         mask=None,
-        indices: torch.Tensor | list[torch.Tensor] | None = None,
+        indices: Tensor | list[Tensor] | None = None,
         return_all_codes=False,
         sample_codebook_temp=None,
         freeze_codebook=False,
         beam_size=None,
         rand_quantize_dropout_fixed_seed=None,
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[Tensor, ...]:
         """(quantized like x, indices (B, ..., q), losses (q,)), and all codes (q, B, ..., E) if asked for.
 
         indices: return (quantized, sum of the levels' cross entropies of their scores against them) instead; every
@@ -188,7 +188,7 @@ class ResidualVQ(DropsLevels):
         result = (quantized, layout.grid_back(codes), losses)
         return (*result, self.get_codes_from_indices(result[1])) if return_all_codes else result
 
-    def warmup_rows(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def warmup_rows(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The vectors (N, E) of an input that are searched and not masked, for `codebook_warmup`."""
         layout = layout_of(x, self.accept_image_fmap, 2 if self.accept_image_fmap else None)
         mask_BN = mask_of(layout, mask, None, self.accept_image_fmap)
@@ -196,7 +196,7 @@ class ResidualVQ(DropsLevels):
             rows_BNE = project(self.project_in, layout.to_tokens(x))
         return rows_BNE.flatten(0, 1) if mask_BN is None else rows_BNE[mask_BN]
 
-    def initialize_codebook(self, x_NE: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:
+    def initialize_codebook(self, x_NE: Tensor, method: str = "kmeans", seed: int = 0) -> None:
         """Set the codebooks from vectors (N, E) of all processes, level by level: 'kmeans', or 'data' (drawn)."""
         initialize_levels(x_NE.float(), self.layers, self._transforms, method, seed)
 
@@ -208,9 +208,7 @@ class ResidualVQ(DropsLevels):
         default = self.beam_size if self.training else self.eval_beam_size
         return (default if beam_size is None else beam_size) or 1
 
-    def _checked_indices(
-        self, indices: torch.Tensor | list[torch.Tensor], layout: TokenLayout, mask_BN: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _checked_indices(self, indices: Tensor | list[Tensor], layout: TokenLayout, mask_BN: Tensor | None) -> Tensor:
         """(B, N, q) of a tensor or of a list of its rows."""
         indices = layout.flatten(torch.stack(indices) if isinstance(indices, list) else indices)
         dropped = indices < 0 if mask_BN is None else (indices < 0) & mask_BN[..., None]
@@ -218,8 +216,8 @@ class ResidualVQ(DropsLevels):
         return indices
 
     def _search(
-        self, x_BNE: torch.Tensor, mask_BN: torch.Tensor | None, kept: int, width: int, temp: float | None
-    ) -> torch.Tensor | None:
+        self, x_BNE: Tensor, mask_BN: Tensor | None, kept: int, width: int, temp: float | None
+    ) -> Tensor | None:
         """The codes (B, N, kept) where levels cannot find theirs one after the other."""
         needs_scores = self.implicit_neural_codebook and self.layers[0]._needs_scores
         if width == 1 and (not self.implicit_neural_codebook or needs_scores):
@@ -227,9 +225,7 @@ class ResidualVQ(DropsLevels):
         require(not needs_scores, "a beam in training goes with no loss over all scores of an implicit codebook")
         return search_codes(x_BNE, mask_BN, self.layers[:kept], self._transforms, width, self._beam_weights, temp)
 
-    def _quantize(
-        self, x_BNE: torch.Tensor, known: torch.Tensor | None, kept: int, options: dict
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _quantize(self, x_BNE: Tensor, known: Tensor | None, kept: int, options: dict) -> tuple[Tensor, Tensor, Tensor]:
         """The sum of the first `kept` levels, codes (B, N, q) and losses (q,)."""
         residual, total = x_BNE, torch.zeros_like(x_BNE)
         residuals, codes, losses = [], [], []
@@ -251,7 +247,7 @@ class ResidualVQ(DropsLevels):
         losses += [torch.zeros_like(losses[0])] * dropped
         return total, torch.stack(codes, -1), torch.stack(losses)
 
-    def _score(self, x_BNE: torch.Tensor, given: torch.Tensor, options: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    def _score(self, x_BNE: Tensor, given: Tensor, options: dict) -> tuple[Tensor, Tensor]:
         """The sum of what the levels find, and the sum of their cross entropies."""
         forced = level_vectors(self.layers, self._transforms, given.flatten(0, 1))
         residual, found, total = x_BNE, torch.zeros_like(x_BNE), torch.zeros_like(x_BNE)
@@ -270,7 +266,7 @@ class ResidualVQ(DropsLevels):
     def _frozen(self, options: dict) -> bool:
         return options["freeze_codebook"] or self.layers[0].freeze_codebook
 
-    def _update_shared(self, residuals: list[torch.Tensor], mask_BN: torch.Tensor | None) -> None:
+    def _update_shared(self, residuals: list[Tensor], mask_BN: Tensor | None) -> None:
         """What the levels have gathered takes effect once; unused codes become residuals of any level."""
         first = self.layers[0]
         if self.vq_is_ema_updating:
@@ -311,16 +307,16 @@ class GroupedResidualVQ(nn.Module):
         return 1 if self.accept_image_fmap else -1
 
     @property
-    def codebooks(self) -> torch.Tensor | tuple:
+    def codebooks(self) -> Tensor | tuple:
         """The code vectors of all groups (g, q, K, E); a tuple over groups where sizes differ."""
         books = tuple(rvq.codebooks for rvq in self.rvqs)
         return torch.stack(books) if self.rvqs[0].uniform_codebook_size else books
 
-    def get_codes_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (g, B, ..., q) -> code vectors (g, q, B, ..., E)."""
         return torch.stack([rvq.get_codes_from_indices(part) for rvq, part in zip(self.rvqs, indices, strict=True)])
 
-    def get_output_from_indices(self, indices: torch.Tensor) -> torch.Tensor:
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (g, B, ..., q) -> what the eval-mode forward returned with them."""
         outputs = [rvq.get_output_from_indices(part) for rvq, part in zip(self.rvqs, indices, strict=True)]
         return torch.cat(outputs, self.split_dim)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.finite_scalar_perturbation import FSP
@@ -54,13 +53,13 @@ class Sequential(nn.Module):
         require(len(found) == 1, f"Sequential takes exactly one quantizer ({names}), got {found or 'none'}")
         self.fns = nn.ModuleList(fns)
 
-    def forward(self, x: torch.Tensor, **kwargs: Any) -> tuple:
+    def forward(self, x: Tensor, **kwargs: Any) -> tuple:
         """(output, *what the quantizer returns after its vectors)."""
         rest: tuple = ()
         for fn in self.fns:
             if isinstance(fn, QUANTIZERS):
                 result = fn(x, **kwargs)
-                x, *rest = (result,) if isinstance(result, torch.Tensor) else result
+                x, *rest = (result,) if isinstance(result, Tensor) else result
             else:
                 x = fn(x)
         return (x, *rest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.code_losses import mean_square
@@ -18,7 +18,7 @@ from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.methods.simvq import mapped_codebook
 
 
-def _unchanged(codebook: torch.Tensor) -> torch.Tensor:
+def _unchanged(codebook: Tensor) -> Tensor:
     return codebook
 
 
@@ -55,7 +55,7 @@ class SimVQ(nn.Module):
         self.commitment_weight = commitment_weight
 
     @property
-    def codebook(self) -> torch.Tensor:
+    def codebook(self) -> Tensor:
         """The (K, dim) code vectors, fp32, differentiable in the map."""
         with full_precision(self.frozen_codebook.device):
             return mapped_codebook(self.code_transform, self.frozen_codebook, self.dim)
@@ -65,12 +65,12 @@ class SimVQ(nn.Module):
         """Size of a code vector."""
         return self.dim
 
-    def indices_to_codes(self, indices: torch.Tensor) -> torch.Tensor:
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Indices (B, ...) -> code vectors, (B, ..., dim) or channel-first."""
         codes = F.embedding(indices, self.codebook)
         return codes.movedim(-1, 1) if self.channel_first else codes
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(quantized like x, indices int64 of x's shape without the channels, loss ()), in train and eval mode."""
         rows = x.movedim(1, -1) if self.channel_first else x
         if rows.shape[-1] != self.dim:

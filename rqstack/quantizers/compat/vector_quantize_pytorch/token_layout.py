@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
+from torch import Tensor
 
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.wrappers.layout import mask_from_lengths
@@ -26,28 +26,28 @@ class TokenLayout(NamedTuple):
         """N: 1 for single tokens."""
         return math.prod(self.grid)
 
-    def to_tokens(self, x: torch.Tensor) -> torch.Tensor:
+    def to_tokens(self, x: Tensor) -> Tensor:
         """The input -> (B, N, C)."""
         x = x.movedim(1, -1) if self.channels_first else x
         return x.reshape(self.batch, self.num_positions, x.shape[-1])
 
-    def vectors_back(self, tokens: torch.Tensor) -> torch.Tensor:
+    def vectors_back(self, tokens: Tensor) -> Tensor:
         """(B, N, [T,] C) -> the layout of the input; T last for channels-first inputs."""
         out = self.grid_back(tokens)
         return out.movedim(-1, 1) if self.channels_first else out
 
-    def grid_back(self, tokens: torch.Tensor) -> torch.Tensor:
+    def grid_back(self, tokens: Tensor) -> Tensor:
         """(B, N, ...) -> (B, *grid, ...)."""
         return tokens.reshape(self.batch, *self.grid, *tokens.shape[2:])
 
-    def flatten(self, grid: torch.Tensor) -> torch.Tensor:
+    def flatten(self, grid: Tensor) -> Tensor:
         """(B, *grid, ...) -> (B, N, ...); (B, N, ...) stays."""
         if grid.shape[: 1 + len(self.grid)] == (self.batch, *self.grid):
             return grid.reshape(self.batch, self.num_positions, *grid.shape[1 + len(self.grid) :])
         return grid
 
 
-def layout_of(x: torch.Tensor, channels_first: bool, map_dims: int | None) -> TokenLayout:
+def layout_of(x: Tensor, channels_first: bool, map_dims: int | None) -> TokenLayout:
     """The layout of x (B, C), (B, N, C), (B, H, W, C), or with the channels second; map_dims: required number of grid
     dims (2 image, 3 video). A row of channels alone has no order."""
     if map_dims is not None:
@@ -58,9 +58,7 @@ def layout_of(x: torch.Tensor, channels_first: bool, map_dims: int | None) -> To
     return TokenLayout(x.shape[0], tuple(grid), first)
 
 
-def mask_of(
-    layout: TokenLayout, mask: torch.Tensor | None, lens: torch.Tensor | None, is_map: bool
-) -> torch.Tensor | None:
+def mask_of(layout: TokenLayout, mask: Tensor | None, lens: Tensor | None, is_map: bool) -> Tensor | None:
     """(B, N) mask from a mask (B, *grid) or from lengths (B,)."""
     if mask is None and lens is None:
         return None

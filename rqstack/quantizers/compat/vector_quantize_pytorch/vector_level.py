@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, beam_search
@@ -22,25 +23,25 @@ class KnownCodes(NamedTuple):
     """Codes (B, N) found by a search over all levels, instead of a look-up. transform: the neural codebook of the
     level, if it has one, and total_BNE: the sum of the levels before."""
 
-    codes_BN: torch.Tensor
+    codes_BN: Tensor
     transform: NeuralCodebook | None
-    total_BNE: torch.Tensor
+    total_BNE: Tensor
 
 
 class OwnCodebooks:
     """A neural codebook as `codebook_transform_fn`: (1, K, E) -> (1, B, N, K, E)."""
 
-    def __init__(self, transform: NeuralCodebook, total_BNE: torch.Tensor):
+    def __init__(self, transform: NeuralCodebook, total_BNE: Tensor):
         self.transform, self.total_BNE = transform, total_BNE
 
-    def __call__(self, codes_1KE: torch.Tensor) -> torch.Tensor:
+    def __call__(self, codes_1KE: Tensor) -> Tensor:
         return self.transform(codes_1KE[0], self.total_BNE[:, :, None])[None]
 
 
 class ResidualLevel(VectorQuantize):
     """A `VectorQuantize` whose `codebook_transform_fn` may also be `KnownCodes`."""
 
-    def _look_up(self, rows_XRE: torch.Tensor, valid_R: torch.Tensor | None, **search) -> Found:
+    def _look_up(self, rows_XRE: Tensor, valid_R: Tensor | None, **search) -> Found:
         known = search["transform"]
         if not isinstance(known, KnownCodes):
             return super()._look_up(rows_XRE, valid_R, **search)
@@ -78,7 +79,7 @@ class DrawnLevel:
         self.level, self.temp, self.cosine = level, temp, cosine
         self.num_codes, self.chunk_rows, self.embed = level.num_codes, level.chunk_rows, level.embed
 
-    def distances(self, residual_ME: torch.Tensor, total_ME: torch.Tensor) -> torch.Tensor:
+    def distances(self, residual_ME: Tensor, total_ME: Tensor) -> Tensor:
         """(M, K) squares of the noisy distances, less the squared lengths of the residuals."""
         distance_MK = self.level.distances(residual_ME, total_ME)
         noise_MK = torch.empty_like(distance_MK).exponential_().log_()
@@ -89,14 +90,14 @@ class DrawnLevel:
         return noisy_MK.mul_(noisy_MK.abs()).sub_(own_M1)
 
 
-def share_of_gradient(x: torch.Tensor, share: float) -> torch.Tensor:
+def share_of_gradient(x: Tensor, share: float) -> Tensor:
     """The value of x with `share` of its gradient."""
     return x.detach() if share <= 0 else x if share == 1 else share * x + (1 - share) * x.detach()
 
 
 def level_vectors(
-    layers: Sequence[ResidualLevel], transforms: Sequence[NeuralCodebook | None], codes_Mq: torch.Tensor
-) -> list[torch.Tensor]:
+    layers: Sequence[ResidualLevel], transforms: Sequence[NeuralCodebook | None], codes_Mq: Tensor
+) -> list[Tensor]:
     """The code vectors (M, E) of every level; zeros for negative codes."""
     vectors, total_ME = [], None
     for layer, transform, codes_M in zip(layers, transforms, codes_Mq.unbind(-1), strict=False):
@@ -110,14 +111,14 @@ def level_vectors(
 
 @torch.no_grad()
 def search_codes(
-    x_BNE: torch.Tensor,
-    mask_BN: torch.Tensor | None,
+    x_BNE: Tensor,
+    mask_BN: Tensor | None,
     layers: Sequence[ResidualLevel],
     transforms: Sequence[NeuralCodebook | None],
     width: int,
     weights: Sequence[float],
     temp: float | None,
-) -> torch.Tensor:
+) -> Tensor:
     """Codes (B, N, levels) of the best sums. Sums are judged by the weighted errors of all levels on the way to them.
 
     A codebook that waits for its k-means start gets it first, from what nearest codes leave over before its level.
@@ -132,7 +133,7 @@ def search_codes(
 
 @torch.no_grad()
 def initialize_levels(
-    x_ME: torch.Tensor,
+    x_ME: Tensor,
     layers: Sequence[ResidualLevel],
     transforms: Sequence[NeuralCodebook | None],
     method: str,
@@ -151,9 +152,7 @@ def initialize_levels(
         layers[0].initialize_codebook(torch.stack(seen, 1).flatten(0, 1), method, seed + len(seen))
 
 
-def _left_over(
-    x_ME: torch.Tensor, layers: Sequence[ResidualLevel], transforms: Sequence[NeuralCodebook | None]
-) -> torch.Tensor:
+def _left_over(x_ME: Tensor, layers: Sequence[ResidualLevel], transforms: Sequence[NeuralCodebook | None]) -> Tensor:
     """What the nearest codes of these levels leave of x."""
     if not layers:
         return x_ME
@@ -162,13 +161,13 @@ def _left_over(
 
 
 def _search(
-    x_ME: torch.Tensor,
+    x_ME: Tensor,
     layers: Sequence[ResidualLevel],
     transforms: Sequence[NeuralCodebook | None],
     width: int,
     weights: Sequence[float],
     temp: float | None,
-) -> torch.Tensor:
+) -> Tensor:
     """temp: None, that of the layers; 0, none."""
     levels = [layer.searched(transform, temp) for layer, transform in zip(layers, transforms, strict=False)]
     cosine = layers[0].use_cosine_sim

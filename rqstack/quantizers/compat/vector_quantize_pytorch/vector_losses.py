@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square, orthogonal_term
@@ -19,29 +20,25 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codeb
 class LossBreakdown(NamedTuple):
     """The unweighted terms of the loss; 0 where a term is off."""
 
-    commitment: torch.Tensor
-    codebook_diversity: torch.Tensor
-    orthogonal_reg: torch.Tensor
-    inplace_optimize: torch.Tensor
+    commitment: Tensor
+    codebook_diversity: Tensor
+    orthogonal_reg: Tensor
+    inplace_optimize: Tensor
 
 
-def commitment(rows_XRE: torch.Tensor, vectors_XRE: torch.Tensor, valid_R: torch.Tensor | None) -> torch.Tensor:
+def commitment(rows_XRE: Tensor, vectors_XRE: Tensor, valid_R: Tensor | None) -> Tensor:
     """Mean squared difference over the rows that count."""
     mask = None if valid_R is None else valid_R.repeat(len(rows_XRE))
     return mean_square(rows_XRE.flatten(0, 1), vectors_XRE.to(rows_XRE.dtype).flatten(0, 1), mask)
 
 
-def commitment_of_each(
-    rows_XRE: torch.Tensor, vectors_XRTE: torch.Tensor, valid_R: torch.Tensor | None
-) -> torch.Tensor:
+def commitment_of_each(rows_XRE: Tensor, vectors_XRTE: Tensor, valid_R: Tensor | None) -> Tensor:
     """Mean squared difference to each of the T best codes of a row (X, R, T); 0 for rows that do not count."""
     each = (vectors_XRTE.to(rows_XRE.dtype) - rows_XRE[:, :, None]).square().mean(-1)
     return each if valid_R is None else torch.where(valid_R[:, None], each, 0.0)
 
 
-def cross_entropy(
-    book: Codebook, rows_XRE: torch.Tensor, found: Found, codes_XR: torch.Tensor, valid_R: torch.Tensor | None
-) -> torch.Tensor:
+def cross_entropy(book: Codebook, rows_XRE: Tensor, found: Found, codes_XR: Tensor, valid_R: Tensor | None) -> Tensor:
     """-log softmax of the scores at the given codes, over rows that count and whose code is not -1."""
     codes_XR = codes_XR if valid_R is None else codes_XR.masked_fill(~valid_R, -1)
     if found.scores_XRK is None:
@@ -52,19 +49,19 @@ def cross_entropy(
 
 def diversity(
     book: Codebook,
-    rows_XRE: torch.Tensor,
+    rows_XRE: Tensor,
     found: Found,
     grid: tuple[int, int],
     temp: float,
-    mask_BN: torch.Tensor | None,
-) -> torch.Tensor:
+    mask_BN: Tensor | None,
+) -> Tensor:
     """Minus the entropy of the soft use of the codes at a position, over the batch and heads; mean over positions.
 
     grid: (B, N).
     """
     batch, positions = grid
 
-    def by_position(rows_XR: torch.Tensor) -> torch.Tensor:
+    def by_position(rows_XR: Tensor) -> Tensor:
         """(X, R, ...) -> (X, P, rows of the position, ...); a row of heads is kept together."""
         books, _, *rest = rows_XR.shape
         return rows_XR.view(books, batch, positions, -1, *rest).transpose(1, 2).flatten(2, 3)
@@ -84,8 +81,8 @@ def diversity(
 
 
 def orthogonal(
-    book: Codebook, codes_XR: torch.Tensor, valid_R: torch.Tensor | None, active_only: bool, max_codes: int | None
-) -> torch.Tensor:
+    book: Codebook, codes_XR: Tensor, valid_R: Tensor | None, active_only: bool, max_codes: int | None
+) -> Tensor:
     """Mean squared cosine of the code vectors as they are after this step's update."""
     settings = VectorLosses(orthogonal=1.0, orthogonal_active=active_only, orthogonal_max=max_codes)
     now_XKE = book.embed.clone().float()  # later forwards of the step change the codebook before the backward pass

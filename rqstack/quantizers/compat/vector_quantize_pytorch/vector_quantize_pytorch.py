@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rqstack.quantizers.arithmetic import gradient, sync
@@ -157,19 +157,19 @@ class VectorQuantize(CodebookAccess):
 
     def forward(
         self,
-        x: torch.Tensor,
-        indices: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-        lens: torch.Tensor | None = None,
+        x: Tensor,
+        indices: Tensor | None = None,
+        mask: Tensor | None = None,
+        lens: Tensor | None = None,
         topk: int | None = None,
         sample_codebook_temp: float | None = None,
         freeze_codebook: bool | None = None,
         return_loss_breakdown: bool = False,
-        codebook_transform_fn: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        ema_update_weight: torch.Tensor | Callable | None = None,
+        codebook_transform_fn: Callable[[Tensor], Tensor] | None = None,
+        ema_update_weight: Tensor | Callable | None = None,
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> tuple[Tensor, ...]:
         """(quantized, indices, loss), with the loss terms as a fourth entry on request.
 
         indices: return (quantized, cross entropy of the scores against them) instead; -1 does not count.
@@ -223,7 +223,7 @@ class VectorQuantize(CodebookAccess):
         require(not (self.training and self.in_place_codebook_optimizer), f"{off} an in-place optimizer")
         return min(int(topk), self.codebook_size)
 
-    def _look_up(self, rows_XRE: torch.Tensor, valid_R: torch.Tensor | None, **search) -> Found:
+    def _look_up(self, rows_XRE: Tensor, valid_R: Tensor | None, **search) -> Found:
         return self._codebook.look_up(rows_XRE.float(), self._mask_of_books(valid_R), **search)
 
     @property
@@ -233,10 +233,10 @@ class VectorQuantize(CodebookAccess):
 
     def _learn(
         self,
-        rows_XRE: torch.Tensor,
-        valid_R: torch.Tensor | None,
+        rows_XRE: Tensor,
+        valid_R: Tensor | None,
         found: Found,
-        weight: torch.Tensor | Callable | None,
+        weight: Tensor | Callable | None,
         accumulate: bool,
         ema_update: bool | None,
     ) -> None:
@@ -244,7 +244,7 @@ class VectorQuantize(CodebookAccess):
         coded = self._codebook.coded(x_XRE, found.codes, self._mask_of_books(valid_R))
         self._codebook.update_codebook(coded, weight, accumulate, ema_update)
 
-    def _gather_gradients(self, rows_XRE: torch.Tensor, valid_R: torch.Tensor | None, found: Found) -> torch.Tensor:
+    def _gather_gradients(self, rows_XRE: Tensor, valid_R: Tensor | None, found: Found) -> Tensor:
         """Add to the gradients for the codebook's own optimizer; the loss they are of."""
         x_XRE, book = rows_XRE.detach().float(), self._codebook
         parameters = list(book.parameters())
@@ -255,9 +255,7 @@ class VectorQuantize(CodebookAccess):
             parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         return loss
 
-    def _estimate(
-        self, rows_XRE: torch.Tensor, found: Found, input_needs_grad: bool, temp: float | None
-    ) -> torch.Tensor:
+    def _estimate(self, rows_XRE: Tensor, found: Found, input_needs_grad: bool, temp: float | None) -> Tensor:
         """The vectors found, with the gradient that the settings route to the input."""
         vectors = found.vectors
         if not self.training:
@@ -274,7 +272,7 @@ class VectorQuantize(CodebookAccess):
             vectors = self._gumbel(rows_XRE, found, temp)
         return gradient.synchronised(vectors, vectors, self.sync_update_v) if self.sync_update_v > 0 else vectors
 
-    def _gumbel(self, rows_XRE: torch.Tensor, found: Found, temp: float | None) -> torch.Tensor:
+    def _gumbel(self, rows_XRE: Tensor, found: Found, temp: float | None) -> Tensor:
         """The vectors found, with the gradient of the mean of the draw."""
         book = self._codebook
         temp = book.sample_codebook_temp if temp is None else temp
@@ -282,16 +280,12 @@ class VectorQuantize(CodebookAccess):
             return found.vectors
         return gradient.straight_through(book.expected(rows_XRE.float(), found.weight_XKE, temp), found.vectors)
 
-    def _cross_entropy(
-        self, rows_XRE: torch.Tensor, valid_R: torch.Tensor | None, found: Found, indices_BN: torch.Tensor
-    ) -> torch.Tensor:
+    def _cross_entropy(self, rows_XRE: Tensor, valid_R: Tensor | None, found: Found, indices_BN: Tensor) -> Tensor:
         require(found.codes.ndim == 2, "give topk or indices, not both")
         codes_XR = self._index_rows(indices_BN, rows_XRE.shape)
         return vector_losses.cross_entropy(self._codebook, rows_XRE, found, codes_XR, valid_R)
 
-    def _beside_cross_entropy(
-        self, vectors_BNHE: torch.Tensor, layout: TokenLayout, indices: torch.Tensor
-    ) -> torch.Tensor:
+    def _beside_cross_entropy(self, vectors_BNHE: Tensor, layout: TokenLayout, indices: Tensor) -> Tensor:
         """Of a sequence, or with flat indices: the vectors as they were searched (B, N, E), (H, B, N, E) or
         (1, B * H, N, E). Of a map or a single token, with indices of its shape: in the layout of the input."""
         if len(layout.grid) != 1 and indices.ndim == 1 + len(layout.grid) + (self.heads > 1):
@@ -300,13 +294,13 @@ class VectorQuantize(CodebookAccess):
 
     def _losses(
         self,
-        rows_XRE: torch.Tensor,
-        valid_R: torch.Tensor | None,
+        rows_XRE: Tensor,
+        valid_R: Tensor | None,
         found: Found,
         frozen: bool,
         layout: TokenLayout,
-        mask_BN: torch.Tensor | None,
-    ) -> tuple[LossBreakdown, torch.Tensor]:
+        mask_BN: Tensor | None,
+    ) -> tuple[LossBreakdown, Tensor]:
         """The terms, unweighted, and the loss: scalars, or (B, N, T) with topk."""
         zero = torch.zeros((), device=rows_XRE.device)
         commit, diverse, orthogonal = zero, zero, zero
@@ -334,18 +328,14 @@ class VectorQuantize(CodebookAccess):
             loss = loss + orthogonal * self.orthogonal_reg_weight
         return LossBreakdown(commit, diverse, orthogonal, zero), loss
 
-    def _commitment(
-        self, rows_XRE: torch.Tensor, valid_R: torch.Tensor | None, found: Found, frozen: bool
-    ) -> torch.Tensor:
+    def _commitment(self, rows_XRE: Tensor, valid_R: Tensor | None, found: Found, frozen: bool) -> Tensor:
         if self.commitment_use_cross_entropy_loss:
             return vector_losses.cross_entropy(self._codebook, rows_XRE, found, found.codes, valid_R)
         vectors = found.vectors if self.learnable_codebook and not frozen else found.vectors.detach()
         term = vector_losses.commitment if found.codes.ndim == 2 else vector_losses.commitment_of_each
         return term(rows_XRE, vectors, valid_R)
 
-    def _filled(
-        self, tokens: torch.Tensor, codes: torch.Tensor, mask_BN: torch.Tensor, original_BNC: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _filled(self, tokens: Tensor, codes: Tensor, mask_BN: Tensor, original_BNC: Tensor) -> tuple[Tensor, Tensor]:
         """Zeros, or the input, and -1 where the mask is False."""
         original = original_BNC if tokens.ndim == 3 else original_BNC[:, :, None]
         outside = torch.zeros_like(original) if self.return_zeros_for_masked_padding else original

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.nearest_k import nearest_k
@@ -16,21 +16,21 @@ from rqstack.quantizers.arithmetic.precision import full_precision
 EUCLIDEAN, COSINE = ("euc", "euclidean"), ("cos", "cosine")
 
 
-def euclidean_distance(z: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
+def euclidean_distance(z: Tensor, z_q: Tensor) -> Tensor:
     """Mean squared difference of every sample (B,)."""
     if z.shape != z_q.shape:
         raise ValueError(f"z and z_q must have one shape, got {tuple(z.shape)} and {tuple(z_q.shape)}")
     return (z_q.float() - z.float()).square().flatten(1).mean(1)
 
 
-def cosine_distance(z: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
+def cosine_distance(z: Tensor, z_q: Tensor) -> Tensor:
     """Mean squared difference of the vectors scaled to length 1, per sample (B,)."""
     return euclidean_distance(F.normalize(z.float(), dim=-1), F.normalize(z_q.float(), dim=-1))
 
 
 def euclidean_cdist_topk(
-    tensor: torch.Tensor, codebook: torch.Tensor, compute_chunk_size=1024, topk=1, half_precision=False
-) -> dict[str, torch.Tensor]:
+    tensor: Tensor, codebook: Tensor, compute_chunk_size=1024, topk=1, half_precision=False
+) -> dict[str, Tensor]:
     """Distances d and codes q (B, N, k) of the nearest entries of codebook (K, E) to tensor (B, N, E), ascending.
 
     topk -1 keeps all entries. compute_chunk_size and half_precision are accepted and ignored: the search runs in
@@ -41,9 +41,7 @@ def euclidean_cdist_topk(
     return {"d": squared_Nk.sqrt().to(tensor.dtype).view(*grid, -1), "q": q_Nk.view(*grid, -1)}
 
 
-def cosine_cdist_topk(
-    tensor: torch.Tensor, codebook: torch.Tensor, chunks=4, topk=1, half_precision=False
-) -> dict[str, torch.Tensor]:
+def cosine_cdist_topk(tensor: Tensor, codebook: Tensor, chunks=4, topk=1, half_precision=False) -> dict[str, Tensor]:
     """Like `euclidean_cdist_topk` with d = 1 - cosine."""
     squared_Nk, q_Nk = _nearest(F.normalize(tensor.float(), dim=-1), F.normalize(codebook.float(), dim=-1), topk)
     grid = tensor.shape[:-1]
@@ -59,7 +57,7 @@ def get_dist_fns(dist: str) -> tuple[Callable, Callable]:
     raise ValueError(f"dist {dist!r} is not one of {', '.join(EUCLIDEAN + COSINE)}")
 
 
-def _nearest(tensor: torch.Tensor, codebook: torch.Tensor, topk: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest(tensor: Tensor, codebook: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     if tensor.ndim != 3 or tensor.shape[-1] != codebook.shape[-1]:
         raise ValueError(f"tensor (B, N, E) and codebook (K, E), got {tuple(tensor.shape)} and {tuple(codebook.shape)}")
     with full_precision(tensor.device):

@@ -9,7 +9,7 @@ bounds the length of code vectors, 'l2c' bounds the length of vectors but scales
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 MAX_LENGTH = 10.0
@@ -19,7 +19,7 @@ NORMS = ("none", "l2", "l2c", "bn", "gn", "in")
 CODEBOOK_NORMS = ("none", "l2", "l2c")
 
 
-def bound_length(x: torch.Tensor) -> torch.Tensor:
+def bound_length(x: Tensor) -> Tensor:
     """Vectors (..., E) longer than 10 scaled to length 10; the wanted length is a constant to the gradient."""
     length = x.norm(dim=-1, keepdim=True)
     return x * (length.detach().clamp(max=MAX_LENGTH) / (length + TINY))
@@ -32,7 +32,7 @@ class VectorNorm(nn.Module):
         super().__init__()
         self.name = name
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(..., E) -> (..., E)."""
         return F.normalize(x, dim=-1, eps=1e-6) if self.name == "l2" else bound_length(x)
 
@@ -52,7 +52,7 @@ def get_norm(norm: str | None, num_channels: int) -> tuple[nn.Module, bool]:
 
 
 @torch.no_grad()
-def normalize_codebook(weight_KE: torch.Tensor, norm: str | None) -> None:
+def normalize_codebook(weight_KE: Tensor, norm: str | None) -> None:
     """Bring code vectors to the norm, in place."""
     if norm == "l2":
         weight_KE.copy_(bound_length(weight_KE))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.codebooks.entry_use import count_codes
@@ -18,13 +19,13 @@ NOISE = 0.01
 
 @torch.no_grad()
 def replace_unused(
-    weight_KE: torch.Tensor,
-    remaining_K: torch.Tensor,
+    weight_KE: Tensor,
+    remaining_K: Tensor,
     batches: Sequence[CodedVectors],
     timeout: int,
     rho: float = NOISE,
     seed: int = 0,
-) -> torch.Tensor:
+) -> Tensor:
     """Give code vectors that no vector of `timeout` forwards in a row chose a vector of this one, in place.
 
     remaining_K: forwards left for every entry; back to `timeout` when it is used or replaced. The new vectors are drawn

@@ -6,6 +6,7 @@ Legend: N vectors, C features, G levels, E code-vector size.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rqstack.quantizers.compat.vqtorch.nn.vq import VectorQuant
 
@@ -25,7 +26,7 @@ class ResidualVectorQuant(VectorQuant):
             raise ValueError(f"groups must be at least 1, got {groups}")
         super().__init__(feature_size, num_codes, groups=groups, share=share, **kwargs)
 
-    def _quantize_all(self, x: torch.Tensor) -> dict:
+    def _quantize_all(self, x: Tensor) -> dict:
         rows_NE, total_NE = x.reshape(-1, x.shape[-1]), 0.0
         seen, levels = [rows_NE], []
         for level in range(self.groups):
@@ -42,7 +43,7 @@ class ResidualVectorQuant(VectorQuant):
             "found": [levels] if self.share else [[found] for found in levels],
         }
 
-    def _fit(self, x_NC: torch.Tensor, method: str, seed: int) -> None:
+    def _fit(self, x_NC: Tensor, method: str, seed: int) -> None:
         """Every level on what the levels before it leave over; a shared codebook on what it sees at all levels once it
         has been fitted to those of the first."""
         residual_NE, seen = x_NC, []

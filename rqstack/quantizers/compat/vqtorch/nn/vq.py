@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import sync
@@ -35,8 +35,8 @@ KMEANS_ITERATIONS = 10
 class Found(NamedTuple):
     """Code vectors (N, E), their distances (N,), their codes within the codebook, and what has searched it."""
 
-    vectors_NE: torch.Tensor
-    distance_N: torch.Tensor
+    vectors_NE: Tensor
+    distance_N: Tensor
     searched: CodedVectors
 
 
@@ -93,7 +93,7 @@ class VectorQuant(VQBaseLayer):
         if self.replace_freq > 0:
             self.register_buffer("_counts", torch.full((self.codebook.num_embeddings,), float(self.replace_freq)))
 
-    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(z_q like z, results). Disabled: (normalised z, {}).
 
         Results: z and z_q in groups (..., G, E), the distances d and codes q (..., G), counted through all codebooks,
@@ -115,12 +115,12 @@ class VectorQuant(VQBaseLayer):
             z_q = self.straight_through_approximation(x, results["z_q"])
         return self.to_original_format(z_q).to(z.dtype), {"z": x, **results}
 
-    def straight_through_approximation(self, z: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
+    def straight_through_approximation(self, z: Tensor, z_q: Tensor) -> Tensor:
         """z_q with the gradient of the identity in z, and `sync_nu` times it for z_q."""
         out = straight_through(z, z_q)
         return synchronised(out, z_q, self.nu) if self.nu > 0 else out
 
-    def compute_loss(self, z_e: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
+    def compute_loss(self, z_e: Tensor, z_q: Tensor) -> Tensor:
         """(1 - beta) |z_e - sg z_q|^2 + beta |sg z_e - z_q|^2, means over finite vectors; cosine: of unit vectors."""
         z_NE, q_NE = z_e.flatten(0, -2), z_q.flatten(0, -2)
         if self.cosine:
@@ -129,17 +129,17 @@ class VectorQuant(VQBaseLayer):
         to_codes = mean_square(z_NE, q_NE.detach(), valid_N)
         return (1 - self.beta) * to_codes + self.beta * mean_square(q_NE, z_NE.detach(), valid_N)
 
-    def get_codebook_by_group(self, group: int) -> tuple[torch.Tensor, int]:
+    def get_codebook_by_group(self, group: int) -> tuple[Tensor, int]:
         """The raw code vectors (K, E) that group or level `group` searches, and the number of the first of them."""
         offset = 0 if self.share else group * self.group_size
         return self.codebook.weight[offset : offset + self.group_size], offset
 
     @torch.no_grad()
-    def get_codebook(self) -> torch.Tensor:
+    def get_codebook(self) -> Tensor:
         """All code vectors as they are searched."""
         return torch.cat([self._code_vectors(book) for book in range(self.num_codebooks)])
 
-    def get_codebook_affine_params(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def get_codebook_affine_params(self) -> tuple[Tensor, Tensor] | None:
         """Scale and bias (affine_groups, 1, E) of the code vectors; None without re-parametrisation."""
         if not hasattr(self, "affine_transform"):
             return None
@@ -155,12 +155,12 @@ class VectorQuant(VQBaseLayer):
         """Freeze or release the codebook."""
         self.codebook.weight.requires_grad = requires_grad
 
-    def warmup_rows(self, z: torch.Tensor) -> torch.Tensor:
+    def warmup_rows(self, z: Tensor) -> Tensor:
         """The vectors (N, C) that an input brings to the layer, for `initialize_codebook`."""
         return self.prepare_inputs(z, self.input_groups).reshape(-1, self.feature_size)
 
     @torch.no_grad()
-    def initialize_codebook(self, x_NC: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:
+    def initialize_codebook(self, x_NC: Tensor, method: str = "kmeans", seed: int = 0) -> None:
         """Set the code vectors from the vectors of all processes: their k-means, or ('data') some of them."""
         if hasattr(self, "affine_transform"):
             self.affine_transform.reset()
@@ -168,18 +168,18 @@ class VectorQuant(VQBaseLayer):
         if self.kmeans_init:
             self.data_initialized.fill_(1)
 
-    def _fit(self, x_NC: torch.Tensor, method: str, seed: int) -> None:
+    def _fit(self, x_NC: Tensor, method: str, seed: int) -> None:
         x_NGE = x_NC.view(len(x_NC), self.groups, self.code_vector_size)
         for book in range(self.num_codebooks):
             self._fit_book(book, x_NGE.flatten(0, 1) if self.share else x_NGE[:, book], method, seed + book)
 
-    def _fit_book(self, book: int, x_NE: torch.Tensor, method: str, seed: int) -> None:
+    def _fit_book(self, book: int, x_NE: Tensor, method: str, seed: int) -> None:
         iterations = KMEANS_ITERATIONS if method == "kmeans" else 0
         weight_KE, offset = self.get_codebook_by_group(book)
         means_KE, _ = kmeans(x_NE, len(weight_KE), iterations=iterations, cosine=self.cosine, seed=seed)
         self.codebook.weight.data[offset : offset + len(weight_KE)] = means_KE
 
-    def _quantize_all(self, x: torch.Tensor) -> dict:
+    def _quantize_all(self, x: Tensor) -> dict:
         """Results without loss for x (..., G, E); `found` has the searches of every codebook."""
         if self.share:
             parts = [self._search(x.reshape(-1, x.shape[-1]), 0)]
@@ -193,7 +193,7 @@ class VectorQuant(VQBaseLayer):
         q = torch.cat([code_N.view(shape[:-1]) for code_N in codes], -1)
         return {"z_q": z_q, "d": d, "q": q, "found": [[part] for part in parts]}
 
-    def _search(self, x_NE: torch.Tensor, book: int) -> Found:
+    def _search(self, x_NE: Tensor, book: int) -> Found:
         target_NE = F.normalize(x_NE, dim=-1) if self.cosine else x_NE
         target_NE = target_NE.detach()
         weight_KE = self._code_vectors(book)
@@ -208,7 +208,7 @@ class VectorQuant(VQBaseLayer):
             vectors_NE = vectors_NE * x_NE.detach().norm(dim=-1, keepdim=True)
         return Found(vectors_NE, 0.5 * squared_N if self.cosine else squared_N.sqrt(), searched)
 
-    def _code_vectors(self, book: int) -> torch.Tensor:
+    def _code_vectors(self, book: int) -> Tensor:
         """The (K, E) code vectors as they are searched, differentiable."""
         weight_KE = self.get_codebook_by_group(book)[0].float()
         if hasattr(self, "inplace_codebook_optimizer"):
@@ -218,7 +218,7 @@ class VectorQuant(VQBaseLayer):
         return F.normalize(weight_KE, dim=-1) if self.cosine else weight_KE
 
     @torch.no_grad()
-    def _end_of_forward(self, found: list[list[Found]]) -> torch.Tensor:
+    def _end_of_forward(self, found: list[list[Found]]) -> Tensor:
         """Replaces what has not been used for long; returns how often each entry was chosen, all codebooks joined."""
         counts, seed = [], None
         for book, searches in enumerate(found):

@@ -6,7 +6,7 @@ Legend: B batch, C channels (feature_size), G groups, E = C / G, "..." the other
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.compat.vqtorch.norms import CODEBOOK_NORMS, check_norm, get_norm
 
@@ -45,15 +45,15 @@ class VQBaseLayer(nn.Module):
         if kmeans_init:
             self.register_buffer("data_initialized", torch.zeros(1))
 
-    def to_canonical_group_format(self, z: torch.Tensor, groups: int) -> torch.Tensor:
+    def to_canonical_group_format(self, z: Tensor, groups: int) -> Tensor:
         """Features in `dim` -> (..., G, E)."""
         return z.movedim(self.dim, -1).unflatten(-1, (groups, -1))
 
-    def to_original_format(self, x: torch.Tensor) -> torch.Tensor:
+    def to_original_format(self, x: Tensor) -> Tensor:
         """(..., G, E) -> features in `dim`."""
         return x.flatten(-2).movedim(-1, self.dim)
 
-    def prepare_inputs(self, z: torch.Tensor, groups: int) -> torch.Tensor:
+    def prepare_inputs(self, z: Tensor, groups: int) -> Tensor:
         """Norm and grouping: (..., G, E), fp32. ValueError where `dim` has not `feature_size` entries."""
         if z.ndim < 2 or not -z.ndim <= self.dim < z.ndim or z.shape[self.dim] != self.feature_size:
             raise ValueError(f"expected {self.feature_size} features in dim {self.dim}, got shape {tuple(z.shape)}")
