@@ -18,7 +18,7 @@ from measure_throughput import memory, presets
 from measure_throughput.cost import decoding_cost
 from measure_throughput.roofline import Roofline, seconds
 from rqtransformer import RQTransformer, decode_in_batches, sample
-from rqtransformer.packing import WEIGHT_FORMATS
+from rqtransformer.fast.packing import WEIGHT_FORMATS
 from rqvae import RQVAE
 from runtime.errors import one_line
 

@@ -2,9 +2,9 @@
 
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.decoding import sample, sample_stream
+from rqtransformer.decoding.pixel_decoding import decode_in_batches
 from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
 from rqtransformer.model import RQTransformer
-from rqtransformer.pixel_decoding import decode_in_batches
 from rqtransformer.pretrained import load_rqtransformer
 
 __all__ = [

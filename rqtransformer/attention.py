@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.dropout import drop_and_add
+from rqtransformer.fast.packed_step import PackedLayer, make_step, step_fits
+from rqtransformer.fast.packing import PackedSlot, WeightFormat
 from rqtransformer.kv_cache import KVCache
-from rqtransformer.packed_step import PackedLayer, make_step, step_fits
-from rqtransformer.packing import PackedSlot, WeightFormat
 
 FEW = 8  # positions; see `_plain_products_win`
 

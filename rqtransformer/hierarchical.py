@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from rqtransformer.attention import NORMS, TransformerStack
 from rqtransformer.config import BlockConfig, StackConfig
+from rqtransformer.decoding.logits import sampling_probs, uniform_noise
+from rqtransformer.decoding.truncation import draw_truncated
+from rqtransformer.fast.packing import PackedSlot, WeightFormat
 from rqtransformer.kv_cache import KVCache
-from rqtransformer.logits import sampling_probs, uniform_noise
-from rqtransformer.packing import PackedSlot, WeightFormat
-from rqtransformer.truncation import draw_truncated
 
 IGNORED = -100  # target of a token that does not count
 

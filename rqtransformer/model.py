@@ -23,7 +23,7 @@ from rqtransformer.attention import TransformerStack
 from rqtransformer.checkpoint_files import load_checkpoint
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
-from rqtransformer.packing import PackedLinear, PackedSlot, WeightFormat
+from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
 
 
 class RQTransformerOutput(NamedTuple):

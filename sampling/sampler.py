@@ -18,7 +18,7 @@ from torch import Tensor
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
 from evaluation.statistics import Gaussian
 from rqtransformer import RQTransformer, decode_in_batches, load_rqtransformer, sample
-from rqtransformer.packing import WEIGHT_FORMATS
+from rqtransformer.fast.packing import WEIGHT_FORMATS
 from rqtransformer.pretrained import sampling_settings
 from rqvae import RQVAE, load_rqvae
 from runtime import distributed

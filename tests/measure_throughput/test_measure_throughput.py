@@ -21,8 +21,9 @@ from measure_throughput.cost import decoding_cost
 from measure_throughput.figure import draw_figure
 from measure_throughput.measure import Experiment, measure
 from measure_throughput.roofline import Roofline, measure_roofline
-from rqtransformer import RQTransformer, native, packing, sample
+from rqtransformer import RQTransformer, native, sample
 from rqtransformer.decoding import Decoder
+from rqtransformer.fast import packing
 from rqvae import RQVAE
 
 ROOT = Path(__file__).resolve().parents[2]

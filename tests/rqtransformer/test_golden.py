@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rqtransformer import load_rqtransformer, sample
-from rqtransformer.logits import filter_top_k, filter_top_p, sampling_probs
+from rqtransformer.decoding.logits import filter_top_k, filter_top_p, sampling_probs
 from rqtransformer.model import count_parameters
 from rqtransformer.targets import (
     DenseTargets,

@@ -15,8 +15,8 @@ from torch import Tensor
 from data import DatasetConfig, ImageDataset
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer, sample
+from rqtransformer.decoding.sampling_request import settings_per_depth
 from rqtransformer.model import count_parameters
-from rqtransformer.sampling_request import settings_per_depth
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
 from rqvae import RQVAE, load_rqvae
 from runtime import distributed

@@ -7,7 +7,7 @@ import torch
 
 from rqtransformer.attention import TransformerStack
 from rqtransformer.config import BlockConfig, StackConfig
-from rqtransformer.packing import WeightFormat
+from rqtransformer.fast.packing import WeightFormat
 
 BLOCKS = {
     "published": {},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rqtransformer.pixel_decoding import SAFETY, decode_in_batches
+from rqtransformer.decoding.pixel_decoding import SAFETY, decode_in_batches
 
 
 class Decoder:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rqtransformer import native
+from rqtransformer.fast.packing import PackedLinear
 from rqtransformer.kv_cache import KVCache
-from rqtransformer.packing import PackedLinear
 
 _NOTHING: list[Any] = []
 

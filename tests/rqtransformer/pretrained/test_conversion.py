@@ -20,7 +20,7 @@ from rqvae import load_rqvae
 from rqvae.model import count_parameters
 from rqvae.pretrained import state_dict_to_published
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 CHECKPOINTS = sorted(file.parent.name for file in GOLDEN.glob("*/model.pt"))
 LOADERS = {"rqvae": load_rqvae, "rqtransformer": load_rqtransformer}
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rqtransformer.logits import sampling_probs
+from rqtransformer.decoding.logits import sampling_probs
 from rqtransformer.model import RQTransformer
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rqtransformer import native
-from rqtransformer.logits import invert_cdf
+from rqtransformer.decoding.logits import invert_cdf
 
 SMALLEST_BLOCK = 64
 # exp(-104) is 0 in fp32: lower logits have no probability with any filter.

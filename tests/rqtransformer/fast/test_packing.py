@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rqtransformer import sample
-from rqtransformer.packing import PackedLinear, PackedSlot, WeightFormat
+from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rqtransformer.logits import (
+from rqtransformer.decoding.logits import (
     draw,
     filter_top_k,
     filter_top_p,

@@ -11,10 +11,10 @@ from torch import nn
 
 from rqtransformer import native, sample
 from rqtransformer.decoding import Decoder
+from rqtransformer.decoding.truncation import draw_truncated
+from rqtransformer.fast.packing import PackedLinear, WeightFormat
 from rqtransformer.native import build as building
 from rqtransformer.native import calls
-from rqtransformer.packing import PackedLinear, WeightFormat
-from rqtransformer.truncation import draw_truncated
 
 AVX2 = tuple("-mavx2" if flag == "-march=native" else flag for flag in building.FLAGS) + ("-mfma",)
 

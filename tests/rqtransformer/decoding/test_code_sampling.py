@@ -7,8 +7,8 @@ import torch
 
 from rqtransformer import sample
 from rqtransformer.decoding import sample_batches, sample_stream
-from rqtransformer.logits import draw, sampling_probs
-from rqtransformer.sampling_request import guidance_scales
+from rqtransformer.decoding.logits import draw, sampling_probs
+from rqtransformer.decoding.sampling_request import guidance_scales
 
 
 def test_samples_do_not_depend_on_the_batch_size(build):

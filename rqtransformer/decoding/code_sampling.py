@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rqtransformer import native
-from rqtransformer.cuda_graph import StepGraph
+from rqtransformer.decoding.logits import guide, uniform_noise
+from rqtransformer.decoding.sampling_request import Guidance, SamplingRequest, check_request
+from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.embedding import ImageTokenizer
-from rqtransformer.logits import guide, uniform_noise
+from rqtransformer.fast.cuda_graph import StepGraph
 from rqtransformer.model import RQTransformer
 from rqtransformer.native import HeadParts, NativePosition, NativeStack
-from rqtransformer.sampling_request import Guidance, SamplingRequest, check_request
-from rqtransformer.truncation import draw_truncated
 
 
 class Decoder:
