@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from runtime.runlog import METRICS_FILE, read_metrics
-from training.launch.session import Session, training_parser
+from training.launch.flags import LaunchSettings, training_parser
+from training.launch.session import Session
 from training.stages.stage1 import Stage1, Stage1Config
 
 CONFIG = "configs/demo/stage1/digits.yaml"
@@ -44,7 +45,7 @@ def measure(update: str, batch_size: int, num_images: int, result_path: str, see
         f"experiment.log_steps={max(1, steps // 8)}",
     ]
     args = training_parser("").parse_args(["-m", CONFIG, "-r", result_path, "--seed", str(seed), *overrides])
-    session = Session(Stage1Config, Stage1, args, None)
+    session = Session(Stage1Config, Stage1, LaunchSettings.from_flags(args))
     with session.log:
         session.train()
         splits = {

@@ -41,7 +41,8 @@ from data.roots import find_root
 from data.shards.shard_manifest import dataset_settings
 from runtime.atomic import write_text_atomically
 from runtime.runlog import read_metrics
-from training.launch.session import Session, training_parser
+from training.launch.flags import LaunchSettings, training_parser
+from training.launch.session import Session
 from training.stages.stage1 import Stage1, Stage1Config
 
 CASES = ("decode", "fashion-mnist", "shards")
@@ -123,7 +124,7 @@ def waiting_share(config: str, folder: Path, *overrides: str) -> dict[str, Any]:
             *overrides,
         ]
     )
-    session = Session(Stage1Config, Stage1, args, None)
+    session = Session(Stage1Config, Stage1, LaunchSettings.from_flags(args))
     with session.log:
         session.train()
     lines = [

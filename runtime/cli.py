@@ -7,12 +7,40 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
-from runtime.distributed import BACKENDS, DEFAULT_TIMEOUT_SECONDS
+from runtime import distributed
+from runtime.distributed import BACKENDS, DEFAULT_TIMEOUT_SECONDS, DistEnv
 from runtime.errors import EXIT_CODE
 
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
+
+
+@dataclass(frozen=True)
+class ProcessSettings:
+    """What the command line says about the processes of a run; the launcher's environment has precedence."""
+
+    timeout: float = DEFAULT_TIMEOUT_SECONDS
+    backend: str = "auto"
+    local_rank: int | None = None
+    world_size: int | None = None
+    node_rank: int | None = None
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace) -> ProcessSettings:
+        """Of what a parser of `build_parser` gave."""
+        return cls(args.timeout, args.dist_backend, args.local_rank, args.world_size, args.node_rank)
+
+    def join(self) -> DistEnv:
+        """Joins the process group; see `runtime.distributed.initialize`."""
+        return distributed.initialize(
+            self.timeout,
+            self.backend,
+            local_rank=self.local_rank,
+            world_size=self.world_size,
+            node_rank=self.node_rank,
+        )
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -43,7 +43,8 @@ from tests.training.tiny_runs import (
     write_config,
 )
 from training.checkpoints.checkpoint import complete_checkpoints, load_checkpoint
-from training.launch.session import launch, training_parser
+from training.launch.flags import LaunchSettings, training_parser
+from training.launch.launching import launch
 from training.stages.stage1 import Stage1, Stage1Config
 
 STEPS, SAVE_STEPS = 24, 3
@@ -148,7 +149,7 @@ def run_rank(flags: list[str], place: dict[str, str], rank: int, printed: str) -
     with open(printed, "w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
     sys.argv = ["main_stage1.py", *flags]
-    launch(Stage1Config, Stage1, training_parser("").parse_args(flags))
+    launch(Stage1Config, Stage1, LaunchSettings.from_flags(training_parser("").parse_args(flags)))
 
 
 def _command(pid: int) -> str:

@@ -23,7 +23,9 @@ from safetensors.torch import load_file
 from runtime.runlog import read_metrics
 from training.checkpoints.checkpoint import load_checkpoint
 from training.checkpoints.state_tree import encode
-from training.launch.session import Session, launch, training_parser
+from training.launch.flags import LaunchSettings, training_parser
+from training.launch.launching import launch
+from training.launch.session import Session
 from training.stages.stage1 import Stage1, Stage1Config
 from training.stages.stage2 import Stage2, Stage2Config
 
@@ -115,22 +117,19 @@ def write_config(path: Path, config: Mapping[str, Any]) -> Path:
     return path
 
 
-def parse(stage: str, *flags: Any):
+def parse(stage: str, *flags: Any) -> LaunchSettings:
+    """What the entry scripts make of their flags."""
     parser = training_parser("test")
     if stage == "stage2":
         parser.add_argument("-v", "--vqvae", default="")
-    return parser.parse_args([str(flag) for flag in flags])
-
-
-def prepare(config: Any, args: Any) -> None:
-    """What main_stage2.py does with its own flag."""
-    if getattr(args, "vqvae", ""):
-        config.vqvae.ckpt = args.vqvae
+    args = parser.parse_args([str(flag) for flag in flags])
+    vqvae = getattr(args, "vqvae", "")
+    return LaunchSettings.from_flags(args, {"vqvae.ckpt": vqvae} if vqvae else None)
 
 
 def session(stage: str, *flags: Any) -> Session:
     """What the entry script builds from these flags, not started."""
-    return Session(*STAGES[stage], parse(stage, *flags), prepare)
+    return Session(*STAGES[stage], parse(stage, *flags))
 
 
 def train(stage: str, *flags: Any, on_step: Callable[[int], None] | None = None) -> Session:
@@ -151,7 +150,7 @@ def train(stage: str, *flags: Any, on_step: Callable[[int], None] | None = None)
 
 def launch_in_process(stage: str, *flags: Any) -> None:
     """The whole entry script after parsing: errors end in SystemExit."""
-    launch(*STAGES[stage], parse(stage, *flags), prepare)
+    launch(*STAGES[stage], parse(stage, *flags))
 
 
 class Stopped(Exception):

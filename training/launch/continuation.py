@@ -6,7 +6,6 @@ continue the run that their first start made, which `launch.json` in its directo
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -20,25 +19,26 @@ import torch
 from runtime.atomic import write_text_atomically
 from runtime.rundir import runs
 from training.checkpoints.checkpoint import CHECKPOINTS, complete_checkpoints
+from training.launch.flags import LaunchSettings
 
 LAUNCH_FILE = "launch.json"
 
 
-def run_to_continue(args: argparse.Namespace) -> Path | None:
+def run_to_continue(settings: LaunchSettings) -> Path | None:
     """The run directory that this start continues without having been told its name; None for a new run, or for the
     one that `--resume` names.
 
     A restarted process takes the run of its launch; with `--auto-resume` it is the newest run of the config. Only runs
     with a complete checkpoint count.
     """
-    if args.eval:
+    if settings.evaluate:
         return None
     if _restarts() > 0:
-        mine = [run for run in _candidates(args) if _launch_of(run) == launch_id()]
+        mine = [run for run in _candidates(settings) if _launch_of(run) == launch_id()]
         if mine:
             return mine[0]
-    if args.auto_resume:
-        return next(iter(_candidates(args)), None)
+    if settings.auto_resume:
+        return next(iter(_candidates(settings)), None)
     return None
 
 
@@ -69,15 +69,15 @@ def _restarts() -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _candidates(args: argparse.Namespace) -> list[Path]:
+def _candidates(settings: LaunchSettings) -> list[Path]:
     """Runs with a checkpoint that the command line may mean, newest first: the one it resumes, or those of its
     config.
     """
-    if args.resume and args.load_path:
-        path = Path(args.load_path)
+    if settings.resume and settings.load_path:
+        path = settings.load_path
         found = [path.parent.parent if path.parent.name == CHECKPOINTS else path]
-    elif args.model_config:
-        found = runs(args.result_path, Path(args.model_config).stem)
+    elif settings.model_config:
+        found = runs(settings.result_path, Path(settings.model_config).stem)
     else:
         found = []
     return [run for run in found if complete_checkpoints(run)]

@@ -4,11 +4,8 @@ Both entry scripts are this function with another schema and another stage. Ever
 before the first step and ends in one line and exit code 2.
 """
 
-import argparse
-import errno
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,134 +14,38 @@ import torch
 from torch import Tensor
 
 from data import ImageDataset, TrainLoader, build_dataset, eval_loader
-from data.images.file_dataset import DataError
 from runtime import distributed
 from runtime.allocator import keep_freed_memory
-from runtime.cli import build_parser
-from runtime.config import load_config, save_config
+from runtime.config import save_config
 from runtime.distributed import DistEnv
-from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
-from runtime.rundir import new_run_dir, runs
+from runtime.errors import UserError
+from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
 from scoring.scoring_data import ScoringData
 from training.checkpoints.checkpoint import (
     CHECKPOINTS,
     CheckpointWriter,
-    complete_checkpoints,
     discard_after,
-    find_sound_checkpoint,
     read_progress,
     restore_checkpoint,
     step_name,
 )
 from training.checkpoints.snapshots import (
     SNAPSHOTS,
-    complete_snapshots,
-    find_latest_snapshot,
-    read_metadata,
     save_snapshot,
 )
 from training.experiment import BatchPlan, fit_to_ranks, plan_batches
 from training.launch.continuation import note_launch, run_to_continue
 from training.launch.data_checks import tokenizer_files, unreadable_images
+from training.launch.flags import LaunchSettings
+from training.launch.resuming import find_checkpoint, find_weights, load_run_config
 from training.loop.feed import Feed, Survivor
 from training.loop.guards import Guards
 from training.loop.in_loop_scores import InLoopScores, discard_best_after
 from training.loop.loop import Loop
 
-SETUP_ERRORS = (ValueError, OSError)
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 INITIAL_STEP = -1  # the step number that seeds initial weights
-
-
-def training_parser(description: str) -> argparse.ArgumentParser:
-    """The published flags of both training scripts."""
-    parser = build_parser(description)
-    parser.set_defaults(seed=None)
-    parser.add_argument("-m", "--model-config", help="YAML file of the experiment")
-    parser.add_argument("-r", "--result-path", default="./runs", help="where run directories go (default: ./runs)")
-    parser.add_argument(
-        "-l",
-        "--load-path",
-        default="",
-        help="weights to start from or to evaluate; with --resume the run or checkpoint to continue",
-    )
-    parser.add_argument(
-        "-t",
-        "--test-batch-size",
-        type=int,
-        default=None,
-        help="batch size of evaluation, per process (default: the training one)",
-    )
-    parser.add_argument(
-        "-e",
-        "--test-epoch",
-        type=float,
-        default=-1,
-        help="with -l RUN: the snapshot of this epoch (default: the newest)",
-    )
-    parser.add_argument("-p", "--postfix", default="", help="appended to the name of the run directory")
-    parser.add_argument("--eval", action="store_true", help="evaluate -l on both splits and stop")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue exactly: the run of -l, or the newest run of this config under -r",
-    )
-    parser.add_argument(
-        "--auto-resume",
-        action="store_true",
-        help="continue the newest run of this config under -r if there is one, else start a new run",
-    )
-    return parser
-
-
-def launch(
-    schema: type,
-    build_stage: Callable[..., Any],
-    args: argparse.Namespace,
-    prepare: Callable[[Any, argparse.Namespace], None] | None = None,
-) -> None:
-    """Runs one training script.
-
-    Args:
-        schema: dataclass of the YAML file.
-        build_stage: `(config, plan, env, validation_batches) -> stage`.
-        args: what `training_parser` parsed.
-        prepare: puts further flags into the config.
-    """
-    with exit_on_user_error(DataError):
-        try:
-            # in a function of its own, because the process group must outlive everything that refers to it
-            _run(schema, build_stage, args, prepare)
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            raise UserError(f"{one_line(error)}; the last checkpoint is kept") from error
-        except RuntimeError as error:
-            if not distributed.lost_a_rank(error):
-                raise
-            print(
-                f"error (rank {distributed.get_rank()}): another process of the run has ended; its own message says "
-                f"why ({one_line(error)[:200]})",
-                file=sys.stderr,
-                flush=True,
-            )
-            raise SystemExit(LOST_RANK_EXIT_CODE) from None
-        finally:
-            distributed.shutdown()
-
-
-def _run(
-    schema: type,
-    build_stage: Callable[..., Any],
-    args: argparse.Namespace,
-    prepare: Callable[[Any, argparse.Namespace], None] | None,
-) -> None:
-    with exit_on_user_error(*SETUP_ERRORS):
-        session = Session(schema, build_stage, args, prepare)
-    with session.log:
-        session.evaluate() if args.eval else session.train()
 
 
 class Session:
@@ -154,22 +55,17 @@ class Session:
         self,
         schema: type,
         build_stage: Callable[..., Any],
-        args: argparse.Namespace,
-        prepare: Callable[[Any, argparse.Namespace], None] | None,
+        settings: LaunchSettings,
     ):
-        _check_flags(args)
-        self.args = args
-        if (run_dir := run_to_continue(args)) is not None:
-            args.resume, args.load_path = True, str(run_dir)
+        settings.check()
+        if (run_dir := run_to_continue(settings)) is not None:
+            settings = replace(settings, resume=True, load_path=run_dir)
+        self.settings = settings
         # ranks that resume share the hashing of the checkpoint's files
-        joined = _join(args) if args.resume else None
-        self.checkpoint_dir = _find_checkpoint(args) if args.resume else None
-        self.config = _load(schema, args, self.checkpoint_dir)
-        if prepare is not None:
-            prepare(self.config, args)
-        if args.seed is not None:
-            self.config.seed = args.seed
-        self.env = joined or _join(args)
+        joined = settings.processes.join() if settings.resume else None
+        self.checkpoint_dir = find_checkpoint(settings) if settings.resume else None
+        self.config = load_run_config(schema, settings, self.checkpoint_dir)
+        self.env = joined or settings.processes.join()
         use_device(self.env)
         config, env = self.config, self.env
         self.train_set = build_dataset(config.dataset, "train", config.seed)
@@ -185,7 +81,7 @@ class Session:
         self._restore()
         self.run_dir = self._open_run_dir()
         distributed.run_on_main(lambda: note_launch(self.run_dir, env.world_size))
-        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=self.step if args.resume else None)
+        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=self.step if settings.resume else None)
 
     def _plan(self) -> BatchPlan:
         """The counts of the run; one that is resumed keeps its global batch on any number of processes."""
@@ -205,7 +101,7 @@ class Session:
         experiment = self.config.experiment
         loader = eval_loader(
             dataset,
-            self.args.test_batch_size or experiment.batch_size,
+            self.settings.test_batch_size or experiment.batch_size,
             self.env.rank,
             self.env.world_size,
             experiment.num_workers,
@@ -228,16 +124,18 @@ class Session:
                     raise UserError(
                         f"{self.checkpoint_dir}: this run was trained with {name} {progress.get(name)}, not {value}"
                     )
-        elif self.args.load_path:
-            self.stage.load_weights(_find_weights(Path(self.args.load_path), self.args.test_epoch))
+        elif self.settings.load_path is not None:
+            self.stage.load_weights(find_weights(self.settings.load_path, self.settings.test_epoch))
 
     def _open_run_dir(self) -> Path:
         if self.checkpoint_dir is not None:
             run_dir = self.checkpoint_dir.parent.parent
             distributed.run_on_main(lambda: self._abandon_later_steps(run_dir))
             return run_dir
-        stem = Path(self.args.model_config).stem + ("-eval" if self.args.eval else "")
-        run_dir = new_run_dir(self.args.result_path, stem, self.args.postfix)
+        settings = self.settings
+        assert settings.model_config is not None, "`LaunchSettings.check` lets no new run start without"
+        stem = Path(settings.model_config).stem + ("-eval" if settings.evaluate else "")
+        run_dir = new_run_dir(settings.result_path, stem, settings.postfix)
         distributed.run_on_main(lambda: save_config(self.stage.config, run_dir / "config.yaml"))
         return run_dir
 
@@ -332,7 +230,7 @@ class Session:
             return None
         data = ScoringData(
             self.config.dataset,
-            self.args.test_batch_size or experiment.batch_size,
+            self.settings.test_batch_size or experiment.batch_size,
             self.env,
             experiment.num_workers,
             {"train": self.train_set, "val": self.val_set},
@@ -395,88 +293,6 @@ class Session:
             )
 
         distributed.run_on_main(write)
-
-
-def _check_flags(args: argparse.Namespace) -> None:
-    if args.eval and (args.resume or args.auto_resume):
-        raise UserError("--eval and --resume exclude each other")
-    if args.eval and not args.load_path:
-        raise UserError("--eval needs -l/--load-path: the run, snapshot or checkpoint to evaluate")
-    if not args.model_config and not args.resume:
-        raise UserError("-m/--model-config is missing: the YAML file of the experiment")
-    if args.test_batch_size is not None and args.test_batch_size < 1:
-        raise UserError(f"-t/--test-batch-size {args.test_batch_size} must be at least 1")
-
-
-def _join(args: argparse.Namespace) -> DistEnv:
-    return distributed.initialize(
-        args.timeout,
-        args.dist_backend,
-        local_rank=args.local_rank,
-        world_size=args.world_size,
-        node_rank=args.node_rank,
-    )
-
-
-def _find_checkpoint(args: argparse.Namespace) -> Path:
-    """The checkpoint that --resume continues: -l names it or its run, else the newest run of the config."""
-    if args.load_path:
-        path = Path(args.load_path)
-        if not path.exists():
-            raise UserError(f"-l {path} does not exist")
-        run_dir = path
-    else:
-        if not args.model_config:
-            raise UserError("--resume needs -l RUN, or -m CONFIG to find the newest run of it")
-        candidates = runs(args.result_path, Path(args.model_config).stem)
-        run_dir = next((run for run in candidates if complete_checkpoints(run)), None)
-        if run_dir is None:
-            raise UserError(
-                f"nothing to resume: no run of {args.model_config} under {args.result_path} has a complete checkpoint"
-            )
-    checkpoint = find_sound_checkpoint(run_dir, report=_say_once)
-    if checkpoint is None:
-        raise UserError(f"nothing to resume: {run_dir} has no complete checkpoint")
-    return checkpoint
-
-
-def _say_once(line: str) -> None:
-    """On stderr, from the main process alone; there is no log and no process group yet."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
-
-
-def _load(schema: type, args: argparse.Namespace, checkpoint_dir: Path | None) -> Any:
-    """The config of -m; a resumed run keeps its own, which only `key=value` words change."""
-    if checkpoint_dir is None:
-        return load_config(schema, args.model_config, args.overrides)
-    config = load_config(schema, checkpoint_dir.parent.parent / "config.yaml", args.overrides)
-    if args.seed not in (None, config.seed):
-        raise UserError(f"--seed {args.seed} differs from the resumed run's seed {config.seed}")
-    return config
-
-
-def _find_weights(path: Path, epoch: float) -> Path:
-    """What -l names: a published file, a snapshot, or a run, of which the snapshot of `epoch` (-1: newest) is taken."""
-    if not path.exists():
-        raise UserError(f"-l {path} does not exist")
-    if path.parent.name == CHECKPOINTS:
-        # a checkpoint is for resuming; the snapshot of the same step holds the same weights for use
-        path = path.parent.parent / SNAPSHOTS / path.name
-        if not path.exists():
-            raise UserError(f"there is no snapshot {path}; a checkpoint itself can only be resumed (--resume)")
-    if not (path / SNAPSHOTS).is_dir():
-        return path
-    if epoch < 0:
-        snapshot = find_latest_snapshot(path)
-        if snapshot is None:
-            raise UserError(f"-l {path} has no complete snapshot")
-        return snapshot
-    by_epoch = {round(read_metadata(entry)["epoch"], 3): entry for entry in complete_snapshots(path / SNAPSHOTS)}
-    if round(epoch, 3) not in by_epoch:
-        choices = ", ".join(f"{value:g}" for value in sorted(by_epoch))
-        raise UserError(f"-e {epoch:g}: {path} has no snapshot of that epoch; choose from {choices}")
-    return by_epoch[round(epoch, 3)]
 
 
 def use_device(env: DistEnv) -> None:

@@ -11,7 +11,7 @@ from runtime.errors import UserError
 from tests.training.tiny_runs import parse, session, stage1, stage2, train, train_until, write_config
 from training.checkpoints.checkpoint import complete_checkpoints
 from training.checkpoints.snapshots import complete_snapshots
-from training.launch.session import _find_checkpoint, _find_weights
+from training.launch.resuming import find_checkpoint, find_weights
 
 SAVE_OFTEN = {"experiment.save_steps": 1, "experiment.max_steps": 3, "experiment.keep_checkpoints": 5}
 
@@ -50,7 +50,7 @@ def test_another_seed_is_refused(finished):
 def test_newer_runs_without_a_checkpoint_do_not_hide_it(finished):
     config, run_dir = finished
     (run_dir.parent / "2999-01-01_00-00-00").mkdir(exist_ok=True)
-    checkpoint = _find_checkpoint(parse("stage1", *resume_flags(config, run_dir)))
+    checkpoint = find_checkpoint(parse("stage1", *resume_flags(config, run_dir)))
     assert checkpoint.parent.parent == run_dir
     assert checkpoint.name == "step_00000003"
 
@@ -76,11 +76,11 @@ def test_what_lies_after_the_resumed_step_is_gone(tmp_path):
 
 def test_a_checkpoint_stands_for_the_snapshot_of_its_step(finished, tmp_path):
     _, run_dir = finished
-    assert _find_weights(run_dir / "checkpoints" / "step_00000002", -1) == run_dir / "snapshots" / "step_00000002"
+    assert find_weights(run_dir / "checkpoints" / "step_00000002", -1) == run_dir / "snapshots" / "step_00000002"
     without_snapshot = tmp_path / "checkpoints" / "step_00000002"
     without_snapshot.mkdir(parents=True)
     with pytest.raises(UserError, match="can only be resumed"):
-        _find_weights(without_snapshot, -1)
+        find_weights(without_snapshot, -1)
 
 
 def test_stage2_names_the_snapshot_and_refuses_other_codes(finished, tmp_path):

@@ -1,0 +1,118 @@
+"""The flags of both training scripts, and the frozen settings that they become."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.cli import ProcessSettings, build_parser
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class LaunchSettings:
+    """What the command line of a training script says.
+
+    Args:
+        model_config: the YAML file of the experiment; a run that is resumed has its own.
+        result_path: where run directories go.
+        load_path: weights to start from or to evaluate; of a resumed run the run or checkpoint to continue.
+        test_batch_size: images of a batch of evaluation, per process; None takes that of training.
+        test_epoch: which snapshot of a run `load_path` stands for; negative for the newest.
+        postfix: appended to the name of the run directory.
+        evaluate: evaluate the weights on both splits and stop.
+        resume: continue a run exactly.
+        auto_resume: continue the newest run of the config where there is one.
+        seed: replaces that of the config.
+        overrides: `key=value` words.
+        config_values: dotted config key -> value of the flags that stand for one; they win over file and words.
+        processes: what is said about the processes.
+    """
+
+    model_config: str | None = None
+    result_path: str = "./runs"
+    load_path: Path | None = None
+    test_batch_size: int | None = None
+    test_epoch: float = -1.0
+    postfix: str = ""
+    evaluate: bool = False
+    resume: bool = False
+    auto_resume: bool = False
+    seed: int | None = None
+    overrides: tuple[str, ...] = ()
+    config_values: Mapping[str, Any] = field(default_factory=dict)
+    processes: ProcessSettings = ProcessSettings()
+
+    @classmethod
+    def from_flags(cls, args: argparse.Namespace, config_values: Mapping[str, Any] | None = None) -> LaunchSettings:
+        """Of what `training_parser` parsed."""
+        return cls(
+            model_config=args.model_config,
+            result_path=args.result_path,
+            load_path=Path(args.load_path) if args.load_path else None,
+            test_batch_size=args.test_batch_size,
+            test_epoch=args.test_epoch,
+            postfix=args.postfix,
+            evaluate=args.eval,
+            resume=args.resume,
+            auto_resume=args.auto_resume,
+            seed=args.seed,
+            overrides=tuple(args.overrides),
+            config_values=config_values or {},
+            processes=ProcessSettings.from_flags(args),
+        )
+
+    def check(self) -> None:
+        """UserError when flags exclude each other, or one is missing or out of range."""
+        if self.evaluate and (self.resume or self.auto_resume):
+            raise UserError("--eval and --resume exclude each other")
+        if self.evaluate and not self.load_path:
+            raise UserError("--eval needs -l/--load-path: the run, snapshot or checkpoint to evaluate")
+        if not self.model_config and not self.resume:
+            raise UserError("-m/--model-config is missing: the YAML file of the experiment")
+        if self.test_batch_size is not None and self.test_batch_size < 1:
+            raise UserError(f"-t/--test-batch-size {self.test_batch_size} must be at least 1")
+
+
+def training_parser(description: str) -> argparse.ArgumentParser:
+    """The published flags of both training scripts."""
+    parser = build_parser(description)
+    parser.set_defaults(seed=None)
+    parser.add_argument("-m", "--model-config", help="YAML file of the experiment")
+    parser.add_argument("-r", "--result-path", default="./runs", help="where run directories go (default: ./runs)")
+    parser.add_argument(
+        "-l",
+        "--load-path",
+        default="",
+        help="weights to start from or to evaluate; with --resume the run or checkpoint to continue",
+    )
+    parser.add_argument(
+        "-t",
+        "--test-batch-size",
+        type=int,
+        default=None,
+        help="batch size of evaluation, per process (default: the training one)",
+    )
+    parser.add_argument(
+        "-e",
+        "--test-epoch",
+        type=float,
+        default=-1,
+        help="with -l RUN: the snapshot of this epoch (default: the newest)",
+    )
+    parser.add_argument("-p", "--postfix", default="", help="appended to the name of the run directory")
+    parser.add_argument("--eval", action="store_true", help="evaluate -l on both splits and stop")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue exactly: the run of -l, or the newest run of this config under -r",
+    )
+    parser.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="continue the newest run of this config under -r if there is one, else start a new run",
+    )
+    return parser

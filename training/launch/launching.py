@@ -1,0 +1,62 @@
+"""Runs a training script: how every kind of end looks to the one who started it."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from data.images.file_dataset import DataError
+from runtime import distributed
+from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
+from training.launch.flags import LaunchSettings
+from training.launch.session import Session
+
+SETUP_ERRORS = (ValueError, OSError)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
+
+
+def launch(
+    schema: type,
+    build_stage: Callable[..., Any],
+    settings: LaunchSettings,
+) -> None:
+    """Runs one training script.
+
+    Args:
+        schema: dataclass of the YAML file.
+        build_stage: `(config, plan, env, validation_batches) -> stage`.
+        settings: what the command line says.
+    """
+    with exit_on_user_error(DataError):
+        try:
+            # in a function of its own, because the process group must outlive everything that refers to it
+            _run(schema, build_stage, settings)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise UserError(f"{one_line(error)}; the last checkpoint is kept") from error
+        except RuntimeError as error:
+            if not distributed.lost_a_rank(error):
+                raise
+            print(
+                f"error (rank {distributed.get_rank()}): another process of the run has ended; its own message says "
+                f"why ({one_line(error)[:200]})",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(LOST_RANK_EXIT_CODE) from None
+        finally:
+            distributed.shutdown()
+
+
+def _run(
+    schema: type,
+    build_stage: Callable[..., Any],
+    settings: LaunchSettings,
+) -> None:
+    with exit_on_user_error(*SETUP_ERRORS):
+        session = Session(schema, build_stage, settings)
+    with session.log:
+        session.evaluate() if settings.evaluate else session.train()
