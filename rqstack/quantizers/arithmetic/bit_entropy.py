@@ -7,6 +7,8 @@ the settings of the first half of them, B those of the second.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +79,7 @@ class _MeanJoint(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits_GN: Tensor, weight_N: Tensor) -> Tensor:
+    def forward(ctx: Any, logits_GN: Tensor, weight_N: Tensor) -> Tensor:
         ctx.save_for_backward(logits_GN, weight_N)
         first = len(logits_GN) // 2
         mean_AB = logits_GN.new_zeros((2**first, 2 ** (len(logits_GN) - first)))
@@ -87,7 +89,7 @@ class _MeanJoint(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_AB: Tensor):
+    def backward(ctx: Any, grad_AB: Tensor) -> tuple[Tensor, None]:
         logits_GN, weight_N = ctx.saved_tensors
         first = len(logits_GN) // 2
         grads = []
@@ -103,7 +105,7 @@ class _MeanJoint(torch.autograd.Function):
         return torch.cat(grads, 1), None
 
 
-def _chunks(logits_GN: Tensor, weight_N: Tensor):
+def _chunks(logits_GN: Tensor, weight_N: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
     """Rows whose (2^B, n) tensors fit the byte budget together."""
     num_bits = len(logits_GN)
     chunk = max(1, rows_per_chunk(2 ** (num_bits - num_bits // 2), logits_GN.device) // LIVE_COPIES)

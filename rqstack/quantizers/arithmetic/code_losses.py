@@ -8,6 +8,8 @@ again instead of keeping it.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -107,7 +109,7 @@ def negative_usage_entropy(x_NE: Tensor, weight_KE: Tensor, temp: float, mask_N:
         probs_nK = logits_nK.softmax(1)
         return (probs_nK if mask_N is None else torch.where(mask_N[rows, None], probs_nK, 0.0)).sum(0)
 
-    total_K = sum(_by_chunks(part, x_NE, weight_KE, temp))
+    total_K: Tensor = functools.reduce(operator.add, _by_chunks(part, x_NE, weight_KE, temp))
     counted = torch.full_like(total_K[0], len(x_NE)) if mask_N is None else mask_N.sum().float()
     if x_NE.requires_grad:
         total_K = sync.differentiable_all_reduce(total_K)

@@ -6,6 +6,7 @@ Legend: N vectors, E code-vector size. Every estimator takes the vectors and the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,11 @@ class _StraightThrough(torch.autograd.Function):
     """Forward: the quantized value. Backward: the gradient goes to the input as it is."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, quantized: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, quantized: Tensor) -> Tensor:
         return quantized.to(z.dtype, copy=True)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         return grad_output, None
 
 
@@ -30,12 +31,12 @@ class _Rotation(torch.autograd.Function):
     """Backward: the transpose of the scaled rotation that carries z onto its code vector."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, quantized: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor, quantized: Tensor) -> Tensor:
         ctx.save_for_backward(z, quantized)
         return quantized.to(z.dtype, copy=True)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         z, quantized = ctx.saved_tensors
         grad = grad_output.float()
         z_length, q_length = (v.float().norm(dim=-1, keepdim=True) for v in (z, quantized))
@@ -51,13 +52,13 @@ class _Directional(torch.autograd.Function):
     """Backward: that of z + |quantized - z| * direction with the direction held constant."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, quantized: Tensor, noise: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, quantized: Tensor, noise: float) -> Tensor:
         ctx.save_for_backward(z, quantized)
         ctx.offset = torch.randn_like(quantized) * noise if noise > 0 else None
         return quantized.to(z.dtype, copy=True)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
         z, quantized = ctx.saved_tensors
         grad, step = grad_output.float(), quantized.float() - z.float()
         exact_E = torch.nn.functional.normalize(step, dim=-1, eps=TINY)
@@ -71,12 +72,12 @@ class _Synchronised(torch.autograd.Function):
     """Backward: the gradient goes to the output as it is, and scaled to the code vectors."""
 
     @staticmethod
-    def forward(ctx, output: Tensor, quantized: Tensor, nu: float) -> Tensor:
+    def forward(ctx: Any, output: Tensor, quantized: Tensor, nu: float) -> Tensor:
         ctx.nu, ctx.dtype = nu, quantized.dtype
         return output.clone()
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
         return grad_output, (ctx.nu * grad_output).to(ctx.dtype), None
 
 
@@ -86,7 +87,8 @@ def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
     `z + (quantized - z).detach()` has the same gradient but rounds, so decoding the codes again would not give the
     same latent.
     """
-    return _StraightThrough.apply(z, quantized.detach())
+    output: Tensor = _StraightThrough.apply(z, quantized.detach())
+    return output
 
 
 def rotation_trick(z: Tensor, quantized: Tensor) -> Tensor:
@@ -96,7 +98,8 @@ def rotation_trick(z: Tensor, quantized: Tensor) -> Tensor:
     length 0 have no direction and get the straight-through gradient.
     Fifty et al., Restructuring Vector Quantization with the Rotation Trick, arXiv 2410.06424, Eq. 4 and Section 4.2.
     """
-    return _Rotation.apply(z, quantized.detach())
+    output: Tensor = _Rotation.apply(z, quantized.detach())
+    return output
 
 
 def directional(z: Tensor, quantized: Tensor, noise: float = DIRECTION_NOISE) -> Tensor:
@@ -106,7 +109,8 @@ def directional(z: Tensor, quantized: Tensor, noise: float = DIRECTION_NOISE) ->
     differentiated, so a learned codebook gets a gradient too.
     Directional re-parametrisation (DiVeQ), arXiv 2509.26469.
     """
-    return _Directional.apply(z, quantized, noise)
+    output: Tensor = _Directional.apply(z, quantized, noise)
+    return output
 
 
 def synchronised(output: Tensor, quantized: Tensor, nu: float) -> Tensor:
@@ -115,7 +119,8 @@ def synchronised(output: Tensor, quantized: Tensor, nu: float) -> Tensor:
     A learned codebook then also moves with the gradient of what the code vectors are used for, in the same step as the
     encoder, and not only after its own loss. Huh et al., arXiv 2305.08842, the synchronised update rule.
     """
-    return _Synchronised.apply(output, quantized, nu)
+    followed: Tensor = _Synchronised.apply(output, quantized, nu)
+    return followed
 
 
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -5,13 +5,18 @@ Legend: B batch, C channels, "..." grid of 1 to 3 dims (positions, image, video)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-POOLS = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+POOLS: dict[int, Callable[[Tensor, Any], Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
 INTERPOLATIONS = {1: "linear", 2: "bilinear", 3: "trilinear"}
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -67,8 +72,8 @@ class BlendedConv(nn.Module):
         """(B, C, ...) -> (B, C, ...), fp32."""
         if self.ratio <= 1e-8:
             return x
-        weight, bias = self.conv.weight.float(), self.conv.bias.float()
-        return x.lerp(self.conv._conv_forward(x, weight, bias), self.ratio)
+        weight, bias = self.conv.weight.float(), self.conv.bias
+        return x.lerp(self.conv._conv_forward(x, weight, None if bias is None else bias.float()), self.ratio)
 
 
 def conv_of_scale(scale: int, num_scales: int, num_convs: int) -> int:

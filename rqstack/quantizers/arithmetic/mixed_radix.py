@@ -24,6 +24,9 @@ class MixedRadix(nn.Module):
     False: there are digits without codes then.
     """
 
+    levels: Tensor
+    strides: Tensor
+
     def __init__(self, levels: Sequence[int], counted: bool = True):
         super().__init__()
         check_levels(levels, counted)

@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rqstack.quantizers.arithmetic.precision import full_precision_matmul
@@ -120,7 +119,8 @@ def nearest_codes(x_NE: Tensor, weight_KE: Tensor, inner: bool = False) -> Tenso
     inner: the code vector with the largest inner product instead.
     """
     if torch.compiler.is_compiling():
-        return _nearest_op(x_NE, weight_KE, inner)
+        codes_N: Tensor = _nearest_op(x_NE, weight_KE, inner)
+        return codes_N
     return _nearest(x_NE, weight_KE, inner)
 
 
@@ -145,7 +145,8 @@ def sampled_codes(x_NE: Tensor, weight_KE: Tensor, temp: float, generator: torch
     """
     check_temperature(temp)
     if generator is None and torch.compiler.is_compiling():
-        return _sampled_op(x_NE, weight_KE, temp)
+        codes_N: Tensor = _sampled_op(x_NE, weight_KE, temp)
+        return codes_N
     return _sampled(x_NE, weight_KE, temp, generator)
 
 
@@ -173,7 +174,7 @@ def _draw(distance_nk: Tensor, temp: float, uniform_n: Tensor) -> tuple[Tensor, 
     lowest_n = distance_nk.amin(1)
     # where exp underflows it is 10 to 40 times slower on a CPU, so what comes close is cut off, before and after
     weight_nk = distance_nk.sub_(lowest_n.unsqueeze(1)).mul_(-1.0 / temp).clamp_(min=LOWEST_EXPONENT).exp_()
-    weight_nk = F.threshold_(weight_nk, LOWEST_WEIGHT, 0.0)
+    weight_nk = torch.threshold_(weight_nk, LOWEST_WEIGHT, 0.0)
     num_codes = weight_nk.shape[1]
     if num_codes % BLOCK or num_codes < 4 * BLOCK:
         sums_nk = weight_nk.cumsum(1)

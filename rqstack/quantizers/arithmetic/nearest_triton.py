@@ -2,7 +2,7 @@
 
 Legend: N vectors, E code-vector size, K codebook size.
 
-Used by `distance.nearest_codes` for CUDA tensors where the environment variable RQVAE_FUSED_SEARCH is '1'. Its results
+Used by `nearest.nearest_codes` for CUDA tensors where the environment variable RQVAE_FUSED_SEARCH is '1'. Its results
 are tested in Triton's interpreter only; it is not verified on a GPU, neither its results nor its speed, and so is off
 unless asked for.
 """
@@ -17,19 +17,19 @@ from torch import Tensor
 BLOCK_N, BLOCK_K, BLOCK_E = 64, 64, 32
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # Triton carries no types
 def _nearest_kernel(
-    x_ptr,
-    weight_ptr,
-    norm_ptr,
-    codes_ptr,
-    num_vectors,
-    num_codes,
-    dim,
+    x_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    norm_ptr: tl.tensor,
+    codes_ptr: tl.tensor,
+    num_vectors: tl.tensor,
+    num_codes: tl.tensor,
+    dim: tl.tensor,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_E: tl.constexpr,
-):
+) -> None:
     """One program: the codes of BLOCK_N rows. Codes are visited in order and only a lower distance replaces one."""
     row_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     best_n = tl.full((BLOCK_N,), float("inf"), tl.float32)
@@ -43,7 +43,7 @@ def _nearest_kernel(
             weight_mask = (entry_e < dim)[:, None] & (code_k < num_codes)[None, :]
             x_ne = tl.load(x_ptr + row_n[:, None] * dim + entry_e[None, :], mask=x_mask, other=0.0)
             weight_ek = tl.load(weight_ptr + code_k[None, :] * dim + entry_e[:, None], mask=weight_mask, other=0.0)
-            product_nk = tl.dot(x_ne, weight_ek, product_nk, input_precision="ieee")  # no TF32: see distance.py
+            product_nk = tl.dot(x_ne, weight_ek, product_nk, input_precision="ieee")  # no TF32: see precision.py
         norm_k = tl.load(norm_ptr + code_k, mask=code_k < num_codes, other=float("inf"))
         value_n, index_n = tl.min(norm_k[None, :] - 2.0 * product_nk, axis=1, return_indices=True)
         closer_n = value_n < best_n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 _AS_IT_IS = contextlib.nullcontext()
 
 
-def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Autocast and TF32 off: the arithmetic of a quantizer is fp32. Costs nothing where neither is on."""
     matmul = full_precision_matmul(device)
     if not (torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)):
@@ -21,7 +22,7 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
     return autocast if matmul is _AS_IT_IS else _both(autocast, matmul)
 
 
-def full_precision_matmul(device: torch.device) -> contextlib.AbstractContextManager:
+def full_precision_matmul(device: torch.device) -> AbstractContextManager[object]:
     """Switch TF32 matrix products off inside: their 10-bit mantissa changes which code is nearest.
 
     Compiled code cannot switch it: there the searches do so themselves, other products follow the user's setting.
@@ -45,24 +46,25 @@ def _without_tf32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _both(first: contextlib.AbstractContextManager, second: contextlib.AbstractContextManager) -> Iterator[None]:
+def _both(first: AbstractContextManager[object], second: AbstractContextManager[object]) -> Iterator[None]:
     with first, second:
         yield
 
 
-class KeepsFloat32:
-    """For modules whose buffers move with the model but stay fp32 when it is cast. Put it before the module class."""
+class KeepsFloat32(nn.Module):
+    """For modules whose buffers move with the model but stay fp32 when it is cast. Put it before other bases."""
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in before.items():
-            if buffer is not None and self._buffers[name].dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(self._buffers[name].device)
+            after = self._buffers[name]
+            if buffer is not None and after is not None and after.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(after.device)
         return self
 
 
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
+def linear(layer: nn.Linear | nn.Identity, x: Tensor) -> Tensor:
     """A linear layer (or the identity) in fp32, whatever type its weights were cast to."""
     if isinstance(layer, nn.Identity):
         return x

@@ -5,7 +5,7 @@ K codebook size, T best codes of a row.
 
 The rest of the library draws and softens with squared distances, or with cosines as their equivalent. Scores here are
 those in which some published models were trained: the softmax of minus a distance, or of an inner product with code
-vectors of any length. All of it runs chunk by chunk under the byte budget of `distance.py`; the backward pass of a loss
+vectors of any length. All of it runs chunk by chunk under the byte budget of `nearest.py`; the backward pass of a loss
 computes every chunk again instead of keeping it.
 """
 

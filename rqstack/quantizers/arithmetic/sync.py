@@ -1,4 +1,4 @@
-"""The collectives of the quantizer library, and the only ones `rqvae` uses.
+"""The collectives of the libraries: nothing else in them calls one.
 
 Without a process group every function behaves as if one process were alone, so nothing above needs to know.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,13 +64,13 @@ class _AllReduceSum(torch.autograd.Function):
     """Forward and backward add up over all processes."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
         total = tensor.clone()
         all_reduce_sum(total)
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.clone()
         all_reduce_sum(grad)
         return grad
@@ -81,7 +82,8 @@ def differentiable_all_reduce(tensor: Tensor) -> Tensor:
     A loss every process computes from the sum has that gradient once per process, so gradients that are averaged over
     processes, as data-parallel training does, are those of one process with everything. All must run the backward pass.
     """
-    return _AllReduceSum.apply(tensor) if is_distributed() else tensor
+    total: Tensor = _AllReduceSum.apply(tensor) if is_distributed() else tensor
+    return total
 
 
 def from_first_rank(value: int, device: torch.device | None = None) -> int:

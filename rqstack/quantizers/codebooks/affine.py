@@ -109,12 +109,18 @@ class LearnedAffine(nn.Module):
             self.bias.zero_()
 
 
-class RunningAffine(KeepsFloat32, nn.Module):
+class RunningAffine(KeepsFloat32):
     """Carries raw code vectors to the running moments of the vectors. Its state is fp32 buffers.
 
     batch_decay, codebook_decay: of the moving averages over vectors and over raw code vectors. The identity until the
     first `observe`.
     """
+
+    batch_mean: Tensor
+    batch_variance: Tensor
+    codebook_mean: Tensor
+    codebook_variance: Tensor
+    started: Tensor
 
     def __init__(self, dim: int, batch_decay: float = 0.99, codebook_decay: float = 0.9):
         super().__init__()
@@ -170,7 +176,7 @@ class AffineRule:
     batch_decay: float = 0.99
     codebook_decay: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in AFFINE_KINDS:
             raise ValueError(f"affine kind {self.kind!r} is not one of {', '.join(AFFINE_KINDS)}")
 

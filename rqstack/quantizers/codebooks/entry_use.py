@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candidates, hash_int64, repeat_noise
@@ -30,7 +30,7 @@ class RestartRule:
     grace: int = 0
     unused_for: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.unused_for is not None and self.unused_for < 1:
             raise ValueError(f"unused_for must be at least 1 update, got {self.unused_for}")
 
@@ -43,7 +43,7 @@ class Restarts(NamedTuple):
     size: Tensor
 
 
-class CountedCodebook(KeepsFloat32, nn.Module):
+class CountedCodebook(KeepsFloat32):
     """Base of codebooks that count how often each entry is chosen. Its state is buffers, fp32 and int64.
 
     `cluster_size_ema`: decayed vectors per update. `num_updates` counts updates; together with `seed` it seeds the
@@ -52,6 +52,11 @@ class CountedCodebook(KeepsFloat32, nn.Module):
     was used.
     """
 
+    cluster_size_ema: Tensor
+    num_updates: Tensor
+    num_restarts: Tensor
+    restarted_at: Tensor
+    used_at: Tensor
     restart_rule: RestartRule | None
 
     def _count_entries(
@@ -85,10 +90,11 @@ class CountedCodebook(KeepsFloat32, nn.Module):
 
         Without any valid vector none is due.
         """
+        assert self.restart_rule is not None
         num_codes, rule, seed = len(self.cluster_size_ema), self.restart_rule, self._update_seed()
         candidates_CE, num_valid = draw_candidates(batches, num_codes, seed)
         mean_size = self.cluster_size_ema.mean()
-        entries_K = self._unused(mean_size) & (num_valid > 0)
+        entries_K = self._unused(rule, mean_size) & (num_valid > 0)
         if rule.grace > 0:
             entries_K &= self.num_updates - self.restarted_at >= rule.grace
             self.restarted_at.copy_(torch.where(entries_K, self.num_updates, self.restarted_at))
@@ -102,8 +108,7 @@ class CountedCodebook(KeepsFloat32, nn.Module):
         self.num_restarts += entries_K.sum()
         return Restarts(entries_K, vectors_KE, size)
 
-    def _unused(self, mean_size: Tensor) -> Tensor:
-        rule = self.restart_rule
+    def _unused(self, rule: RestartRule, mean_size: Tensor) -> Tensor:
         if rule.unused_for is not None:
             return self.num_updates + 1 - self.used_at >= rule.unused_for
         return self.cluster_size_ema < rule.below * (mean_size if rule.relative else 1)

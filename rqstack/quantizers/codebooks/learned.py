@@ -31,7 +31,7 @@ class LearningRule:
     sync_nu: float = 0.0
     inplace: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.sync_nu < 0:
             raise ValueError(f"sync_nu must not be negative, got {self.sync_nu}")
         if self.sync_nu > 0 and self.inplace is not None:

@@ -31,6 +31,9 @@ class EMACodebook(CountedCodebook):
     have length 1.
     """
 
+    weight: Tensor
+    embed_ema: Tensor
+
     def __init__(
         self,
         num_codes: int,
@@ -118,11 +121,11 @@ class TrainedEMACodebook(EMACodebook):
         self.rows = nn.Parameter(weight_KE)
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]  # made from a parameter here; nobody assigns it
         """The (K, E) code vectors, fp32, with the gradient of the parameter."""
         return F.normalize(self.rows, dim=1) if self.normalize else self.rows
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         before = self.rows.data
         super()._apply(fn, recurse)
         if self.rows.dtype != before.dtype:

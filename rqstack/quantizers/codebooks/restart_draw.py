@@ -80,7 +80,8 @@ def repeat_noise(num_codes: int, dim: int, seed: Tensor) -> Tensor:
     entries) can part. The same on every process."""
     step_K = hash_uniform(torch.arange(num_codes, device=seed.device) + seed * num_codes)
     direction_E = hash_uniform(torch.arange(dim, device=seed.device) - seed * dim - dim)
-    return step_K[:, None] * direction_E * (3 * REPEAT_NOISE / dim**0.5)
+    spread: float = 3 * REPEAT_NOISE / dim**0.5
+    return step_K[:, None] * direction_E * spread
 
 
 def sums_by_code(x_NE: Tensor, codes_N: Tensor, valid_N: Tensor, num_codes: int) -> Tensor:
@@ -90,4 +91,5 @@ def sums_by_code(x_NE: Tensor, codes_N: Tensor, valid_N: Tensor, num_codes: int)
     and skip rows of the padding code, so invalid rows may hold anything.
     """
     codes_N = torch.where(valid_N, codes_N, num_codes)
-    return torch.ops.aten.embedding_dense_backward(x_NE, codes_N, num_codes + 1, num_codes, False)[:num_codes]
+    sums_KE: Tensor = torch.ops.aten.embedding_dense_backward(x_NE, codes_N, num_codes + 1, num_codes, False)
+    return sums_KE[:num_codes]
