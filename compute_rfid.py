@@ -8,21 +8,14 @@ goes beside the checkpoint (`rfid_<split>_<features>.json`) and to the console.
 import argparse
 from typing import Any
 
+from rqstack.snapshots import weights_digest
 from rqvae import load_rqvae
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.errors import UserError, exit_on_user_error
+from sampling.trained_models import config_beside, resolve_checkpoint
 from scoring.reconstruction_scores import find_perceptual, score_reconstructions
-from scoring.scoring_data import (
-    ScoringData,
-    add_scoring_flags,
-    config_beside,
-    file_part,
-    reference_facts,
-    split_name,
-    write_result,
-)
-from training.checkpoints.snapshots import resolve_checkpoint, weights_digest
+from scoring.scoring_data import ScoringData, add_scoring_flags, file_part, reference_facts, split_name, write_result
 from training.stages.stage1 import Stage1Config
 
 

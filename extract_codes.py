@@ -9,17 +9,22 @@ command goes on where it stopped, on any number of ranks.
 import argparse
 from pathlib import Path
 
-from data import build_dataset
+from data import DatasetConfig, build_dataset
 from data.config import SPLITS
+from data.dataset import unreadable_images
 from data.shards.shard_manifest import dataset_settings
+from rqstack.snapshots import weights_digest
 from rqvae import load_rqvae
 from runtime import distributed
 from runtime.cli import build_parser
+from runtime.config import load_config
+from runtime.device import use_device
 from runtime.errors import UserError, exit_on_user_error
-from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor, dataset_section
-from training.checkpoints.snapshots import resolve_checkpoint, weights_digest
-from training.launch.data_checks import check_images, check_resolution, unreadable_images
-from training.launch.session import use_device
+from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor
+from sampling.trained_models import config_beside, resolve_checkpoint
+from training.launch.data_checks import check_images, check_resolution
+from training.stages.stage1 import Stage1Config
+from training.stages.stage2 import Stage2Config
 
 
 def parse() -> argparse.Namespace:
@@ -40,6 +45,13 @@ def parse() -> argparse.Namespace:
         if getattr(args, flag) < low:
             parser.error(f"--{flag.replace('_', '-')} must be at least {low}, not {getattr(args, flag)}")
     return args
+
+
+def dataset_section(checkpoint: Path, model_config: str | None, overrides: list[str]) -> DatasetConfig:
+    """The `dataset` section of a YAML file of stage 2, or of the config beside the checkpoint, with overrides."""
+    if model_config is not None:
+        return load_config(Stage2Config, model_config, overrides).dataset
+    return config_beside(checkpoint, Stage1Config, overrides).dataset
 
 
 def main(args: argparse.Namespace) -> None:

@@ -19,20 +19,11 @@ from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from sampling.image_files import save_images
 from sampling.rejection import RejectionPlan, RejectionSampler
-from sampling.sampler import (
-    ClassConditions,
-    Sampler,
-    add_sampling_flags,
-    directory_beside,
-    keep_images,
-    load_models,
-    sampling_facts,
-    save_grid,
-)
+from sampling.sampler import ClassConditions, Sampler, add_sampling_flags, keep_images, sampling_facts, save_grid
+from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
 from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
 from scoring.sample_scores import check_reference, count_samples, score_samples
-from scoring.scoring_data import ScoringData, add_scoring_flags, config_beside, write_result
-from training.checkpoints.snapshots import resolve_checkpoint
+from scoring.scoring_data import ScoringData, add_scoring_flags, write_result
 from training.stages.stage2 import Stage2Config
 
 SAMPLE_METRICS = tuple(name for name in METRICS if name not in ("cas", "clip"))
@@ -97,7 +88,9 @@ def main(args: argparse.Namespace) -> None:
         world_size=args.world_size,
         node_rank=args.node_rank,
     )
-    stage1, stage2 = load_models(args, config.vqvae.ema, env)
+    stage1, stage2 = load_models(
+        args.model_vqvae_path, args.model_ar_path, env.device, stage1_ema=config.vqvae.ema, stage2_ema=args.ema
+    )
     if stage2.config.block_size_cond > 1:
         raise UserError(f"{args.model_ar_path} is conditioned on text: sample it with main_sampling_txt2img.py")
     sampler = Sampler(args, stage1, stage2, env, args.n_samples, ClassConditions(stage2.config.vocab_size_cond))

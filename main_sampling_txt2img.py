@@ -19,6 +19,7 @@ from torch import Tensor
 from evaluation.metrics.clip_score import CaptionJudge, ClipScore
 from evaluation.networks.clip_features import ClipFeatures
 from evaluation.networks.feature_networks import FeatureExtractor
+from rqstack.snapshots import weights_digest
 from rqtransformer import RQTransformer
 from runtime import distributed
 from runtime.cli import build_parser
@@ -41,17 +42,15 @@ from sampling.sampler import (
     GRID_IMAGES,
     Sampler,
     add_sampling_flags,
-    directory_beside,
     keep_images,
-    load_models,
     sampling_facts,
     save_grid,
 )
+from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
 from scoring.clip_scoring import CLIP_METRIC, add_clip_flags, add_clip_score, line_without_reference, load_clip
 from scoring.metric_set import METRICS, MetricSet
 from scoring.sample_scores import check_reference, count_samples, score_samples
-from scoring.scoring_data import ScoringData, add_scoring_flags, config_beside, write_result
-from training.checkpoints.snapshots import resolve_checkpoint, weights_digest
+from scoring.scoring_data import ScoringData, add_scoring_flags, write_result
 from training.stages.stage2 import Stage2Config
 
 TEXT_METRICS = tuple(name for name in METRICS if name not in ("cas", "class-fid", "accuracy"))
@@ -136,7 +135,7 @@ def find_prompts(args: argparse.Namespace, data: ScoringData) -> Prompts:
     if args.prompt:
         return Prompts(args.prompt, "--prompt")
     file = None if args.dataset is None else caption_file(args.dataset)
-    return dataset_prompts(data) if file is None else read_caption_file(file)
+    return dataset_prompts(data.split("val"), f"{data.config.name}:val") if file is None else read_caption_file(file)
 
 
 def text_model(args: argparse.Namespace, stage2: RQTransformer) -> RQTransformer:
@@ -181,7 +180,9 @@ def main(args: argparse.Namespace) -> None:
     extractor = None if metrics is None else data.features(args)
     if extractor is not None:
         metrics.check(extractor)
-    stage1, stage2 = load_models(args, config.vqvae.ema, env)
+    stage1, stage2 = load_models(
+        args.model_vqvae_path, args.model_ar_path, env.device, stage1_ema=config.vqvae.ema, stage2_ema=args.ema
+    )
     tokenizer = find_tokenizer(args.tokenizer, checkpoint, config.dataset, text_model(args, stage2).config)
     num_samples = len(prompts.captions) * args.num if args.prompt else args.n_samples or len(prompts.captions)
     sampler = Sampler(args, stage1, stage2, env, num_samples, tokenize(prompts, tokenizer))

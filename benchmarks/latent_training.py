@@ -28,12 +28,13 @@ from PIL import Image
 from data import DatasetConfig, TrainLoader, build_dataset
 from data.prepare import pack
 from data.shards.shard_manifest import dataset_settings
+from rqstack.snapshots import weights_digest
 from rqvae import RQVAE
 from runtime.atomic import write_text_atomically
 from runtime.config import load_config
 from runtime.distributed import DistEnv
 from sampling.code_extraction import ExtractionSettings, Extractor
-from training.checkpoints.snapshots import save_snapshot, weights_digest
+from training.checkpoints.snapshots import save_snapshot
 from training.experiment import plan_batches
 from training.stages.stage1 import Stage1Config
 from training.stages.stage2 import Stage2, Stage2Config

@@ -32,10 +32,10 @@ from torchvision.models import vgg16
 
 from measure_throughput.roofline import GEMM_SIZES, synchronize
 from runtime.config import load_config
+from runtime.device import use_device
 from runtime.distributed import DistEnv
 from training.checkpoints.snapshots import save_snapshot
 from training.experiment import plan_batches
-from training.launch.session import use_device
 from training.stages.stage1 import Stage1, Stage1Config
 from training.stages.stage2 import Stage2, Stage2Config
 

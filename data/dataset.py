@@ -85,6 +85,14 @@ def to_float_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "image": batch["image"].to(torch.float32).div_(127.5).sub_(1.0)}
 
 
+def unreadable_images(dataset: ImageDataset) -> str:
+    """A line on the images that this process could not read and replaced; empty when there were none."""
+    count = dataset.corrupt_count()
+    if not count:
+        return ""
+    return f"{count} unreadable {dataset.split} images were replaced: {', '.join(dataset.corrupt_names(3))}, ..."
+
+
 def stratified_split(labels_N: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(train, validation) indices, both sorted: of every class a rounded `fraction`, chosen by seed, is held out."""
     held_out = np.zeros(len(labels_N), dtype=bool)

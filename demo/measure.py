@@ -20,8 +20,8 @@ from rqvae import RQVAE, load_rqvae
 from runtime.distributed import DistEnv
 from runtime.runlog import METRICS_FILE, read_metrics
 from runtime.seeding import generator
-from scoring.scoring_data import ScoringData, config_beside, reconstructed
-from training.checkpoints.snapshots import find_latest_snapshot
+from sampling.trained_models import config_beside, find_latest_snapshot
+from scoring.scoring_data import ScoringData, reconstructed
 from training.stages.stage1 import Stage1Config
 
 BATCH_SIZE = 200

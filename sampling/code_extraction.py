@@ -19,19 +19,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import DatasetConfig, ImageDataset
+from data import ImageDataset
 from data.loader import listed_batches
 from data.shards.cached_latents import TOKENIZER_FOLDER
 from data.shards.shard_manifest import LATENTS, ShardEntry, begin, finish, shard_name
 from data.shards.shard_writer import finished_shard, sample_key, write_shard
 from rqvae import RQVAE
 from runtime import distributed
-from runtime.config import load_config
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
-from scoring.scoring_data import config_beside
-from training.stages.stage1 import Stage1Config
-from training.stages.stage2 import Stage2Config
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 CONTENTS = ("latents", "codes", "both")
@@ -49,13 +45,6 @@ class ExtractionSettings:
     samples_per_shard: int = 5000
     num_workers: int = 4
     channels_last: bool = True
-
-
-def dataset_section(checkpoint: Path, model_config: str | None, overrides: list[str]) -> DatasetConfig:
-    """The `dataset` section of a YAML file of stage 2, or of the config beside the checkpoint, with overrides."""
-    if model_config is not None:
-        return load_config(Stage2Config, model_config, overrides).dataset
-    return config_beside(checkpoint, Stage1Config, overrides).dataset
 
 
 class Extractor:

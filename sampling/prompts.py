@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data import DatasetConfig
+from data import DatasetConfig, ImageDataset
 from data.captions.pair_grammar import pair_vocabulary
 from data.captions.shape_grammar import caption_vocabulary
 from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
@@ -21,9 +21,8 @@ from rqtransformer import RQTransformerConfig
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError
 from sampling.sampler import CaptionConditions
-from scoring.clip_scoring import CAPTIONS_FILE
-from scoring.scoring_data import ScoringData
 
+CAPTIONS_FILE = "captions.jsonl"
 CLOSED_VOCABULARIES = {"synthetic": caption_vocabulary, "synthetic-pairs": pair_vocabulary}
 
 
@@ -89,16 +88,15 @@ def dataset_named(config: DatasetConfig, name: str | None, overrides: Sequence[s
     return replace(named, root=None)
 
 
-def dataset_prompts(data: ScoringData) -> Prompts:
-    """The captions of a data set's validation split, one for each image.
+def dataset_prompts(split: ImageDataset, source: str) -> Prompts:
+    """The captions of a split of a data set, one for each image.
 
     Raises:
         UserError: it has none.
     """
-    split = data.split("val")
     if not hasattr(split, "captions"):
         raise UserError(f"{split.name} has no captions; --dataset names one that has, or a text file with one a line")
-    return Prompts(list(split.captions(range(len(split)))), f"{data.config.name}:val")
+    return Prompts(list(split.captions(range(len(split)))), source)
 
 
 def find_tokenizer(

@@ -17,20 +17,17 @@ from torch import Tensor
 
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
 from evaluation.statistics import Gaussian
-from rqtransformer import RQTransformer, decode_in_batches, load_rqtransformer, sample
+from rqtransformer import RQTransformer, decode_in_batches, sample
 from rqtransformer.fast.packing import WEIGHT_FORMATS
 from rqtransformer.pretrained import sampling_settings
-from rqvae import RQVAE, load_rqvae
+from rqvae import RQVAE
 from runtime import distributed
 from runtime.distributed import DistEnv
-from runtime.errors import UserError
 from runtime.precision import PRECISIONS, Precision
 from runtime.runlog import RunLog
 from sampling.image_files import FORMATS
 from sampling.picture_grids import save_image_file, uint8_grid
 from sampling.rejection import RejectionSampler
-from training.checkpoints.snapshots import METADATA_FILE, SNAPSHOTS, read_metadata, resolve_checkpoint, weights_digest
-from training.stages.stage2 import check_stages_fit
 
 GRID_IMAGES = 100
 GRID_COLUMNS = 10
@@ -191,32 +188,6 @@ class Sampler:
             condition_B = condition_N[index_B]
             image_BCHW = to_uint8(self.decode(self.draw(index_B, condition_B)))
             yield {"image": image_BCHW, key: condition_B, "index": index_B}
-
-
-def load_models(args: argparse.Namespace, stage1_ema: bool, env: DistEnv) -> tuple[RQVAE, RQTransformer]:
-    """Both models of the flags, on the device.
-
-    Raises:
-        ValueError: the two do not belong together.
-    """
-    stage1 = load_rqvae(resolve_checkpoint(args.model_vqvae_path), ema=stage1_ema, device=env.device)
-    checkpoint = resolve_checkpoint(args.model_ar_path)
-    stage2 = load_rqtransformer(checkpoint, ema=args.ema, device=env.device)
-    check_stages_fit(stage2.config, stage1)
-    if (checkpoint / METADATA_FILE).is_file():
-        trained_on = read_metadata(checkpoint).get("tokenizer")
-        if trained_on not in (None, weights_digest(stage1)):
-            raise UserError(
-                f"{args.model_ar_path} was trained on the codes of other stage-1 weights than {args.model_vqvae_path}"
-            )
-    return stage1, stage2
-
-
-def directory_beside(checkpoint: Path) -> Path:
-    """The folder of a published file; the run of a snapshot, because snapshots come and go."""
-    if not checkpoint.is_dir():
-        return checkpoint.parent
-    return checkpoint.parent.parent if checkpoint.parent.name == SNAPSHOTS else checkpoint
 
 
 def keep_images(

@@ -18,10 +18,10 @@ from evaluation.networks.clip_features import ClipFeatures
 from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.errors import UserError, one_line
+from sampling.prompts import CAPTIONS_FILE
 
 CLIP_METRIC = "clip"
 PUBLISHED_CLIP = "ViT-B-32-quickgelu/openai"
-CAPTIONS_FILE = "captions.jsonl"
 
 
 def add_clip_flags(parser: argparse.ArgumentParser) -> None:

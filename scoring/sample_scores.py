@@ -19,13 +19,13 @@ from evaluation.references.reference_files import Reference
 from evaluation.references.reference_making import load_reference
 from evaluation.report import ImageSet, write_report
 from evaluation.scores import score_images
+from rqstack.snapshots import weights_digest
 from runtime import distributed
 from runtime.errors import UserError
 from sampling.sampler import Sampler, save_moments
 from scoring.image_source import open_source
 from scoring.metric_set import MetricSet
 from scoring.scoring_data import ScoringData, reference_facts, split_name
-from training.checkpoints.snapshots import weights_digest
 
 
 def check_reference(args: argparse.Namespace) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
+from data.dataset import unreadable_images
 from data.shards.cached_latents import LatentDataset, image_config
-from data.tokenizers.tokenizer_loading import tokenizer_beside
 from evaluation.networks.feature_networks import FEATURES, FeatureExtractor, build_features
 from evaluation.protocol import RESIZES, to_uint8
 from evaluation.references.reference_cache import cached_reference
@@ -25,10 +25,8 @@ from evaluation.references.reference_files import Reference
 from evaluation.statistics import Gaussian
 from runtime import distributed
 from runtime.atomic import write_text_atomically
-from runtime.config import load_config
 from runtime.distributed import DistEnv
 from runtime.errors import UserError, one_line
-from training.launch.data_checks import unreadable_images
 
 Batches = Iterator[dict[str, Tensor]]
 SPLIT_NAMES = {"train": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -66,19 +64,6 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
 def file_part(features: str) -> str:
     """The name of a feature network as a part of a file name."""
     return re.sub(r"[^\w.-]+", "-", features)
-
-
-def config_beside(checkpoint: Path, schema: type, overrides: list[str]) -> Any:
-    """The typed experiment config of a snapshot, or the one beside a published file, with overrides.
-
-    Captions are read by the tokenizer inside a snapshot, wherever the one it was trained with lay, or by the published
-    one beside a published file.
-    """
-    directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    config = load_config(schema, directory / "config.yaml", overrides)
-    if not any("dataset.tokenizer=" in word for word in overrides):
-        config.dataset.tokenizer = tokenizer_beside(config.dataset, directory) or config.dataset.tokenizer
-    return config
 
 
 def split_name(name: str) -> str:

@@ -21,8 +21,7 @@ from evaluation.protocol import to_uint8
 from rqtransformer import RQTransformer, decode_in_batches, load_rqtransformer, sample
 from rqtransformer.pretrained import sampling_settings
 from rqvae import RQVAE, load_rqvae
-from scoring.scoring_data import config_beside
-from training.checkpoints.snapshots import find_latest_snapshot
+from sampling.trained_models import config_beside, find_latest_snapshot
 from training.stages.stage2 import Stage2Config
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

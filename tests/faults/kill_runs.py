@@ -42,7 +42,8 @@ from tests.training.tiny_runs import (
     stage1,
     write_config,
 )
-from training.checkpoints.checkpoint import complete_checkpoints, load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint_directories import complete_checkpoints
 from training.launch.flags import LaunchSettings, training_parser
 from training.launch.launching import launch
 from training.stages.stage1 import Stage1, Stage1Config

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.training.tiny_runs import launch_in_process, only_run, stage1, train, write_config
-from training.checkpoints.checkpoint import find_sound_checkpoint
+from training.checkpoints.checkpoint_directories import find_sound_checkpoint
 
 PLAN = {"experiment.max_steps": 6, "experiment.save_steps": 2, "experiment.test_steps": 6}
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoints.checkpoint import complete_checkpoints, find_sound_checkpoint, load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITER = """

@@ -28,7 +28,7 @@ from tests.training.tiny_runs import (
     train,
     write_config,
 )
-from training.checkpoints.checkpoint import complete_checkpoints
+from training.checkpoints.checkpoint_directories import complete_checkpoints
 from training.launch.continuation import LAUNCH_FILE
 
 STEPS = 6

@@ -22,37 +22,11 @@ from torch import Tensor
 from runtime import distributed
 from runtime.atomic import check_free_space, partial_of, remove_partial_directories
 from runtime.errors import UserError, one_line
+from runtime.step_directories import STEP_PREFIX, step_name
 from training.checkpoints import state_tree
-from training.checkpoints.checkpoint_directories import (
-    CHECKPOINTS,
-    STEP_PREFIX,
-    complete_checkpoints,
-    complete_steps,
-    discard_after,
-    find_damage,
-    find_latest_checkpoint,
-    find_sound_checkpoint,
-    prune_steps,
-    step_name,
-)
+from training.checkpoints.checkpoint_directories import find_damage, find_latest_checkpoint
 from training.checkpoints.checkpoint_index import Contents, read_contents, state_text
 from training.checkpoints.checkpoint_storage import RankShare, SafetensorsReader, SafetensorsWriter
-
-__all__ = [
-    "CHECKPOINTS",
-    "CheckpointWriter",
-    "complete_checkpoints",
-    "complete_steps",
-    "discard_after",
-    "find_latest_checkpoint",
-    "find_sound_checkpoint",
-    "load_checkpoint",
-    "prune_steps",
-    "read_progress",
-    "restore_checkpoint",
-    "save_checkpoint",
-    "step_name",
-]
 
 _RESERVED = ("step", "meta")
 

@@ -21,7 +21,8 @@ from torch.distributed.checkpoint import ChunkStorageMetadata, Metadata, TensorS
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
 
 from runtime.errors import UserError, one_line
-from training.checkpoints.checkpoint_directories import INDEX, STATE, read_format, read_json, read_manifest
+from runtime.json_files import read_json
+from training.checkpoints.checkpoint_directories import INDEX, STATE, read_format, read_manifest
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

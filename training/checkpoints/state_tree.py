@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rqstack.snapshots import plain_copy
+
 
 def take_apart(state: Any) -> tuple[Any, dict[str, Tensor]]:
     """A JSON tree and the live tensors it refers to, detached; sharded tensors (DTensor) stay what they are.
@@ -140,9 +142,3 @@ def _dense_order(tensor: Tensor) -> list[int] | None:
         return None
     order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
     return order if tensor.permute(order).is_contiguous() else None
-
-
-def plain_copy(tensor: Tensor) -> Tensor:
-    """The tensor's values in memory of their own: dense, on the CPU, shared with nobody."""
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    return copy.copy_(tensor.detach())

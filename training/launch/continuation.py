@@ -18,7 +18,8 @@ import torch
 
 from runtime.atomic import write_text_atomically
 from runtime.rundir import runs
-from training.checkpoints.checkpoint import CHECKPOINTS, complete_checkpoints
+from runtime.step_directories import CHECKPOINTS
+from training.checkpoints.checkpoint_directories import complete_checkpoints
 from training.launch.flags import LaunchSettings
 
 LAUNCH_FILE = "launch.json"

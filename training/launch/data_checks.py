@@ -10,14 +10,6 @@ from data.shards.cached_latents import LatentDataset
 from rqtransformer import RQTransformerConfig
 
 
-def unreadable_images(dataset: ImageDataset) -> str:
-    """A line on the images that this process could not read and replaced; empty when there were none."""
-    count = dataset.corrupt_count()
-    if not count:
-        return ""
-    return f"{count} unreadable {dataset.split} images were replaced: {', '.join(dataset.corrupt_names(3))}, ..."
-
-
 def tokenizer_files(config: Any, dataset: ImageDataset) -> dict[str, str]:
     """Name -> content of the files of the tokenizer, where the model of this config is conditioned on captions."""
     on_captions = getattr(config.arch, "block_size_cond", 1) > 1

@@ -11,8 +11,9 @@ from typing import Any
 from runtime.config import load_config
 from runtime.errors import UserError
 from runtime.rundir import runs
-from training.checkpoints.checkpoint import CHECKPOINTS, complete_checkpoints, find_sound_checkpoint
-from training.checkpoints.snapshots import SNAPSHOTS, complete_snapshots, find_latest_snapshot, read_metadata
+from runtime.step_directories import CHECKPOINTS, SNAPSHOTS, complete_steps
+from sampling.trained_models import find_latest_snapshot, read_metadata
+from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
 from training.launch.flags import LaunchSettings
 
 
@@ -75,7 +76,7 @@ def find_weights(path: Path, epoch: float) -> Path:
         if snapshot is None:
             raise UserError(f"-l {path} has no complete snapshot")
         return snapshot
-    by_epoch = {round(read_metadata(entry)["epoch"], 3): entry for entry in complete_snapshots(path / SNAPSHOTS)}
+    by_epoch = {round(read_metadata(entry)["epoch"], 3): entry for entry in complete_steps(path / SNAPSHOTS)}
     if round(epoch, 3) not in by_epoch:
         choices = ", ".join(f"{value:g}" for value in sorted(by_epoch))
         raise UserError(f"-e {epoch:g}: {path} has no snapshot of that epoch; choose from {choices}")

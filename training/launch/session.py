@@ -10,34 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data import ImageDataset, TrainLoader, build_dataset, eval_loader
+from data.dataset import unreadable_images
 from runtime import distributed
-from runtime.allocator import keep_freed_memory
 from runtime.config import save_config
-from runtime.distributed import DistEnv
+from runtime.device import use_device
 from runtime.errors import UserError
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
+from runtime.step_directories import CHECKPOINTS, SNAPSHOTS, discard_after, step_name
 from scoring.scoring_data import ScoringData
-from training.checkpoints.checkpoint import (
-    CHECKPOINTS,
-    CheckpointWriter,
-    discard_after,
-    read_progress,
-    restore_checkpoint,
-    step_name,
-)
-from training.checkpoints.snapshots import (
-    SNAPSHOTS,
-    save_snapshot,
-)
+from training.checkpoints.checkpoint import CheckpointWriter, read_progress, restore_checkpoint
+from training.checkpoints.snapshots import save_snapshot
 from training.experiment import BatchPlan, fit_to_ranks, plan_batches
 from training.launch.continuation import note_launch, run_to_continue
-from training.launch.data_checks import tokenizer_files, unreadable_images
+from training.launch.data_checks import tokenizer_files
 from training.launch.flags import LaunchSettings
 from training.launch.resuming import find_checkpoint, find_weights, load_run_config
 from training.loop.feed import Feed, Survivor
@@ -293,14 +283,3 @@ class Session:
             )
 
         distributed.run_on_main(write)
-
-
-def use_device(env: DistEnv) -> None:
-    """Switches of PyTorch, and of the allocator below it, that all training and extraction share."""
-    if env.device.type == "cpu":
-        keep_freed_memory()
-    if env.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        # the newer of PyTorch's two TF32 switches: the quantizer uses it too, and they must not be mixed
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
-        torch.backends.cudnn.conv.fp32_precision = "tf32"

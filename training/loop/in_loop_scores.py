@@ -21,8 +21,8 @@ from runtime import distributed
 from runtime.atomic import is_complete, remove_directory
 from runtime.errors import one_line
 from runtime.runlog import RunLog
+from sampling.trained_models import read_metadata
 from scoring.scoring_data import Batches, ScoringData
-from training.checkpoints.snapshots import read_metadata
 from training.experiment import InLoopScoreConfig
 
 BEST = "best"

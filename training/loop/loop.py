@@ -17,7 +17,8 @@ from runtime import distributed
 from runtime.preemption import Preempted
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
-from training.checkpoints.checkpoint import CHECKPOINTS, CheckpointWriter
+from runtime.step_directories import CHECKPOINTS
+from training.checkpoints.checkpoint import CheckpointWriter
 from training.experiment import BatchPlan
 from training.loop.faults import NonFiniteStep
 from training.loop.guards import Guards

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from data import DatasetConfig, ImageDataset
 from rqstack.quantizers.usage import CodeUsage
+from rqstack.snapshots import snapshot_tensors
 from rqvae import RQVAE
 from rqvae.config import ArchConfig
 from rqvae.losses.adversarial import (
@@ -33,7 +34,6 @@ from runtime.distributed import DistEnv
 from runtime.precision import Precision
 from sampling.picture_grids import coarse_to_fine, single_depths
 from scoring.scoring_data import Batches, ScoringData, reconstructed
-from training.checkpoints.snapshots import snapshot_tensors
 from training.experiment import BatchPlan, ExperimentConfig
 from training.launch.data_checks import check_images, check_resolution
 from training.launch.start_weights import load_into

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data import DatasetConfig, ImageDataset
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
+from rqstack.snapshots import weights_digest
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer, sample
 from rqtransformer.decoding.sampling_request import settings_per_depth
 from rqtransformer.model import count_parameters
@@ -23,8 +24,8 @@ from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.precision import Precision
 from sampling.picture_grids import image_grid
+from sampling.trained_models import check_stages_fit, resolve_checkpoint
 from scoring.scoring_data import Batches, ScoringData
-from training.checkpoints.snapshots import resolve_checkpoint, weights_digest
 from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
 from training.launch.data_checks import check_condition, check_resolution
 from training.launch.start_weights import load_into
@@ -67,29 +68,6 @@ def complete_arch(config: Stage2Config, tokenizer: RQVAE) -> RQTransformerConfig
         arch = replace(arch, vocab_size=vocab if vocab is not None else list(tokenizer.quantizer.num_codes))
     check_stages_fit(arch, tokenizer)
     return arch
-
-
-def check_stages_fit(arch: RQTransformerConfig, tokenizer: RQVAE) -> None:
-    """Raises ValueError, naming the two values, when stage 2 cannot write what stage 1 reads."""
-    for name, ours, theirs in (
-        ("arch.block_size", list(arch.block_size), list(tokenizer.config.code_shape)),
-        ("arch.vocab_size", list(arch.vocab_sizes), list(tokenizer.quantizer.num_codes)),
-    ):
-        if ours != theirs:
-            raise ValueError(f"{name}={ours} does not fit the stage-1 checkpoint, whose codes are {theirs}")
-    if not (arch.input_emb_vqvae or arch.head_emb_vqvae):
-        return
-    if not tokenizer.quantizer.fixed_code_vectors:
-        raise ValueError(
-            f"the code vectors of bottleneck {tokenizer.config.bottleneck_type!r} depend on earlier codes: set "
-            "arch.input_emb_vqvae and arch.head_emb_vqvae to false"
-        )
-    code_dim = tokenizer.codebook(0).shape[1]
-    if arch.code_dim != code_dim:
-        raise ValueError(
-            f"arch.input_embed_dim={arch.input_embed_dim} does not fit the stage-1 checkpoint, "
-            f"whose code vectors have {code_dim} entries"
-        )
 
 
 def find_tokenizer(config: VQVAEConfig) -> VQVAEConfig:

@@ -9,15 +9,13 @@ import pytest
 import torch
 
 from runtime.errors import UserError
+from runtime.step_directories import discard_after
 from training.checkpoints import checkpoint_storage
-from training.checkpoints.checkpoint import (
+from training.checkpoints.checkpoint import load_checkpoint, restore_checkpoint, save_checkpoint
+from training.checkpoints.checkpoint_directories import (
     complete_checkpoints,
-    discard_after,
     find_latest_checkpoint,
     find_sound_checkpoint,
-    load_checkpoint,
-    restore_checkpoint,
-    save_checkpoint,
 )
 
 

@@ -19,14 +19,8 @@ from runtime.atomic import sha256_of_file
 from runtime.errors import UserError
 from tests.processes import free_port, start_processes
 from training.checkpoints import checkpoint_directories, checkpoint_storage
-from training.checkpoints.checkpoint import (
-    CheckpointWriter,
-    complete_checkpoints,
-    find_sound_checkpoint,
-    load_checkpoint,
-    restore_checkpoint,
-    save_checkpoint,
-)
+from training.checkpoints.checkpoint import CheckpointWriter, load_checkpoint, restore_checkpoint, save_checkpoint
+from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
 from training.checkpoints.state_tree import encode, is_sharded
 from training.optimization.optimizer import allocate_optimizer_state
 

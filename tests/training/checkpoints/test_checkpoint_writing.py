@@ -13,7 +13,8 @@ import torch
 from runtime import atomic
 from runtime.errors import UserError
 from training.checkpoints import checkpoint_storage
-from training.checkpoints.checkpoint import CheckpointWriter, complete_checkpoints, load_checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint
+from training.checkpoints.checkpoint_directories import complete_checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
 

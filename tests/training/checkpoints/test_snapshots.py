@@ -11,18 +11,13 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
+from rqstack.snapshots import snapshot_tensors, weights_digest
 from runtime.atomic import sha256_of_file
 from runtime.errors import UserError
+from runtime.step_directories import complete_steps, discard_after
+from sampling.trained_models import find_latest_snapshot, read_metadata
 from training.checkpoints import snapshots
-from training.checkpoints.checkpoint import discard_after
-from training.checkpoints.snapshots import (
-    complete_snapshots,
-    find_latest_snapshot,
-    read_metadata,
-    save_snapshot,
-    snapshot_tensors,
-    weights_digest,
-)
+from training.checkpoints.snapshots import save_snapshot
 
 
 @dataclass
@@ -103,9 +98,9 @@ def test_the_one_just_written_stays_and_later_ones_can_be_discarded(tmp_path):
     for step in (100, 200, 300):
         save_snapshot(tmp_path / f"step_{step:08d}", {"w": torch.ones(1)}, {}, {})
     save_snapshot(tmp_path / "step_00000150", {"w": torch.ones(1)}, {}, {}, keep_last=2)
-    assert [path.name for path in complete_snapshots(tmp_path)] == ["step_00000300", "step_00000150"]
+    assert [path.name for path in complete_steps(tmp_path)] == ["step_00000300", "step_00000150"]
     assert discard_after(tmp_path, 150) == [tmp_path / "step_00000300"]
-    assert complete_snapshots(tmp_path) == [tmp_path / "step_00000150"]
+    assert complete_steps(tmp_path) == [tmp_path / "step_00000150"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import UserError
+from runtime.step_directories import complete_steps
 from tests.training.tiny_runs import parse, session, stage1, stage2, train, train_until, write_config
-from training.checkpoints.checkpoint import complete_checkpoints
-from training.checkpoints.snapshots import complete_snapshots
+from training.checkpoints.checkpoint_directories import complete_checkpoints
 from training.launch.resuming import find_checkpoint, find_weights
 
 SAVE_OFTEN = {"experiment.save_steps": 1, "experiment.max_steps": 3, "experiment.keep_checkpoints": 5}
@@ -69,7 +69,7 @@ def test_what_lies_after_the_resumed_step_is_gone(tmp_path):
     assert run.step == 2
     run.log.close()
     assert [path.name for path in complete_checkpoints(run_dir)] == ["step_00000002", "step_00000001"]
-    assert [path.name for path in complete_snapshots(run_dir / "snapshots")] == ["step_00000002", "step_00000001"]
+    assert [path.name for path in complete_steps(run_dir / "snapshots")] == ["step_00000002", "step_00000001"]
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line)["step"] for line in lines) == 2
 

@@ -12,6 +12,7 @@ import pytest
 
 from runtime.errors import UserError
 from runtime.runlog import read_metrics
+from sampling.trained_models import read_metadata, resolve_checkpoint
 from tests.training.tiny_runs import (
     REPOSITORY,
     checkpoint_tensors,
@@ -27,7 +28,6 @@ from tests.training.tiny_runs import (
     train_until,
     write_config,
 )
-from training.checkpoints.snapshots import read_metadata, resolve_checkpoint
 from training.loop.in_loop_scores import InLoopScores
 
 STEPS = 6

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rqstack.snapshots import weights_digest
 from rqtransformer import RQTransformer, RQTransformerConfig
 from runtime import distributed
 from runtime.config import load_config
@@ -22,7 +23,6 @@ from runtime.distributed import DistEnv
 from runtime.precision import Precision
 from runtime.seeding import seed_everything_for_step
 from tests.training.tiny_runs import STAGE2, changed, session, stage2, write_config
-from training.checkpoints.snapshots import weights_digest
 from training.experiment import ExperimentConfig, plan_batches
 from training.launch.session import Session
 from training.optimization.ema import EMA

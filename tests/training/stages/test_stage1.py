@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.models.vgg import cfgs, make_layers
 
+from rqstack.snapshots import snapshot_tensors
 from rqvae import load_rqvae
 from runtime.errors import UserError
 from runtime.seeding import seed_everything_for_step
@@ -20,7 +21,6 @@ from tests.training.tiny_runs import (
     train,
     write_config,
 )
-from training.checkpoints.snapshots import snapshot_tensors
 from training.experiment import ExperimentConfig
 
 DISC_WEIGHT = "main.0.weight"

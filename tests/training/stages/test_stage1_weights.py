@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rqstack.snapshots import snapshot_tensors
 from rqvae import load_rqvae
 from runtime.errors import UserError
 from tests.golden_files import GoldenSet
@@ -21,7 +22,6 @@ from tests.training.tiny_runs import (
     train,
     write_config,
 )
-from training.checkpoints.snapshots import snapshot_tensors
 
 
 @pytest.fixture

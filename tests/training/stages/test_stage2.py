@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from rqstack.snapshots import snapshot_tensors, weights_digest
 from rqtransformer import load_rqtransformer
 from runtime.errors import UserError
 from runtime.seeding import seed_everything_for_step
+from sampling.trained_models import read_metadata
 from tests.golden_files import GoldenSet
 from tests.training.tiny_runs import (
     DATASET,
@@ -27,7 +29,6 @@ from tests.training.tiny_runs import (
     train,
     write_config,
 )
-from training.checkpoints.snapshots import read_metadata, snapshot_tensors, weights_digest
 from training.experiment import ExperimentConfig
 from training.stages.validation import CodeCounts
 

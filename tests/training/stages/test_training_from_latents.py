@@ -13,11 +13,13 @@ import webdataset
 
 from data import DatasetConfig, TrainLoader, build_dataset
 from data.shards.shard_index import INDEX_SUFFIX
+from rqstack.snapshots import weights_digest
 from rqvae import load_rqvae
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
 from runtime.runlog import read_metrics
 from sampling.code_extraction import ExtractionSettings, Extractor
+from sampling.trained_models import resolve_checkpoint
 from tests.training.tiny_runs import (
     checkpoint_tensors,
     differing,
@@ -31,7 +33,6 @@ from tests.training.tiny_runs import (
     train_until,
     write_config,
 )
-from training.checkpoints.snapshots import resolve_checkpoint, weights_digest
 
 IMAGES, STEPS = 16, 10  # at batch 4: to the middle of the third epoch
 SMALL = {"dataset.num_samples": IMAGES}

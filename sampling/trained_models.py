@@ -1,0 +1,124 @@
+"""Trained models by the path a user gives: a run, a snapshot or a published checkpoint, and the config beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.tokenizers.tokenizer_loading import tokenizer_beside
+from rqstack.snapshots import CONFIG_FILE, METADATA_FILE, MODEL_FILE, weights_digest
+from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer
+from rqvae import RQVAE, load_rqvae
+from runtime.atomic import is_complete
+from runtime.config import load_config
+from runtime.errors import UserError
+from runtime.json_files import read_json
+from runtime.step_directories import SNAPSHOTS, complete_steps
+
+
+def find_latest_snapshot(path: str | Path) -> Path | None:
+    """The newest complete snapshot of a run directory or its `snapshots` directory, or `path` if it is one."""
+    path = Path(path)
+    if (path / MODEL_FILE).is_file() and is_complete(path):
+        return path
+    return next(iter(complete_steps(path / SNAPSHOTS if (path / SNAPSHOTS).is_dir() else path)), None)
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """A run directory stands for its newest snapshot; a snapshot or a published checkpoint is what it is.
+
+    Raises:
+        UserError: nothing is there, or a directory that is none of these.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no checkpoint at {path}")
+    snapshot = find_latest_snapshot(path)
+    if snapshot is None and path.is_dir() and not any(path.glob("*.pt")):
+        raise UserError(f"{path} is neither a run with a snapshot, nor a snapshot, nor a folder with a .pt file")
+    return snapshot or path
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """A snapshot's `metadata.json`; its `sha256` entry identifies the weights in result lines.
+
+    Raises:
+        FileNotFoundError: no complete snapshot.
+        UserError: the file is damaged.
+    """
+    if not is_complete(Path(path)):
+        raise FileNotFoundError(f"{path} is not a complete snapshot")
+    return read_json(Path(path) / METADATA_FILE)
+
+
+def directory_beside(checkpoint: Path) -> Path:
+    """The folder of a published file; the run of a snapshot, because snapshots come and go."""
+    if not checkpoint.is_dir():
+        return checkpoint.parent
+    return checkpoint.parent.parent if checkpoint.parent.name == SNAPSHOTS else checkpoint
+
+
+def config_beside(checkpoint: Path, schema: type, overrides: Sequence[str] = ()) -> Any:
+    """The typed experiment config of a snapshot, or the one beside a published file, with overrides.
+
+    Captions are read by the tokenizer inside a snapshot, wherever the one it was trained with lay, or by the published
+    one beside a published file.
+    """
+    directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    config = load_config(schema, directory / CONFIG_FILE, list(overrides))
+    if not any("dataset.tokenizer=" in word for word in overrides):
+        config.dataset.tokenizer = tokenizer_beside(config.dataset, directory) or config.dataset.tokenizer
+    return config
+
+
+def check_stages_fit(arch: RQTransformerConfig, tokenizer: RQVAE) -> None:
+    """Raises ValueError, naming the two values, when stage 2 cannot write what stage 1 reads."""
+    for name, ours, theirs in (
+        ("arch.block_size", list(arch.block_size), list(tokenizer.config.code_shape)),
+        ("arch.vocab_size", list(arch.vocab_sizes), list(tokenizer.quantizer.num_codes)),
+    ):
+        if ours != theirs:
+            raise ValueError(f"{name}={ours} does not fit the stage-1 checkpoint, whose codes are {theirs}")
+    if not (arch.input_emb_vqvae or arch.head_emb_vqvae):
+        return
+    if not tokenizer.quantizer.fixed_code_vectors:
+        raise ValueError(
+            f"the code vectors of bottleneck {tokenizer.config.bottleneck_type!r} depend on earlier codes: set "
+            "arch.input_emb_vqvae and arch.head_emb_vqvae to false"
+        )
+    code_dim = tokenizer.codebook(0).shape[1]
+    if arch.code_dim != code_dim:
+        raise ValueError(
+            f"arch.input_embed_dim={arch.input_embed_dim} does not fit the stage-1 checkpoint, "
+            f"whose code vectors have {code_dim} entries"
+        )
+
+
+def load_models(
+    stage1_path: str | Path,
+    stage2_path: str | Path,
+    device: torch.device,
+    stage1_ema: bool = False,
+    stage2_ema: bool = False,
+) -> tuple[RQVAE, RQTransformer]:
+    """Both models, on the device.
+
+    Args:
+        stage1_path, stage2_path: runs, snapshots or published checkpoints.
+        stage1_ema, stage2_ema: the averaged weights instead of the raw ones.
+
+    Raises:
+        ValueError: the two do not belong together.
+    """
+    stage1 = load_rqvae(resolve_checkpoint(stage1_path), ema=stage1_ema, device=device)
+    checkpoint = resolve_checkpoint(stage2_path)
+    stage2 = load_rqtransformer(checkpoint, ema=stage2_ema, device=device)
+    check_stages_fit(stage2.config, stage1)
+    if (checkpoint / METADATA_FILE).is_file():
+        trained_on = read_metadata(checkpoint).get("tokenizer")
+        if trained_on not in (None, weights_digest(stage1)):
+            raise UserError(f"{stage2_path} was trained on the codes of other stage-1 weights than {stage1_path}")
+    return stage1, stage2
