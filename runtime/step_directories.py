@@ -1,11 +1,13 @@
 """A run's directories of steps in `checkpoints` and `snapshots`: how they are called, which are there, which may go.
 
-One counts when it carries its completion mark.
+One counts when it carries its completion mark; the JSON files in it may have come from anywhere.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from runtime.atomic import is_complete, remove_directory, remove_partial_directories
 from runtime.errors import UserError, one_line
@@ -58,6 +60,21 @@ def discard_after(directory: str | Path, step: int) -> list[Path]:
         except OSError as error:
             raise UserError(f"cannot remove {entry}: {one_line(error)}") from error
     return beyond
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: it cannot be read, is not JSON, is nested too deeply, or is no object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not what a checkpoint writes")
+    return content
 
 
 def _is_milestone(directory: Path, keep_every: int | None) -> bool:

@@ -15,8 +15,7 @@ from rqvae import RQVAE, load_rqvae
 from runtime.atomic import is_complete
 from runtime.config import load_config
 from runtime.errors import UserError
-from runtime.json_files import read_json
-from runtime.step_directories import SNAPSHOTS, complete_steps
+from runtime.step_directories import SNAPSHOTS, complete_steps, read_json
 
 
 def find_latest_snapshot(path: str | Path) -> Path | None:

@@ -14,8 +14,7 @@ from typing import Any
 from runtime import distributed
 from runtime.atomic import is_complete, sha256_of_file
 from runtime.errors import UserError, one_line
-from runtime.json_files import read_json
-from runtime.step_directories import CHECKPOINTS, STEP_PREFIX, complete_steps
+from runtime.step_directories import CHECKPOINTS, STEP_PREFIX, complete_steps, read_json
 
 MANIFEST = "manifest.json"
 STATE = "state.json"

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint import ChunkStorageMetadata, Metadata, TensorS
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
 
 from runtime.errors import UserError, one_line
-from runtime.json_files import read_json
+from runtime.step_directories import read_json
 from training.checkpoints.checkpoint_directories import INDEX, STATE, read_format, read_manifest
 
 DTYPES = {
