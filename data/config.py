@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
-# The names a config may use, in the order in which errors list them.
-DATASET_TYPES = (
-    "digits",
-    "fashion-mnist",
-    "cifar10",
-    "imagenet",
-    "ffhq",
-    "lsun-church",
-    "lsun-bedroom",
-    "lsun-cat",
-    "folder",
-    "cc3m",
-    "coco",
-    "caption-folder",
-    "synthetic",
-    "synthetic-pairs",
-    "shards",
-    "latents",
-)
 SHUFFLES = ("auto", "samples", "shards")
 TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-church|bedroom|cat", "dalle-vqvae", "none")
 SPLITS = ("train", "val")
-_OTHER_NAMES = {"coco-2014val": "coco"}  # the published scripts call it so
-_DEFAULT_RESOLUTION = {"digits": 32, "fashion-mnist": 32, "cifar10": 32, "synthetic": 32, "synthetic-pairs": 32}
-_DEFAULT_STYLE = {"imagenet": "imagenet", "folder": "imagenet", "shards": "imagenet", "ffhq": "ffhq"}
-_DEFAULT_STYLE |= dict.fromkeys(("cc3m", "coco", "caption-folder"), "dalle")
+CropStyle = Literal["imagenet", "ffhq", "lsun", "dalle", "none"]  # what they mean: data/images/transforms.py
+MAX_IMAGE_PIXELS = 89_478_485  # beyond it, a small file may be made to fill the memory
+_PUBLISHED_SPELLINGS = {"coco-2014val": "coco"}
 
 
 @dataclass
 class DatasetConfig:
     """Published key names first, then ours.
 
-    type: one of DATASET_TYPES (`LSUN-church` and `lsun-church` are the same). transforms: the published name
-    (`imagenet256x256`, `ffhq256x256`, `LSUN-cat`, `none`), as a string or as {type: name}; it fixes how an image is
-    cropped and, unless `resolution` does, its size. root: see data/README.md for the layouts. vocab_size: the stage-1
-    codebook size, read by stage 2.
+    type: a data set of the table in data/build.py (`LSUN-church` and `lsun-church` are the same). transforms: the
+    published name (`imagenet256x256`, `ffhq256x256`, `LSUN-cat`, `none`), as a string or as {type: name}; it fixes how
+    an image is cropped (else the table does) and, unless `resolution` does, its size. root: see data/README.md for the
+    layouts. vocab_size: the stage-1 codebook size, read by stage 2.
 
     val_fraction: share of the images held out where a data set has no validation split of its own (None: 0.2 for
     digits, 0.1 otherwise); which images is decided by split_seed, on purpose not by the seed of the run, so that two
@@ -85,7 +64,7 @@ class DatasetConfig:
     random_shift: int = 0
     num_samples: int = 4096
     max_corrupt: int = 100
-    max_image_pixels: int = 89_478_485
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
     shuffle: str = "auto"
     shuffle_window: int = 8
@@ -94,40 +73,15 @@ class DatasetConfig:
 
     @property
     def name(self) -> str:
-        """The canonical type, one of DATASET_TYPES; ValueError names the choices."""
+        """The type as the table of data sets spells it; whether it stands there, `data.build.dataset_row` says."""
         given = self.type or self.dataset
         if not given:
-            raise ValueError(f"dataset.type is missing; choose one of {', '.join(DATASET_TYPES)}")
+            raise ValueError("dataset.type is missing")
         name = str(given).lower().replace("_", "-")
-        name = _OTHER_NAMES.get(name, name)
-        if name not in DATASET_TYPES:
-            near = difflib.get_close_matches(name, DATASET_TYPES, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"dataset.type {given!r} is unknown{hint}; choose one of {', '.join(DATASET_TYPES)}")
-        return name
-
-    @property
-    def in_memory(self) -> bool:
-        """True for the data sets that are held in memory or drawn, and so are cropped by no published transform."""
-        return self.name in _DEFAULT_RESOLUTION
-
-    def style_and_resolution(self) -> tuple[str, int]:
-        """How images are cropped ('imagenet', 'ffhq', 'lsun', 'none') and the side of the result in pixels."""
-        style, from_name = _parse_transforms(self.transforms)
-        if self.in_memory and style not in (None, "none"):
-            raise ValueError(f"dataset.transforms of {self.name} must be 'none' or left out, not {self.transforms!r}")
-        if style is None:
-            style = "none" if self.in_memory else _DEFAULT_STYLE.get(self.name, "lsun")
-        default = _DEFAULT_RESOLUTION.get(self.name)
-        resolution = self.resolution or self.image_resolution or from_name or default
-        if resolution is None:
-            raise ValueError(f"dataset.resolution is missing: {self.name} has no size of its own (try 256)")
-        return style, int(resolution)
+        return _PUBLISHED_SPELLINGS.get(name, name)
 
     def validate(self) -> None:
-        """ValueError with one line for a value that cannot work."""
-        if self.name != "latents":  # whose size is that of the images they were made from
-            self.style_and_resolution()
+        """ValueError with one line for a value that cannot work, whatever the data set."""
         self._validate_shards()
         limits = (
             ("resolution", self.resolution, 1),
@@ -144,8 +98,6 @@ class DatasetConfig:
                 raise ValueError(f"dataset.{key} must be at least {low}, not {value}")
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise ValueError(f"dataset.val_fraction must lie between 0 and 1, not {self.val_fraction}")
-        if self.random_shift and not self.in_memory:
-            raise ValueError(f"dataset.random_shift works on data sets held in memory; {self.name} crops by transforms")
 
     def _validate_shards(self) -> None:
         if self.shuffle not in SHUFFLES:
@@ -153,19 +105,17 @@ class DatasetConfig:
         given = self.root if isinstance(self.root, (list, tuple)) else [self.root]
         if any(place is not None and not isinstance(place, str) for place in given) or not given:
             raise ValueError(f"dataset.root must be a path, or for shards a list of paths, not {self.root!r}")
-        if isinstance(self.root, (list, tuple)) and self.name != "shards":
-            raise ValueError(f"dataset.root of {self.name} is one folder; only shards take a list")
 
 
-def _parse_transforms(transforms: Any) -> tuple[str | None, int | None]:
+def parse_transforms(transforms: Any) -> tuple[CropStyle | None, int | None]:
     """(style, resolution or None) of a published transforms entry, (None, None) for none given."""
     name = transforms.get("type") if hasattr(transforms, "get") else transforms
     if name is None:
         return None, None
-    if match := re.fullmatch(r"(imagenet|ffhq)(\d+)x(\d+)(_\w+)?", str(name)):
+    if match := re.fullmatch(r"(?:(imagenet)|ffhq)(\d+)x(\d+)(_\w+)?", str(name)):
         if match[2] != match[3]:
             raise ValueError(f"dataset.transforms {name!r} is not square; images are R x R")
-        return match[1], int(match[2])
+        return "imagenet" if match[1] else "ffhq", int(match[2])
     if re.fullmatch(r"lsun(-(church|bedroom|cat))?", str(name).lower()):
         return "lsun", 256
     if str(name) == "none":

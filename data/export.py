@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from data.build import build_dataset
-from data.config import DATASET_TYPES, SPLITS, DatasetConfig
+from data.build import DATASETS, build_dataset
+from data.config import SPLITS, DatasetConfig
 from data.dataset import ImageDataset
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
@@ -33,7 +33,7 @@ BATCH_SIZE = 64
 
 def parse(words: Sequence[str] | None = None) -> Namespace:
     parser = ArgumentParser(description="Write the images of a data set's split to an .npz file.", allow_abbrev=False)
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASET_TYPES)}")
+    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--split", required=True, help=f"one of {', '.join(SPLITS)}")
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode images (default: 0)")

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.build import build_dataset
-from data.config import DATASET_TYPES, SPLITS, DatasetConfig
+from data.build import DATASETS, build_dataset, dataset_row
+from data.config import SPLITS, DatasetConfig
 from data.dataset import ImageDataset
 from data.images.file_dataset import UNREADABLE, ReplacingDataset, decode_rgb
 from data.shards.cached_latents import LatentDataset
@@ -132,7 +132,7 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
     parser = ArgumentParser(
         prog="python -m data.prepare", description="Pack a data set into WebDataset shards.", allow_abbrev=False
     )
-    parser.add_argument("--dataset", help=f"one of {', '.join(DATASET_TYPES)}")
+    parser.add_argument("--dataset", help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--split", choices=(*SPLITS, "both"), default="both", help="default: both")
     parser.add_argument("--samples-per-shard", type=int, default=5000, help="default: 5000")
@@ -154,7 +154,7 @@ def main(args: Namespace) -> int:
         return report(args.output)
     config = load_config(DatasetConfig, None, args.overrides)
     config.type, config.root = args.dataset, args.data_root or config.root
-    if config.resolution is None and not config.in_memory:
+    if config.resolution is None and dataset_row(config).resolution is None:
         config.resolution = 256  # image files are packed in their own size; the config wants one all the same
     for split in SPLITS if args.split == "both" else (args.split,):
         dataset = build_dataset(config, split)

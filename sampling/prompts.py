@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import DatasetConfig, ImageDataset
-from data.captions.pair_grammar import pair_vocabulary
-from data.captions.shape_grammar import caption_vocabulary
+from data.build import dataset_row
 from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
 from data.tokenizers.tokenizer_loading import TokenizerNotFound, load_tokenizer
 from data.tokenizers.tokenizer_loading import find_tokenizer as tokenizer_named
@@ -23,7 +22,6 @@ from runtime.errors import UserError
 from sampling.sampler import CaptionConditions
 
 CAPTIONS_FILE = "captions.jsonl"
-CLOSED_VOCABULARIES = {"synthetic": caption_vocabulary, "synthetic-pairs": pair_vocabulary}
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,9 @@ def tokenizer_of(dataset: DatasetConfig, arch: RQTransformerConfig, folder: Path
     """The closed vocabulary of drawn images; for others what dataset.tokenizer or dataset.txt_tok_name names, the
     latter also looked for in the checkpoint's `folder`.
     """
-    if dataset.type is not None and dataset.name in CLOSED_VOCABULARIES:
-        return WordTokenizer(CLOSED_VOCABULARIES[dataset.name](), arch.block_size_cond)
+    words = None if dataset.type is None else dataset_row(dataset).words
+    if words is not None:
+        return WordTokenizer(words(), arch.block_size_cond)
     try:
         return tokenizer_named(replace(dataset, context_length=arch.block_size_cond, vocab_size_txt=None), folder)
     except TokenizerNotFound as error:

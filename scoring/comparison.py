@@ -15,7 +15,7 @@ from typing import Optional
 from torch import Tensor
 
 from data import DatasetConfig
-from data.config import DATASET_TYPES
+from data.build import DATASETS
 from evaluation.networks.feature_networks import FeatureExtractor, build_features
 from evaluation.references.reference_cache import cached_reference
 from evaluation.references.reference_files import Reference
@@ -76,7 +76,7 @@ class Comparison:
         self.is_file_of_moments = path.suffix == ".npz" and path.is_file() and "mu" in read_headers(path)
         if self.is_file_of_moments:
             return
-        if not path.exists() and self.spec.lower().replace("_", "-") in DATASET_TYPES:
+        if not path.exists() and self.spec.lower().replace("_", "-") in DATASETS:
             self._open_dataset(split, resolution)
         else:
             self._open_images(path)
@@ -94,7 +94,7 @@ class Comparison:
 
     def _open_images(self, path: Path) -> None:
         if not path.exists() and ":" not in self.spec and not any(mark in self.spec for mark in "*{"):
-            raise UserError(f"ref_dataset={self.spec} is neither a path nor one of {', '.join(DATASET_TYPES)}")
+            raise UserError(f"ref_dataset={self.spec} is neither a path nor one of {', '.join(DATASETS)}")
         self.source = open_source(self.spec, skip_unreadable=self.config.skip_unreadable)
         self.name = default_name(self.spec)
         self.images = self._source_batches

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
+from data.build import images_behind
 from data.dataset import unreadable_images
-from data.shards.cached_latents import LatentDataset, image_config
+from data.shards.cached_latents import LatentDataset
 from evaluation.networks.feature_networks import FEATURES, FeatureExtractor, build_features
 from evaluation.protocol import RESIZES, to_uint8
 from evaluation.references.reference_cache import cached_reference
@@ -91,7 +92,7 @@ class ScoringData:
     ):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size} must be at least 1")
-        self.config, self.batch_size, self.env, self.num_workers = image_config(config), batch_size, env, num_workers
+        self.config, self.batch_size, self.env, self.num_workers = images_behind(config), batch_size, env, num_workers
         # cached latents are trained on, but scores compare images: those that the latents were made from
         self._splits = {name: found for name, found in (splits or {}).items() if not isinstance(found, LatentDataset)}
         self.cache = None if cache is None else Path(cache) / REFERENCES

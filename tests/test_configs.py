@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from data import build_dataset
+from data.build import dataset_request
 from data.captions import pair_grammar, shape_grammar
 from data.tokenizers.tokenizer_loading import find_tokenizer
 from rqtransformer import RQTransformer
@@ -70,7 +71,7 @@ def test_published_stage1(path):
     assert count_parameters(discriminator) == published_keys()["discriminator"]["parameters"]
     hparams = config.arch.hparams
     assert (hparams.codebook_update, hparams.loss_type, hparams.restart_unused_codes) == ("per_depth", "mse", True)
-    assert config.dataset.style_and_resolution()[1] == config.arch.ddconfig.resolution == 256
+    assert dataset_request(config.dataset, "train").resolution == config.arch.ddconfig.resolution == 256
 
 
 @pytest.mark.parametrize("path", _published("rq-transformer"))
@@ -93,13 +94,12 @@ def test_published_stage2(path):
 @pytest.mark.parametrize("path", [path for path in PUBLISHED if not path.startswith("cc3m")])
 def test_published_data_sections(path):
     config = _stage1(path) if "/stage1/" in path else _stage2(path)
-    config.dataset.validate()
-    style, resolution = config.dataset.style_and_resolution()
+    request = dataset_request(config.dataset, "train")
     folder = path.split("/")[0]
-    assert resolution == 256
+    assert request.resolution == 256
     assert {"imagenet256": ("imagenet", "imagenet"), "ffhq": ("ffhq", "ffhq")}.get(folder, (folder, "lsun")) == (
-        config.dataset.name,
-        style,
+        request.name,
+        request.crop,
     )
 
 
@@ -109,8 +109,8 @@ def test_text_experiments_read_their_words_like_the_model(path, tmp_path, monkey
     assert config.dataset.vocab_size_txt == config.arch.vocab_size_cond
     assert config.dataset.context_length == config.arch.block_size_cond
     assert (config.loss.txt_weight, config.loss.img_weight) == (0.1, 0.9)
-    config.dataset.validate()
-    assert (config.dataset.name, config.dataset.style_and_resolution()) == ("cc3m", ("dalle", 256))
+    request = dataset_request(config.dataset, "train")
+    assert (request.name, request.crop, request.resolution) == ("cc3m", "dalle", 256)
     monkeypatch.setenv("RQ_DATA_ROOT", str(tmp_path))
     files = tmp_path / "tokenizer-files"
     files.mkdir()
@@ -134,8 +134,7 @@ def test_large_text_model_has_the_published_size():
 def test_our_stage1(path):
     config = _stage1(path)
     assert config.arch.hparams.codebook_update == "deferred"
-    config.dataset.validate()
-    assert config.dataset.style_and_resolution()[1] == config.arch.ddconfig.resolution
+    assert dataset_request(config.dataset, "train").resolution == config.arch.ddconfig.resolution
     assert plan_batches(config.experiment, num_images=10_000, world_size=1).total_steps > 0
     model = RQVAE(config.arch.model_config()).eval()
     with torch.no_grad():
@@ -155,12 +154,12 @@ def test_our_stage2_fits_its_stage1(path):
     with torch.no_grad():
         output = model(codes_BHWD, tokenizer, cond if arch.block_size_cond > 1 else cond[:, 0])
     assert output.logits.shape == (*codes_BHWD.shape, max(arch.vocab_sizes))
-    first, second = _stage1(stage1).dataset, config.dataset
-    assert (first.name, first.style_and_resolution()) == (second.name, second.style_and_resolution())
+    first, second = (dataset_request(part, "train") for part in (_stage1(stage1).dataset, config.dataset))
+    assert (first.name, first.crop, first.resolution) == (second.name, second.crop, second.resolution)
 
 
 GRAMMARS = {
-    "synthetic": (len(shape_grammar.caption_vocabulary()), shape_grammar.CAPTION_LENGTH),
+    "synthetic": (len(shape_grammar.shape_vocabulary()), shape_grammar.CAPTION_LENGTH),
     "synthetic-pairs": (len(pair_grammar.pair_vocabulary()), pair_grammar.CAPTION_LENGTH),
 }
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.captions.captioned_dataset import captioned_files
-from data.config import DatasetConfig
+from data.captions.captioned_dataset import build_captioned
 from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
 from data.images.file_dataset import list_images
+from data.request import DatasetRequest
 from data.roots import find_root, missing
 
 LAYOUT = "images with a .txt file beside each, or with metadata.jsonl, directly or in train/ and val/"
@@ -24,19 +24,19 @@ _TEXT_KEYS = ("text", "caption")
 _log = logging.getLogger(__name__)
 
 
-def build_caption_folder(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_caption_folder(request: DatasetRequest) -> ImageDataset:
     """Folders train/ and val/ are the splits; without them val_fraction of all images is held out."""
-    root = find_root(config, LAYOUT)
+    config, root = request.config, find_root(request.config, LAYOUT)
     presplit = (root / "train").is_dir() and (root / "val").is_dir()
-    folder = root / split if presplit else root
+    folder = root / request.split if presplit else root
     pairs = read_folder(folder)
     if not pairs:
         raise missing(config, folder, LAYOUT)
     if not presplit:
         labels_N = np.zeros(len(pairs), dtype=np.int64)
         train_N, val_N = stratified_split(labels_N, config.val_fraction or VAL_FRACTION, config.split_seed)
-        pairs = [pairs[number] for number in (train_N if split == "train" else val_N)]
-    return captioned_files(config, split, folder, pairs, seed)
+        pairs = [pairs[number] for number in (train_N if request.split == "train" else val_N)]
+    return build_captioned(request, folder, pairs)
 
 
 def read_folder(root: Path) -> list[tuple[str, list[str]]]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from data.config import DatasetConfig
 from data.images.file_dataset import Encoded, FileDataset, PackedPaths
 from data.noise import hash_keys, uniforms
+from data.request import DatasetRequest
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from data.tokenizers.tokenizer_loading import find_or_warn
 
@@ -36,12 +36,12 @@ def caption_numbers(seed: int, noise_key_B: np.ndarray | None, count_B: np.ndarr
     return (uniforms(1, _CHOICE_STREAM, seed, noise_key_B)[:, 0] * count_B).astype(np.int64)
 
 
-def captioned_files(
-    config: DatasetConfig, split: str, root: Path, pairs: Sequence[tuple[str, Sequence[str]]], seed: int
-) -> CaptionedFiles:
+def build_captioned(
+    request: DatasetRequest, root: Path, pairs: Sequence[tuple[str, Sequence[str]]]
+) -> CaptionedDataset:
     """The data set of (path below root, captions) pairs, with the tokenizer that the config names, if it does."""
     source, table = PackedPaths(root, [name for name, _ in pairs]), CaptionTable(texts for _, texts in pairs)
-    return CaptionedFiles(config, split, source, table, find_or_warn(config), seed)
+    return CaptionedDataset(request, source, table, find_or_warn(request.config))
 
 
 class CaptionTable:
@@ -74,23 +74,17 @@ class CaptionTable:
         return [self.text_of(index, number) for number in range(int(self.count_N[index]))]
 
 
-class CaptionedFiles(FileDataset):
+class CaptionedDataset(FileDataset):
     """Encoded images with captions. With a tokenizer, batches also hold `cond`: caption token ids (B, L), int64.
 
     An unreadable image is replaced together with its caption.
     """
 
     def __init__(
-        self,
-        config: DatasetConfig,
-        split: str,
-        source: Encoded,
-        table: CaptionTable,
-        tokenizer: CaptionTokenizer | None,
-        seed: int,
+        self, request: DatasetRequest, source: Encoded, table: CaptionTable, tokenizer: CaptionTokenizer | None
     ) -> None:
         assert len(source) == len(table)
-        super().__init__(config, split, source, np.zeros(len(source), dtype=np.int64), [config.name], seed)
+        super().__init__(request, source, np.zeros(len(source), dtype=np.int64), [request.name])
         self.table, self.tokenizer = table, tokenizer
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.captions.captioned_dataset import captioned_files
-from data.config import DatasetConfig
+from data.captions.captioned_dataset import build_captioned
 from data.dataset import ImageDataset
+from data.request import DatasetRequest
 from data.roots import find_root, missing
 
 LAYOUT = "train_list.txt and val_list.txt with lines path<TAB>caption, and the images they name"
 
 
-def build_cc3m(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_cc3m(request: DatasetRequest) -> ImageDataset:
     """The images of `<split>_list.txt`; one that is listed but not there counts as unreadable."""
-    root = find_root(config, LAYOUT)
-    path = root / f"{split}_list.txt"
+    root = find_root(request.config, LAYOUT)
+    path = root / f"{request.split}_list.txt"
     if not path.is_file():
-        raise missing(config, path, LAYOUT)
+        raise missing(request.config, path, LAYOUT)
     pairs = read_list(path)
     if not pairs:
         raise ValueError(f"{path} is empty; expected lines path<TAB>caption")
-    return captioned_files(config, split, root, [(name, [text]) for name, text in pairs], seed)
+    return build_captioned(request, root, [(name, [text]) for name, text in pairs])
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:

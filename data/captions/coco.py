@@ -11,27 +11,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.captions.captioned_dataset import captioned_files
+from data.captions.captioned_dataset import build_captioned
 from data.config import DatasetConfig
 from data.dataset import ImageDataset
+from data.request import DatasetRequest
 from data.roots import find_root, missing
 
 LAYOUT = "annotations/captions_{train,val}2014.json and images/{train,val}2014/*.jpg"
 SAMPLES_30K = "captions_val2014_30K_samples.json"
 
 
-def build_coco(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_coco(request: DatasetRequest) -> ImageDataset:
     """The images that the split's annotation file names, by their ids, with their captions in the file's order.
 
     The validation split reads dataset.val_captions; without it the 30K samples if they are there, else all of val2014.
     """
-    root = find_root(config, LAYOUT)
-    annotations = annotation_file(config, root, split)
+    root, split = find_root(request.config, LAYOUT), request.split
+    annotations = annotation_file(request.config, root, split)
     images = read_annotations(annotations)
     folder = root / "images" / f"{split}2014"
     if not folder.is_dir() and (root / f"{split}2014").is_dir():
         folder = root / f"{split}2014"
-    return captioned_files(config, split, folder, images, seed)
+    return build_captioned(request, folder, images)
 
 
 def annotation_file(config: DatasetConfig, root: Path, split: str) -> Path:

@@ -26,23 +26,18 @@ CAPTION_LENGTH = 8
 _VOCABULARY = (PAD, "a", "on", "background", *SIZES, *COLOURS, *SHAPES, *BACKGROUNDS)
 
 
-def caption_vocabulary() -> list[str]:
+def shape_vocabulary() -> list[str]:
     """All words; a word's position is its token id, id 0 is padding."""
     return list(_VOCABULARY)
 
 
-def caption_text(size: str, colour: str, shape: str, background: str) -> str:
+def shape_caption(size: str, colour: str, shape: str, background: str) -> str:
     """The caption of an image with these attributes."""
     return f"a {size} {colour} {shape} on a {background} background"
 
 
-def caption_tokenizer(context_length: int = CAPTION_LENGTH) -> WordTokenizer:
+def shape_tokenizer(context_length: int = CAPTION_LENGTH) -> WordTokenizer:
     """The grammar's words as tokens; ValueError when captions would not fit."""
     if context_length < CAPTION_LENGTH:
         raise ValueError(f"dataset.context_length {context_length} is too short: captions have {CAPTION_LENGTH} words")
-    return WordTokenizer(caption_vocabulary(), context_length)
-
-
-def tokenize_caption(text: str, context_length: int = CAPTION_LENGTH) -> list[int]:
-    """Token ids of a caption, padded to context_length; ValueError names an unknown word or a text too long."""
-    return WordTokenizer(_VOCABULARY, context_length).encode(text)
+    return WordTokenizer(shape_vocabulary(), context_length)

@@ -28,10 +28,10 @@ from data.captions.pair_grammar import (
     tokenize_pair_caption,
 )
 from data.captions.synthetic_shapes import shape_coverage
-from data.config import DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.memory_dataset import augment
 from data.noise import permutation, uniforms
+from data.request import DatasetRequest
 from data.tokenizers.caption_tokenizer import WordTokenizer
 
 _STREAM = {"train": 0x5054, "val": 0x5056}
@@ -44,15 +44,16 @@ _COUNTS = tuple(len(choices) for choices in CHOICES)
 NUM_SCENES = math.prod(_COUNTS)
 
 
-def build_synthetic_pairs(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_synthetic_pairs(request: DatasetRequest) -> ImageDataset:
     """`num_samples` training images; of scenes and images, the validation split has a share of `val_fraction`."""
-    return SyntheticPairs(config, split, seed)
+    return SyntheticPairs(request)
 
 
 class SyntheticPairs(ImageDataset):
     """Scenes drawn when asked for. Batches also hold `cond`: caption token ids (B, L). The label is the first shape."""
 
-    def __init__(self, config: DatasetConfig, split: str, seed: int) -> None:
+    def __init__(self, request: DatasetRequest) -> None:
+        config, split = request.config, request.split
         if config.hflip:
             raise ValueError("dataset.hflip must be false or left out: mirrored pairs would contradict 'left of'")
         self.context_length = CAPTION_LENGTH if config.context_length is None else config.context_length
@@ -67,9 +68,8 @@ class SyntheticPairs(ImageDataset):
         self.scenes_S = np.sort(order_S[:held_out] if split == "val" else order_S[held_out:])
         count = config.num_samples if split == "train" else max(1, round(config.num_samples * fraction))
         self.split_seed, self.random_shift = config.split_seed, config.random_shift
-        _, resolution = config.style_and_resolution()
         labels_N = self._numbers(self._draws(split, np.arange(count)))[:, 2]
-        super().__init__("synthetic-pairs", split, resolution, SHAPES, labels_N, seed)
+        super().__init__(request.name, split, request.resolution, SHAPES, labels_N, request.seed)
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         draws_BK = self._draws(self.split, index_B)

@@ -20,37 +20,38 @@ from data.captions.shape_grammar import (
     COLOURS,
     SHAPES,
     SIZES,
-    caption_text,
-    caption_tokenizer,
+    shape_caption,
+    shape_tokenizer,
 )
-from data.config import DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.memory_dataset import augment
 from data.noise import uniforms
+from data.request import DatasetRequest
 
 _STREAM = {"train": 0x5354, "val": 0x5356}
 _JITTER = 12.0  # largest change of a colour channel, of 255
 _WORDS = (tuple(SHAPES), tuple(COLOURS), tuple(SIZES), tuple(BACKGROUNDS))
 
 
-def build_synthetic(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_synthetic(request: DatasetRequest) -> ImageDataset:
     """`num_samples` training images; the validation split has val_fraction times as many others."""
-    return SyntheticShapes(config, split, seed)
+    return SyntheticShapes(request)
 
 
 class SyntheticShapes(ImageDataset):
     """Shapes drawn when asked for. Batches also hold `cond`: caption token ids (B, L)."""
 
-    def __init__(self, config: DatasetConfig, split: str, seed: int) -> None:
+    def __init__(self, request: DatasetRequest) -> None:
+        config, split = request.config, request.split
         self.num_images = config.num_samples
         if split == "val":
             self.num_images = max(1, round(config.num_samples * (config.val_fraction or VAL_FRACTION)))
         length = CAPTION_LENGTH if config.context_length is None else config.context_length
-        self.tokenizer = caption_tokenizer(length)
+        self.tokenizer = shape_tokenizer(length)
         self.split_seed, self.hflip, self.random_shift = config.split_seed, bool(config.hflip), config.random_shift
-        _, resolution = config.style_and_resolution()
         draws_N = self._draws(split, np.arange(self.num_images))
-        super().__init__("synthetic", split, resolution, SHAPES, _choice(draws_N[:, 0], len(SHAPES)), seed)
+        labels_N = _choice(draws_N[:, 0], len(SHAPES))
+        super().__init__(request.name, split, request.resolution, SHAPES, labels_N, request.seed)
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         draws_BK = self._draws(self.split, index_B)
@@ -135,4 +136,4 @@ def _attributes(draws_BK: np.ndarray) -> list[np.ndarray]:
 
 def _captions(words: list[np.ndarray]) -> list[str]:
     shape, colour, size, background = ([choices[i] for i in word] for choices, word in zip(_WORDS, words))
-    return [caption_text(*attributes) for attributes in zip(size, colour, shape, background)]
+    return [shape_caption(*attributes) for attributes in zip(size, colour, shape, background)]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.config import DatasetConfig
 from data.dataset import ImageDataset
 from data.images.memory_dataset import MemoryDataset, resize_all
+from data.request import DatasetRequest
 from data.roots import find_root, missing
 
 FASHION_LAYOUT = (
@@ -29,31 +29,31 @@ _IDX_UBYTE = 0x08
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 
 
-def build_fashion_mnist(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_fashion_mnist(request: DatasetRequest) -> ImageDataset:
     """60,000 training and 10,000 validation images of 28x28, padded to 32x32 and then resized to the wanted side."""
-    root = find_root(config, FASHION_LAYOUT)
-    prefix = "train" if split == "train" else "t10k"
-    image_NHW = read_idx(_find(config, root, f"{prefix}-images-idx3-ubyte"), num_axes=3)
-    labels_N = read_idx(_find(config, root, f"{prefix}-labels-idx1-ubyte"), num_axes=1)
+    root = find_root(request.config, FASHION_LAYOUT)
+    prefix = "train" if request.split == "train" else "t10k"
+    image_NHW = read_idx(_find(request, root, f"{prefix}-images-idx3-ubyte"), num_axes=3)
+    labels_N = read_idx(_find(request, root, f"{prefix}-labels-idx1-ubyte"), num_axes=1)
     image_N1HW = torch.nn.functional.pad(torch.from_numpy(image_NHW).unsqueeze(1), (2, 2, 2, 2))
-    return _in_memory(config, split, image_N1HW, labels_N, FASHION_CLASSES, seed)
+    return _in_memory(request, image_N1HW, labels_N, FASHION_CLASSES)
 
 
-def build_cifar10(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_cifar10(request: DatasetRequest) -> ImageDataset:
     """50,000 training and 10,000 validation images of 32x32.
 
     The binary version is read here; the Python version (pickles) through torchvision, which first compares every file
     with its published checksum.
     """
-    root = find_root(config, CIFAR_LAYOUT)
+    root = find_root(request.config, CIFAR_LAYOUT)
     folder = root if (root / "test_batch.bin").is_file() else root / "cifar-10-batches-bin"
     if folder.is_dir():
-        image_NCHW, labels_N = _read_cifar_records(config, folder, split)
+        image_NCHW, labels_N = _read_cifar_records(request, folder)
     elif (root / "cifar-10-batches-py").is_dir():
-        image_NCHW, labels_N = _read_cifar_pickles(root, split)
+        image_NCHW, labels_N = _read_cifar_pickles(root, request.split)
     else:
-        raise missing(config, root, CIFAR_LAYOUT)
-    return _in_memory(config, split, image_NCHW, labels_N, CIFAR_CLASSES, seed)
+        raise missing(request.config, root, CIFAR_LAYOUT)
+    return _in_memory(request, image_NCHW, labels_N, CIFAR_CLASSES)
 
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
@@ -71,20 +71,20 @@ def read_idx(path: Path, num_axes: int) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape).copy()
 
 
-def _find(config: DatasetConfig, root: Path, name: str) -> Path:
+def _find(request: DatasetRequest, root: Path, name: str) -> Path:
     for folder in (root, root / "raw", root / "FashionMNIST" / "raw"):
         for candidate in (folder / name, folder / f"{name}.gz"):
             if candidate.is_file():
                 return candidate
-    raise missing(config, root, FASHION_LAYOUT)
+    raise missing(request.config, root, FASHION_LAYOUT)
 
 
-def _read_cifar_records(config: DatasetConfig, folder: Path, split: str) -> tuple[Tensor, np.ndarray]:
-    names = [f"data_batch_{number}.bin" for number in range(1, 6)] if split == "train" else ["test_batch.bin"]
+def _read_cifar_records(request: DatasetRequest, folder: Path) -> tuple[Tensor, np.ndarray]:
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)] if request.split == "train" else ["test_batch.bin"]
     parts = []
     for path in (folder / name for name in names):
         if not path.is_file():
-            raise missing(config, path, CIFAR_LAYOUT)
+            raise missing(request.config, path, CIFAR_LAYOUT)
         content = np.fromfile(path, dtype=np.uint8)
         if not len(content) or len(content) % _CIFAR_RECORD:
             raise ValueError(
@@ -106,18 +106,10 @@ def _read_cifar_pickles(root: Path, split: str) -> tuple[Tensor, np.ndarray]:
 
 
 def _in_memory(
-    config: DatasetConfig, split: str, image_NCHW: Tensor, labels_N: np.ndarray, classes: tuple[str, ...], seed: int
+    request: DatasetRequest, image_NCHW: Tensor, labels_N: np.ndarray, classes: tuple[str, ...]
 ) -> ImageDataset:
     if len(image_NCHW) != len(labels_N) or (len(labels_N) and labels_N.max() >= len(classes)):
-        raise ValueError(f"{config.name} ({split}): {len(image_NCHW)} images and {len(labels_N)} labels do not fit")
-    _, resolution = config.style_and_resolution()
-    return MemoryDataset(
-        config.name,
-        split,
-        resize_all(image_NCHW, resolution),
-        labels_N,
-        classes,
-        seed=seed,
-        hflip=bool(config.hflip),
-        random_shift=config.random_shift,
-    )
+        raise ValueError(
+            f"{request.name} ({request.split}): {len(image_NCHW)} images and {len(labels_N)} labels do not fit"
+        )
+    return MemoryDataset(request, resize_all(image_NCHW, request.resolution), labels_N, classes)

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from data.config import DatasetConfig
 from data.dataset import ImageDataset, stratified_split
 from data.images.memory_dataset import MemoryDataset, resize_all
+from data.request import DatasetRequest
 
 _LEVELS = 16  # grey levels run from 0 to 16
 _VAL_FRACTION = 0.2
 
 
-def build_digits(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_digits(request: DatasetRequest) -> ImageDataset:
     """Digits resized to the wanted side; every class is split 80/20 (or by val_fraction) into train and val."""
     from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
 
     raw = load_digits()
-    train, val = stratified_split(raw.target, config.val_fraction or _VAL_FRACTION, config.split_seed)
-    chosen = train if split == "train" else val
+    train, val = stratified_split(raw.target, request.config.val_fraction or _VAL_FRACTION, request.config.split_seed)
+    chosen = train if request.split == "train" else val
     grey_N1HW = torch.from_numpy(raw.images[chosen]).unsqueeze(1).mul(255 / _LEVELS).round().to(torch.uint8)
-    _, resolution = config.style_and_resolution()
     return MemoryDataset(
-        "digits",
-        split,
-        resize_all(grey_N1HW, resolution),
+        request,
+        resize_all(grey_N1HW, request.resolution),
         raw.target[chosen],
         [str(name) for name in raw.target_names],
-        seed=seed,
-        hflip=bool(config.hflip),
-        random_shift=config.random_shift,
     )

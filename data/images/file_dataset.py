@@ -17,10 +17,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from data.config import DatasetConfig
 from data.dataset import ImageDataset
 from data.images.transforms import NUM_DRAWS, Pipeline
 from data.noise import uniforms
+from data.request import DatasetRequest
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _CROP_STREAM = 0x4350  # keeps crops apart from every other use of the same seed
@@ -111,18 +111,16 @@ class ReplacingDataset(ImageDataset):
 
     def __init__(
         self,
-        config: DatasetConfig,
-        split: str,
+        request: DatasetRequest,
         resolution: int,
         source: Encoded,
         labels_N: np.ndarray,
         class_names: Sequence[str],
-        seed: int,
     ) -> None:
         assert len(source) == len(labels_N)
-        super().__init__(config.name, split, resolution, class_names, labels_N, seed)
+        super().__init__(request.name, request.split, resolution, class_names, labels_N, request.seed)
         self.source, self.groups = source, getattr(source, "groups", None)
-        self.max_corrupt = config.max_corrupt
+        self.max_corrupt = request.config.max_corrupt
         self.corrupt_N = torch.zeros(len(labels_N), dtype=torch.uint8).share_memory_()
 
     def corrupt_count(self) -> int:
@@ -160,17 +158,11 @@ class FileDataset(ReplacingDataset):
     """
 
     def __init__(
-        self,
-        config: DatasetConfig,
-        split: str,
-        source: Encoded,
-        labels_N: np.ndarray,
-        class_names: Sequence[str],
-        seed: int,
+        self, request: DatasetRequest, source: Encoded, labels_N: np.ndarray, class_names: Sequence[str]
     ) -> None:
-        style, resolution = config.style_and_resolution()
-        super().__init__(config, split, resolution, source, labels_N, class_names, seed)
-        self.pipeline, self.max_image_pixels = Pipeline(style, resolution, config.hflip), config.max_image_pixels
+        super().__init__(request, request.resolution, source, labels_N, class_names)
+        self.pipeline = Pipeline(request.crop, request.resolution, request.config.hflip)
+        self.max_image_pixels = request.config.max_image_pixels
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         draws_BK: Iterable[np.ndarray | None] = [None] * len(index_B)

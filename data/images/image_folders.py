@@ -10,6 +10,7 @@ import numpy as np
 from data.config import DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
 from data.images.file_dataset import Chosen, FileDataset, PackedPaths, holds_image, list_images
+from data.request import DatasetRequest
 from data.roots import find_root, missing
 
 IMAGENET_LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG"
@@ -18,40 +19,44 @@ FOLDER_LAYOUT = "images, or one folder of images per class, directly or in train
 _FFHQ_TRAINING_IMAGES = 60_000
 
 
-def build_imagenet(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_imagenet(request: DatasetRequest) -> ImageDataset:
     """ImageNet's two folders; the sorted class folders (WordNet ids) give the usual 1000 labels."""
-    return _presplit(config, find_root(config, IMAGENET_LAYOUT), split, seed, IMAGENET_LAYOUT)
+    return _presplit(request, find_root(request.config, IMAGENET_LAYOUT), IMAGENET_LAYOUT)
 
 
-def build_folder(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
-    """Any images. Folders train/ and val/ are the splits; without them val_fraction of each class is held out."""
-    root = find_root(config, FOLDER_LAYOUT)
+def build_folder(request: DatasetRequest) -> ImageDataset:
+    """Any images. Folders train/ and val/ are the splits; without them val_fraction of each class is held out.
+
+    Nothing is known about them, so they are cropped as ImageNet's (the short side to R, a random or centre R x R crop,
+    mirrored in training) unless dataset.transforms and dataset.hflip say otherwise.
+    """
+    config, root = request.config, find_root(request.config, FOLDER_LAYOUT)
     if (root / "train").is_dir() and (root / "val").is_dir():
-        return _presplit(config, root, split, seed, FOLDER_LAYOUT)
+        return _presplit(request, root, FOLDER_LAYOUT)
     paths, labels_N, class_names = scan_classes(config, root, FOLDER_LAYOUT)
     train_N, val_N = stratified_split(labels_N, config.val_fraction or VAL_FRACTION, config.split_seed)
-    chosen = train_N if split == "train" else val_N
+    chosen = train_N if request.split == "train" else val_N
     source = Chosen(PackedPaths(root, paths), chosen)
-    return FileDataset(config, split, source, labels_N[chosen], class_names, seed)
+    return FileDataset(request, source, labels_N[chosen], class_names)
 
 
-def build_ffhq(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_ffhq(request: DatasetRequest) -> ImageDataset:
     """FFHQ without labels: images 0 to 59,999 are for training, the others for validation.
 
     The number is the file's name; where names are not numbers, the place in sorted order.
     """
-    root = find_root(config, FFHQ_LAYOUT)
+    root = find_root(request.config, FFHQ_LAYOUT)
     paths = list_images(root)
     stems = [Path(path).stem for path in paths]
     if len(set(stems)) < len(stems):
         raise ValueError(f"ffhq: {root} holds several images of one name; point dataset.root at one size of the images")
     numbers_N = np.array([int(stem) for stem in stems] if all(map(str.isdecimal, stems)) else range(len(stems)))
     training_N = numbers_N < _FFHQ_TRAINING_IMAGES
-    chosen = np.flatnonzero(training_N if split == "train" else ~training_N)
+    chosen = np.flatnonzero(training_N if request.split == "train" else ~training_N)
     if not len(chosen):
-        raise missing(config, f"the {split} split of {root}", FFHQ_LAYOUT)
+        raise missing(request.config, f"the {request.split} split of {root}", FFHQ_LAYOUT)
     source = PackedPaths(root, [paths[number] for number in chosen])
-    return FileDataset(config, split, source, np.zeros(len(chosen)), [config.name], seed)
+    return FileDataset(request, source, np.zeros(len(chosen)), [request.name])
 
 
 def scan_classes(
@@ -76,12 +81,12 @@ def scan_classes(
     return paths, np.array([number[name] for name in folder_N], dtype=np.int64), class_names
 
 
-def _presplit(config: DatasetConfig, root: Path, split: str, seed: int, layout: str) -> ImageDataset:
-    known = None
+def _presplit(request: DatasetRequest, root: Path, layout: str) -> ImageDataset:
+    split, known = request.split, None
     if split == "val" and (root / "train").is_dir():
         known = sorted(entry.name for entry in os.scandir(root / "train") if _is_class_folder(entry)) or None
-    paths, labels_N, class_names = scan_classes(config, root / split, layout, known)
-    return FileDataset(config, split, PackedPaths(root / split, paths), labels_N, class_names, seed)
+    paths, labels_N, class_names = scan_classes(request.config, root / split, layout, known)
+    return FileDataset(request, PackedPaths(root / split, paths), labels_N, class_names)
 
 
 def _is_class_folder(entry: os.DirEntry[str]) -> bool:

@@ -12,37 +12,35 @@ from typing import Any
 
 import numpy as np
 
-from data.config import DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
 from data.images.file_dataset import Chosen, Encoded, FileDataset, PackedPaths, list_images
+from data.request import DatasetRequest
 from data.roots import find_root, missing
 
-_FILE_STEMS = {"lsun-church": "church_outdoor", "lsun-bedroom": "bedroom", "lsun-cat": "cat"}
 
-
-def build_lsun(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
-    """One LSUN category without labels.
+def build_lsun(request: DatasetRequest, *, stem: str) -> ImageDataset:
+    """One LSUN category without labels; `stem` begins the names of its databases.
 
     In order of preference: the databases <stem>_train_lmdb and <stem>_val_lmdb, one database <stem> (as `cat` comes),
     two folders of images; from one database, or images in one place, val_fraction of them is held out.
     """
-    stem = _FILE_STEMS[config.name]
+    split = request.split
     layout = f"{stem}_train_lmdb/ and {stem}_val_lmdb/, or folders of images train/ and val/, or images"
-    root = find_root(config, layout)
+    root = find_root(request.config, layout)
     if (root / f"{stem}_{split}_lmdb").is_dir():
-        return _whole(config, split, LmdbImages(root / f"{stem}_{split}_lmdb"), seed)
+        return _whole(request, LmdbImages(root / f"{stem}_{split}_lmdb"))
     if (root / stem / "data.mdb").is_file():
-        return _held_out(config, split, LmdbImages(root / stem), seed)
+        return _held_out(request, LmdbImages(root / stem))
     for train, val in ((f"{stem}_train", f"{stem}_val"), ("train", "val")):
         if (root / train).is_dir() and (root / val).is_dir():
             folder = root / (train if split == "train" else val)
-            return _whole(config, split, _images(config, folder, layout), seed)
-    return _held_out(config, split, _images(config, root, layout), seed)
+            return _whole(request, _images(request, folder, layout))
+    return _held_out(request, _images(request, root, layout))
 
 
-def _images(config: DatasetConfig, folder: Path, layout: str) -> PackedPaths:
+def _images(request: DatasetRequest, folder: Path, layout: str) -> PackedPaths:
     if not (paths := list_images(folder)):
-        raise missing(config, folder, layout)
+        raise missing(request.config, folder, layout)
     return PackedPaths(folder, paths)
 
 
@@ -92,11 +90,11 @@ def _open_lmdb(path: str) -> Any:
     return lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
 
 
-def _whole(config: DatasetConfig, split: str, source: Encoded, seed: int) -> ImageDataset:
-    return FileDataset(config, split, source, np.zeros(len(source), dtype=np.int64), [config.name], seed)
+def _whole(request: DatasetRequest, source: Encoded) -> ImageDataset:
+    return FileDataset(request, source, np.zeros(len(source), dtype=np.int64), [request.name])
 
 
-def _held_out(config: DatasetConfig, split: str, source: Encoded, seed: int) -> ImageDataset:
-    labels_N = np.zeros(len(source), dtype=np.int64)
+def _held_out(request: DatasetRequest, source: Encoded) -> ImageDataset:
+    config, labels_N = request.config, np.zeros(len(source), dtype=np.int64)
     train_N, val_N = stratified_split(labels_N, config.val_fraction or VAL_FRACTION, config.split_seed)
-    return _whole(config, split, Chosen(source, train_N if split == "train" else val_N), seed)
+    return _whole(request, Chosen(source, train_N if request.split == "train" else val_N))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.dataset import ImageDataset
 from data.noise import uniforms
+from data.request import DatasetRequest
 
 _AUGMENT_STREAM = 0x4155  # keeps augmentation apart from every other use of the same seed
 _RESIZE_CHUNK = 4096  # images per float copy while resizing
@@ -25,20 +26,12 @@ class MemoryDataset(ImageDataset):
     in_memory = True
 
     def __init__(
-        self,
-        name: str,
-        split: str,
-        image_NCHW: Tensor,
-        labels_N: np.ndarray,
-        class_names: Sequence[str],
-        *,
-        seed: int = 0,
-        hflip: bool = False,
-        random_shift: int = 0,
+        self, request: DatasetRequest, image_NCHW: Tensor, labels_N: np.ndarray, class_names: Sequence[str]
     ) -> None:
         assert image_NCHW.dtype == torch.uint8 and len(image_NCHW) == len(labels_N)
-        super().__init__(name, split, image_NCHW.shape[-1], class_names, labels_N, seed)
-        self.image_NCHW, self.hflip, self.random_shift = image_NCHW.contiguous(), hflip, random_shift
+        super().__init__(request.name, request.split, image_NCHW.shape[-1], class_names, labels_N, request.seed)
+        self.image_NCHW = image_NCHW.contiguous()
+        self.hflip, self.random_shift = bool(request.config.hflip), request.config.random_shift
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         chosen_B = torch.from_numpy(index_B)

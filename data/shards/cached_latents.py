@@ -19,6 +19,7 @@ from torch import Tensor
 from data.config import DatasetConfig
 from data.dataset import ImageDataset
 from data.images.file_dataset import ReplacingDataset
+from data.request import DatasetRequest
 from data.shards.shard_dataset import ShardSamples, join, load_indexes, root_of
 from data.shards.shard_files import is_remote, local_path
 from data.shards.shard_index import CODES, COND, LATENT
@@ -41,19 +42,20 @@ class LatentDataset(ReplacingDataset):
         contents: `latent` or `codes`.
     """
 
-    def __init__(self, config: DatasetConfig, split: str, manifest: dict[str, Any], seed: int) -> None:
+    source: ShardSamples
+
+    def __init__(self, request: DatasetRequest, manifest: dict[str, Any]) -> None:
+        config = request.config
         root = root_of(config, LAYOUT)
         places = [join(root, shard["name"]) for shard in manifest["shards"]]
         indexes = load_indexes(places, config)
         labels_N = np.concatenate([index.label_N for index in indexes])
         super().__init__(
-            config,
-            split,
+            request,
             manifest["resolution"],
             ShardSamples(places, indexes, config),
             labels_N,
             manifest["class_names"],
-            seed,
         )
         self.manifest, self.crops = manifest, manifest["crops"]
         self.contents = "latent" if "latent" in manifest["contents"] else "codes"
@@ -99,15 +101,13 @@ class LatentDataset(ReplacingDataset):
         return array
 
 
-def build_latents(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_latents(request: DatasetRequest) -> ImageDataset:
     """A split of a folder (or URL) that `extract_codes.py` wrote."""
-    return LatentDataset(config, split, _manifest(config, split), seed)
+    return LatentDataset(request, _manifest(request.config, request.split))
 
 
-def image_config(config: DatasetConfig) -> DatasetConfig:
-    """The data set whose images a config is about: for latents the one they were made from, else itself."""
-    if config.name != LATENTS:
-        return config
+def source_of_latents(config: DatasetConfig) -> DatasetConfig:
+    """The data set of the images that latents were made from."""
     known = {field.name for field in fields(DatasetConfig)}
     return DatasetConfig(
         **{name: value for name, value in _manifest(config, "train")["dataset"].items() if name in known}

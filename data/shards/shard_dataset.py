@@ -21,6 +21,7 @@ from data.config import SPLITS, DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
 from data.images.file_dataset import FileDataset
 from data.order import Groups
+from data.request import DatasetRequest
 from data.roots import ENVIRONMENT, find_root
 from data.shards.shard_files import ShardFiles, default_cache, filesystem, is_remote, load_index, local_path
 from data.shards.shard_index import CAPTION, FIELDS, IMAGE, NO_LABEL, ShardIndex
@@ -88,8 +89,18 @@ class ShardSamples:
 class CaptionedShards(FileDataset):
     """Images of shards with captions, one a line of `txt`. Batches also hold `cond`: caption token ids (B, L)."""
 
-    def __init__(self, *args: object, tokenizer: CaptionTokenizer) -> None:
-        super().__init__(*args)
+    source: ShardSamples
+    tokenizer: CaptionTokenizer
+
+    def __init__(
+        self,
+        request: DatasetRequest,
+        source: ShardSamples,
+        labels_N: np.ndarray,
+        class_names: Sequence[str],
+        tokenizer: CaptionTokenizer,
+    ) -> None:
+        super().__init__(request, source, labels_N, class_names)
         self.tokenizer = tokenizer
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
@@ -111,12 +122,12 @@ class CaptionedShards(FileDataset):
         return self.source.field(index, CAPTION).decode("utf-8", "replace").strip().splitlines() or [""]
 
 
-def build_shards(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
+def build_shards(request: DatasetRequest) -> ImageDataset:
     """A split of a folder of shards with manifest; or of any shards, by the `train` and `val` in their names.
 
     Where only training shards, or shards of no split, are there, val_fraction of every class is held out.
     """
-    root = root_of(config)
+    config, split, root = request.config, request.split, root_of(request.config)
     is_folder = isinstance(root, str) and not root.endswith(".tar") and "{" not in root
     manifest = read_manifest(root, split) if is_folder else None
     if manifest is not None:
@@ -125,7 +136,7 @@ def build_shards(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
         places = [join(root, shard["name"]) for shard in manifest["shards"]]
         indexes = load_indexes(places, config)
         samples, labels_N = ShardSamples(places, indexes, config), _labels(indexes, root)
-        return _dataset(config, split, samples, labels_N, manifest["class_names"], seed)
+        return _dataset(request, samples, labels_N, manifest["class_names"])
     by_split = _by_split(expand(root), root)
     indexes = {name: load_indexes(places, config) for name, places in by_split.items()}
     labels = {name: _labels(found, root) for name, found in indexes.items()}
@@ -139,7 +150,7 @@ def build_shards(config: DatasetConfig, split: str, seed: int) -> ImageDataset:
         labels_N = labels["train"][chosen_N]
     else:
         raise _missing(root)
-    return _dataset(config, split, samples, labels_N, class_names, seed)
+    return _dataset(request, samples, labels_N, class_names)
 
 
 def root_of(config: DatasetConfig, layout: str = LAYOUT) -> str | list[str]:
@@ -221,19 +232,14 @@ def _labels(indexes: Sequence[ShardIndex], root: str | Sequence[str]) -> np.ndar
 
 
 def _dataset(
-    config: DatasetConfig,
-    split: str,
-    samples: ShardSamples,
-    labels_N: np.ndarray,
-    class_names: Sequence[str],
-    seed: int,
+    request: DatasetRequest, samples: ShardSamples, labels_N: np.ndarray, class_names: Sequence[str]
 ) -> ImageDataset:
     if labels_N.max() >= len(class_names):
         raise ValueError(f"shards: label {labels_N.max()} is none of the {len(class_names)} classes of the manifest")
-    arguments = (config, split, samples, labels_N, class_names, seed)
+    config = request.config
     if (config.tokenizer or config.txt_tok_name) is None or (samples.size_NF[:, CAPTION] < 0).all():
-        return FileDataset(*arguments)
-    return CaptionedShards(*arguments, tokenizer=find_tokenizer(config))
+        return FileDataset(request, samples, labels_N, class_names)
+    return CaptionedShards(request, samples, labels_N, class_names, find_tokenizer(config))
 
 
 def _missing(root: str | Sequence[str]) -> FileNotFoundError:

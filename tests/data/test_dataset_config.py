@@ -6,7 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from data import DatasetConfig, build_dataset
-from data.config import DATASET_TYPES
+from data.build import DATASETS, dataset_request
+from data.images.transforms import Pipeline
+from data.request import DatasetRow
 
 
 @pytest.mark.parametrize(
@@ -26,9 +28,8 @@ from data.config import DATASET_TYPES
     ],
 )
 def test_style_and_resolution(settings, expected):
-    config = DatasetConfig(**settings)
-    config.validate()
-    assert config.style_and_resolution() == expected
+    request = dataset_request(DatasetConfig(**settings), "train")
+    assert (request.crop, request.resolution) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_unknown_split():
 def test_every_type_can_be_built_or_says_which_files_it_wants(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RQ_DATA_ROOT", raising=False)
-    for name in DATASET_TYPES:
+    for name in DATASETS:
         config = DatasetConfig(type=name, resolution=16, num_samples=4)
         if name in ("digits", "synthetic", "synthetic-pairs"):
             assert build_dataset(config, "val").resolution == 16
@@ -76,4 +77,27 @@ def test_config_is_an_omegaconf_schema():
     schema = OmegaConf.structured(DatasetConfig)
     loaded = OmegaConf.to_object(OmegaConf.merge(schema, {"type": "ffhq", "transforms": {"type": "ffhq256x256"}}))
     assert isinstance(loaded, DatasetConfig)
-    assert loaded.style_and_resolution() == ("ffhq", 256)
+    request = dataset_request(loaded, "val")
+    assert (request.crop, request.resolution) == ("ffhq", 256)
+
+
+def test_every_data_set_says_how_it_is_cropped():
+    """Where the config does not: no data set gets the crops of another one because it was forgotten in a list."""
+    crops = {name: row.crop for name, row in DATASETS.items()}
+    drawn_or_held = ("digits", "fashion-mnist", "cifar10", "synthetic", "synthetic-pairs")
+    assert crops == {
+        **dict.fromkeys(drawn_or_held, "none"),
+        **dict.fromkeys(("imagenet", "folder", "shards"), "imagenet"),
+        **dict.fromkeys(("lsun-church", "lsun-bedroom", "lsun-cat"), "lsun"),
+        **dict.fromkeys(("cc3m", "coco", "caption-folder"), "dalle"),
+        "ffhq": "ffhq",
+        "latents": "stored",
+    }
+    assert {name for name, row in DATASETS.items() if row.resolution is not None} == set(drawn_or_held)
+    for name in set(crops) - {"latents"}:
+        assert dataset_request(DatasetConfig(type=name, resolution=8), "train").crop == crops[name]
+        assert Pipeline(crops[name], 8).style == crops[name]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'crop'"):
+        DatasetRow(build_dataset)
+    with pytest.raises(AssertionError, match="'squares' is no crop style"):
+        Pipeline("squares", 8)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
+from data.build import dataset_request
 from data.captions.captioned_dataset import CaptionTable
 from data.images.transforms import Pipeline
 from data.tokenizers.bpe_training import train_bpe
@@ -62,7 +63,8 @@ def test_cc3m_lists(tokenizer, tmp_path):
     assert batch["cond"][1].tolist() == [0] * LENGTH and batch["cond"][3].min() > 0
     assert _decoded(tokenizer, val) == ["the val dog"] and _decoded(tokenizer, train)[2] == "ünï 😀 cat"
     config = DatasetConfig(dataset="cc3m", image_resolution=256, transforms="dalle-vqvae")  # the published keys
-    assert (config.name, config.style_and_resolution()) == ("cc3m", ("dalle", 256))
+    request = dataset_request(config, "train")
+    assert (request.name, request.crop, request.resolution) == ("cc3m", "dalle", 256)
 
 
 def test_cc3m_lists_that_are_wrong(tokenizer, tmp_path):

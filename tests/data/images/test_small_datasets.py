@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data import DatasetConfig, build_dataset
-from data.captions.shape_grammar import BACKGROUNDS, CAPTION_LENGTH, caption_text, caption_vocabulary, tokenize_caption
+from data.captions.shape_grammar import BACKGROUNDS, CAPTION_LENGTH, shape_caption, shape_tokenizer, shape_vocabulary
 from data.images.binary_formats import CIFAR_CLASSES, FASHION_CLASSES
 from data.images.memory_dataset import augment, resize_all
 
@@ -205,7 +205,7 @@ def test_cifar10_python_version_goes_through_torchvision(tmp_path, monkeypatch):
 def test_synthetic_shapes_match_their_labels_and_captions():
     train, val = _pair(type="synthetic", resolution=32, num_samples=200)
     assert (len(train), len(val), train.num_classes) == (200, 20, 8)
-    vocabulary = caption_vocabulary()
+    vocabulary = shape_vocabulary()
     assert vocabulary[0] == "<pad>" and len(set(vocabulary)) == len(vocabulary) == 27
     captions = train.captions(range(200))
     assert len(set(captions)) > 100 and set(captions) != set(val.captions(range(20)))
@@ -251,15 +251,15 @@ def test_synthetic_images_keep_their_content_at_any_size():
 
 
 def test_caption_tokens_are_padded_and_checked():
-    text = caption_text("small", "red", "ring", "navy")
+    text = shape_caption("small", "red", "ring", "navy")
     assert text == "a small red ring on a navy background"
-    tokens = tokenize_caption(text, 10)
+    tokens = shape_tokenizer(10).encode(text)
     assert tokens[8:] == [0, 0] and tokens[0] == tokens[5]
     longer = build_dataset(DatasetConfig(type="synthetic", context_length=11, num_samples=4), "train")
     assert longer[0]["cond"].shape == (11,)
     with pytest.raises(ValueError, match="caption word 'purple' is unknown"):
-        tokenize_caption("a purple ring")
-    with pytest.raises(ValueError, match=f"has {CAPTION_LENGTH} words, more than context_length 3"):
-        tokenize_caption(text, 3)
+        shape_tokenizer().encode("a purple ring")
+    with pytest.raises(ValueError, match=f"has {CAPTION_LENGTH + 1} words, more than context_length {CAPTION_LENGTH}"):
+        shape_tokenizer().encode(f"{text} a")
     with pytest.raises(ValueError, match="context_length 5 is too short"):
         build_dataset(DatasetConfig(type="synthetic", context_length=5), "train")

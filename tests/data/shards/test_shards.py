@@ -223,7 +223,7 @@ def test_missing_shards_labels_and_wrong_patterns(folder, tmp_path):
         with pytest.raises(ValueError, match=message):
             build_dataset(DatasetConfig(**{"type": "shards", "root": "x", "resolution": 8} | settings), "train")
     with pytest.raises(ValueError, match="only shards take a list"):
-        DatasetConfig(type="folder", root=["a"], resolution=8).validate()
+        build_dataset(DatasetConfig(type="folder", root=["a"], resolution=8), "train")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import tokenizers as hf
 import torch
 
-from data.captions.shape_grammar import caption_tokenizer, caption_vocabulary, tokenize_caption
+from data.captions.shape_grammar import shape_tokenizer, shape_vocabulary
 from data.tokenizers.__main__ import main as tokenizers_main
 from data.tokenizers.__main__ import parse as tokenizers_parse
 from data.tokenizers.bpe import BPETokenizer
@@ -229,10 +229,11 @@ def test_saving_and_loading(byte_bpe, char_pair, clip_file, tmp_path):
 
 
 def test_words_are_a_tokenizer_too(tmp_path):
-    tokenizer = caption_tokenizer(10)
+    tokenizer = shape_tokenizer(10)
     text = "a small red circle on a navy background"
-    assert tokenizer.encode(text, 3) == tokenize_caption(text, 10) and tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.vocab_size == len(caption_vocabulary()) and tokenizer.encode("") == [0] * 10
+    assert tokenizer.encode(text, 3) == tokenizer.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text) == [*(shape_vocabulary().index(word) for word in text.split()), 0, 0]
+    assert tokenizer.vocab_size == len(shape_vocabulary()) and tokenizer.encode("") == [0] * 10
     loaded = load_tokenizer(tokenizer.save(tmp_path))
     assert isinstance(loaded, WordTokenizer) and loaded.encode(text) == tokenizer.encode(text)
     assert load_tokenizer(tmp_path, 12).encode("a") == [1] + [0] * 11
