@@ -50,7 +50,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "compat": {"arithmetic", "codebooks", "wrappers", "methods"},
     },
     "rqvae": {"losses": set()},
-    "rqtransformer": {"native": set(), "pretrained": {"native"}},
+    "rqtransformer": {"native": set(), "fast": {"native"}, "decoding": {"native", "fast"}, "pretrained": set()},
     "data": {
         "tokenizers": set(),
         "images": set(),
