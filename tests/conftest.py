@@ -7,6 +7,7 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from tests.golden_files import GoldenSet, published_keys
+from tests.ranks import run_on_ranks
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -37,6 +39,19 @@ def golden_keys() -> dict:
 def _fixed_torch_seed() -> None:
     """A test's random inputs do not depend on which tests ran before it in the same process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def on_ranks(tmp_path_factory) -> Callable[..., list[Any]]:
+    """`on_ranks(work, *args, number=2)`: what work(rank, *args) returns on each rank of a gloo group.
+
+    With `join=False` the processes only find the variables of a launcher and join by themselves.
+    """
+
+    def start(work: Callable[..., Any], *args: object, **options: Any) -> list[Any]:
+        return run_on_ranks(work, *args, folder=tmp_path_factory.mktemp("ranks"), **options)
+
+    return start
 
 
 @pytest.fixture

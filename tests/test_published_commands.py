@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import free_port
 from tests.published_workspace import COUNT, ROOT, environment, make_workspace, transformer_checkpoint
+from tests.ranks import free_port
 
 DOCUMENT = (ROOT / "docs" / "commands.md").read_text()
 LAUNCHERS = dict(re.findall(r'^(LAUNCH\w*)="(.*)"$', DOCUMENT, flags=re.MULTILINE))

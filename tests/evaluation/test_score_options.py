@@ -15,7 +15,6 @@ from evaluation.scores import metric_value, score_images
 from evaluation.statistics import statistics_of
 from runtime import distributed
 from tests.evaluation.pixel_features import PixelFeatures
-from tests.processes import free_port, start_processes
 
 NUM = 61
 KID = KernelSettings(subsets=4, subset_size=20, seed=1)
@@ -112,26 +111,12 @@ def test_ranks_and_batches_change_nothing(run_ranks, whole, world_size, batch_si
         assert line["num_images"] == NUM
 
 
-def _join(rank, port, folder):
-    import os
-
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
-    distributed.initialize(60, "gloo", device="cpu")
-    line = rank_line(rank, distributed.all_reduce_sum_, 2, 7)
-    (folder / f"{rank}.json").write_text(json.dumps(line))
-    distributed.shutdown()
+def line_of(rank):
+    return json.dumps(rank_line(rank, distributed.all_reduce_sum_, 2, 7))
 
 
-def test_two_processes_with_gloo(whole, tmp_path):
-    start_processes(_join, free_port(), tmp_path)
-    lines = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+def test_two_processes_with_gloo(whole, on_ranks):
+    lines = [json.loads(line) for line in on_ranks(line_of)]
     for line in lines:
         assert line["metrics"] == pytest.approx(whole["metrics"], rel=1e-9)
     assert lines[0]["metrics"] == lines[1]["metrics"]

@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.processes import children_of, free_port
+from tests.ranks import children_of, free_port, launcher_variables
 from tests.training.tiny_runs import (
     checkpoint_tensors,
     differing,
@@ -104,12 +104,12 @@ class Ranks:
     """
 
     def __init__(self, printed: Path, *flags: Any) -> None:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(RANKS)}
+        port = free_port()
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(["tests.training.tiny_runs", "torch.utils.tensorboard"])
         self.printed = [Path(f"{printed}.rank{rank}") for rank in range(RANKS)]
         self.processes = [
-            server.Process(target=run_rank, args=([str(flag) for flag in flags], place, rank, str(self.printed[rank])))
+            server.Process(target=run_rank, args=([str(flag) for flag in flags], port, rank, str(self.printed[rank])))
             for rank in range(RANKS)
         ]
         for process in self.processes:
@@ -142,9 +142,9 @@ class Ranks:
         return [(process.exitcode, _read(file)) for process, file in zip(self.processes, self.printed)]
 
 
-def run_rank(flags: list[str], place: dict[str, str], rank: int, printed: str) -> None:
+def run_rank(flags: list[str], port: int, rank: int, printed: str) -> None:
     """One rank: what `main_stage1.py` does."""
-    os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(launcher_variables(rank, RANKS), MASTER_PORT=str(port))
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own; the server's is inherited here
     torch.set_num_threads(1)
     with open(printed, "w") as file:

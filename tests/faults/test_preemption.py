@@ -8,15 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 
-from runtime import distributed
 from runtime.preemption import PREEMPTED_EXIT_CODE, Preempted, StopSignals
-from tests.processes import children_of, start_processes
+from tests.ranks import children_of
 from tests.training.tiny_runs import (
     REPOSITORY,
     checkpoint_tensors,
@@ -90,26 +87,19 @@ def test_outside_the_loop_signals_keep_their_meaning():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def _train_two_ranks(rank: int, folder: str, config: str) -> None:
-    """Rank 1 alone is told to stop, in the second step; the ranks ask each other every third step."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    env = distributed.DistEnv(rank, 2, rank, distributed.torch.device("cpu"), "gloo")
-    distributed.initialize = lambda *args, **kwargs: env
+def _train_two_ranks(rank: int, folder: str, config: str) -> bool:
+    """Rank 1 alone is told to stop, in the second step; the ranks ask each other every third step. Whether it did."""
     on_step = signalled(signal.SIGUSR1, 1) if rank == 1 else None
     try:
         train("stage1", "-m", config, "-r", f"{folder}/runs", on_step=on_step)
     except Preempted:
-        Path(folder, f"stopped{rank}").touch()
-    distributed.shutdown()
+        return True
+    return False
 
 
-def test_all_ranks_stop_at_the_same_step(tmp_path):
+def test_all_ranks_stop_at_the_same_step(on_ranks, tmp_path):
     config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {"experiment.signal_steps": 3}))
-    start_processes(_train_two_ranks, str(tmp_path), str(config))
-    assert (tmp_path / "stopped0").exists()
-    assert (tmp_path / "stopped1").exists()
+    assert on_ranks(_train_two_ranks, str(tmp_path), str(config)) == [True, True]
     assert [path.name for path in complete_checkpoints(only_run(tmp_path / "runs"))] == ["step_00000003"]
 
 

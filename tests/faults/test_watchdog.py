@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from runtime import distributed
 from runtime.watchdog import Standing, Watchdog, describe
-from tests.processes import start_processes
 
 TIMEOUT = 2.0
 
 
 def _hang(rank: int, folder: str, sleeper: int) -> None:
     """Both ranks train; `sleeper` falls asleep in its third step and the other waits for it in a collective."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
 
     def stop(code: int) -> None:
         Path(folder, f"stop{rank}").write_text(str(code))
-        os._exit(0)  # what start_processes takes for success
+        os._exit(0)  # success for whoever started the ranks
 
     def report(line: str) -> None:
         Path(folder, f"report{rank}").write_text(line)
@@ -41,18 +35,16 @@ def _hang(rank: int, folder: str, sleeper: int) -> None:
 
 def _watch_a_sound_run(rank: int, folder: str) -> None:
     """Longer than the limit, but moving."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     with Watchdog(TIMEOUT, lambda line: Path(folder, "report").write_text(line)) as watchdog:
         for step in range(6):
             watchdog.beat(step, "training step")
             time.sleep(TIMEOUT / 4)
             distributed.all_reduce_sum_(torch.ones(1))
-    dist.barrier()
-    dist.destroy_process_group()
+    distributed.barrier()
 
 
-def test_the_sleeping_rank_is_named_first(tmp_path):
-    start_processes(_hang, str(tmp_path), 1)
+def test_the_sleeping_rank_is_named_first(on_ranks, tmp_path):
+    on_ranks(_hang, str(tmp_path), 1)
     report = (tmp_path / "report0").read_text()
     assert report.startswith("no progress for 2 s (experiment.hang_timeout): rank 1 stands at step 3 (training step)")
     assert "test_watchdog.py" in report.split(";")[0]
@@ -62,8 +54,8 @@ def test_the_sleeping_rank_is_named_first(tmp_path):
     assert not (tmp_path / "report1").exists(), "one rank speaks"
 
 
-def test_a_slow_but_moving_run_goes_on(tmp_path):
-    start_processes(_watch_a_sound_run, str(tmp_path))
+def test_a_slow_but_moving_run_goes_on(on_ranks, tmp_path):
+    on_ranks(_watch_a_sound_run, str(tmp_path))
     assert not (tmp_path / "report").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import torch
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.rundir import new_run_dir
-from tests.processes import free_port, start_processes
+from tests.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -81,10 +80,8 @@ def test_the_published_default_of_world_size_means_the_launchers():
     assert distributed.initialize(device="cpu", world_size=-1, node_rank=-1, local_rank=0).world_size == 1
 
 
-def use_every_collective(rank: int, port: int, folder: str) -> None:
-    """One rank of two: writes down what it saw."""
-    variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in variables.items()})
+def use_every_collective(rank: int, folder: str) -> dict[str, object]:
+    """One rank of two: what it saw."""
     env = distributed.initialize(timeout=60, device="cpu")
     seen = {
         "env": [env.rank, env.world_size, env.backend, env.is_main, env.is_distributed],
@@ -106,13 +103,11 @@ def use_every_collective(rank: int, port: int, folder: str) -> None:
     except (ZeroDivisionError, UserError) as error:
         seen["failure"] = f"{type(error).__name__}: {error}"
     distributed.barrier()
-    distributed.shutdown()
-    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(seen))
+    return seen
 
 
-def test_two_processes_agree(tmp_path):
-    start_processes(use_every_collective, free_port(), str(tmp_path))
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+def test_two_processes_agree(on_ranks, tmp_path):
+    first, second = on_ranks(use_every_collective, str(tmp_path), join=False)
     assert first.pop("env") == [0, 2, "gloo", True, True]
     assert second.pop("env") == [1, 2, "gloo", False, True]
     assert first.pop("failure") == "ZeroDivisionError: division by zero"

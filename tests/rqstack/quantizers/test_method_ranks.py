@@ -4,13 +4,9 @@ State covers k-means start, updates, restarts, steps of a codebook's own optimiz
 micro-batch, so that the mean of their losses and gradients (what data parallelism takes) is that of the joint batch.
 """
 
-from datetime import timedelta
-
 import pytest
 import torch
-import torch.distributed as dist
 
-from tests.processes import start_processes
 from tests.rqstack.quantizers.quantizer_methods import DIM, METHODS, OF_MAPS, make
 
 ALL = METHODS | OF_MAPS
@@ -45,19 +41,13 @@ def train(name, rank, world):
     return states, torch.stack(codes), torch.stack(losses), torch.stack(inputs), gradients, quantizer.restart_counts()
 
 
-def worker(rank, world, folder):
-    torch.set_num_threads(1)
-    rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world, timeout=timedelta(seconds=100))
-    torch.save({name: train(name, rank, world) for name in ALL}, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+def results(rank, world):
+    return {name: train(name, rank, world) for name in ALL}
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    start_processes(worker, 2, str(folder))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks(on_ranks):
+    return on_ranks(results, 2)
 
 
 def close(actual, expected, name):

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from rqstack.quantizers import LookupFreeQuantizer
 from rqstack.quantizers.methods.latent_quantization import LatentQuantizer
 from rqstack.quantizers.methods.scalar_perturbation import ScalarPerturbationQuantizer
-from tests.processes import start_processes
 
 ROWS = 10
 SHARES = {1: [10], 2: [4, 6]}  # rows per rank
@@ -51,18 +49,9 @@ def results(rank, world):
     return {name: joint_term(name, rank, world) for name in QUANTIZERS}, latent_values(rank, world)
 
 
-def worker(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(results(rank, 2), f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    start_processes(worker, str(folder))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks(on_ranks):
+    return on_ranks(results, 2)
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,7 +11,6 @@ from rqstack.quantizers.usage import CodeUsage
 from rqvae.losses.adversarial import adaptive_weight
 from rqvae.losses.average import TermAverage
 from rqvae.losses.normalization import ActNorm, SyncBatchNorm
-from tests.processes import start_processes
 
 SPLIT = 3  # ranks get 3 and 5 of 8 images: counts differ, means are not means of means
 
@@ -40,12 +37,10 @@ def perturbed(norm: nn.Module) -> nn.Module:
     return norm
 
 
-def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def results(rank: int) -> dict[str, dict[str, Tensor]]:
     mine = slice(0, SPLIT) if rank == 0 else slice(SPLIT, None)
     x, weight = batch()[mine], batch().flip(1).sin()[mine]
-    results = {"sync": run_norm(perturbed(SyncBatchNorm(4)), x, weight), "act": run_norm(ActNorm(4), x, weight)}
+    found = {"sync": run_norm(perturbed(SyncBatchNorm(4)), x, weight), "act": run_norm(ActNorm(4), x, weight)}
     usage = CodeUsage(2, 8)
     usage.update(torch.arange(16).view(8, 2)[mine] % 8)
     average = TermAverage()
@@ -57,13 +52,12 @@ def rank_main(rank: int, folder: str) -> None:
         dist.all_reduce(grads)
         return grads.div_(2)
 
-    results["other"] = {
+    found["other"] = {
         "counts": usage.reduce().counts_DK,
         "average": average.mean()["loss"],
         "weight": adaptive_weight(*toy_losses(layer, half), layer, reduce=mean_over_ranks),
     }
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 def toy_losses(layer: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,10 +66,8 @@ def toy_losses(layer: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
-    folder: Path = tmp_path_factory.mktemp("two_ranks")
-    start_processes(rank_main, str(folder))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def ranks(on_ranks) -> list[dict[str, dict[str, Tensor]]]:
+    return on_ranks(results)
 
 
 @pytest.mark.parametrize(("kind", "norm_class"), [("sync", nn.BatchNorm2d), ("act", ActNorm)])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from torch.distributed.fsdp import fully_shard
 from runtime import distributed
 from runtime.atomic import sha256_of_file
 from runtime.errors import UserError
-from tests.processes import free_port, start_processes
 from training.checkpoints import checkpoint_directories, checkpoint_storage
 from training.checkpoints.checkpoint import CheckpointWriter, load_checkpoint, restore_checkpoint, save_checkpoint
 from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
@@ -25,28 +22,6 @@ from training.checkpoints.state_tree import encode, is_sharded
 from training.optimization.optimizer import allocate_optimizer_state
 
 QUIET = {"report": lambda line: None}
-
-
-def on_ranks(number: int, work: Callable[..., None], *args: object) -> None:
-    """Runs work(rank, *args) in a process group of `number` processes."""
-    start_processes(_join_and, number, free_port(), work, *args, number=number)
-
-
-def _join_and(rank: int, number: int, port: int, work: Callable[..., None], *args: object) -> None:
-    variables = {
-        "RANK": rank,
-        "WORLD_SIZE": number,
-        "LOCAL_RANK": rank,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(value) for name, value in variables.items()})
-    torch.set_num_threads(1)
-    distributed.initialize(timeout=60, device="cpu")
-    try:
-        work(rank, *args)
-    finally:
-        distributed.shutdown()
 
 
 class Run:
@@ -136,8 +111,8 @@ def load_into_fresh(rank: int, folder: str, sharded: bool) -> None:
 
 
 @pytest.mark.parametrize("sharded", [True, False])
-def test_what_two_ranks_wrote_is_read_by_any_number_sharded_or_not(sharded, tmp_path):
-    on_ranks(2, save_trained, str(tmp_path), sharded)
+def test_what_two_ranks_wrote_is_read_by_any_number_sharded_or_not(on_ranks, sharded, tmp_path):
+    on_ranks(save_trained, str(tmp_path), sharded)
     (path,) = complete_checkpoints(tmp_path)
     files = [load_file(path / f"rank_0000{rank}.safetensors") for rank in (0, 1)]
     moments = [f"update/optimizer.state.{index}.{name}" for index in (0, 1) for name in ("exp_avg", "exp_avg_sq")]
@@ -147,15 +122,15 @@ def test_what_two_ranks_wrote_is_read_by_any_number_sharded_or_not(sharded, tmp_
     load_into_fresh(0, str(tmp_path), False)
     loaded = load_checkpoint(tmp_path)
     assert_is_trained(encode({"model": loaded["model"], "update": loaded["update"]})[1])
-    on_ranks(2, load_into_fresh, str(tmp_path), not sharded)
+    on_ranks(load_into_fresh, str(tmp_path), not sharded)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 3, 4])
-def test_more_ranks_than_wrote_it(number, tmp_path):
-    on_ranks(2, save_trained, str(tmp_path), True)
-    on_ranks(number, load_into_fresh, str(tmp_path), True)
-    on_ranks(number, load_into_fresh, str(tmp_path), False)
+def test_more_ranks_than_wrote_it(on_ranks, number, tmp_path):
+    on_ranks(save_trained, str(tmp_path), True)
+    on_ranks(load_into_fresh, str(tmp_path), True, number=number)
+    on_ranks(load_into_fresh, str(tmp_path), False, number=number)
 
 
 def save_replicas(rank: int, folder: str) -> None:
@@ -164,8 +139,8 @@ def save_replicas(rank: int, folder: str) -> None:
     save_checkpoint(Path(folder) / "checkpoints", 1, {"x": {**large, "statistics": statistics}})
 
 
-def test_replicas_are_spread_over_ranks_and_statistics_are_those_of_rank_0(tmp_path):
-    on_ranks(2, save_replicas, str(tmp_path))
+def test_replicas_are_spread_over_ranks_and_statistics_are_those_of_rank_0(on_ranks, tmp_path):
+    on_ranks(save_replicas, str(tmp_path))
     path = tmp_path / "checkpoints" / "step_00000001"
     names = [set(load_file(path / f"rank_0000{rank}.safetensors")) for rank in (0, 1)]
     assert names[0] & names[1] == set()
@@ -195,8 +170,8 @@ def _full_disk(tensors: object, path: object) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-def test_a_full_disk_of_one_rank_ends_all_at_the_same_step(asynchronous, tmp_path):
-    on_ranks(2, fail_on_rank_1, str(tmp_path), asynchronous)
+def test_a_full_disk_of_one_rank_ends_all_at_the_same_step(on_ranks, asynchronous, tmp_path):
+    on_ranks(fail_on_rank_1, str(tmp_path), asynchronous)
     for rank in (0, 1):
         line = (tmp_path / f"said{rank}").read_text()
         assert line.startswith(f"cannot write {tmp_path}/step_00000002: rank 1: ") and "No space left" in line
@@ -213,12 +188,12 @@ def find_among_damaged(rank: int, folder: str) -> None:
     Path(folder, f"found{rank}").write_text(json.dumps([found.name, len(hashed), said]))
 
 
-def test_ranks_share_the_hashing_and_agree_on_the_checkpoint(tmp_path):
+def test_ranks_share_the_hashing_and_agree_on_the_checkpoint(on_ranks, tmp_path):
     for step in (1, 2):
         save_checkpoint(tmp_path / "checkpoints", step, {"x": {"value": torch.tensor(step)}})
     with open(tmp_path / "checkpoints/step_00000002/rank_00000.safetensors", "r+b") as file:
         file.write(b"\x01")
-    on_ranks(2, find_among_damaged, str(tmp_path))
+    on_ranks(find_among_damaged, str(tmp_path))
     found = [json.loads((tmp_path / f"found{rank}").read_text()) for rank in (0, 1)]
     assert [entry[0] for entry in found] == ["step_00000001"] * 2
     assert found[0][2] == found[1][2] and "rank_00000.safetensors" in found[0][2][0]
@@ -238,7 +213,7 @@ def first_format(directory: Path) -> None:
     (directory / "COMPLETE").touch()
 
 
-def test_the_first_format_is_read_whole_and_sharded(tmp_path):
+def test_the_first_format_is_read_whole_and_sharded(on_ranks, tmp_path):
     first_format(tmp_path / "checkpoints" / "step_00000002")
     load_into_fresh(0, str(tmp_path), False)
-    on_ranks(2, load_into_fresh, str(tmp_path), True)
+    on_ranks(load_into_fresh, str(tmp_path), True)

@@ -6,16 +6,13 @@ noise.
 
 from __future__ import annotations
 
-import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from data.order import TrainOrder
-from runtime import distributed
-from tests.processes import free_port, start_processes
 from tests.training.tiny_runs import (
     metrics_without_time,
     only_run,
@@ -44,30 +41,22 @@ PLAN = {
 }
 
 
-def train_on(number: int, *flags: object, stop: int | None = None) -> None:
-    """Trains in `number` processes, to the end or until optimizer step `stop`."""
-    start_processes(_train_one, number, free_port(), [str(flag) for flag in flags], stop, number=number)
+@pytest.fixture(scope="module")
+def train_on(on_ranks) -> Callable[..., None]:
+    """`train_on(number, *flags, stop=None)` trains in so many processes, to the end or until optimizer step `stop`."""
+
+    def start(number: int, *flags: object, stop: int | None = None) -> None:
+        on_ranks(_train_one, [str(flag) for flag in flags], stop, number=number, join=False)
+
+    return start
 
 
-def _train_one(rank: int, number: int, port: int, flags: list[str], stop: int | None) -> None:
-    variables = {
-        "RANK": rank,
-        "WORLD_SIZE": number,
-        "LOCAL_RANK": rank,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(value) for name, value in variables.items()})
-    torch.set_num_threads(1)
-    torch.cuda.is_available = lambda: False
-    try:
-        train("stage2", *flags) if stop is None else train_until(stop, "stage2", *flags)
-    finally:
-        distributed.shutdown()
+def _train_one(rank: int, flags: list[str], stop: int | None) -> None:
+    train("stage2", *flags) if stop is None else train_until(stop, "stage2", *flags)
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory) -> Path:
+def started(train_on, tmp_path_factory) -> Path:
     """A run of two DDP ranks to its end, with a checkpoint after every second step."""
     folder = tmp_path_factory.mktemp("started")
     tokenizer = train("stage1", "-m", write_config(folder / "stage1.yaml", stage1()), "-r", folder).run_dir
@@ -108,7 +97,7 @@ def test_on_one_rank(started, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_ddp_to_fsdp_and_back(started, tmp_path):
+def test_from_ddp_to_fsdp_and_back(train_on, started, tmp_path):
     run_dir = resumed(started, tmp_path)
     train_on(2, "--resume", "-l", run_dir, "experiment.parallel=fsdp", stop=SAVED + 2)
     assert len(list((run_dir / f"checkpoints/step_{SAVED + 2:08d}").glob("rank_*.safetensors"))) == 2
@@ -117,7 +106,7 @@ def test_from_ddp_to_fsdp_and_back(started, tmp_path):
 
 
 @pytest.mark.slow
-def test_on_the_same_ranks_bit_for_bit(started, tmp_path):
+def test_on_the_same_ranks_bit_for_bit(train_on, started, tmp_path):
     run_dir = resumed(started, tmp_path)
     train_on(2, "--resume", "-l", run_dir)
     assert losses(run_dir) == losses(started)
@@ -125,7 +114,7 @@ def test_on_the_same_ranks_bit_for_bit(started, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_on_four_ranks(parallel, started, tmp_path):
+def test_on_four_ranks(train_on, parallel, started, tmp_path):
     run_dir = resumed(started, tmp_path)
     train_on(4, "--resume", "-l", run_dir, f"experiment.parallel={parallel}")
     assert_goes_on_like(started, run_dir)

@@ -13,13 +13,13 @@ import pytest
 from runtime.errors import UserError
 from runtime.runlog import read_metrics
 from sampling.trained_models import read_metadata, resolve_checkpoint
+from tests.training.rank_cases import RankCase, train_cases
 from tests.training.tiny_runs import (
     REPOSITORY,
     checkpoint_tensors,
     differing,
     metrics_without_time,
     only_run,
-    script,
     session,
     stage1,
     stage2,
@@ -236,7 +236,7 @@ def test_wrong_settings_are_one_line(settings, says, cache, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_processes_score_like_one(first, second, cache, tmp_path):
+def test_two_processes_score_like_one(on_ranks, first, second, cache, tmp_path):
     """Images are shared out and sums added up. Only scores after the same number of equal steps can be compared, so
     the runs start from trained weights and do not move."""
     still = {"optimizer.init_lr": 0.0, "optimizer.weight_decay": 0.0, "arch.ema": None, "experiment.max_steps": 1}
@@ -246,19 +246,10 @@ def test_two_processes_score_like_one(first, second, cache, tmp_path):
         books = {"arch.hparams.decay": 1 - 1e-12, "arch.hparams.restart_unused_codes": False}
         frozen = still | (books if stage == "stage1" else {})
         config = write_config(tmp_path / f"{stage}.yaml", build(scored(cache, num_images=SAMPLES - 5) | frozen))
-        cases.append({"name": stage, "stage": stage, "flags": ["-m", str(config), *flags]})
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    script(
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--standalone",
-        "tests/training/rank_driver.py",
-        tmp_path / "cases.json",
-        tmp_path / "both",
-    )
+        cases.append(RankCase(stage, stage, ("-m", str(config), *flags)))
+    on_ranks(train_cases, cases, str(tmp_path / "both"))
     for case in cases:
-        alone = train(case["stage"], *case["flags"], "-r", tmp_path / "alone" / case["name"]).run_dir
-        both = only_run(tmp_path / "both" / case["name"] / "runs")
+        alone = train(case.stage, *case.flags, "-r", tmp_path / "alone" / case.name).run_dir
+        both = only_run(tmp_path / "both" / case.name / "runs")
         assert scores_of(both)[1] == pytest.approx(scores_of(alone)[1], rel=1e-5)
         assert (both / "snapshots" / "best").is_dir()

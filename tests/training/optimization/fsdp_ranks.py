@@ -76,35 +76,17 @@ INITIAL = {
 ALONE = DistEnv(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="none")
 
 
-def join(rank: int, port: int, number: int) -> DistEnv:
-    """One gloo group per process; the sessions of all cases use it."""
-    variables = {
-        "RANK": rank,
-        "WORLD_SIZE": number,
-        "LOCAL_RANK": rank,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(value) for name, value in variables.items()})
-    torch.set_num_threads(1)
-    env = distributed.initialize(timeout=120, device="cpu")
-    distributed.initialize = lambda *args, **kwargs: env
-    return env
-
-
-def train_cases(rank: int, port: int, names: list[str], tokenizer: str, folder: str) -> None:
+def train_cases(rank: int, names: list[str], tokenizer: str, folder: str) -> None:
     """The work of one of two ranks."""
-    join(rank, port, number=2)
     for name in names:
         run = start(name, "fsdp", tokenizer, Path(folder))
         assert is_sharded(run.stage.parallel)
         train_case(run, name, Path(folder))
-    distributed.shutdown()
 
 
-def build_all(rank: int, port: int, folder: str) -> None:
+def build_all(rank: int, folder: str) -> None:
     """Builds every model of `INITIAL` on one of two ranks, and measures how."""
-    env = join(rank, port, number=2)
+    env = distributed.initialize()
     for name, changes in INITIAL.items():
         model = build(changes, "fsdp", env)
         save_if_main(gather_to_main(model.state_dict(), env.is_main), Path(folder) / f"initial-{name}.safetensors")
@@ -112,7 +94,6 @@ def build_all(rank: int, port: int, folder: str) -> None:
     (Path(folder) / f"sizes{rank}.json").write_text(json.dumps(sizes))
     for first, second in (("none", "fsdp"), ("fsdp", "none"), ("fsdp", "fsdp")):
         check_state_moves(trained(first, env, seed=1), trained(second, env, seed=2))
-    distributed.shutdown()
 
 
 @dataclass

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.processes import free_port, start_processes
 from tests.training.optimization import fsdp_ranks
 from tests.training.optimization.fsdp_ranks import ALONE, COMPILED, INITIAL, build, start, train_case
 from tests.training.tiny_runs import REPOSITORY, differing, session, stage1, stage2, train, write_config
@@ -29,9 +28,9 @@ def result(folder: Path, name: str) -> tuple[dict, dict[str, torch.Tensor]]:
     return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
 
 
-def check_like_one_process(names: list[str], tokenizer: Path, folder: Path) -> None:
+def check_like_one_process(on_ranks, names: list[str], tokenizer: Path, folder: Path) -> None:
     """Trains cases on two ranks and in this process, and compares all they have."""
-    start_processes(fsdp_ranks.train_cases, free_port(), names, str(tokenizer), str(folder))
+    on_ranks(fsdp_ranks.train_cases, names, str(tokenizer), str(folder))
     for name in names:
         ours, state = result(folder, name)
         train_case(start(name, "none", str(tokenizer), folder), name, folder)
@@ -55,27 +54,27 @@ def check_same_state(state: dict[str, torch.Tensor], expected: dict[str, torch.T
             torch.testing.assert_close(tensor, expected[key], rtol=0, atol=tolerance, msg=lambda text, key=key: key)
 
 
-def test_two_ranks_train_like_one_process_for_20_steps(tokenizer, tmp_path):
-    check_like_one_process(["published"], tokenizer, tmp_path)
+def test_two_ranks_train_like_one_process_for_20_steps(on_ranks, tokenizer, tmp_path):
+    check_like_one_process(on_ranks, ["published"], tokenizer, tmp_path)
     losses, _ = zip(*result(tmp_path, "published")[0]["losses"])
     assert len(losses) == 20
     assert losses[-1] < 0.95 * losses[0], "the curve must move, or the equality says little"
 
 
-def test_accumulation_recomputing_and_bf16_on_two_ranks(tokenizer, tmp_path):
-    check_like_one_process(["accumulated-text", "bf16-own-tables"], tokenizer, tmp_path)
+def test_accumulation_recomputing_and_bf16_on_two_ranks(on_ranks, tokenizer, tmp_path):
+    check_like_one_process(on_ranks, ["accumulated-text", "bf16-own-tables"], tokenizer, tmp_path)
 
 
 @pytest.mark.slow
-def test_compiled_blocks_on_two_ranks(tokenizer, tmp_path):
-    check_like_one_process([COMPILED], tokenizer, tmp_path)
+def test_compiled_blocks_on_two_ranks(on_ranks, tokenizer, tmp_path):
+    check_like_one_process(on_ranks, [COMPILED], tokenizer, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
+def built(on_ranks, tmp_path_factory) -> Path:
     """Every model of `INITIAL`, built by two ranks."""
     folder = tmp_path_factory.mktemp("built")
-    start_processes(fsdp_ranks.build_all, free_port(), str(folder))
+    on_ranks(fsdp_ranks.build_all, str(folder))
     return folder
 
 
@@ -93,10 +92,10 @@ def test_no_rank_holds_more_than_its_shares_and_one_block(built):
 
 
 @pytest.mark.parametrize("world_size", [8, 64])
-def test_the_largest_published_model_fits_its_share(world_size, tmp_path):
+def test_the_largest_published_model_fits_its_share(on_ranks, world_size, tmp_path):
     """Shares of 3.8 billion parameters, without memory for any of them."""
     config = CONFIGS / "imagenet256/stage2/in256-rqtransformer-8x8x4-3800M.yaml"
-    start_processes(fsdp_ranks.account, world_size, str(config), str(tmp_path), number=1)
+    on_ranks(fsdp_ranks.account, world_size, str(config), str(tmp_path), number=1)
     sizes = json.loads((tmp_path / f"{world_size}.json").read_text())
     assert sizes["whole"] == 4 * 3_822_488_064
     assert sizes["shares"] == sizes["whole"] // world_size, "even to the last byte"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from runtime import distributed
 from runtime.distributed import DistEnv
-from tests.processes import free_port, start_processes
 from training.optimization.parallel import check_parallel, no_sync, unwrap, wrap
 
 ALONE = DistEnv(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="none")
@@ -58,11 +54,8 @@ def test_a_frozen_model_is_not_wrapped():
     assert wrap(model, two) is model
 
 
-def train_one_rank(rank: int, port: int, folder: str) -> None:
-    variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in variables.items()})
-    torch.set_num_threads(1)
-    env = distributed.initialize(timeout=60, device="cpu")
+def train_one_rank(rank: int) -> dict[str, Tensor]:
+    env = distributed.initialize()
     model = build(seed=rank)
     parallel = wrap(model, env)
     assert unwrap(parallel) is model
@@ -78,13 +71,11 @@ def train_one_rank(rank: int, port: int, folder: str) -> None:
     model.codebook.fill_(float(rank))
     parallel(mine)
     seen["codebook after"] = model.codebook.clone()
-    distributed.shutdown()
-    save_file(seen, Path(folder) / f"rank{rank}.safetensors")
+    return seen
 
 
-def test_two_ranks_have_the_gradients_of_the_joint_batch(tmp_path):
-    start_processes(train_one_rank, free_port(), str(tmp_path))
-    first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
+def test_two_ranks_have_the_gradients_of_the_joint_batch(on_ranks):
+    first, second = on_ranks(train_one_rank)
     alone = build(seed=0)
     output = alone(BATCH_NC)
     (output.mean() + output.square().mean()).backward()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.processes import free_port
+from tests.ranks import free_port
+from tests.training.rank_cases import RankCase, train_cases
 from tests.training.tiny_runs import (
     GAN,
     checkpoint_tensors,
@@ -81,8 +81,8 @@ def write_case(folder: Path, name: str, batch_size: int) -> Path:
     return write_config(folder / f"{name}.yaml", config)
 
 
-def flags(config: Path, stage: str, tokenizer: Path) -> list[str]:
-    return ["-m", str(config), *(["-v", str(tokenizer)] if stage == "stage2" else [])]
+def flags(config: Path, stage: str, tokenizer: Path) -> tuple[str, ...]:
+    return ("-m", str(config), *(("-v", str(tokenizer)) if stage == "stage2" else ()))
 
 
 @pytest.fixture(scope="module")
@@ -92,36 +92,31 @@ def tokenizer(tmp_path_factory) -> Path:
     return train("stage1", "-m", write_config(folder / "stage1.yaml", stage1()), "-r", folder).run_dir
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """All cases trained by two processes: what each ends with, and the folder with a run directory for each case."""
+
+    tensors: list[dict[str, dict[str, torch.Tensor]]]
+    folder: Path
+
+    def run_dir(self, name: str) -> Path:
+        return only_run(self.folder / name / "runs")
+
+
 @pytest.fixture(scope="module")
-def ranks(tokenizer, tmp_path_factory) -> Path:
-    """All cases trained by two processes, in one launch."""
-    folder = tmp_path_factory.mktemp("ranks")
+def ranks(on_ranks, tokenizer, tmp_path_factory) -> Ranks:
+    folder = tmp_path_factory.mktemp("cases")
     cases = []
     for name, (stage, _) in (CASES | ALONE_DIFFERS).items():
         config = write_case(folder, name, batch_size=4)
-        cases.append({"name": name, "stage": stage, "flags": flags(config, stage, tokenizer)})
+        cases.append(RankCase(name, stage, flags(config, stage, tokenizer)))
     for name, batch_size in ACCUMULATED.items():
         config = write_case(folder / "accumulated", name, batch_size)
         stage = CASES[name][0]
-        cases.append({"name": f"{name}-accumulated", "stage": stage, "flags": flags(config, stage, tokenizer)})
-    for case in [case for case in cases if case["name"] in ALONE_DIFFERS]:
-        resumed = {"name": f"{case['name']}-resumed", "flags": [*case["flags"], "experiment.save_steps=2"], "stop": 3}
-        cases.append(case | resumed)
-    (folder / "cases.json").write_text(json.dumps(cases))
-    script(
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--standalone",
-        "tests/training/rank_driver.py",
-        folder / "cases.json",
-        folder,
-    )
-    return folder
-
-
-def rank_tensors(folder: Path, rank: int) -> dict[str, torch.Tensor]:
-    return load_file(folder / f"rank{rank}.safetensors")
+        cases.append(RankCase(f"{name}-accumulated", stage, flags(config, stage, tokenizer)))
+    for case in [case for case in cases if case.name in ALONE_DIFFERS]:
+        cases.append(RankCase(f"{case.name}-resumed", case.stage, (*case.flags, "experiment.save_steps=2"), stop=3))
+    return Ranks(on_ranks(train_cases, cases, str(folder)), folder)
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -143,11 +138,11 @@ def assert_same_metrics(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize("name", [*CASES, *ALONE_DIFFERS, *(f"{name}-accumulated" for name in ACCUMULATED)])
 def test_both_ranks_hold_the_same_state(name, ranks):
-    ours, theirs = rank_tensors(ranks / name, 0), rank_tensors(ranks / name, 1)
+    ours, theirs = ranks.tensors[0][name], ranks.tensors[1][name]
     # batch statistics of plain BatchNorm belong to a rank; nothing reads them in training
     differ = [key for key in differing(ours, theirs) if ".running_" not in key]
     assert differ == []
-    assert differing(ours, checkpoint_tensors(only_run(ranks / name / "runs") / f"checkpoints/step_{STEPS:08d}")) == []
+    assert differing(ours, checkpoint_tensors(ranks.run_dir(name) / f"checkpoints/step_{STEPS:08d}")) == []
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -155,11 +150,11 @@ def test_two_ranks_equal_one_process_on_the_joint_batch(name, ranks, tokenizer, 
     stage = CASES[name][0]
     alone = train(stage, *flags(write_case(tmp_path, name, GLOBAL_BATCH), stage, tokenizer), "-r", tmp_path).run_dir
     ends = checkpoint_tensors(alone / f"checkpoints/step_{STEPS:08d}")
-    assert_close(rank_tensors(ranks / name, 0), ends)
-    assert_same_metrics(only_run(ranks / name / "runs"), alone)
+    assert_close(ranks.tensors[0][name], ends)
+    assert_same_metrics(ranks.run_dir(name), alone)
     if name in ACCUMULATED:
-        assert_close(rank_tensors(ranks / f"{name}-accumulated", 1), ends)
-        assert_same_metrics(only_run(ranks / f"{name}-accumulated" / "runs"), alone)
+        assert_close(ranks.tensors[1][f"{name}-accumulated"], ends)
+        assert_same_metrics(ranks.run_dir(f"{name}-accumulated"), alone)
 
 
 @pytest.mark.parametrize("name", ACCUMULATED)
@@ -177,10 +172,10 @@ def test_micro_steps_equal_one_large_batch(name, tokenizer, tmp_path):
 @pytest.mark.parametrize("name", ALONE_DIFFERS)
 def test_two_ranks_resume_bit_for_bit(name, ranks):
     for rank in (0, 1):
-        straight, resumed = rank_tensors(ranks / name, rank), rank_tensors(ranks / f"{name}-resumed", rank)
+        straight, resumed = ranks.tensors[rank][name], ranks.tensors[rank][f"{name}-resumed"]
         # rank 1's own batch statistics are not saved; nothing reads them in training
         assert [key for key in differing(straight, resumed) if rank == 0 or ".running_" not in key] == []
-    straight, resumed = (only_run(ranks / case / "runs") for case in (name, f"{name}-resumed"))
+    straight, resumed = (ranks.run_dir(case) for case in (name, f"{name}-resumed"))
     assert metrics_without_time(straight) == metrics_without_time(resumed)
 
 
@@ -190,7 +185,7 @@ def test_codebooks_were_restarted_and_moved(ranks, tmp_path):
     first = train("stage1", "-m", start, "-r", tmp_path, "experiment.max_steps=1").run_dir
     early = checkpoint_tensors(first / "checkpoints/step_00000001")
     weight = "model/quantizer.codebooks.0.weight"
-    moved = (rank_tensors(ranks / "deferred", 0)[weight] - early[weight]).abs().amax(dim=1)
+    moved = (ranks.tensors[0]["deferred"][weight] - early[weight]).abs().amax(dim=1)
     assert (moved > 1e-3).sum() > len(moved) // 2
 
 
@@ -205,7 +200,7 @@ def test_entry_scripts_run_under_both_launchers(stage, launcher, ranks, tokenize
     printed = script("-m", launcher, "--nproc_per_node=2", f"--master_port={free_port()}", watch, *command)
     run_dir = only_run(tmp_path / "runs")
     ends = checkpoint_tensors(run_dir / f"checkpoints/step_{STEPS:08d}")
-    assert differing(ends, rank_tensors(ranks / name, 0)) == []
-    assert metrics_without_time(run_dir) == metrics_without_time(only_run(ranks / name / "runs"))
+    assert differing(ends, ranks.tensors[0][name]) == []
+    assert metrics_without_time(run_dir) == metrics_without_time(ranks.run_dir(name))
     assert printed.count("ends with threads") == (2 if Path("/proc/self/task").is_dir() else 0)
     assert "gloo" not in printed, "a thread of the process group outlives it and may abort the process at its exit"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +10,7 @@ import torch
 from data import DatasetConfig, build_dataset, eval_loader
 from rqtransformer import RQTransformer, RQTransformerConfig
 from rqvae import RQVAE, RQVAEConfig
-from runtime import distributed
 from runtime.precision import Precision
-from tests.processes import free_port, start_processes
 from training.stages.validation import CodeCounts, validate_stage1, validate_stage2
 
 CPU = torch.device("cpu")
@@ -105,19 +101,12 @@ def test_no_bottleneck_has_errors_but_no_usage():
     assert not [name for name in metrics if "perplexity" in name]
 
 
-def validate_one_rank(rank: int, port: int, folder: str) -> None:
-    variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in variables.items()})
-    torch.set_num_threads(1)
-    distributed.initialize(timeout=60, device="cpu")
-    results = [both_stages(rank, 2, limit=limit) for limit in (1, 7)]
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    distributed.shutdown()
+def validate_one_rank(rank: int) -> list[dict[str, object]]:
+    return [both_stages(rank, 2, limit=limit) for limit in (1, 7)]
 
 
-def test_two_ranks_equal_one_even_if_one_has_no_image(tmp_path):
-    start_processes(validate_one_rank, free_port(), str(tmp_path))
+def test_two_ranks_equal_one_even_if_one_has_no_image(on_ranks):
     alone = [both_stages(limit=limit) for limit in (1, 7)]
-    for rank in range(2):
-        for ours, theirs in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, strict=True):
+    for results in on_ranks(validate_one_rank):
+        for ours, theirs in zip(results, alone, strict=True):
             assert_same(ours, theirs)

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from rqstack.quantizers import ResidualQuantizer
 from rqstack.quantizers.arithmetic import sync
-from tests.processes import start_processes
 
 SETTINGS = [
     {"num_codes": (16, 16), "shared": True, "restart_unused_codes": True, "codebook_update": "deferred"},
@@ -47,23 +45,17 @@ def train_without_accumulation(settings):
     return model.state_dict()
 
 
-def worker(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    results = [train(rank, world, settings) for settings in SETTINGS]
+def results(rank, world):
     assert sync.world_size() == world
     assert sync.rank() == rank
     gathered = sync.all_gather_rows(torch.tensor([rank + 1.0, 2.0])).tolist()
     assert gathered == [[1.0, 2.0], [2.0, 2.0]]
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return [train(rank, world, settings) for settings in SETTINGS]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    start_processes(worker, 2, str(folder))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks(on_ranks):
+    return on_ranks(results, 2)
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS)))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from rqstack.quantizers.compat.vector_quantize_pytorch import (
     GroupedResidualVQ,
@@ -10,7 +9,6 @@ from rqstack.quantizers.compat.vector_quantize_pytorch import (
     ResidualVQ,
     VectorQuantize,
 )
-from tests.processes import start_processes
 
 ADAM = dict(
     learnable_codebook=True,
@@ -77,19 +75,14 @@ def levels_kept(rank, kind, settings):
     return torch.tensor(kept)
 
 
-def worker(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+def results(rank, world):
     states = [train(rank, world, *setting) for setting in SETTINGS + APART]
-    torch.save((states, [levels_kept(rank, *setting) for setting in DROPOUT]), f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return states, [levels_kept(rank, *setting) for setting in DROPOUT]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    start_processes(worker, 2, str(folder))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks(on_ranks):
+    return on_ranks(results, 2)
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS)))

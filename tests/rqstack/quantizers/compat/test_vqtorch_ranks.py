@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from rqstack.quantizers.compat.vqtorch import GroupVectorQuant, ResidualVectorQuant, VectorQuant
-from tests.processes import start_processes
 
 ALTERNATING = {"beta": 1.0, "inplace_optimizer": lambda parameters: torch.optim.SGD(parameters, lr=2.0, momentum=0.9)}
 SETTINGS = [
@@ -27,18 +25,13 @@ def train(rank, world, layer, options):
     return quantizer.state_dict()
 
 
-def worker(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    torch.save([train(rank, world, *setting) for setting in SETTINGS], f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+def results(rank, world):
+    return [train(rank, world, *setting) for setting in SETTINGS]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    start_processes(worker, 2, str(folder))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks(on_ranks):
+    return on_ranks(results, 2)
 
 
 @pytest.mark.parametrize("case", range(len(SETTINGS)))

@@ -3,10 +3,8 @@ restarts and dropout."""
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from rqstack.quantizers import ResidualVectorQuantizer, RestartRule
-from tests.processes import start_processes
 
 RESTART = RestartRule(0.5, relative=True)
 SETTINGS = [
@@ -38,18 +36,13 @@ def train(rank, world, settings):
     return kept, dict(model.state_dict())
 
 
-def worker(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    torch.save([train(rank, world, settings) for settings in SETTINGS], f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+def results(rank, world):
+    return [train(rank, world, settings) for settings in SETTINGS]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    start_processes(worker, 2, str(folder))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks(on_ranks):
+    return on_ranks(results, 2)
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS)))

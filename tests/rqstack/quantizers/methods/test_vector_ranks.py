@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from rqstack.quantizers import ResidualQuantizer, RestartRule, VectorQuantizer, codebook_warmup
 from rqstack.quantizers.codebooks.affine import AffineRule
 from rqstack.quantizers.codebooks.learned import LearningRule
-from tests.processes import start_processes
 
 ADAM = LearningRule(inplace=lambda parameters: torch.optim.Adam(parameters, lr=0.05))
 SETTINGS = [
@@ -57,19 +55,13 @@ def warm(rank, world):
     return model.state_dict()
 
 
-def worker(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    results = [train(rank, world, settings) for settings in SETTINGS]
-    torch.save((results, warm(rank, world)), f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+def results(rank, world):
+    return [train(rank, world, settings) for settings in SETTINGS], warm(rank, world)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    start_processes(worker, 2, str(folder))
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+def two_ranks(on_ranks):
+    return on_ranks(results, 2)
 
 
 @pytest.mark.parametrize("index", range(len(SETTINGS)))
