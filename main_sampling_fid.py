@@ -7,7 +7,6 @@ any batch size and number of processes. FID is taken against the training split.
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -15,11 +14,15 @@ from evaluation.networks.class_judge import OWN_CLASSIFIER, build_judge
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.errors import UserError, exit_on_user_error
+from runtime.precision import Precision
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
+from sampling.conditions import ClassConditions
+from sampling.flags import add_sampling_flags, sampling_settings_from
 from sampling.image_files import save_images
+from sampling.picture_grids import keep_images, save_grid
 from sampling.rejection import RejectionPlan, RejectionSampler
-from sampling.sampler import ClassConditions, Sampler, add_sampling_flags, keep_images, sampling_facts, save_grid
+from sampling.sampler import Sampler
 from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
 from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
 from scoring.sample_scores import check_reference, count_samples, score_samples
@@ -58,20 +61,19 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def add_rejection(args: argparse.Namespace, sampler: Sampler, data: ScoringData) -> dict[str, Any]:
-    """Sets the sampler up for `--reject-keep`; returns what the result line says about it."""
+def find_rejection(args: argparse.Namespace, sampler: Sampler, data: ScoringData) -> RejectionSampler | None:
+    """What `--reject-keep` asks for."""
     if args.reject_keep is None:
-        return {}
+        return None
     num_classes = sampler.conditions.num
     if num_classes < 2:
         raise UserError("rejection sampling needs a class-conditional model: this one has no classes")
     plan = RejectionPlan(args.n_samples, num_classes, args.reject_keep)
     own = partial(data.features, argparse.Namespace(**{**vars(args), "features": OWN_CLASSIFIER}))
     judge = build_judge(
-        args.reject_model or OWN_CLASSIFIER, num_classes=num_classes, own_classifier=own, device=sampler.env.device
+        args.reject_model or OWN_CLASSIFIER, num_classes=num_classes, own_classifier=own, device=data.env.device
     )
-    sampler.reject = RejectionSampler(plan, sampler.draw, sampler.decode, judge, args.batch_size)
-    return {"reject_keep": args.reject_keep, "reject_model": judge.label, "candidates": len(plan.candidates())}
+    return RejectionSampler(plan, sampler, judge)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -93,9 +95,12 @@ def main(args: argparse.Namespace) -> None:
     )
     if stage2.config.block_size_cond > 1:
         raise UserError(f"{args.model_ar_path} is conditioned on text: sample it with main_sampling_txt2img.py")
-    sampler = Sampler(args, stage1, stage2, env, args.n_samples, ClassConditions(stage2.config.vocab_size_cond))
+    amp_dtype = Precision(args.precision, env.device).amp_dtype
+    conditions = ClassConditions(stage2.config.vocab_size_cond)
+    sampler = Sampler(stage1, stage2, conditions, sampling_settings_from(args), amp_dtype)
     data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=args.features_cache)
-    sampling = sampling_facts(sampler, args, **add_rejection(args, sampler, data))
+    rejection = find_rejection(args, sampler, data)
+    sampling = {**sampler.arguments, "ema": args.ema, **({} if rejection is None else rejection.facts())}
     extractor = data.features(args) if args.score else None
     if extractor is not None:
         metrics.check(extractor)
@@ -105,13 +110,19 @@ def main(args: argparse.Namespace) -> None:
         log.info(f"{args.n_samples} samples to {directory}, settings {sampling}")
         kept: dict[int, Tensor] = {}
         resolution = (stage1.config.ddconfig.resolution,) * 2
-        batches = keep_images(iter(sampler), kept)
+        if rejection is None:
+            batches = sampler.images(args.n_samples, env.rank, env.world_size)
+        else:
+            batches = rejection.images(env.rank, env.world_size)
+        batches = keep_images(batches, kept)
         batches = save_images(batches, directory, args.format, args.n_samples, resolution)
         if extractor is None:
-            count_samples(batches, sampler)
+            count_samples(batches, args.n_samples, env.device)
         else:
             knows_classes = extractor.recognises_labels and sampler.conditions.num == data.split("train").num_classes
-            line = score_samples(args, batches, data, extractor, sampler, directory, metrics, sampling, knows_classes)
+            line = score_samples(
+                args, batches, data, extractor, sampler, args.n_samples, directory, metrics, sampling, knows_classes
+            )
             if env.is_main:
                 write_result(directory / "result.json", line)
         save_grid(kept, log, directory)

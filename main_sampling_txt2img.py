@@ -24,9 +24,12 @@ from rqtransformer import RQTransformer
 from runtime import distributed
 from runtime.cli import build_parser
 from runtime.errors import UserError, exit_on_user_error
+from runtime.precision import Precision
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
+from sampling.flags import add_sampling_flags, sampling_settings_from
 from sampling.image_files import save_images
+from sampling.picture_grids import GRID_COLUMNS, GRID_IMAGES, keep_images, save_grid
 from sampling.prompts import (
     Prompts,
     caption_file,
@@ -37,15 +40,7 @@ from sampling.prompts import (
     tokenize,
 )
 from sampling.rejection import RejectionPlan, RejectionSampler
-from sampling.sampler import (
-    GRID_COLUMNS,
-    GRID_IMAGES,
-    Sampler,
-    add_sampling_flags,
-    keep_images,
-    sampling_facts,
-    save_grid,
-)
+from sampling.sampler import Sampler
 from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
 from scoring.clip_scoring import CLIP_METRIC, add_clip_flags, add_clip_score, line_without_reference, load_clip
 from scoring.metric_set import METRICS, MetricSet
@@ -185,8 +180,10 @@ def main(args: argparse.Namespace) -> None:
     )
     tokenizer = find_tokenizer(args.tokenizer, checkpoint, config.dataset, text_model(args, stage2).config)
     num_samples = len(prompts.captions) * args.num if args.prompt else args.n_samples or len(prompts.captions)
-    sampler = Sampler(args, stage1, stage2, env, num_samples, tokenize(prompts, tokenizer))
-    sampling = sampling_facts(sampler, args, **add_rejection(args, sampler, prompts, clip))
+    amp_dtype = Precision(args.precision, env.device).amp_dtype
+    sampler = Sampler(stage1, stage2, tokenize(prompts, tokenizer), sampling_settings_from(args), amp_dtype)
+    rejection = find_rejection(args, sampler, prompts, num_samples, clip)
+    sampling = {**sampler.arguments, "ema": args.ema, **({} if rejection is None else rejection.facts())}
     directory = new_run_dir(args.save_dir or directory_beside(checkpoint), "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
         log.info(f"{num_samples} samples of {len(prompts.captions)} captions to {directory}, settings {sampling}")
@@ -194,13 +191,18 @@ def main(args: argparse.Namespace) -> None:
             len(prompts.captions) if args.prompt else 1, args.num if args.prompt else num_samples, GRID_IMAGES
         )
         kept: dict[int, Tensor] = {}
-        batches = keep_images(iter(sampler), kept, set(order))
+        if rejection is None:
+            batches = sampler.images(num_samples, env.rank, env.world_size)
+        else:
+            batches = rejection.images(env.rank, env.world_size)
+        batches = keep_images(batches, kept, set(order))
         batches = save_images(batches, directory, args.format, num_samples, (stage1.config.ddconfig.resolution,) * 2)
         line = score(
             args,
             batches,
             data,
             sampler,
+            num_samples,
             prompts,
             directory,
             metrics,
@@ -222,6 +224,7 @@ def score(
     batches: Iterator[dict[str, Tensor]],
     data: ScoringData,
     sampler: Sampler,
+    num_samples: int,
     prompts: Prompts,
     directory: Path,
     metrics: MetricSet | None,
@@ -235,34 +238,32 @@ def score(
     if clip_score is not None:
         batches = clip_score.watch(batches, prompts.captions)
     if extractor is not None:
-        line = score_samples(args, batches, data, extractor, sampler, directory, metrics, sampling, False)
+        line = score_samples(args, batches, data, extractor, sampler, num_samples, directory, metrics, sampling, False)
     else:
-        count_samples(batches, sampler)
+        count_samples(batches, num_samples, data.env.device)
         if clip is None:
             return None
         line = line_without_reference(
             clip,
-            sampler.num_samples,
+            num_samples,
             seed=args.seed,
             sampling=sampling,
             checkpoint=weights_digest(sampler.stage2),
             tokenizer=weights_digest(sampler.stage1),
         )
     if clip_score is not None:
-        add_clip_score(line, clip_score, sampler.num_samples)
+        add_clip_score(line, clip_score, num_samples)
     return line | {"captions": prompts.facts(), "seconds": round(time.perf_counter() - started, 3)}
 
 
-def add_rejection(
-    args: argparse.Namespace, sampler: Sampler, prompts: Prompts, clip: ClipFeatures | None
-) -> dict[str, Any]:
-    """Sets the sampler up for `--reject-keep`; returns what the result line says about it."""
+def find_rejection(
+    args: argparse.Namespace, sampler: Sampler, prompts: Prompts, num_samples: int, clip: ClipFeatures | None
+) -> RejectionSampler | None:
+    """What `--reject-keep` asks for."""
     if args.reject_keep is None:
-        return {}
-    plan = RejectionPlan(sampler.num_samples, len(prompts.captions), args.reject_keep)
-    judge = CaptionJudge(clip, prompts.captions)
-    sampler.reject = RejectionSampler(plan, sampler.draw, sampler.decode, judge, args.batch_size)
-    return {"reject_keep": args.reject_keep, "reject_model": judge.label, "candidates": len(plan.candidates())}
+        return None
+    plan = RejectionPlan(num_samples, len(prompts.captions), args.reject_keep)
+    return RejectionSampler(plan, sampler, CaptionJudge(clip, prompts.captions))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Picture grids for the log: reconstructions from coarse to fine, and samples.
+"""Picture grids: reconstructions from coarse to fine, and samples of all ranks.
 
 Legend: B batch, C channels, H W image, D code depth.
 """
 
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +13,11 @@ from torchvision.utils import make_grid
 
 from evaluation.protocol import to_uint8
 from rqvae import RQVAE
+from runtime import distributed
+from runtime.runlog import RunLog
+
+GRID_IMAGES = 100
+GRID_COLUMNS = 10
 
 
 @torch.no_grad()
@@ -54,3 +60,40 @@ def uint8_grid(image_BCHW: Tensor, columns: int) -> Tensor:
 def save_image_file(image_CHW: Tensor, path: Path) -> None:
     """Writes one uint8 image, by the ending of the file name."""
     Image.fromarray(image_CHW.permute(1, 2, 0).contiguous().numpy()).save(path)
+
+
+def keep_images(
+    batches: Iterable[dict[str, Tensor]], kept: dict[int, Tensor], wanted: Collection[int] = range(GRID_IMAGES)
+) -> Iterator[dict[str, Tensor]]:
+    """Passes batches through and remembers the images of the preview grid, by sample number."""
+    for batch in batches:
+        for index, image_CHW in zip(batch["index"].tolist(), batch["image"], strict=True):
+            if index in wanted:
+                kept[index] = image_CHW.cpu()
+        yield batch
+
+
+def save_grid(
+    kept: dict[int, Tensor], log: RunLog, directory: Path, columns: int = GRID_COLUMNS, order: list[int] | None = None
+) -> None:
+    """Collects the preview images of all ranks and writes `samples.png`.
+
+    Args:
+        kept: sample number -> image, on every rank its own.
+        columns: images in a row.
+        order: sample numbers, row by row; None takes them in ascending order.
+    """
+    own = torch.tensor(sorted(kept), dtype=torch.long)
+    images = torch.stack([kept[index] for index in sorted(kept)]) if kept else None
+    index_N = torch.cat(distributed.gather_rows(own))
+    shapes = distributed.gather_objects(None if images is None else list(images.shape[1:]))
+    shape = next(shape for shape in shapes if shape is not None)
+    image_NCHW = torch.cat(
+        distributed.gather_rows(torch.empty(0, *shape, dtype=torch.uint8) if images is None else images)
+    )
+    if distributed.is_main():
+        row_of = {int(index): row for row, index in enumerate(index_N)}
+        rows = [row_of[index] for index in (sorted(row_of) if order is None else order)]
+        grid = uint8_grid(image_NCHW[rows], columns)
+        save_image_file(grid, directory / "samples.png")
+        log.log_images("samples", grid, 0)

@@ -19,7 +19,7 @@ from data.tokenizers.tokenizer_loading import find_tokenizer as tokenizer_named
 from rqtransformer import RQTransformerConfig
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError
-from sampling.sampler import CaptionConditions
+from sampling.conditions import CaptionConditions
 
 CAPTIONS_FILE = "captions.jsonl"
 
@@ -143,4 +143,4 @@ def tokenizer_of(dataset: DatasetConfig, arch: RQTransformerConfig, folder: Path
 
 def tokenize(prompts: Prompts, tokenizer: CaptionTokenizer) -> CaptionConditions:
     """Token ids (M, L) of all captions."""
-    return CaptionConditions(prompts.captions, tokenizer.encode_batch(prompts.captions))
+    return CaptionConditions(tokenizer.encode_batch(prompts.captions))

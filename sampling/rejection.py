@@ -11,8 +11,9 @@ rows with an acceptance rate).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from evaluation.networks.class_judge import ClassJudge
 from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
 from runtime import distributed
+from sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -83,23 +85,24 @@ class RejectionSampler:
     """Draws all candidates, judges them, and gives the finished images of those that are kept.
 
     Args:
-        draw: (numbers (B,), classes (B,)) -> codes (B, H, W, D).
-        decode: codes -> images in [-1, 1].
-        judge: scores uint8 images by their class.
+        sampler: draws and decodes; its conditions are the classes of the plan.
+        judge: how well uint8 images show their class.
     """
 
-    def __init__(
-        self,
-        plan: RejectionPlan,
-        draw: Callable[[Tensor, Tensor], Tensor],
-        decode: Callable[[Tensor], Tensor],
-        judge: ClassJudge,
-        batch_size: int,
-    ):
-        self.plan, self.draw, self.decode, self.judge, self.batch_size = plan, draw, decode, judge, batch_size
+    def __init__(self, plan: RejectionPlan, sampler: Sampler, judge: ClassJudge) -> None:
+        self.plan, self.sampler, self.judge = plan, sampler, judge
+        self.batch_size = sampler.settings.batch_size
 
-    def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:
-        """This rank's kept samples: `image` uint8 (B, C, H, W), `label` and `index` (B,). All ranks call it together.
+    def facts(self) -> dict[str, Any]:
+        """What a result line says about the choice."""
+        return {
+            "reject_keep": self.plan.keep,
+            "reject_model": self.judge.label,
+            "candidates": len(self.plan.candidates()),
+        }
+
+    def images(self, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:
+        """This rank's kept samples, as `Sampler.images` gives them. All ranks call it together.
 
         The codes of a rank's own candidates stay in memory until the choice is made (4 bytes per code).
         """
@@ -115,8 +118,9 @@ class RejectionSampler:
         for part in here.nonzero().squeeze(1).split(self.batch_size):
             if not len(part):
                 continue
-            image_BCHW = to_uint8(self.decode(codes_M[place[part]].long()))
-            yield {"image": image_BCHW, "label": chosen_N[part] % self.plan.num_classes, "index": index_N[part]}
+            image_BCHW = to_uint8(self.sampler.decode(codes_M[place[part]].long()))
+            class_B = chosen_N[part] % self.plan.num_classes
+            yield {"image": image_BCHW, self.sampler.conditions.key: class_B, "index": index_N[part]}
 
     def _judged(self, number_M: Tensor) -> tuple[Tensor, Tensor]:
         codes_M, scores = torch.empty(0, dtype=torch.int32), [torch.empty(0)]
@@ -125,8 +129,8 @@ class RejectionSampler:
             if not len(number_B):
                 continue
             label_B = number_B % self.plan.num_classes
-            codes_BHWD = self.draw(number_B, label_B)
-            scores.append(self.judge(to_uint8(self.decode(codes_BHWD)), label_B).float().cpu())
+            codes_BHWD = self.sampler.draw(number_B, label_B)
+            scores.append(self.judge(to_uint8(self.sampler.decode(codes_BHWD)), label_B).float().cpu())
             if not done:  # once, and filled in place: joining parts would need the memory twice
                 codes_M = torch.empty(len(number_M), *codes_BHWD.shape[1:], dtype=torch.int32)
             codes_M[done : done + len(number_B)] = codes_BHWD

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from evaluation.metrics.accumulators import SampleLedger
@@ -19,10 +21,11 @@ from evaluation.references.reference_files import Reference
 from evaluation.references.reference_making import load_reference
 from evaluation.report import ImageSet, write_report
 from evaluation.scores import score_images
+from evaluation.statistics import Gaussian
 from rqstack.snapshots import weights_digest
 from runtime import distributed
 from runtime.errors import UserError
-from sampling.sampler import Sampler, save_moments
+from sampling.sampler import Sampler
 from scoring.image_source import open_source
 from scoring.metric_set import MetricSet
 from scoring.scoring_data import ScoringData, reference_facts, split_name
@@ -49,9 +52,9 @@ def find_reference(
     )
 
 
-def count_samples(batches: Iterator[dict[str, Tensor]], sampler: Sampler) -> None:
+def count_samples(batches: Iterator[dict[str, Tensor]], num_samples: int, device: torch.device) -> None:
     """Draws everything without a feature network; exactly N samples, each once, or an error."""
-    ledger = SampleLedger(sampler.num_samples, sampler.env.device)
+    ledger = SampleLedger(num_samples, device)
     for batch in batches:
         ledger.update(batch["index"])
     ledger.close(distributed.all_reduce_sum_)
@@ -63,6 +66,7 @@ def score_samples(
     data: ScoringData,
     extractor: FeatureExtractor,
     sampler: Sampler,
+    num_samples: int,
     directory: Path,
     metrics: MetricSet,
     sampling: dict[str, Any],
@@ -83,10 +87,10 @@ def score_samples(
     line = score_images(
         batches,
         extractor,
-        num_images=sampler.num_samples,
+        num_images=num_samples,
         reduce=distributed.all_reduce_sum_,
-        rank=sampler.env.rank,
-        world_size=sampler.env.world_size,
+        rank=data.env.rank,
+        world_size=data.env.world_size,
         seed=args.seed,
         sampling=sampling,
         checkpoint=weights_digest(sampler.stage2),
@@ -106,6 +110,13 @@ def score_samples(
             line,
             ImageSet(str(directory), banks[0].features_NF, partial(samples.batches, args.batch_size)),
             ImageSet(reference.source, reference.features_NF, originals),
-            sampler.env.device,
+            data.env.device,
         )
     return line
+
+
+def save_moments(directory: Path, moments: Gaussian) -> None:
+    """The features' moments under the names that other FID tools read."""
+    if distributed.is_main():
+        mu, sigma = moments.mean_F.cpu().numpy(), moments.covariance_FF.cpu().numpy()
+        np.savez(directory / "stats.npz", mu=mu, sigma=sigma, num_images=moments.num)

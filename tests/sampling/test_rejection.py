@@ -1,13 +1,16 @@
 """Rejection sampling: which candidates there are, which are kept, and that batches and ranks do not matter."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from evaluation.protocol import balanced_conditions
 from sampling import rejection
+from sampling.conditions import ClassConditions
 from sampling.rejection import RejectionPlan, RejectionSampler
+from sampling.sampler import SamplingSettings
 
 
 class BrightnessJudge:
@@ -35,7 +38,13 @@ def fake_decode(codes_BHWD):
 
 
 def sampler(plan: RejectionPlan, batch_size: int = 5) -> RejectionSampler:
-    return RejectionSampler(plan, fake_draw, fake_decode, BrightnessJudge(), batch_size)
+    fake = SimpleNamespace(
+        draw=fake_draw,
+        decode=fake_decode,
+        conditions=ClassConditions(plan.num_classes),
+        settings=SamplingSettings(batch_size=batch_size),
+    )
+    return RejectionSampler(plan, fake, BrightnessJudge())
 
 
 def gathered(batches) -> dict[int, tuple[int, int]]:
@@ -61,7 +70,7 @@ def test_every_class_gets_its_candidates(num_samples, keep, per_class):
 
 def test_the_best_of_every_class_are_kept():
     plan = RejectionPlan(10, 3, 0.25)
-    found = gathered(sampler(plan).batches())
+    found = gathered(sampler(plan).images())
     assert sorted(found) == list(range(10))
     assert [found[index][0] for index in range(10)] == balanced_conditions(10, 3).tolist()
     candidates = plan.candidates()
@@ -73,13 +82,13 @@ def test_the_best_of_every_class_are_kept():
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_batches_do_not_matter(batch_size):
     plan = RejectionPlan(10, 3, 0.25)
-    assert gathered(sampler(plan, batch_size).batches()) == gathered(sampler(plan).batches())
+    assert gathered(sampler(plan, batch_size).images()) == gathered(sampler(plan).images())
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 50])
 def test_ranks_do_not_matter(world_size, monkeypatch):
     plan = RejectionPlan(10, 3, 0.25)
-    expected = gathered(sampler(plan).batches())
+    expected = gathered(sampler(plan).images())
     candidates, found = plan.candidates(), {}
     scores = brightness(candidates).float()
     for rank in range(world_size):
@@ -87,7 +96,7 @@ def test_ranks_do_not_matter(world_size, monkeypatch):
         order = torch.cat([torch.arange(len(candidates))[other::world_size] for other in range(world_size)])
         answers = iter([candidates[order], scores[order]])
         monkeypatch.setattr(rejection.distributed, "gather_rows", lambda own, answers=answers: [next(answers)])
-        mine = gathered(sampler(plan).batches(rank, world_size))
+        mine = gathered(sampler(plan).images(rank, world_size))
         assert not found.keys() & mine.keys()
         found |= mine
     assert found == expected

@@ -1,0 +1,65 @@
+"""The flags of the sampling scripts, and the settings that they become."""
+
+from __future__ import annotations
+
+import argparse
+
+from rqtransformer.fast.packing import WEIGHT_FORMATS
+from runtime.precision import PRECISIONS
+from sampling.image_files import FORMATS
+from sampling.sampler import SamplingSettings
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """The two checkpoints, how samples are drawn from them, and where they go."""
+    parser.add_argument("-a", "--model-ar-path", required=True, help="stage-2 run, snapshot or published checkpoint")
+    parser.add_argument("-v", "--model-vqvae-path", required=True, help="stage-1 run, snapshot or published checkpoint")
+    parser.add_argument("-t", "--temp", type=float, nargs="+", help="temperature, one or one per depth")
+    parser.add_argument("--top-k", type=int, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    parser.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    parser.add_argument(
+        "--cfg-scale",
+        type=guidance,
+        metavar="SCALE",
+        help="classifier-free guidance: a number (1 is the plain model), or linear:SCALE, cosine:SCALE "
+        "(from 1 at the first position to SCALE at the last)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHT_FORMATS,
+        default="dense",
+        help="of stage 2 while sampling; int8: rounded, one scale per output feature",
+    )
+    parser.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")
+    parser.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
+    parser.add_argument("--save-dir", help="where the samples go (default: beside the stage-2 checkpoint)")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the saved images (default: png)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of stage 2 (default: bf16 on a GPU)")
+    parser.add_argument("--no-tensorboard", action="store_false", dest="tensorboard", help="no TensorBoard events")
+    parser.add_argument(
+        "--no-stats-saving",
+        action="store_false",
+        dest="score",
+        help="save the images only: no features, no statistics, no scores",
+    )
+
+
+def guidance(text: str) -> float | str:
+    """A number as a number; a schedule's name and scale as they are, for `sample` to judge."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def sampling_settings_from(args: argparse.Namespace) -> SamplingSettings:
+    """The settings of what `add_sampling_flags` and `--seed` gave."""
+    return SamplingSettings(
+        temperature=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        cfg_scale=args.cfg_scale,
+        weight_format=args.weights,
+        seed=args.seed,
+        batch_size=args.batch_size,
+    )
