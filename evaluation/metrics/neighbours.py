@@ -63,8 +63,8 @@ def nearest_neighbours(
     ]
     if not found:
         return Neighbours(torch.zeros(0, k, dtype=torch.float64), torch.zeros(0, k, dtype=torch.int64))
-    squared_MK, index_MK = (torch.cat(part) for part in zip(*found))
-    return Neighbours(squared_MK.sqrt(), index_MK)
+    distance_MK, index_MK = (torch.cat(part) for part in zip(*found))
+    return Neighbours(distance_MK, index_MK)
 
 
 def _nearest_of_rows(
@@ -86,7 +86,22 @@ def _nearest_of_rows(
         index_RK = torch.cat([index_RK, index_C.expand(len(rows_RF), -1)], 1)
         best_RK, order_RK = best_RK.topk(min(k, best_RK.shape[1]), largest=False)
         index_RK = index_RK.gather(1, order_RK)
-    return best_RK.cpu(), index_RK.cpu()
+    return _differences(rows_RF.cpu(), training_NF, centre_F, index_RK.cpu())
+
+
+def _differences(rows_RF: Tensor, training_NF: Tensor, centre_F: Tensor, index_RK: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances to the rows that were found, from differences: the expanded square leaves a rest of its large terms,
+    so that a copy of an image would lie at a distance from it. Nearest first, as they now are.
+    """
+    distance_RK = torch.stack(
+        [
+            (rows_RF - _centred(training_NF[index_R], centre_F, "cpu")).square().sum(1).sqrt()
+            for index_R in index_RK.unbind(1)
+        ],
+        1,
+    )
+    distance_RK, order_RK = distance_RK.sort(dim=1, stable=True)
+    return distance_RK, index_RK.gather(1, order_RK)
 
 
 def _centred(rows_RF: Tensor, centre_F: Tensor, device: torch.device | str) -> Tensor:

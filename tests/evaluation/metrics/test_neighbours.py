@@ -46,6 +46,14 @@ def test_copies_are_close_and_fresh_draws_are_not():
     assert half.threshold == fresh.threshold
 
 
+def test_a_copy_lies_at_no_distance():
+    training_NF = 100 + 30 * torch.rand(300, 256, generator=torch.Generator().manual_seed(1))
+    found = nearest_neighbours(training_NF[::3], training_NF, 2)
+    assert found.index_MK[:, 0].tolist() == list(range(0, 300, 3))
+    assert found.distance_MK[:, 0].eq(0).all()
+    assert found.distance_MK[:, 1].gt(100).all()
+
+
 def test_wrong_inputs():
     with pytest.raises(ValueError, match="3 neighbours of 2 training images: choose 1..2"):
         nearest_neighbours(features(4, 0), features(2, 1), 3)
