@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scaling_costs import BF16, FP32, describe, state_bytes, volumes
 from rqtransformer import RQTransformer, RQTransformerConfig
@@ -27,6 +26,7 @@ from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.precision import Precision
 from training.experiment import BatchPlan, ExperimentConfig, plan_batches
+from training.loop.throughput import FlopCounter
 from training.optimization.ema import EMA
 from training.optimization.optimizer import OptimizerConfig
 from training.optimization.parallel import local, no_sync
@@ -120,19 +120,19 @@ def check_flops(arch: RQTransformerConfig) -> dict[str, Any]:
         cond = torch.zeros(1, arch.block_size_cond, dtype=torch.long)
         book = Codebook()
         book.book_KE = torch.zeros(max(arch.vocab_sizes), arch.code_dim)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounter() as counter:
             model(codes_BHWD, book, cond).logits.sum().backward()
-    return row("FLOPs of one image, forward and backward", 3 * describe(arch).forward, counter.get_total_flops())
+    return row("FLOPs of one image, forward and backward", 3 * describe(arch).forward, counter.flops)
 
 
 def check_small_step() -> list[dict[str, Any]]:
     """FLOPs of a real step with soft targets, then the bytes that stay after it."""
     run = SmallRun("none", alone())
     counts = describe(small_arch(), FP32, dropout=False)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         run.step()
     predicted = BATCH * (3 * counts.forward + counts.targets)
-    rows = [row("FLOPs of a small step", predicted, counter.get_total_flops())]
+    rows = [row("FLOPs of a small step", predicted, counter.flops)]
     run.loss().backward()
     expected = state_bytes(counts.params, 1, ema=True)
     for name, size in held_bytes(run).items():
@@ -261,6 +261,6 @@ def traffic(call: Callable[[], None]) -> dict[str, int]:
 
 def count_encoder(encoder: nn.Module, resolution: int) -> float:
     """FLOPs of a frozen encoder (built on the meta device) on one image."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounter() as counter:
         encoder(torch.zeros(1, 3, resolution, resolution, device="meta"))
-    return float(counter.get_total_flops())
+    return float(counter.flops)

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg16
 
 from measure_throughput.roofline import GEMM_SIZES, synchronize
@@ -36,6 +35,7 @@ from runtime.device import use_device
 from runtime.distributed import DistEnv
 from training.checkpoints.snapshots import save_snapshot
 from training.experiment import plan_batches
+from training.loop.throughput import FlopCounter
 from training.stages.stage1 import Stage1, Stage1Config
 from training.stages.stage2 import Stage2, Stage2Config
 
@@ -138,10 +138,10 @@ def prepare(name: str, stage: Stage1 | Stage2, resolution: int, env: DistEnv) ->
         return stage.train_step([batch], 1)
 
     step()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         step()
     step()
-    return Case(name, step, counter.get_total_flops(), batch_size)
+    return Case(name, step, counter.flops, batch_size)
 
 
 def gemm(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Any], int]:

@@ -12,7 +12,7 @@ import functools
 import resource
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,7 @@ class StepFlops:
             yield metrics
             self._note(metrics)
             return
-        with _Counter() as counter:
+        with FlopCounter() as counter:
             yield metrics
         self._count_next = False
         self._by_kind[_kind(metrics)] = counter.flops
@@ -84,8 +84,8 @@ def _kind(metrics: Collection[str]) -> str:
     return str(len(metrics))
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up PyTorch's own formulas for products, convolutions and attention, forward and backward."""
+class FlopCounter(TorchDispatchMode):
+    """Adds up PyTorch's own formulas for products, convolutions and attention, forward and backward, in `flops`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        formula = flop_registry.get(func.overloadpacket if hasattr(func, "overloadpacket") else func)
+        formula = _formulas().get(func.overloadpacket if hasattr(func, "overloadpacket") else func)
         if formula is None and func in _composite():
             with self:  # without autograd, composite operations arrive whole
                 return func.decompose(*args, **kwargs)
@@ -101,6 +101,17 @@ class _Counter(TorchDispatchMode):
         if formula is not None and not _is_recomputing():
             self.flops += int(formula(*args, **kwargs, out_val=result))
         return result
+
+
+@functools.cache
+def _formulas() -> Mapping[Any, Callable[..., int]]:
+    """PyTorch's, and for attention on a CPU, which some releases leave out, those of attention on a GPU."""
+    aten = torch.ops.aten
+    on_cpu = {
+        aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+    }
+    return {operator: flop_registry[like] for operator, like in on_cpu.items()} | flop_registry
 
 
 @functools.cache
@@ -115,6 +126,7 @@ def _composite() -> frozenset[Any]:
             aten.conv1d.default,
             aten.einsum.default,
             aten.scaled_dot_product_attention.default,
+            aten._scaled_dot_product_attention_math.default,
         }
     )
 
