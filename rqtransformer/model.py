@@ -44,7 +44,7 @@ class RQTransformer(PretrainedMixin, nn.Module):
     """Autoregressive model of code stacks, optionally conditioned on a class or a text.
 
     Parameter names and initialisation are the published ones. `from_pretrained`, `save_pretrained` and `push_to_hub`
-    are those of `rqtransformer.hub`.
+    are those of `rqstack.hub`.
 
     Args:
         config: sizes and switches; validated here.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import runpy
-import sys
-import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from tests.commands import Ended, ended_here
 from tests.golden_files import GoldenSet, published_keys
 from tests.ranks import run_on_ranks
 
@@ -55,19 +54,6 @@ def on_ranks(tmp_path_factory) -> Callable[..., list[Any]]:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys) -> Callable:
-    """`command("evaluation.networks", "where")`: what `python -m` gives: exit code, stdout, stderr."""
-
-    def run(module: str, *words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
-        capsys.readouterr()
-        code = 0
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*found in sys.modules.*")  # it runs as a second copy
-                runpy.run_module(module, run_name="__main__")
-        except SystemExit as end:
-            code = end.code or 0
-        return (code, *capsys.readouterr())
-
-    return run
+def command(capsys) -> Callable[..., Ended]:
+    """`command("evaluation.networks", "where")`, `command("main_stage1.py", "-m", config)`: exit code, stdout, stderr."""
+    return partial(ended_here, capsys)
