@@ -55,5 +55,5 @@ def on_ranks(tmp_path_factory) -> Callable[..., list[Any]]:
 
 @pytest.fixture
 def command(capsys) -> Callable[..., Ended]:
-    """`command("evaluation.networks", "where")`, `command("main_stage1.py", "-m", config)`: exit code, stdout, stderr."""
+    """`command("evaluation.networks", "where")`, `command("main_stage1.py", "-m", x)`: exit code, stdout, stderr."""
     return partial(ended_here, capsys)
