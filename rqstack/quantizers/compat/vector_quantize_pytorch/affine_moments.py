@@ -5,6 +5,8 @@ Legend: X codebooks side by side, R rows (vectors), E code-vector size, K codebo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,10 @@ class AffineMoments(nn.Module):
 
     batch_mean: Tensor | None
     batch_variance: Tensor | None
+    codebook_mean: Tensor
+    codebook_variance: Tensor
+    codebook_mean_needs_init: Tensor
+    codebook_variance_needs_init: Tensor
 
     def _register_moments(
         self, on: bool, across_ranks: bool, batch_decay: float, codebook_decay: float, shape: tuple[int, int, int]
@@ -29,7 +35,7 @@ class AffineMoments(nn.Module):
             self.register_buffer(f"codebook_{name}_needs_init", torch.tensor(True))
             self.register_buffer(f"codebook_{name}", torch.zeros(shape, dtype=torch.float32))
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Moments of the vectors exist only after a forward: make room for those of the file."""
         for name in ("batch_mean", "batch_variance"):
             if self.affine_param and getattr(self, name) is None and prefix + name in state_dict:
@@ -57,9 +63,10 @@ class AffineMoments(nn.Module):
         if self.batch_mean is None:
             self.batch_mean, self.batch_variance = seen
             return
-        new = blend(self._batch_moments(), seen, self.affine_param_batch_decay, True)
-        self.batch_mean = torch.where(count_X11 > 0, new.mean, self.batch_mean)
-        self.batch_variance = torch.where(count_X11 > 0, new.variance, self.batch_variance)
+        old = self._batch_moments()
+        new = blend(old, seen, self.affine_param_batch_decay, True)
+        self.batch_mean = torch.where(count_X11 > 0, new.mean, old.mean)
+        self.batch_variance = torch.where(count_X11 > 0, new.variance, old.variance)
 
     def to_batch_moments(self, embed_XKE: Tensor) -> Tensor:
         """Raw code vectors -> those that are searched; unchanged before the first forward."""
@@ -73,6 +80,7 @@ class AffineMoments(nn.Module):
         return carry(x_RE, *(VectorMoments(m.mean[book], m.variance[book]) for m in pair))
 
     def _batch_moments(self) -> VectorMoments:
+        assert self.batch_mean is not None and self.batch_variance is not None, "no vectors have been observed"
         return VectorMoments(self.batch_mean, self.batch_variance)
 
     def _codebook_moments(self) -> VectorMoments:

@@ -23,7 +23,10 @@ class BinaryMapper(nn.Module):
     value of every bit in eval mode.
     """
 
-    def __init__(self, bits=1, kl_loss_threshold=LN2, deterministic_on_eval=False):
+    shifts: Tensor
+    zero: Tensor
+
+    def __init__(self, bits: int = 1, kl_loss_threshold: float = LN2, deterministic_on_eval: bool = False):
         super().__init__()
         self.bits, self.num_codes = bits, 2**bits
         self.kl_loss_threshold, self.deterministic_on_eval = kl_loss_threshold, deterministic_on_eval
@@ -39,28 +42,31 @@ class BinaryMapper(nn.Module):
         """Entropy (nats) of the bits together (...)."""
         return bit_entropy(logits).sum(-1)
 
-    def calc_aux_loss(self, logits: Tensor, reduce_aux_kl_loss=True) -> Tensor:
+    def calc_aux_loss(self, logits: Tensor, reduce_aux_kl_loss: bool = True) -> Tensor:
         """What the divergence from uniform codes exceeds the threshold by: its mean, or one number per code."""
         excess = F.relu(self.bits * LN2 - self.binary_entropy(logits) - self.kl_loss_threshold)
         return excess.sum() / max(1, excess.numel()) if reduce_aux_kl_loss else excess
 
-    def log_prob(self, logits: Tensor, *, indices=None, one_hot=None, sum_bits=True) -> Tensor:
+    def log_prob(
+        self, logits: Tensor, *, indices: Tensor | None = None, one_hot: Tensor | None = None, sum_bits: bool = True
+    ) -> Tensor:
         """Log probability of the codes (...), or of each of their bits; give `indices` or `one_hot`."""
         require((indices is None) != (one_hot is None), "give indices or one_hot, one of them")
-        indices = one_hot.argmax(-1) if indices is None else indices
+        indices = indices if one_hot is None else one_hot.argmax(-1)
+        assert indices is not None
         log_probs = F.logsigmoid(torch.where(self._bits(indices), logits, -logits))
         return log_probs.sum(-1) if sum_bits else log_probs
 
     def forward(
         self,
         logits: Tensor,
-        temperature=1.0,
-        straight_through=None,
-        calc_aux_loss=None,
-        deterministic=None,
-        return_indices=False,
-        reduce_aux_kl_loss=True,
-    ) -> tuple:
+        temperature: float = 1.0,
+        straight_through: bool | None = None,
+        calc_aux_loss: bool | None = None,
+        deterministic: bool | None = None,
+        return_indices: bool = False,
+        reduce_aux_kl_loss: bool = True,
+    ) -> tuple[Tensor, ...]:
         """(one-hot codes (..., K), [int64 indices (...),] loss).
 
         straight_through and calc_aux_loss default to train mode. temperature: of the draw only.

@@ -86,7 +86,7 @@ class CodebookAccess(nn.Module):
         """(B, N, H * E) -> (H, B, N, E) for separate heads, (1, B * H, N, E) for shared ones; one head: x itself."""
         if self.heads == 1:
             return x
-        heads = x.unflatten(-1, (self.heads, -1))
+        heads: Tensor = x.unflatten(-1, (self.heads, -1))
         return heads.movedim(2, 0) if self.separate_codebook_per_head else heads.transpose(1, 2).flatten(0, 1)[None]
 
     def expire_codes_(self, x: Tensor) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.affine_moments import Aff
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.look_up import Found, own_codes, side_by_side, table_codes
 
+# A factor on 1 - decay: a number, one per code (X, K) or (K,), or what a function of sums and counts makes of them.
+StepWeight = Tensor | float | Callable[[Tensor, Tensor], Tensor | float]
+
 UNIT_EPS = 1e-6  # vectors shorter than this are not scaled to length 1
 
 
@@ -35,6 +39,12 @@ def unit(x: Tensor) -> Tensor:
 
 class Codebook(KeepsFloat32, AffineMoments):
     """X codebooks of K vectors. See `VectorQuantize` for the settings."""
+
+    initted: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+    embed: Tensor
+    _seen_initted: tuple[Tensor | None, int]
 
     def __init__(
         self,
@@ -96,7 +106,7 @@ class Codebook(KeepsFloat32, AffineMoments):
         """Vectors as they are searched: of length 1 for cosine similarity."""
         return unit(x) if self.use_cosine_sim else x
 
-    def _together(self, together: bool = True) -> contextlib.AbstractContextManager:
+    def _together(self, together: bool = True) -> contextlib.AbstractContextManager[None]:
         """Collectives on, unless this codebook (use_ddp False) or this step does without."""
         return contextlib.nullcontext() if together and self.use_ddp is not False else sync.alone()
 
@@ -117,7 +127,7 @@ class Codebook(KeepsFloat32, AffineMoments):
 
     # --- look-up
 
-    def look_up(self, x_XRE: Tensor, valid_XR: Tensor | None, *search, **how) -> Found:
+    def look_up(self, x_XRE: Tensor, valid_XR: Tensor | None, *search: Any, **how: Any) -> Found:
         """`find`, after what every forward does before it: the start from k-means and the moments of the vectors."""
         self.init_embed_(x_XRE.detach(), valid_XR)
         if self.affine_param:
@@ -204,7 +214,7 @@ class Codebook(KeepsFloat32, AffineMoments):
     def update_codebook(
         self,
         rows: list[CodedVectors],
-        ema_update_weight: Tensor | float | Callable | None = None,
+        ema_update_weight: StepWeight | None = None,
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
     ) -> None:
@@ -223,9 +233,8 @@ class Codebook(KeepsFloat32, AffineMoments):
                 self.update_ema()
             self._expire(rows)
 
-    def track(self, rows: list[CodedVectors], weight: Tensor | float | Callable | None, accumulate: bool) -> None:
-        """Counts and sums of the codes into the moving averages; weight (X, K), (K,), a number, or a function of (sums,
-        counts) that gives one: a factor on 1 - decay."""
+    def track(self, rows: list[CodedVectors], weight: StepWeight | None, accumulate: bool) -> None:
+        """Counts and sums of the codes into the moving averages; weight: see `StepWeight`."""
         if self.affine_param:
             rows = [r._replace(x_NE=self.to_codebook_moments(r.x_NE, book)) for book, r in enumerate(rows)]
         totals = [counts_and_sums([r], self.codebook_size) for r in rows]
@@ -302,7 +311,7 @@ class Codebook(KeepsFloat32, AffineMoments):
         x: Tensor,
         embed_ind: Tensor,
         mask: Tensor | None = None,
-        ema_update_weight: Tensor | Callable | None = None,
+        ema_update_weight: StepWeight | None = None,
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
     ) -> None:
@@ -328,7 +337,7 @@ class Codebook(KeepsFloat32, AffineMoments):
         mask: Tensor | None = None,
         freeze_codebook: bool = False,
         codebook_transform_fn: Callable[[Tensor], Tensor] | None = None,
-        ema_update_weight: Tensor | Callable | None = None,
+        ema_update_weight: StepWeight | None = None,
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
         topk: int | None = None,

@@ -6,7 +6,7 @@ Legend: B batch, N rows, C scalars of a code vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import Leve
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqstack.quantizers.methods.scalar_perturbation import ACTIVATIONS, ScalarBins
 
+Information = dict[str, Tensor | dict[str, Tensor]]  # what `FSP` tells beside its result
+
 FREE = (0.0, 0.0)
 # name -> what the moments of the (projected) input are pulled to
 VECTOR_NORMS = {
@@ -33,7 +35,7 @@ VECTOR_NORMS = {
 }
 
 
-def build_cdf_act(act_name: str) -> tuple[Callable, Callable]:
+def build_cdf_act(act_name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The distribution function of that name and its inverse: 'tanh', 'sigmoid', 'normal', 'laplace', 'cauchy'."""
     require(act_name in ACTIVATIONS, f"act_name {act_name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[act_name]
@@ -48,14 +50,14 @@ class FSP(LevelNumbers):
 
     def __init__(
         self,
-        levels,
-        dim=None,
-        channel_first=False,
-        projection_has_bias=True,
-        act_name="tanh",
-        quantize_rate=0.0,
-        need_inv_act=False,
-        vector_norm="var_tanh",
+        levels: Sequence[int],
+        dim: int | None = None,
+        channel_first: bool = False,
+        projection_has_bias: bool = True,
+        act_name: str = "tanh",
+        quantize_rate: float = 0.0,
+        need_inv_act: bool = False,
+        vector_norm: str = "var_tanh",
     ):
         super().__init__()
         levels = [int(level) for level in levels]
@@ -66,10 +68,9 @@ class FSP(LevelNumbers):
         self.codebook_dim, self.codebook_size = len(levels), math.prod(levels)
         self.dim, self.channel_first = len(levels) if dim is None else dim, channel_first
         self.has_projections = self.dim != len(levels)
-        self.project_in, self.project_out = nn.Identity(), nn.Identity()
-        if self.has_projections:
-            self.project_in = nn.Linear(self.dim, len(levels), projection_has_bias)
-            self.project_out = nn.Linear(len(levels), self.dim, projection_has_bias)
+        sizes = (self.dim, len(levels))
+        self.project_in = nn.Linear(*sizes, projection_has_bias) if self.has_projections else nn.Identity()
+        self.project_out = nn.Linear(*sizes[::-1], projection_has_bias) if self.has_projections else nn.Identity()
         self.bins = ScalarBins(levels, act_name, quantize_rate, need_inv_act)
         self.moment_targets = VECTOR_NORMS[vector_norm]
 
@@ -106,7 +107,7 @@ class FSP(LevelNumbers):
             vectors = self._values(self.indices_to_act_value(indices), eps)
             return channels_back(project(self.project_out, vectors), self.channel_first)
 
-    def forward(self, z: Tensor, eps: float | None = None) -> tuple:
+    def forward(self, z: Tensor, eps: float | None = None) -> tuple[Tensor, Tensor, Tensor, Information]:
         """(quantized, indices, loss, {level_indices, norm_info, and p_accept_prob where moves are drawn})."""
         rows = channels_last(z, self.channel_first, self.dim)
         with full_precision(z.device):
@@ -115,14 +116,14 @@ class FSP(LevelNumbers):
             act_CN = self.bins.activate(scalars_first(x_NC))
             with torch.no_grad():
                 digits_CN = self.bins.round(act_CN)
-                chosen_CN, info = self._chosen(act_CN, self.bins.centres(digits_CN))
+                chosen_CN, accepted = self._chosen(act_CN, self.bins.centres(digits_CN))
                 values = self._values(chosen_CN, torch.finfo(x_NC.dtype).eps if eps is None else eps).T
             passed = x_NC if self.need_inv_act else self.bins.scaled(act_CN).T
             out = project(self.project_out, straight_through(passed, values)).reshape(rows.shape).to(z.dtype)
             loss = moment_loss(found, self.moment_targets)
         indices = self.bins.codes(digits_CN).to(index_type(self.codebook_size)).view(rows.shape[:-1])
         level_indices = scalars_last(digits_CN, rows.shape[:-1])
-        info = {"level_indices": level_indices, "norm_info": found._asdict(), **info}
+        info: Information = {"level_indices": level_indices, "norm_info": found._asdict(), **accepted}
         return channels_back(out, self.channel_first), indices, loss, info
 
     def _chosen(self, act_CN: Tensor, centres_CN: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

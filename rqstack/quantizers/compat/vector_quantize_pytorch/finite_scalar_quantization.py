@@ -6,6 +6,7 @@ Legend: B batch, N rows, c codebooks side by side, C scalars of a code vector, M
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,22 +33,24 @@ class FSQ(KeepsFloat32, LevelNumbers):
     fp32 inside; fp64 stays if it is among `allowed_dtypes`.
     """
 
+    orthogonal_rot: Tensor
+
     def __init__(
         self,
-        levels,
-        dim=None,
-        num_codebooks=1,
-        keep_num_codebooks_dim=None,
-        scale=None,
-        allowed_dtypes=(torch.float32, torch.float64),
-        channel_first=False,
-        projection_has_bias=True,
-        return_indices=True,
-        force_quantization_f32=True,
-        preserve_symmetry=False,
-        noise_dropout=0.0,
-        bound_hard_clamp=False,
-        orthogonal_rotation=False,
+        levels: Sequence[int],
+        dim: int | None = None,
+        num_codebooks: int = 1,
+        keep_num_codebooks_dim: bool | None = None,
+        scale: float | None = None,
+        allowed_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
+        channel_first: bool = False,
+        projection_has_bias: bool = True,
+        return_indices: bool = True,
+        force_quantization_f32: bool = True,
+        preserve_symmetry: bool = False,
+        noise_dropout: float = 0.0,
+        bound_hard_clamp: bool = False,
+        orthogonal_rotation: bool = False,
     ):
         super().__init__()
         levels = [int(level) for level in levels]

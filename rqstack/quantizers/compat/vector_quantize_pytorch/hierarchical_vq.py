@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed
+from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import added_up
 from rqstack.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 from rqstack.quantizers.wrappers.layout import mask_from_lengths
 
@@ -35,26 +38,26 @@ class HierarchicalVQ(nn.Module):
         dim: int,
         codebook_size: int | tuple[int, ...],
         scales: Sequence[int | Sequence[int]],
-        shared_codebook=True,
-        channel_first=True,
-        sync_codebook=None,
-        decay=0.99,
-        commitment_weight=1.0,
-        rotation_trick=False,
-        kmeans_init=True,
-        kmeans_iters=10,
-        threshold_ema_dead_code=2,
-        stochastic_sample_codes=False,
-        sample_codebook_temp=0.1,
-        orthogonal_reg_weight=0.0,
-        orthogonal_reg_max_codes=128,
-        orthogonal_reg_active_codes_only=False,
-        quant_resi=0.5,
-        share_quant_resi=1,
-        nested_dropout=0.0,
-        nested_dropout_min_levels=1,
-        accept_image_fmap=False,
-        accept_3d_fmap=False,
+        shared_codebook: bool = True,
+        channel_first: bool = True,
+        sync_codebook: bool | None = None,
+        decay: float = 0.99,
+        commitment_weight: float = 1.0,
+        rotation_trick: bool = False,
+        kmeans_init: bool = True,
+        kmeans_iters: int = 10,
+        threshold_ema_dead_code: float = 2,
+        stochastic_sample_codes: bool = False,
+        sample_codebook_temp: float = 0.1,
+        orthogonal_reg_weight: float = 0.0,
+        orthogonal_reg_max_codes: int = 128,
+        orthogonal_reg_active_codes_only: bool = False,
+        quant_resi: float = 0.5,
+        share_quant_resi: int = 1,
+        nested_dropout: float = 0.0,
+        nested_dropout_min_levels: int = 1,
+        accept_image_fmap: bool = False,
+        accept_3d_fmap: bool = False,
     ):
         super().__init__()
         require(not (accept_image_fmap and accept_3d_fmap), "choose one of accept_image_fmap and accept_3d_fmap")
@@ -70,7 +73,7 @@ class HierarchicalVQ(nn.Module):
         self.codebook_sizes = (codebook_size,) * levels if isinstance(codebook_size, int) else tuple(codebook_size)
         require(len(self.codebook_sizes) == levels, f"{len(self.codebook_sizes)} codebook sizes for {levels} scales")
         self.nested_dropout, self.nested_dropout_min_levels = nested_dropout, nested_dropout_min_levels
-        options = {
+        options: dict[str, Any] = {
             "dim": dim,
             "decay": decay,
             "commitment_weight": commitment_weight,
@@ -88,28 +91,31 @@ class HierarchicalVQ(nn.Module):
         self._build_quantizers(shared_codebook, options)
         self._build_convolutions(quant_resi, int(share_quant_resi))
 
-    def _build_quantizers(self, shared: bool, options: dict) -> None:
+    def _build_quantizers(self, shared: bool, options: dict[str, Any]) -> None:
         sizes = self.codebook_sizes
         require(not shared or len(set(sizes)) == 1, f"a shared codebook has one size, got {sizes}")
         self.vq = VectorQuantize(codebook_size=sizes[0], **options) if shared else None
-        own = None if shared else [VectorQuantize(codebook_size=size, **options) for size in sizes]
-        self.vqs = own and nn.ModuleList(own)
+        self.vqs = None if shared else ModuleList(VectorQuantize(codebook_size=size, **options) for size in sizes)
 
     def _build_convolutions(self, ratio: float, number: int) -> None:
         number = self.num_levels if number <= 0 else min(self.num_levels, number)
         convs = [BlendedConv(self.dim, self.spatial_dims, ratio) for _ in range(number)]
         one = number == 1 and self.num_levels > 0
         self.phi_shared = convs[0] if one else None
-        self.phi_levels = None if one else nn.ModuleList(convs)
+        self.phi_levels = None if one else ModuleList(convs)
 
     def get_vq(self, level_index: int) -> VectorQuantize:
         """The quantizer of a level."""
-        return self.vqs[level_index] if self.vq is None else self.vq
+        if self.vq is not None:
+            return self.vq
+        assert self.vqs is not None
+        return self.vqs[level_index]
 
     def choose_phi(self, level_index: int) -> BlendedConv:
         """The convolution of a level."""
         if self.phi_shared is not None:
             return self.phi_shared
+        assert self.phi_levels is not None
         return self.phi_levels[conv_of_scale(level_index, self.num_levels, len(self.phi_levels))]
 
     def forward(
@@ -119,8 +125,8 @@ class HierarchicalVQ(nn.Module):
         mask: Tensor | None = None,
         lens: Tensor | None = None,
         sample_codebook_temp: float | None = None,
-        return_cutoff=False,
-    ) -> tuple:
+        return_cutoff: bool = False,
+    ) -> tuple[Tensor | tuple[Tensor, ...] | int | None, ...]:
         """(reconstruction like x, a tuple of indices (B, *scale) per level, mean loss of the levels kept).
 
         mask (B, ...) or, for sequences, lens (B,): positions outside take no part and are 0; indices of cells without
@@ -144,20 +150,25 @@ class HierarchicalVQ(nn.Module):
         results = (output, tuple(codes), torch.stack(losses[kept]).mean())
         return (*results, cutoff) if return_cutoff else results
 
-    def get_output_from_indices(self, indices: Sequence[Tensor], full_shape=None) -> Tensor:
+    def get_output_from_indices(
+        self, indices: Sequence[Tensor], full_shape: int | Sequence[int] | None = None
+    ) -> Tensor:
         """Indices of all levels -> the reconstruction on `full_shape`, by default the finest scale; -1 counts as 0."""
         require(len(indices) == self.num_levels, f"indices of {len(indices)} levels; there are {self.num_levels}")
         grid = self.level_shapes[-1] if full_shape is None else scale_shapes([full_shape], self.spatial_dims)[0]
-        output = 0.0
+        parts = []
         with full_precision(indices[0].device):
             for level, codes in enumerate(indices):
                 flat = codes.flatten(1)
                 vectors = self.get_vq(level).get_output_from_indices(flat.clamp(min=0))
                 vectors = torch.where(flat[..., None] >= 0, vectors, 0.0)
-                output = output + self._to_grid(vectors, level, grid)
+                parts.append(self._to_grid(vectors, level, grid))
+            output = added_up(parts)
         return output if self.channel_first else output.movedim(1, -1)
 
-    def _quantize(self, features: Tensor, mask: Tensor | None, options: dict) -> tuple[list, list, list]:
+    def _quantize(
+        self, features: Tensor, mask: Tensor | None, options: dict[str, Any]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The sums up to each level (B, C, ...), the indices and the losses of all levels."""
         total, sums, codes, losses = torch.zeros_like(features), [], [], []
         for level, shape in enumerate(self.level_shapes):
@@ -172,7 +183,8 @@ class HierarchicalVQ(nn.Module):
 
     def _to_grid(self, vectors_BNC: Tensor, level: int, grid: Sequence[int]) -> Tensor:
         on_scale = vectors_BNC.movedim(-1, 1).unflatten(2, self.level_shapes[level])
-        return self.choose_phi(level)(resize_to(on_scale, grid))
+        blended: Tensor = self.choose_phi(level)(resize_to(on_scale, grid))
+        return blended
 
     def _mask(self, mask: Tensor | None, lens: Tensor | None, grid: torch.Size) -> Tensor | None:
         require(mask is None or lens is None, "give mask or lens, not both")

@@ -6,10 +6,12 @@ Legend: B batch, N rows, c codebooks side by side, C scalars of a code vector, M
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, scalars_first, scalars_last
@@ -35,17 +37,20 @@ class LatentQuantize(LevelNumbers):
     learn: a train-mode forward takes a step on their mean squared distance to the input, then quantizes.
     """
 
+    commitment_loss_weight: Tensor
+    quantization_loss_weight: Tensor
+
     def __init__(
         self,
-        levels,
-        dim,
-        commitment_loss_weight=0.1,
-        quantization_loss_weight=0.1,
-        num_codebooks=1,
-        codebook_dim=-1,
-        keep_num_codebooks_dim=None,
-        optimize_values=True,
-        in_place_codebook_optimizer=None,
+        levels: int | Sequence[int],
+        dim: int,
+        commitment_loss_weight: float = 0.1,
+        quantization_loss_weight: float = 0.1,
+        num_codebooks: int = 1,
+        codebook_dim: int = -1,
+        keep_num_codebooks_dim: bool | None = None,
+        optimize_values: bool = True,
+        in_place_codebook_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
     ):
         super().__init__()
         if isinstance(levels, int):
@@ -65,22 +70,23 @@ class LatentQuantize(LevelNumbers):
         self.project_out = nn.Linear(inner, dim) if self.has_projections else nn.Identity()
         self.radix, self.optimize_values = MixedRadix(levels), optimize_values
         values = [initial_values(level) for level in levels]
-        self.values_per_latent = nn.ParameterList(values) if optimize_values else [v.data for v in values]
+        learned = nn.ParameterList(values)
+        self.values_per_latent = learned if optimize_values else [v.data for v in values]
         self.in_place_codebook_optimizer = None
         if in_place_codebook_optimizer is not None:
             require(optimize_values, "in_place_codebook_optimizer needs optimize_values=True")
-            self.in_place_codebook_optimizer = in_place_codebook_optimizer(self.values_per_latent)
+            self.in_place_codebook_optimizer = in_place_codebook_optimizer(learned)
 
     @property
     def implicit_codebook(self) -> Tensor:
         """All code vectors (K, C), made on request."""
         return self._vectors(torch.arange(self.codebook_size, device=self.radix.levels.device)).detach()
 
-    def quantization_loss(self, z: Tensor, zhat: Tensor, reduce="mean") -> Tensor:
+    def quantization_loss(self, z: Tensor, zhat: Tensor, reduce: str = "mean") -> Tensor:
         """Squared distance with the gradient in z."""
         return F.mse_loss(zhat.detach(), z, reduction=reduce)
 
-    def commitment_loss(self, z: Tensor, zhat: Tensor, reduce="mean") -> Tensor:
+    def commitment_loss(self, z: Tensor, zhat: Tensor, reduce: str = "mean") -> Tensor:
         """Squared distance with the gradient in zhat."""
         return F.mse_loss(z.detach(), zhat, reduction=reduce)
 
@@ -95,7 +101,7 @@ class LatentQuantize(LevelNumbers):
         digits_CM = nearest_digits(scalars_first(zhat.detach()), self._values())
         return self.radix.codes(digits_CM).to(index_type(self.codebook_size)).view(zhat.shape[:-1])
 
-    def indices_to_codes(self, indices: Tensor, project_out=True) -> Tensor:
+    def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Indices (B, ...) -> what `forward` returned with them, channels second."""
         indices = indices if self.keep_num_codebooks_dim else indices[..., None]
         with full_precision(indices.device):

@@ -55,6 +55,13 @@ class DropsLevels(nn.Module):
         last = last_level_kept(self.num_quantizers, cutoff, multiple_of, draw_seed(device) if seed is None else seed)
         return min(last, self.num_quantizers - 1)
 
+    def _with_dropped(self, indices: list[Tensor], losses: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Indices (B, ...) and losses () of the levels used -> (B, ..., q) and (q,), with -1 and 0 for the rest."""
+        dropped = self.num_quantizers - len(indices)
+        indices = indices + [torch.full_like(indices[0], -1)] * dropped
+        losses = losses + [torch.zeros_like(losses[0])] * dropped
+        return torch.stack(indices, -1), torch.stack(losses)
+
     def _all_levels(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., up to q) -> (B, ..., q), -1 for the levels they lack, which needs quantize dropout."""
         missing = self.num_quantizers - indices.shape[-1]

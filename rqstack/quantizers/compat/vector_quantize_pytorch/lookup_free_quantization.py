@@ -17,7 +17,7 @@ from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import MAP_DIMS, channels_back, channels_last
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqstack.quantizers.methods.lookup_free import codes_of_bits, log_odds
 
@@ -44,7 +44,7 @@ class LossBreakdown(NamedTuple):
 class CosineSimLinear(nn.Module):
     """Cosines of the input with the columns of `weight` (in, out), times `scale`."""
 
-    def __init__(self, dim_in, dim_out, scale=1.0):
+    def __init__(self, dim_in: int, dim_out: int, scale: float = 1.0):
         super().__init__()
         self.scale = scale
         self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
@@ -54,7 +54,7 @@ class CosineSimLinear(nn.Module):
         return F.normalize(x.float(), dim=-1) @ F.normalize(self.weight.float(), dim=0) * self.scale
 
 
-class LFQ(KeepsFloat32, nn.Module):
+class LFQ(KeepsFloat32):
     """The signs of the scalars as a code; `forward` returns the named tuple (quantized, int64 indices, loss).
 
     Sequences are (B, n, dim); images and video (B, dim, ...), or as `channel_first` says. Indices have the shape of the
@@ -63,34 +63,41 @@ class LFQ(KeepsFloat32, nn.Module):
     the entropies never need a table of all codes, and the mean is one over all processes. In eval mode it is 0.
     """
 
+    mask: Tensor
+    shifts: Tensor
+    zero: Tensor
+    orthogonal_rot: Tensor
+
     def __init__(
         self,
         *,
-        dim=None,
-        codebook_size=None,
-        entropy_loss_weight=0.1,
-        commitment_loss_weight=0.0,
-        diversity_gamma=1.0,
-        straight_through_activation=nn.Identity(),  # noqa: B008
-        num_codebooks=1,
-        keep_num_codebooks_dim=None,
-        codebook_scale=1.0,
-        frac_per_sample_entropy=1.0,
-        has_projections=None,
-        projection_has_bias=True,
-        soft_clamp_input_value=None,
-        cosine_sim_project_in=False,
-        cosine_sim_project_in_scale=None,
-        channel_first=None,
-        experimental_softplus_entropy_loss=False,
-        entropy_loss_offset=5.0,
-        spherical=False,
-        force_quantization_f32=True,
-        orthogonal_rotation=False,
+        dim: int | None = None,
+        codebook_size: int | None = None,
+        entropy_loss_weight: float = 0.1,
+        commitment_loss_weight: float = 0.0,
+        diversity_gamma: float = 1.0,
+        straight_through_activation: nn.Module = nn.Identity(),  # noqa: B008
+        num_codebooks: int = 1,
+        keep_num_codebooks_dim: bool | None = None,
+        codebook_scale: float = 1.0,
+        frac_per_sample_entropy: float = 1.0,
+        has_projections: bool | None = None,
+        projection_has_bias: bool = True,
+        soft_clamp_input_value: float | None = None,
+        cosine_sim_project_in: bool = False,
+        cosine_sim_project_in_scale: float | None = None,
+        channel_first: bool | None = None,
+        experimental_softplus_entropy_loss: bool = False,
+        entropy_loss_offset: float = 5.0,
+        spherical: bool = False,
+        force_quantization_f32: bool = True,
+        orthogonal_rotation: bool = False,
     ):
         super().__init__()
-        require(dim is not None or codebook_size is not None, "LFQ needs dim or codebook_size")
-        codebook_size = 2**dim if codebook_size is None else codebook_size
+        if codebook_size is None:
+            if dim is None:
+                raise UsageError("LFQ needs dim or codebook_size")
+            codebook_size = 2**dim
         bits = math.ceil(math.log2(codebook_size))
         require(codebook_size == 2**bits, f"codebook_size must be a power of 2, got {codebook_size}; try {2**bits}")
         keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
@@ -106,7 +113,7 @@ class LFQ(KeepsFloat32, nn.Module):
         self.has_projections = self.dim != inner if has_projections is None else has_projections
         if cosine_sim_project_in:
             scale = codebook_scale if cosine_sim_project_in_scale is None else cosine_sim_project_in_scale
-            maps = [CosineSimLinear(self.dim, inner, scale)]
+            maps: list[nn.Module] = [CosineSimLinear(self.dim, inner, scale)]
         else:
             maps = [nn.Linear(self.dim, inner, projection_has_bias)] if self.has_projections else []
         self.project_in = maps[0] if self.has_projections else nn.Identity()
@@ -138,7 +145,7 @@ class LFQ(KeepsFloat32, nn.Module):
         """0 and 1 -> -scale and +scale."""
         return bits * self.codebook_scale * 2 - self.codebook_scale
 
-    def indices_to_codes(self, indices: Tensor, project_out=True) -> Tensor:
+    def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """Indices -> what `forward` returned with them, in the same layout."""
         first = indices.ndim >= MAP_DIMS - 1 + int(self.keep_num_codebooks_dim)
         first = first if self.channel_first is None else self.channel_first
@@ -152,7 +159,13 @@ class LFQ(KeepsFloat32, nn.Module):
         vectors = self._normalized(self.bits_to_codes(self._bits(indices).float()))
         return vectors @ self.orthogonal_rot.T if self.orthogonal_rotation else vectors
 
-    def forward(self, x: Tensor, inv_temperature=100.0, return_loss_breakdown=False, mask=None):
+    def forward(
+        self,
+        x: Tensor,
+        inv_temperature: float = 100.0,
+        return_loss_breakdown: bool = False,
+        mask: Tensor | None = None,
+    ) -> Return | tuple[Return, LossBreakdown]:
         """Quantize x; with `return_loss_breakdown` a pair of the result and a `LossBreakdown`.
 
         mask: over the positions; in the loss only those where it is True count.

@@ -31,6 +31,7 @@ def project(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return linear(module, x.float())
     if isinstance(module, nn.LayerNorm):
-        affine = (None if t is None else t.float() for t in (module.weight, module.bias))
-        return nn.functional.layer_norm(x.float(), module.normalized_shape, *affine, module.eps)
-    return module(x)  # a program's own
+        weight, bias = (None if t is None else t.float() for t in (module.weight, module.bias))
+        return nn.functional.layer_norm(x.float(), module.normalized_shape, weight, bias, module.eps)
+    projected: Tensor = module(x)  # a program's own
+    return projected

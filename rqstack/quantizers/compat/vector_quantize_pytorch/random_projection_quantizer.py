@@ -5,6 +5,8 @@ Legend: B batch, N positions, C size of an input vector, H codebooks, E size of 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,14 +27,25 @@ class RandomProjectionQuantizer(nn.Module):
     Chiu et al., arXiv 2202.01855; several codebooks: Zhang et al., Google USM, arXiv 2303.01037.
     """
 
-    def __init__(self, *, dim, codebook_size, codebook_dim, num_codebooks=1, norm=True, **kwargs):
+    rand_projs: Tensor
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        codebook_size: int,
+        codebook_dim: int,
+        num_codebooks: int = 1,
+        norm: bool = True,
+        **kwargs: Any,
+    ):
         super().__init__()
         self.dim, self.codebook_dim, self.num_codebooks = dim, codebook_dim, num_codebooks
         projections_HCE = torch.empty(num_codebooks, dim, codebook_dim)
         nn.init.xavier_normal_(projections_HCE)
         self.register_buffer("rand_projs", projections_HCE)
         self.norm = nn.LayerNorm(dim, elementwise_affine=False) if norm else nn.Identity()
-        self._options = {
+        self._options: dict[str, Any] = {
             "dim": codebook_dim * num_codebooks,
             "heads": num_codebooks,
             "codebook_size": codebook_size,
@@ -55,11 +68,13 @@ class RandomProjectionQuantizer(nn.Module):
                 x_BNC = F.layer_norm(x_BNC, (self.dim,), eps=self.norm.eps)
             x_BNI = x_BNC @ self.rand_projs.float().transpose(0, 1).flatten(1)
         self.vq.eval()
-        found = self.vq(x_BNI, indices=indices)
-        return found[1]
+        found: Tensor = self.vq(x_BNI, indices=indices)[1]
+        return found
 
 
-def _take_the_size_of_the_state(module: RandomProjectionQuantizer, state: dict, prefix: str, *_: object) -> None:
+def _take_the_size_of_the_state(
+    module: RandomProjectionQuantizer, state: dict[str, Any], prefix: str, *_: object
+) -> None:
     """Build the quantizer with the inner projections of the original if a state has them."""
     if f"{prefix}vq.project_in.weight" in state and isinstance(module.vq.project_in, nn.Identity):
         module.vq = VectorQuantize(**module._options).to(module.rand_projs.device)

@@ -5,20 +5,28 @@ Legend: B batch, M vectors, C scalars of a code vector, q levels, K codes of a l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
-from rqstack.quantizers.compat.vector_quantize_pytorch.level_dropout import DropsLevels
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
-from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, all_level_vectors
+from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
+    GroupedLevels,
+    ResidualLevels,
+    added_up,
+    all_level_vectors,
+)
 
 
-class ResidualFSQ(KeepsFloat32, DropsLevels):
+class ResidualFSQ(KeepsFloat32, ResidualLevels):
     """FSQ levels on ever finer grids, each on what those before it left; `forward` returns (quantized, indices).
 
     Input (B, ..., dim), indices (B, ..., q) int32, or int64 with -1 where quantize dropout left a level out. With
@@ -28,19 +36,22 @@ class ResidualFSQ(KeepsFloat32, DropsLevels):
 
     drops_without_gradients = False
 
+    scales: Tensor
+    soft_clamp_input_value: Tensor | None
+
     def __init__(
         self,
         *,
-        levels,
-        num_quantizers,
-        dim=None,
-        is_channel_first=False,
-        quantize_dropout=False,
-        quantize_dropout_cutoff_index=0,
-        quantize_dropout_multiple_of=1,
-        soft_clamp_input_value=None,
-        bound_hard_clamp=True,
-        **kwargs,
+        levels: Sequence[int],
+        num_quantizers: int,
+        dim: int | None = None,
+        is_channel_first: bool = False,
+        quantize_dropout: bool = False,
+        quantize_dropout_cutoff_index: int = 0,
+        quantize_dropout_multiple_of: int = 1,
+        soft_clamp_input_value: float | Sequence[float] | Tensor | None = None,
+        bound_hard_clamp: bool = True,
+        **kwargs: Any,
     ):
         super().__init__()
         code_dim = len(levels)
@@ -50,8 +61,8 @@ class ResidualFSQ(KeepsFloat32, DropsLevels):
         self.has_projections, self.is_channel_first = dim != code_dim, is_channel_first
         self.project_in = nn.Linear(dim, code_dim) if self.has_projections else nn.Identity()
         self.project_out = nn.Linear(code_dim, dim) if self.has_projections else nn.Identity()
-        options = {"preserve_symmetry": True, "bound_hard_clamp": bound_hard_clamp, **kwargs}
-        self.layers = nn.ModuleList(FSQ(levels=levels, dim=code_dim, **options) for _ in range(num_quantizers))
+        options: dict[str, Any] = {"preserve_symmetry": True, "bound_hard_clamp": bound_hard_clamp, **kwargs}
+        self.layers = ModuleList(FSQ(levels=levels, dim=code_dim, **options) for _ in range(num_quantizers))
         self.codebook_size = self.layers[0].codebook_size
         self._set_dropout(quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of)
         levels_C = torch.tensor(levels).float()
@@ -76,27 +87,31 @@ class ResidualFSQ(KeepsFloat32, DropsLevels):
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices -> what `forward` returned with them, in the same layout."""
         with full_precision(indices.device):
-            out = project(self.project_out, sum(self.get_codes_from_indices(indices)))
+            out = project(self.project_out, added_up(self.get_codes_from_indices(indices)))
         return channels_back(out, self.is_channel_first)
 
-    def forward(self, x: Tensor, return_all_codes=False, rand_quantize_dropout_fixed_seed=None) -> tuple:
+    def forward(
+        self, x: Tensor, return_all_codes: bool = False, rand_quantize_dropout_fixed_seed: int | None = None
+    ) -> tuple[Tensor, ...]:
         """(quantized like x, indices), and the code vectors of `get_codes_from_indices` if asked for."""
         last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
         rows = channels_last(x, self.is_channel_first, self.dim)
         with full_precision(x.device):
             residual_CM = scalars_first(self._clamped(project(self.project_in, rows)))
-            total_CM, indices = None, []
+            total_CM: Tensor | None = None
+            found: list[Tensor] = []
             for layer, scale_C1 in zip(self.layers[: last + 1], self.scales[..., None]):
                 quantized_CM, level_indices = layer.quantize_scalars(residual_CM / scale_C1)
                 quantized_CM = quantized_CM * scale_C1
                 residual_CM = residual_CM - quantized_CM.detach()
                 total_CM = quantized_CM if total_CM is None else total_CM + quantized_CM
-                indices.append(level_indices)
+                assert level_indices is not None, "the levels of a residual quantizer return indices"
+                found.append(level_indices)
+            assert total_CM is not None
             out = project(self.project_out, scalars_last(total_CM, total_CM.shape[1:]))
             out = out.view(*rows.shape[:-1], self.dim).to(x.dtype)
-        dropped = self.num_quantizers - len(indices)
-        indices += [torch.full_like(indices[0], -1, dtype=torch.int64)] * dropped
-        indices = torch.stack(indices, -1).view(*rows.shape[:-1], self.num_quantizers)
+        found += [torch.full_like(found[0], -1, dtype=torch.int64)] * (self.num_quantizers - len(found))
+        indices = torch.stack(found, -1).view(*rows.shape[:-1], self.num_quantizers)
         results = tuple(channels_back(value, self.is_channel_first) for value in (out, indices))
         return (*results, self.get_codes_from_indices(results[1])) if return_all_codes else results
 
@@ -105,18 +120,20 @@ class ResidualFSQ(KeepsFloat32, DropsLevels):
         return x if clamp is None else (x / clamp).tanh() * clamp
 
 
-class GroupedResidualFSQ(GroupedLevels):
+class GroupedResidualFSQ(GroupedLevels[ResidualFSQ]):
     """Channels split evenly over residual FSQs; indices are (g, B, ..., q). Further keywords go to `ResidualFSQ`.
 
     accept_image_fmap: the channels come second.
     """
 
-    def __init__(self, *, dim, groups=1, accept_image_fmap=False, **kwargs):
-        make = lambda size: ResidualFSQ(dim=size, **kwargs)  # noqa: E731
+    def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any):
+        def make(size: int) -> ResidualFSQ:
+            return ResidualFSQ(dim=size, **kwargs)
+
         super().__init__(dim, groups, accept_image_fmap, make, bool(kwargs.get("is_channel_first")))
         self.codebook_size = self.rvqs[0].codebook_size
 
-    def forward(self, x: Tensor, return_all_codes=False) -> tuple:
+    def forward(self, x: Tensor, return_all_codes: bool = False) -> tuple[Tensor | tuple[Tensor, ...], ...]:
         """(quantized like x, indices), and a tuple of the groups' code vectors (q, B, ..., C) if asked for."""
         results = self._forward_groups(x, return_all_codes=return_all_codes)
         quantized, indices, *codes = zip(*results)

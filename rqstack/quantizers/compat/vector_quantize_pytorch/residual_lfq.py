@@ -6,19 +6,25 @@ Legend: B batch, n positions, C bits of a code, q levels, K codes of a level, g 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
-from rqstack.quantizers.compat.vector_quantize_pytorch.level_dropout import DropsLevels
 from rqstack.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
-from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, all_level_vectors
+from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
+    GroupedLevels,
+    ResidualLevels,
+    added_up,
+    all_level_vectors,
+)
 
 
-class ResidualLFQ(DropsLevels):
+class ResidualLFQ(ResidualLevels):
     """LFQ levels whose scale halves, each on what those before it left; `forward` returns (quantized, indices, losses).
 
     Input (B, ..., dim), int64 indices (B, ..., q) with -1 where quantize dropout left a level out, losses (q,).
@@ -30,14 +36,14 @@ class ResidualLFQ(DropsLevels):
     def __init__(
         self,
         *,
-        dim,
-        num_quantizers,
-        codebook_size,
-        quantize_dropout=False,
-        quantize_dropout_cutoff_index=0,
-        quantize_dropout_multiple_of=1,
-        soft_clamp_input_value=None,
-        **kwargs,
+        dim: int,
+        num_quantizers: int,
+        codebook_size: int,
+        quantize_dropout: bool = False,
+        quantize_dropout_cutoff_index: int = 0,
+        quantize_dropout_multiple_of: int = 1,
+        soft_clamp_input_value: float | None = None,
+        **kwargs: Any,
     ):
         super().__init__()
         bits = int(math.log2(codebook_size))
@@ -45,7 +51,7 @@ class ResidualLFQ(DropsLevels):
         self.project_in = nn.Linear(dim, bits) if self.has_projections else nn.Identity()
         self.project_out = nn.Linear(bits, dim) if self.has_projections else nn.Identity()
         clamp = soft_clamp_input_value
-        self.layers = nn.ModuleList(
+        self.layers = ModuleList(
             LFQ(
                 dim=bits,
                 codebook_scale=2.0**-level,
@@ -68,41 +74,49 @@ class ResidualLFQ(DropsLevels):
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices (B, ..., q) -> what `forward` returned with them (B, ..., dim)."""
         with full_precision(indices.device):
-            return project(self.project_out, sum(self.get_codes_from_indices(indices)))
+            return project(self.project_out, added_up(self.get_codes_from_indices(indices)))
 
-    def forward(self, x: Tensor, mask=None, return_all_codes=False, rand_quantize_dropout_fixed_seed=None):
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        return_all_codes: bool = False,
+        rand_quantize_dropout_fixed_seed: int | None = None,
+    ) -> tuple[Tensor, ...]:
         """(quantized like x, indices, losses), and the code vectors of `get_codes_from_indices` if asked for."""
         require(x.shape[-1] == self.dim, f"vectors have {x.shape[-1]} channels, the quantizer takes {self.dim}")
         last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
         with full_precision(x.device):
             residual = project(self.project_in, x)
             residual = residual.float().flatten(1, -2) if x.ndim > 2 else residual.float()[:, None]
-            total, indices, losses = 0.0, [], []
+            total, found, losses = torch.zeros_like(residual), [], []
             for layer in self.layers[: last + 1]:
                 quantized, level_indices, loss = layer(residual, mask=mask)
                 residual, total = residual - quantized.detach(), total + quantized
-                indices.append(level_indices)
+                found.append(level_indices)
                 losses.append(loss)
             out = project(self.project_out, total).view(*x.shape).to(x.dtype)
-        dropped = self.num_quantizers - len(indices)
-        indices += [torch.full_like(indices[0], -1)] * dropped
-        losses += [torch.zeros_like(losses[0])] * dropped
-        indices = torch.stack(indices, -1).view(*x.shape[:-1], self.num_quantizers)
-        results = (out, indices, torch.stack(losses, -1))
+        indices, loss = self._with_dropped(found, losses)
+        indices = indices.view(*x.shape[:-1], self.num_quantizers)
+        results = (out, indices, loss)
         return (*results, self.get_codes_from_indices(indices)) if return_all_codes else results
 
 
-class GroupedResidualLFQ(GroupedLevels):
+class GroupedResidualLFQ(GroupedLevels[ResidualLFQ]):
     """Channels split evenly over residual LFQs; indices are (g, B, ..., q), losses (g, q).
 
     accept_image_fmap: the channels come second. Further keywords go to `ResidualLFQ`.
     """
 
-    def __init__(self, *, dim, groups=1, accept_image_fmap=False, **kwargs):
-        make = lambda size: ResidualLFQ(dim=size, **kwargs)  # noqa: E731
+    def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any):
+        def make(size: int) -> ResidualLFQ:
+            return ResidualLFQ(dim=size, **kwargs)
+
         super().__init__(dim, groups, accept_image_fmap, make, moved=False)
 
-    def forward(self, x: Tensor, mask=None, return_all_codes=False) -> tuple:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, return_all_codes: bool = False
+    ) -> tuple[Tensor | tuple[Tensor, ...], ...]:
         """(quantized like x, indices, losses), and a tuple of the groups' code vectors if asked for."""
         results = self._forward_groups(x, mask=mask, return_all_codes=return_all_codes)
         quantized, indices, losses, *codes = zip(*results)

@@ -7,14 +7,18 @@ What the original does wrong or not at all is listed in docs/migrating.md.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.gradient import directional
 from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
-from rqstack.quantizers.compat.vector_quantize_pytorch.level_dropout import DropsLevels, draw_seed
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import input_projection, output_projection, project
+from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, ResidualLevels, added_up
 from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, layout_of, mask_of
 from rqstack.quantizers.compat.vector_quantize_pytorch.vector_level import (
     KnownCodes,
@@ -32,7 +36,7 @@ __all__ = ["GroupedResidualVQ", "ResidualVQ"]
 DIVEQ_NOISE = 5e-3**0.5
 
 
-class ResidualVQ(DropsLevels):
+class ResidualVQ(ResidualLevels):
     """`num_quantizers` VectorQuantize levels, each on what the levels before it left over.
 
     Further keywords go to every `VectorQuantize`. Zeghidour et al., SoundStream, arXiv 2107.03312, Algorithm 1;
@@ -42,25 +46,25 @@ class ResidualVQ(DropsLevels):
     def __init__(
         self,
         *,
-        dim,
+        dim: int,
         num_quantizers: int | None = None,
         codebook_size: int | tuple[int, ...],
-        codebook_dim=None,
-        shared_codebook=False,
-        diveq=False,
-        heads=1,
-        quantize_dropout=False,
-        quantize_dropout_cutoff_index=0,
-        quantize_dropout_multiple_of=1,
-        accept_image_fmap=False,
-        implicit_neural_codebook=False,
-        mlp_kwargs: dict = {},  # noqa: B006  the signature programs know; never changed
-        beam_size=None,
-        eval_beam_size=None,
+        codebook_dim: int | None = None,
+        shared_codebook: bool = False,
+        diveq: bool = False,
+        heads: int = 1,
+        quantize_dropout: bool = False,
+        quantize_dropout_cutoff_index: int = 0,
+        quantize_dropout_multiple_of: int = 1,
+        accept_image_fmap: bool = False,
+        implicit_neural_codebook: bool = False,
+        mlp_kwargs: dict[str, Any] = {},  # noqa: B006  the signature programs know; never changed
+        beam_size: int | None = None,
+        eval_beam_size: int | None = None,
         beam_score_quantizer_weights: list[float] | None = None,
-        quant_grad_frac=0.0,
-        return_zeros_for_masked_padding=True,
-        **vq_kwargs,
+        quant_grad_frac: float = 0.0,
+        return_zeros_for_masked_padding: bool = True,
+        **vq_kwargs: Any,
     ):
         super().__init__()
         require(heads == 1, f"heads must be 1 in a residual quantizer, got {heads}")
@@ -86,7 +90,7 @@ class ResidualVQ(DropsLevels):
         if diveq:
             options |= {"learnable_codebook": True, "ema_update": False, "route_gradients_to_input": False}
             options["commitment_weight"] = 0.0
-        self.layers = nn.ModuleList(
+        self.layers = ModuleList(
             ResidualLevel(dim=self.codebook_dim, codebook_size=size, codebook_dim=self.codebook_dim, **options)
             for size in sizes
         )
@@ -96,10 +100,10 @@ class ResidualVQ(DropsLevels):
         self._set_beam(beam_size, eval_beam_size, beam_score_quantizer_weights)
         self.vq_is_ema_updating = self.layers[0].ema_update
         self.quant_grad_frac = 1.0 if diveq else quant_grad_frac
-        self.mlps = (None,) * (len(sizes) - 1)
+        self.mlps: ModuleList[NeuralCodebook] | tuple[None, ...] = (None,) * (len(sizes) - 1)
         if implicit_neural_codebook:
             network = {{"dim_hidden": "hidden"}.get(name, name): value for name, value in mlp_kwargs.items()}
-            self.mlps = nn.ModuleList(
+            self.mlps = ModuleList(
                 NeuralCodebook(self.codebook_dim, skip=False, **network) for _ in range(len(sizes) - 1)
             )
 
@@ -138,21 +142,21 @@ class ResidualVQ(DropsLevels):
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Indices -> what the eval-mode forward returned with them, in the layout of its input."""
-        total = sum(self.get_codes_from_indices(indices))
+        total = added_up(self.get_codes_from_indices(indices))
         with full_precision(indices.device):
             output = project(self.project_out, total)
         return output.movedim(-1, 1) if self.accept_image_fmap else output
 
     def forward(
         self,
-        x,
-        mask=None,
+        x: Tensor,
+        mask: Tensor | None = None,
         indices: Tensor | list[Tensor] | None = None,
-        return_all_codes=False,
-        sample_codebook_temp=None,
-        freeze_codebook=False,
-        beam_size=None,
-        rand_quantize_dropout_fixed_seed=None,
+        return_all_codes: bool = False,
+        sample_codebook_temp: float | None = None,
+        freeze_codebook: bool = False,
+        beam_size: int | None = None,
+        rand_quantize_dropout_fixed_seed: int | None = None,
     ) -> tuple[Tensor, ...]:
         """(quantized like x, indices (B, ..., q), losses (q,)), and all codes (q, B, ..., E) if asked for.
 
@@ -167,7 +171,7 @@ class ResidualVQ(DropsLevels):
         last = self.num_quantizers - 1
         if given is None:
             last = self._last_level(x.device, rand_quantize_dropout_fixed_seed)
-        options = {"mask": mask_BN, "sample_codebook_temp": sample_codebook_temp}
+        options: dict[str, Any] = {"mask": mask_BN, "sample_codebook_temp": sample_codebook_temp}
         options["freeze_codebook"] = True if freeze_codebook else None
         with full_precision(x.device):
             space_BNE = project(self.project_in, clean_BNC)
@@ -225,12 +229,14 @@ class ResidualVQ(DropsLevels):
         require(not needs_scores, "a beam in training goes with no loss over all scores of an implicit codebook")
         return search_codes(x_BNE, mask_BN, self.layers[:kept], self._transforms, width, self._beam_weights, temp)
 
-    def _quantize(self, x_BNE: Tensor, known: Tensor | None, kept: int, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+    def _quantize(
+        self, x_BNE: Tensor, known: Tensor | None, kept: int, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The sum of the first `kept` levels, codes (B, N, q) and losses (q,)."""
         residual, total = x_BNE, torch.zeros_like(x_BNE)
         residuals, codes, losses = [], [], []
         for index, (layer, transform) in enumerate(zip(self.layers[:kept], self._transforms, strict=False)):
-            search = None
+            search: KnownCodes | OwnCodebooks | None = None
             if known is not None:
                 search = KnownCodes(known[..., index], transform, total)
             elif transform is not None:
@@ -242,12 +248,9 @@ class ResidualVQ(DropsLevels):
             losses.append(loss)
         if self.training and self.shared_codebook and not self._frozen(options):
             self._update_shared(residuals, options["mask"])
-        dropped = self.num_quantizers - kept
-        codes += [torch.full_like(codes[0], -1)] * dropped
-        losses += [torch.zeros_like(losses[0])] * dropped
-        return total, torch.stack(codes, -1), torch.stack(losses)
+        return total, *self._with_dropped(codes, losses)
 
-    def _score(self, x_BNE: Tensor, given: Tensor, options: dict) -> tuple[Tensor, Tensor]:
+    def _score(self, x_BNE: Tensor, given: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The sum of what the levels find, and the sum of their cross entropies."""
         forced = level_vectors(self.layers, self._transforms, given.flatten(0, 1))
         residual, found, total = x_BNE, torch.zeros_like(x_BNE), torch.zeros_like(x_BNE)
@@ -261,10 +264,10 @@ class ResidualVQ(DropsLevels):
             losses.append(loss)
         if self.training and self.shared_codebook and not self._frozen(options):
             self._update_shared(residuals, options["mask"])
-        return found, sum(losses)
+        return found, added_up(losses)
 
-    def _frozen(self, options: dict) -> bool:
-        return options["freeze_codebook"] or self.layers[0].freeze_codebook
+    def _frozen(self, options: dict[str, Any]) -> bool:
+        return bool(options["freeze_codebook"] or self.layers[0].freeze_codebook)
 
     def _update_shared(self, residuals: list[Tensor], mask_BN: Tensor | None) -> None:
         """What the levels have gathered takes effect once; unused codes become residuals of any level."""
@@ -279,11 +282,12 @@ class ResidualVQ(DropsLevels):
 
 
 def _sizes(codebook_size: int | tuple[int, ...], num_quantizers: int | None, shared: bool) -> tuple[int, ...]:
-    require(
-        num_quantizers is not None or isinstance(codebook_size, tuple),
-        "give num_quantizers, or a tuple of codebook sizes",
-    )
-    sizes = codebook_size if isinstance(codebook_size, tuple) else (codebook_size,) * num_quantizers
+    if isinstance(codebook_size, tuple):
+        sizes = codebook_size
+    elif num_quantizers is None:
+        raise UsageError("give num_quantizers, or a tuple of codebook sizes")
+    else:
+        sizes = (codebook_size,) * num_quantizers
     require(
         num_quantizers in (None, len(sizes)), f"num_quantizers is {num_quantizers}, but there are {len(sizes)} sizes"
     )
@@ -291,45 +295,24 @@ def _sizes(codebook_size: int | tuple[int, ...], num_quantizers: int | None, sha
     return sizes
 
 
-class GroupedResidualVQ(nn.Module):
+class GroupedResidualVQ(GroupedLevels[ResidualVQ]):
     """A `ResidualVQ` for every equal share of the channels. Yang et al., HiFi-Codec, arXiv 2305.02765."""
 
-    def __init__(self, *, dim, groups=1, accept_image_fmap=False, **kwargs):
-        super().__init__()
-        require(dim % groups == 0, f"dim {dim} does not split evenly over {groups} groups")
-        self.dim, self.groups, self.accept_image_fmap = dim, groups, accept_image_fmap
-        options = {"dim": dim // groups, "accept_image_fmap": accept_image_fmap, **kwargs}
-        self.rvqs = nn.ModuleList(ResidualVQ(**options) for _ in range(groups))
+    def __init__(self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any):
+        def make(size: int) -> ResidualVQ:
+            return ResidualVQ(**{"dim": size, "accept_image_fmap": accept_image_fmap, **kwargs})
 
-    @property
-    def split_dim(self) -> int:
-        """Where the channels of an input are."""
-        return 1 if self.accept_image_fmap else -1
-
-    @property
-    def codebooks(self) -> Tensor | tuple:
-        """The code vectors of all groups (g, q, K, E); a tuple over groups where sizes differ."""
-        books = tuple(rvq.codebooks for rvq in self.rvqs)
-        return torch.stack(books) if self.rvqs[0].uniform_codebook_size else books
-
-    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
-        """Indices (g, B, ..., q) -> code vectors (g, q, B, ..., E)."""
-        return torch.stack([rvq.get_codes_from_indices(part) for rvq, part in zip(self.rvqs, indices, strict=True)])
-
-    def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Indices (g, B, ..., q) -> what the eval-mode forward returned with them."""
-        outputs = [rvq.get_output_from_indices(part) for rvq, part in zip(self.rvqs, indices, strict=True)]
-        return torch.cat(outputs, self.split_dim)
+        super().__init__(dim, groups, accept_image_fmap, make, moved=True)
 
     def forward(
         self,
-        x,
-        indices=None,
-        return_all_codes=False,
-        sample_codebook_temp=None,
-        freeze_codebook=False,
-        mask=None,
-    ) -> tuple:
+        x: Tensor,
+        indices: Tensor | Sequence[Tensor] | None = None,
+        return_all_codes: bool = False,
+        sample_codebook_temp: float | None = None,
+        freeze_codebook: bool = False,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor | tuple[Tensor, ...], ...]:
         """(quantized like x, indices (g, B, ..., q), losses (g, q)), and a tuple over groups of all codes if asked for.
 
         indices: one entry per group; return (quantized, sum of the cross entropies) instead. All groups drop the same
@@ -341,14 +324,17 @@ class GroupedResidualVQ(nn.Module):
         )
         given = [None] * self.groups if indices is None or len(indices) == 0 else list(indices)
         require(len(given) == self.groups, f"indices have {len(given)} groups of {self.groups}")
-        options = {"mask": mask, "return_all_codes": return_all_codes, "sample_codebook_temp": sample_codebook_temp}
-        options["freeze_codebook"] = freeze_codebook
-        options["rand_quantize_dropout_fixed_seed"] = draw_seed(x.device) if self.training else None
-        parts = zip(self.rvqs, x.chunk(self.groups, self.split_dim), given, strict=True)
-        outputs = [rvq(part, indices=part_indices, **options) for rvq, part, part_indices in parts]
-        quantized, *others = zip(*outputs, strict=True)
-        quantized = torch.cat(quantized, self.split_dim)
+        outputs = self._forward_groups(
+            x,
+            [{"indices": part} for part in given],
+            mask=mask,
+            return_all_codes=return_all_codes,
+            sample_codebook_temp=sample_codebook_temp,
+            freeze_codebook=freeze_codebook,
+        )
+        parts, *others = zip(*outputs, strict=True)
+        quantized = self._joined(parts)
         if given[0] is not None:
-            return quantized, sum(others[0])
+            return quantized, added_up(others[0])
         codes, losses, *all_codes = others
         return (quantized, torch.stack(codes), torch.stack(losses), *all_codes)

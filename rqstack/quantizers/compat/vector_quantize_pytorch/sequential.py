@@ -53,13 +53,13 @@ class Sequential(nn.Module):
         require(len(found) == 1, f"Sequential takes exactly one quantizer ({names}), got {found or 'none'}")
         self.fns = nn.ModuleList(fns)
 
-    def forward(self, x: Tensor, **kwargs: Any) -> tuple:
+    def forward(self, x: Tensor, **kwargs: Any) -> tuple[Any, ...]:
         """(output, *what the quantizer returns after its vectors)."""
-        rest: tuple = ()
+        rest: tuple[Any, ...] = ()
         for fn in self.fns:
             if isinstance(fn, QUANTIZERS):
                 result = fn(x, **kwargs)
-                x, *rest = (result,) if isinstance(result, Tensor) else result
+                x, rest = (result, ()) if isinstance(result, Tensor) else (result[0], tuple(result[1:]))
             else:
                 x = fn(x)
         return (x, *rest)

@@ -30,17 +30,19 @@ class SimVQ(nn.Module):
     that pulls the codes + input_to_quantize_commit_loss_weight x the same that pulls the input).
     """
 
+    frozen_codebook: Tensor
+
     def __init__(
         self,
-        dim,
-        codebook_size,
+        dim: int,
+        codebook_size: int,
         codebook_transform: nn.Module | None = None,
-        init_fn: Callable = _unchanged,
-        channel_first=False,
-        rotation_trick=True,
-        input_to_quantize_commit_loss_weight=0.25,
-        commitment_weight=1.0,
-        frozen_codebook_dim=None,
+        init_fn: Callable[[Tensor], Tensor] = _unchanged,
+        channel_first: bool = False,
+        rotation_trick: bool = True,
+        input_to_quantize_commit_loss_weight: float = 0.25,
+        commitment_weight: float = 1.0,
+        frozen_codebook_dim: int | None = None,
     ):
         super().__init__()
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first

@@ -64,8 +64,8 @@ def mask_of(layout: TokenLayout, mask: Tensor | None, lens: Tensor | None, is_ma
         return None
     require(mask is None or lens is None, "give mask or lens, not both")
     require(not is_map and bool(layout.grid), "mask and lens are for sequences, not for maps or single tokens")
-    if lens is not None:
-        return mask_from_lengths(lens, layout.num_positions)
+    if mask is None:
+        return None if lens is None else mask_from_lengths(lens, layout.num_positions)
     mask = layout.flatten(mask)
     expected = (layout.batch, layout.num_positions)
     require(mask.shape == expected, f"mask of shape {tuple(mask.shape)} does not fit {expected} positions")

@@ -6,12 +6,13 @@ Legend: B batch, N positions, M = B * N, E code-vector size, K codebook size, q 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, beam_search
 from rqstack.quantizers.arithmetic.scored_codes import LEAST_SQUARE
 from rqstack.quantizers.compat.vector_quantize_pytorch.look_up import Found
@@ -35,13 +36,14 @@ class OwnCodebooks:
         self.transform, self.total_BNE = transform, total_BNE
 
     def __call__(self, codes_1KE: Tensor) -> Tensor:
-        return self.transform(codes_1KE[0], self.total_BNE[:, :, None])[None]
+        moved_BNKE: Tensor = self.transform(codes_1KE[0], self.total_BNE[:, :, None])
+        return moved_BNKE[None]
 
 
 class ResidualLevel(VectorQuantize):
     """A `VectorQuantize` whose `codebook_transform_fn` may also be `KnownCodes`."""
 
-    def _look_up(self, rows_XRE: Tensor, valid_R: Tensor | None, **search) -> Found:
+    def _look_up(self, rows_XRE: Tensor, valid_R: Tensor | None, **search: Any) -> Found:
         known = search["transform"]
         if not isinstance(known, KnownCodes):
             return super()._look_up(rows_XRE, valid_R, **search)
@@ -96,7 +98,7 @@ def share_of_gradient(x: Tensor, share: float) -> Tensor:
 
 
 def level_vectors(
-    layers: Sequence[ResidualLevel], transforms: Sequence[NeuralCodebook | None], codes_Mq: Tensor
+    layers: ModuleList[ResidualLevel], transforms: Sequence[NeuralCodebook | None], codes_Mq: Tensor
 ) -> list[Tensor]:
     """The code vectors (M, E) of every level; zeros for negative codes."""
     vectors, total_ME = [], None
@@ -113,7 +115,7 @@ def level_vectors(
 def search_codes(
     x_BNE: Tensor,
     mask_BN: Tensor | None,
-    layers: Sequence[ResidualLevel],
+    layers: ModuleList[ResidualLevel],
     transforms: Sequence[NeuralCodebook | None],
     width: int,
     weights: Sequence[float],
@@ -134,7 +136,7 @@ def search_codes(
 @torch.no_grad()
 def initialize_levels(
     x_ME: Tensor,
-    layers: Sequence[ResidualLevel],
+    layers: ModuleList[ResidualLevel],
     transforms: Sequence[NeuralCodebook | None],
     method: str,
     seed: int,
@@ -152,7 +154,7 @@ def initialize_levels(
         layers[0].initialize_codebook(torch.stack(seen, 1).flatten(0, 1), method, seed + len(seen))
 
 
-def _left_over(x_ME: Tensor, layers: Sequence[ResidualLevel], transforms: Sequence[NeuralCodebook | None]) -> Tensor:
+def _left_over(x_ME: Tensor, layers: ModuleList[ResidualLevel], transforms: Sequence[NeuralCodebook | None]) -> Tensor:
     """What the nearest codes of these levels leave of x."""
     if not layers:
         return x_ME
@@ -162,7 +164,7 @@ def _left_over(x_ME: Tensor, layers: Sequence[ResidualLevel], transforms: Sequen
 
 def _search(
     x_ME: Tensor,
-    layers: Sequence[ResidualLevel],
+    layers: ModuleList[ResidualLevel],
     transforms: Sequence[NeuralCodebook | None],
     width: int,
     weights: Sequence[float],

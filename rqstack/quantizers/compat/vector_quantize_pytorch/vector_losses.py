@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square, orthogonal_term
 from rqstack.quantizers.arithmetic.scored_codes import entropy, score_cross_entropy, usage_entropy_by_position
-from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook, Found
+from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook
+from rqstack.quantizers.compat.vector_quantize_pytorch.look_up import Found
 
 
 class LossBreakdown(NamedTuple):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ from rqstack.quantizers.arithmetic.precision import full_precision, without_mask
 from rqstack.quantizers.codebooks.alternating import codebook_gradients
 from rqstack.quantizers.compat.vector_quantize_pytorch import vector_losses
 from rqstack.quantizers.compat.vector_quantize_pytorch.codebook_access import CodebookAccess
-from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook, Found
+from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook, StepWeight
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.look_up import Found
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import input_projection, output_projection, project
 from rqstack.quantizers.compat.vector_quantize_pytorch.settings import check_vector_settings
 from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, mask_of
@@ -166,10 +168,10 @@ class VectorQuantize(CodebookAccess):
         freeze_codebook: bool | None = None,
         return_loss_breakdown: bool = False,
         codebook_transform_fn: Callable[[Tensor], Tensor] | None = None,
-        ema_update_weight: Tensor | Callable | None = None,
+        ema_update_weight: StepWeight | None = None,
         accum_ema_update: bool = False,
         ema_update: bool | None = None,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor | LossBreakdown, ...]:
         """(quantized, indices, loss), with the loss terms as a fourth entry on request.
 
         indices: return (quantized, cross entropy of the scores against them) instead; -1 does not count.
@@ -223,7 +225,7 @@ class VectorQuantize(CodebookAccess):
         require(not (self.training and self.in_place_codebook_optimizer), f"{off} an in-place optimizer")
         return min(int(topk), self.codebook_size)
 
-    def _look_up(self, rows_XRE: Tensor, valid_R: Tensor | None, **search) -> Found:
+    def _look_up(self, rows_XRE: Tensor, valid_R: Tensor | None, **search: Any) -> Found:
         return self._codebook.look_up(rows_XRE.float(), self._mask_of_books(valid_R), **search)
 
     @property
@@ -236,7 +238,7 @@ class VectorQuantize(CodebookAccess):
         rows_XRE: Tensor,
         valid_R: Tensor | None,
         found: Found,
-        weight: Tensor | Callable | None,
+        weight: StepWeight | None,
         accumulate: bool,
         ema_update: bool | None,
     ) -> None:
@@ -250,7 +252,9 @@ class VectorQuantize(CodebookAccess):
         parameters = list(book.parameters())
         coded = book.coded(x_XRE, found.codes, self._mask_of_books(valid_R))
         with sync.alone() if book.use_ddp is False else contextlib.nullcontext():
-            loss, grads, _ = codebook_gradients(parameters, book.effective_embed, [[rows] for rows in coded])
+            loss, grads, _ = codebook_gradients(
+                parameters, lambda: list(book.effective_embed()), [[rows] for rows in coded]
+            )
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad if parameter.grad is None else parameter.grad + grad
         return loss

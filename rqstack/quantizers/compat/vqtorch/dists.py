@@ -29,7 +29,7 @@ def cosine_distance(z: Tensor, z_q: Tensor) -> Tensor:
 
 
 def euclidean_cdist_topk(
-    tensor: Tensor, codebook: Tensor, compute_chunk_size=1024, topk=1, half_precision=False
+    tensor: Tensor, codebook: Tensor, compute_chunk_size: int = 1024, topk: int = 1, half_precision: bool = False
 ) -> dict[str, Tensor]:
     """Distances d and codes q (B, N, k) of the nearest entries of codebook (K, E) to tensor (B, N, E), ascending.
 
@@ -41,14 +41,16 @@ def euclidean_cdist_topk(
     return {"d": squared_Nk.sqrt().to(tensor.dtype).view(*grid, -1), "q": q_Nk.view(*grid, -1)}
 
 
-def cosine_cdist_topk(tensor: Tensor, codebook: Tensor, chunks=4, topk=1, half_precision=False) -> dict[str, Tensor]:
+def cosine_cdist_topk(
+    tensor: Tensor, codebook: Tensor, chunks: int = 4, topk: int = 1, half_precision: bool = False
+) -> dict[str, Tensor]:
     """Like `euclidean_cdist_topk` with d = 1 - cosine."""
     squared_Nk, q_Nk = _nearest(F.normalize(tensor.float(), dim=-1), F.normalize(codebook.float(), dim=-1), topk)
     grid = tensor.shape[:-1]
     return {"d": (0.5 * squared_Nk).to(tensor.dtype).view(*grid, -1), "q": q_Nk.view(*grid, -1)}
 
 
-def get_dist_fns(dist: str) -> tuple[Callable, Callable]:
+def get_dist_fns(dist: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[..., dict[str, Tensor]]]:
     """(loss function, top-k search) of a distance by name."""
     if dist in EUCLIDEAN:
         return euclidean_distance, euclidean_cdist_topk

@@ -21,7 +21,7 @@ CODEBOOK_NORMS = ("none", "l2", "l2c")
 
 def bound_length(x: Tensor) -> Tensor:
     """Vectors (..., E) longer than 10 scaled to length 10; the wanted length is a constant to the gradient."""
-    length = x.norm(dim=-1, keepdim=True)
+    length: Tensor = x.norm(dim=-1, keepdim=True)
     return x * (length.detach().clamp(max=MAX_LENGTH) / (length + TINY))
 
 

@@ -16,7 +16,7 @@ def is_vq(module: nn.Module) -> bool:
 
 def get_vq_layers(model: nn.Module) -> list[VQBaseLayer]:
     """All quantization layers in a model."""
-    return [module for module in model.modules() if is_vq(module)]
+    return [module for module in model.modules() if isinstance(module, VQBaseLayer)]
 
 
 def is_vqn(model: nn.Module) -> bool:

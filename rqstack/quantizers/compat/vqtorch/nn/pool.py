@@ -8,14 +8,14 @@ from rqstack.quantizers.wrappers.vector_pooling import MaxVectorPool2d, SoftmaxV
 class MaxVecPool2d(MaxVectorPool2d):
     """The longest vector of every window of (B, C, H, W)."""
 
-    def __init__(self, kernel_size=3, stride=2, padding=2, dilation=1):
+    def __init__(self, kernel_size: int = 3, stride: int = 2, padding: int = 2, dilation: int = 1):
         super().__init__(kernel_size, stride, padding, dilation)
 
 
 class SoftMaxVecPool2d(SoftmaxVectorPool2d):
     """The mean of every window weighted by the softmax of the vectors' lengths."""
 
-    def __init__(self, kernel_size=3, stride=2, padding=2, dilation=1):
+    def __init__(self, kernel_size: int = 3, stride: int = 2, padding: int = 2, dilation: int = 1):
         super().__init__(kernel_size, stride, padding, dilation)
 
 

@@ -5,10 +5,12 @@ Legend: N vectors, C features, G levels, E code-vector size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from rqstack.quantizers.compat.vqtorch.nn.vq import VectorQuant
+from rqstack.quantizers.compat.vqtorch.nn.vq import Found, VectorQuant
 
 
 class ResidualVectorQuant(VectorQuant):
@@ -21,13 +23,14 @@ class ResidualVectorQuant(VectorQuant):
 
     splits_features = False
 
-    def __init__(self, feature_size: int, num_codes: int, groups: int = 1, share: bool = True, **kwargs):
+    def __init__(self, feature_size: int, num_codes: int, groups: int = 1, share: bool = True, **kwargs: Any):
         if groups < 1:
             raise ValueError(f"groups must be at least 1, got {groups}")
         super().__init__(feature_size, num_codes, groups=groups, share=share, **kwargs)
 
-    def _quantize_all(self, x: Tensor) -> dict:
-        rows_NE, total_NE = x.reshape(-1, x.shape[-1]), 0.0
+    def _quantize_all(self, x: Tensor) -> tuple[dict[str, Tensor], list[list[Found]]]:
+        rows_NE = x.reshape(-1, x.shape[-1])
+        total_NE = torch.zeros_like(rows_NE)
         seen, levels = [rows_NE], []
         for level in range(self.groups):
             levels.append(self._search(seen[-1], 0 if self.share else level))
@@ -35,13 +38,13 @@ class ResidualVectorQuant(VectorQuant):
             seen.append(rows_NE - total_NE)
         grid = x.shape[:-2]
         codes = [found.searched.codes_N + self.get_codebook_by_group(i)[1] for i, found in enumerate(levels)]
-        return {
+        results = {
             "z_q": total_NE.view_as(x),
             "d": torch.stack([found.distance_N for found in levels], -1).view(*grid, self.groups),
             "q": torch.stack(codes, -1).view(*grid, self.groups),
             "z_res": torch.stack(seen, 1).detach().view(*grid, len(seen), x.shape[-1]),
-            "found": [levels] if self.share else [[found] for found in levels],
         }
+        return results, [levels] if self.share else [[found] for found in levels]
 
     def _fit(self, x_NC: Tensor, method: str, seed: int) -> None:
         """Every level on what the levels before it leave over; a shared codebook on what it sees at all levels once it

@@ -7,12 +7,13 @@ Huh et al., Straightening Out the Straight-Through Estimator, ICML 2023 (arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.code_losses import mean_square
@@ -53,6 +54,9 @@ class VectorQuant(VQBaseLayer):
     """
 
     splits_features = True
+    affine_transform: LearnedAffine  # these three only with the settings that need them
+    inplace_codebook_optimizer: Optimizer
+    _counts: Tensor
 
     def __init__(
         self,
@@ -63,12 +67,12 @@ class VectorQuant(VQBaseLayer):
         affine_lr: float = 0.0,
         affine_groups: int = 1,
         replace_freq: int = 0,
-        inplace_optimizer: Callable | None = None,
+        inplace_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         dist: str = "euclidean",
         vector_normalize: bool = False,
         groups: int = 1,
         share: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
         if not 0 <= beta <= 1:
             raise ValueError(f"beta must be in [0, 1], got {beta}")
@@ -106,8 +110,8 @@ class VectorQuant(VQBaseLayer):
                 return self.to_original_format(x).to(z.dtype), {}
             if self.training and self.kmeans_init and not self.data_initialized.item():
                 self.initialize_codebook(x.detach().reshape(-1, self.feature_size), "kmeans")
-            results = self._quantize_all(x)
-            counted = self._end_of_forward(results.pop("found"))
+            results, found = self._quantize_all(x)
+            counted = self._end_of_forward(found)
             results |= {
                 "loss": self.compute_loss(x, results["z_q"]),
                 "perplexity": entropy(counted.double()).exp().float(),
@@ -179,11 +183,11 @@ class VectorQuant(VQBaseLayer):
         means_KE, _ = kmeans(x_NE, len(weight_KE), iterations=iterations, cosine=self.cosine, seed=seed)
         self.codebook.weight.data[offset : offset + len(weight_KE)] = means_KE
 
-    def _quantize_all(self, x: Tensor) -> dict:
-        """Results without loss for x (..., G, E); `found` has the searches of every codebook."""
+    def _quantize_all(self, x: Tensor) -> tuple[dict[str, Tensor], list[list[Found]]]:
+        """Results without loss for x (..., G, E), and the searches of every codebook."""
         if self.share:
             parts = [self._search(x.reshape(-1, x.shape[-1]), 0)]
-            shape = x.shape
+            shape = tuple(x.shape)
         else:
             parts = [self._search(x[..., group, :].reshape(-1, x.shape[-1]), group) for group in range(self.groups)]
             shape = (*x.shape[:-2], 1, x.shape[-1])
@@ -191,7 +195,7 @@ class VectorQuant(VQBaseLayer):
         d = torch.cat([part.distance_N.view(shape[:-1]) for part in parts], -1)
         codes = [part.searched.codes_N + book * self.group_size for book, part in enumerate(parts)]
         q = torch.cat([code_N.view(shape[:-1]) for code_N in codes], -1)
-        return {"z_q": z_q, "d": d, "q": q, "found": [[part] for part in parts]}
+        return {"z_q": z_q, "d": d, "q": q}, [[part] for part in parts]
 
     def _search(self, x_NE: Tensor, book: int) -> Found:
         target_NE = F.normalize(x_NE, dim=-1) if self.cosine else x_NE

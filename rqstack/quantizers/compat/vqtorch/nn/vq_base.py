@@ -20,6 +20,7 @@ class VQBaseLayer(nn.Module):
     """
 
     enabled = True
+    data_initialized: Tensor  # with kmeans_init only
 
     def __init__(
         self,
@@ -47,7 +48,8 @@ class VQBaseLayer(nn.Module):
 
     def to_canonical_group_format(self, z: Tensor, groups: int) -> Tensor:
         """Features in `dim` -> (..., G, E)."""
-        return z.movedim(self.dim, -1).unflatten(-1, (groups, -1))
+        grouped: Tensor = z.movedim(self.dim, -1).unflatten(-1, (groups, -1))
+        return grouped
 
     def to_original_format(self, x: Tensor) -> Tensor:
         """(..., G, E) -> features in `dim`."""
