@@ -34,7 +34,7 @@ from torchvision.transforms.v2 import functional as F
 
 from benchmarks.latent_training import write_images
 from data import DatasetConfig, build_dataset
-from data.images.file_dataset import decode_rgb
+from data.images.decoding import decode_rgb
 from data.images.transforms import Pipeline
 from data.prepare import pack
 from data.roots import find_root

@@ -3,6 +3,6 @@
 from data.build import build_dataset
 from data.config import DatasetConfig
 from data.dataset import ImageDataset
-from data.loader import TrainLoader, eval_loader
+from data.loader import EvalLoader, TrainLoader
 
-__all__ = ["DatasetConfig", "ImageDataset", "TrainLoader", "build_dataset", "eval_loader"]
+__all__ = ["DatasetConfig", "EvalLoader", "ImageDataset", "TrainLoader", "build_dataset"]

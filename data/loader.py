@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +56,9 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every chosen image exactly once over all ranks: this rank's are number rank, rank + world_size, ...; the last
-    batch may be smaller. `num_samples` counts the images of all ranks; len() is this rank's number of batches.
+    """The whole split without augmentation, or `limit` images spread evenly over it, each exactly once over all ranks:
+    this rank's are number rank, rank + world_size, ...; the last batch may be smaller. `num_samples` counts the images
+    of all ranks; len() is this rank's number of batches.
     """
 
     def __init__(
@@ -88,17 +90,12 @@ class EvalLoader:
         return _batches(self.dataset, self.order, self.num_workers, self.pin_memory, self.device)
 
 
-def eval_loader(
-    dataset: ImageDataset,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    num_workers: int = 0,
-    limit: int | None = None,
-    **placement: object,
-) -> EvalLoader:
-    """An `EvalLoader`: the whole split without augmentation, or `limit` images spread evenly over it."""
-    return EvalLoader(dataset, batch_size, rank, world_size, num_workers, limit, **placement)
+def stored_batches(
+    dataset: ImageDataset, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+) -> Iterator[Batch]:
+    """This rank's images of a whole split as they are stored, uint8 and without augmentation, on the host."""
+    index_N = np.arange(rank, len(dataset), world_size)
+    return iter(_stored(dataset, _EvalOrder(index_N, batch_size), num_workers, pin_memory=False))
 
 
 def listed_batches(
@@ -141,27 +138,34 @@ def _spread(count: int, total: int) -> np.ndarray:
 
 
 def _batches(
-    dataset: ImageDataset, order: TrainOrder | _ListedOrder, num_workers: int, pin_memory: bool, device: object
+    dataset: ImageDataset,
+    order: TrainOrder | _ListedOrder,
+    num_workers: int,
+    pin_memory: bool,
+    device: torch.device | str | None,
 ) -> Iterator[Batch]:
     pin_memory = (pin_memory or _is_cuda(device)) and torch.cuda.is_available()
-    raw: Iterable[Batch]
+    return place(_stored(dataset, order, num_workers, pin_memory and device is not None), pin_memory, device)
+
+
+def _stored(
+    dataset: ImageDataset, order: TrainOrder | _ListedOrder, num_workers: int, pin_memory: bool
+) -> Iterable[Batch]:
     if num_workers == 0 or dataset.in_memory:
-        raw = (dataset.fetch(*arrays) for arrays in order.arrays())
-    else:
-        raw = DataLoader(
-            dataset,
-            batch_sampler=order,
-            num_workers=min(num_workers, _cores()),
-            collate_fn=_unchanged,
-            worker_init_fn=_use_one_thread,
-            prefetch_factor=_PREFETCH,
-            pin_memory=pin_memory and device is not None,  # by a thread of its own, while still uint8
-            generator=torch.Generator(),  # its own: making the iterator must not advance the global generator
-        )
-    return place(raw, pin_memory, device)
+        return (dataset.fetch(*arrays) for arrays in order.arrays())
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=min(num_workers, _cores()),
+        collate_fn=_unchanged,
+        worker_init_fn=_use_one_thread,
+        prefetch_factor=_PREFETCH,
+        pin_memory=pin_memory,  # by a thread of its own, while still uint8
+        generator=torch.Generator(),  # its own: making the iterator must not advance the global generator
+    )
 
 
-def _is_cuda(device: object) -> bool:
+def _is_cuda(device: torch.device | str | None) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
 
@@ -170,7 +174,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from data.build import DATASETS, build_dataset, dataset_row
 from data.config import SPLITS, DatasetConfig
 from data.dataset import ImageDataset
-from data.images.file_dataset import UNREADABLE, ReplacingDataset, decode_rgb
+from data.images.decoding import UNREADABLE, decode_rgb, image_format
+from data.images.file_dataset import ReplacingDataset
 from data.shards.cached_latents import LatentDataset
 from data.shards.shard_manifest import IMAGES, begin, dataset_settings, finish, shard_name, verify
 from data.shards.shard_writer import finished_shard, sample_key, write_shard
@@ -66,13 +67,12 @@ class Packer:
             Image.fromarray(pixels_CHW.permute(1, 2, 0).numpy()).save(file, "PNG")
             return "png", file.getvalue()
         encoded = self.dataset.source.read(index)
-        with Image.open(io.BytesIO(encoded)) as image:
-            kind = EXTENSIONS.get(image.format)
-        if kind is None:
-            raise ValueError(f"{image.format} is none of {', '.join(EXTENSIONS)}")
+        found = image_format(encoded)
+        if found not in EXTENSIONS:
+            raise ValueError(f"{found} is none of {', '.join(EXTENSIONS)}")
         if self.check:
             decode_rgb(encoded, self.dataset.max_image_pixels)
-        return kind, encoded
+        return EXTENSIONS[found], encoded
 
     def _captions(self, index: int) -> list[str]:
         if table := getattr(self.dataset, "table", None):

@@ -37,7 +37,7 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class RowStream:
+class _RowStream:
     """The rows (first axis) of one `.npy` stream, from the first to the last.
 
     Raises:
@@ -103,10 +103,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _member(archive: zipfile.ZipFile, name: str) -> Iterator[RowStream]:
+def _member(archive: zipfile.ZipFile, name: str) -> Iterator[_RowStream]:
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as file:
-        rows = RowStream(file)
+        rows = _RowStream(file)
         if info.file_size != file.tell() + rows.header.nbytes:
             raise ValueError(f"{name} has {info.file_size} bytes, its header promises {rows.header.nbytes}")
         yield rows
@@ -156,7 +156,7 @@ def stream_array(path: str | os.PathLike[str], name: str, rows: int) -> Iterator
     with _naming(path):
         if path.suffix == ".npy":
             with open(path, "rb") as file:
-                yield from RowStream(file).blocks(rows)
+                yield from _RowStream(file).blocks(rows)
             return
         with zipfile.ZipFile(path) as archive:
             if f"{name}.npy" not in archive.namelist():
@@ -169,7 +169,7 @@ def npy_header(path: str | os.PathLike[str]) -> Header:
     """Shape and type of the array in a `.npy` file; UserError when it is damaged or shorter than it says."""
     path = Path(path)
     with _naming(path), open(path, "rb") as file:
-        header = RowStream(file).header
+        header = _RowStream(file).header
         if path.stat().st_size != file.tell() + header.nbytes:
             raise ValueError(f"it has {path.stat().st_size} bytes, its header promises {header.nbytes}")
     return header
@@ -193,7 +193,7 @@ def write_npz(
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name, given in arrays.items():
                 with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True) as target:
-                    write_rows(target, *(given if isinstance(given, tuple) else _as_block(given)))
+                    _write_rows(target, *(given if isinstance(given, tuple) else _as_block(given)))
         flush_to_disk(partial)
         os.replace(partial, path)
     except OSError as error:
@@ -203,7 +203,7 @@ def write_npz(
             partial.unlink()
 
 
-def write_rows(target: IO[bytes], header: Header, blocks: Iterable[np.ndarray]) -> None:
+def _write_rows(target: IO[bytes], header: Header, blocks: Iterable[np.ndarray]) -> None:
     """One array in the `.npy` format to an open stream, block after block."""
     description = np.lib.format.dtype_to_descr(header.dtype)
     np.lib.format.write_array_header_1_0(target, {"descr": description, "fortran_order": False, "shape": header.shape})

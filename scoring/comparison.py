@@ -23,8 +23,8 @@ from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
 from runtime.npz import read_headers
-from scoring.image_source import ImageSource, open_source
-from scoring.reference import default_name, load_reference
+from scoring.image_source import ImageSource, default_name, open_source
+from scoring.reference_loading import load_reference
 from scoring.scoring_data import REFERENCES, ScoringData, split_name
 
 Batches = Callable[..., Iterable[dict[str, Tensor]]]

@@ -5,7 +5,7 @@
 | `DIR`                          | all images below a folder, in sorted order; what `main_sampling_fid.py` wrote      |
 | `FILE.npz`, `FILE.npy`         | `arr_0` (or `images`): uint8 (N, H, W, 3 or 1); labels `arr_1`, `labels` or `label` |
 | `FILE.tar`, `x-{000..009}.tar` | WebDataset shards, also with `*`, or a folder of them; labels from `.cls`          |
-| `dataset:NAME:SPLIT`           | a split of a data set, cropped and resized as for evaluation (`data.export`)       |
+| `dataset:NAME:SPLIT`           | a split of a data set, cropped and resized as for evaluation                       |
 
 A source gives every image once, as uint8 with three channels, and knows their number beforehand. What is no image of
 the common size is an error that names it; with `skip_unreadable`, images that cannot be decoded are left out and
@@ -14,7 +14,11 @@ counted. Memory holds a few batches. Axes: B batch, C channels, H W image, N ima
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -23,16 +27,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.images.threaded_decoding import IMAGE_EXTENSIONS, FileImages, ShardImages, decode_all, expand_shards
+from data import DatasetConfig, build_dataset
+from data.build import images_behind
+from data.dataset import unreadable_images
+from data.images.decoding import decode_in_order
+from data.images.encoded_images import Chosen, Encoded, PackedPaths
+from data.images.listing import IMAGE_EXTENSIONS, list_images
+from data.loader import stored_batches
+from data.shards.image_shards import ShardImages, expand_shards
 from evaluation.protocol import shard_indices
-from runtime.errors import UserError
+from runtime.errors import UserError, one_line
 from runtime.npz import Header, npy_header, read_arrays, read_headers, stream_array
-from scoring.exported_dataset import DATASET_PREFIX, ExportedDataset
 
 Batch = dict[str, Tensor]
 IMAGE_KEYS = ("arr_0", "images")
 LABEL_KEYS = ("arr_1", "labels", "label")
+DATASET_PREFIX = "dataset:"
 SOURCES = "a folder of images, an .npz or .npy file, .tar shards, or dataset:NAME:SPLIT"
+MAX_ENCODED_BYTES = 1 << 28
+_SAMPLE_NAME = re.compile(r"\d+_class(\d+)\.")
+_DATASET_WORKERS = 4  # processes that decode the files of a data set
 
 
 class ImageSource(Protocol):
@@ -48,18 +62,20 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int:
         """Number of images that `batches` of all ranks give together."""
+        ...
 
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """`image` uint8 (B, 3, H, W), `index` int64 (B,) and, where they are known, `label` int64 (B,) of this rank."""
+        ...
 
 
 def open_source(
-    spec: str, *, dataset_options: Sequence[str] = (), skip_unreadable: bool = False, threads: int | None = None
+    spec: str, *, dataset: DatasetConfig | None = None, skip_unreadable: bool = False, threads: int | None = None
 ) -> ImageSource:
     """The source that a user names; see the table at the top of the module.
 
     Args:
-        dataset_options: further words for `python -m data.export`, such as `resolution=256`.
+        dataset: settings of a `dataset:NAME:SPLIT` beside its type.
         skip_unreadable: leave out images that cannot be decoded (takes one more pass over encoded images).
         threads: that decode; None takes one for every core, at most 16.
 
@@ -67,35 +83,59 @@ def open_source(
         UserError: nothing there, no images, or a damaged file.
     """
     if spec.startswith(DATASET_PREFIX):
-        return ExportedDataset(spec, dataset_options)
+        return DatasetImages(spec, dataset)
     path = Path(spec).expanduser()
     if path.suffix in (".npz", ".npy") and not path.is_dir():
         return ArrayImages(path)
     if shards := expand_shards(spec):
-        return EncodedImages(ShardImages(spec, shards), skip_unreadable, threads)
+        members = ShardImages(shards, MAX_ENCODED_BYTES)
+        return EncodedImages(spec, members, members.labels_N, skip_unreadable, threads)
     if not path.is_dir():
         raise UserError(f"no images at {spec!r}; expected {SOURCES}")
     if (path / "samples.npz").is_file():
         return ArrayImages(path / "samples.npz")
     if (path / "images").is_dir() and (path / "samples.png").is_file():
         path = path / "images"  # beside the preview of a run of samples
-    return EncodedImages(FileImages(path, spec), skip_unreadable, threads)
+    names = list_images(path)
+    files = PackedPaths(path, names, MAX_ENCODED_BYTES)
+    return EncodedImages(spec, files, _labels_in_names(names), skip_unreadable, threads)
+
+
+def default_name(source: str) -> str:
+    """`cifar10-train` of `dataset:cifar10:train`, else the last part of a path without its ending."""
+    if source.startswith(DATASET_PREFIX):
+        return "-".join(source.split(":")[1:])
+    stem = Path(source).expanduser().resolve().name.removesuffix(".npz")
+    return re.sub(r"[^\w.+-]+", "-", stem).strip("-") or "images"
 
 
 class EncodedImages:
     """Image files or shard members, decoded by threads, in order."""
 
-    def __init__(self, files: FileImages | ShardImages, skip_unreadable: bool = False, threads: int | None = None):
-        self.files, self.name, self.threads = files, files.name, threads
-        self.skipped: list[str] = []
+    def __init__(
+        self,
+        name: str,
+        files: Encoded,
+        labels_N: Sequence[int] | None = None,
+        skip_unreadable: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self.name, self.files, self.labels_N, self.threads = name, files, labels_N, threads
+        self.skipped: Sequence[str] = ()
         if skip_unreadable:
-            decoded = decode_all(files, range(len(files)), threads)
-            unreadable = {index for index, image in decoded if isinstance(image, UserError)}
-            self.skipped = [files.label(index) for index in sorted(unreadable)]
-            files.leave_out(unreadable)
-        if not len(files):
+            self._leave_out_unreadable()
+        if not len(self.files):
             kinds = ", ".join(IMAGE_EXTENSIONS)
-            raise UserError(f"no {'readable ' if self.skipped else ''}images in {self.name}; images end in {kinds}")
+            raise UserError(f"no {'readable ' if self.skipped else ''}images in {name}; images end in {kinds}")
+
+    def _leave_out_unreadable(self) -> None:
+        decoded = decode_in_order(self.files, range(len(self.files)), self.threads)
+        readable = np.array([not isinstance(image, UserError) for _, image in decoded], dtype=bool)
+        self.skipped = [self.files.name(index) for index in np.flatnonzero(~readable).tolist()]
+        kept_N = np.flatnonzero(readable)
+        self.files = Chosen(self.files, kept_N)
+        if self.labels_N is not None:
+            self.labels_N = [self.labels_N[index] for index in kept_N.tolist()]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -103,16 +143,16 @@ class EncodedImages:
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """See `ImageSource`; UserError for an image that cannot be decoded or has another size than the first."""
         mine = shard_indices(len(self), rank, world_size)
-        decoded = self._of_one_size(decode_all(self.files, mine, self.threads))
+        decoded = self._of_one_size(decode_in_order(self.files, mine, self.threads))
         while rows := list(islice(decoded, batch_size)):
             index_B = torch.tensor([index for index, _ in rows])
             image_BHWC = torch.from_numpy(np.stack([image_HWC for _, image_HWC in rows]))
             batch = {"image": image_BHWC.permute(0, 3, 1, 2).contiguous(), "index": index_B}
-            if self.files.labels_N is not None:
-                batch["label"] = torch.tensor([self.files.labels_N[index] for index, _ in rows])
+            if self.labels_N is not None:
+                batch["label"] = torch.tensor([self.labels_N[index] for index, _ in rows])
             yield batch
 
-    def _of_one_size(self, decoded: Iterator) -> Iterator[tuple[int, np.ndarray]]:
+    def _of_one_size(self, decoded: Iterable[tuple[int, np.ndarray | UserError]]) -> Iterator[tuple[int, np.ndarray]]:
         first: tuple[int, np.ndarray] | None = None
         for index, image_HWC in decoded:
             if isinstance(image_HWC, UserError):
@@ -121,7 +161,7 @@ class EncodedImages:
             if image_HWC.shape != first[1].shape:
                 sizes = [f"{shape[1]}x{shape[0]}" for shape in (image_HWC.shape, first[1].shape)]
                 raise UserError(
-                    f"{self.files.label(index)} is {sizes[0]}, {self.files.label(first[0])} is {sizes[1]}: "
+                    f"{self.files.name(index)} is {sizes[0]}, {self.files.name(first[0])} is {sizes[1]}: "
                     "the images of a source must have one size"
                 )
             yield index, image_HWC
@@ -132,12 +172,13 @@ class ArrayImages:
 
     skipped: Sequence[str] = ()
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
         headers = {"arr_0": npy_header(path)} if path.suffix == ".npy" else read_headers(path)
-        self.key = next((key for key in IMAGE_KEYS if key in headers), None)
-        if self.key is None:
+        found = [key for key in IMAGE_KEYS if key in headers]
+        if not found:
             raise UserError(f"{path} holds no images: it has {', '.join(headers) or 'nothing'}, not arr_0")
+        self.key = found[0]
         self.header = _checked(path, self.key, headers[self.key])
         self.labels_N = self._labels(headers)
 
@@ -159,6 +200,53 @@ class ArrayImages:
             start += len(image_BHWC)
             if len(index_B):
                 yield _batch(mine_BHWC, index_B, self.labels_N)
+
+
+class DatasetImages:
+    """The images of `dataset:NAME:SPLIT` as evaluation sees them, with their labels. An unreadable one is replaced, as
+    in training, by the next readable one; how many were is said on stderr.
+
+    Args:
+        config: settings of the data set beside its type.
+
+    Raises:
+        UserError: the name is malformed, or what the data set refuses.
+    """
+
+    skipped: Sequence[str] = ()
+
+    def __init__(self, spec: str, config: DatasetConfig | None = None) -> None:
+        parts = spec.removeprefix(DATASET_PREFIX).split(":")
+        if len(parts) != 2 or not all(parts):
+            raise UserError(f"{spec!r} must be dataset:NAME:SPLIT, such as dataset:cifar10:train")
+        self.name = spec
+        with self._named_errors():
+            named = replace(config or DatasetConfig(), type=parts[0], dataset=None)
+            self.dataset = build_dataset(images_behind(named), parts[1])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """See `ImageSource`; UserError when more images than dataset.max_corrupt cannot be read."""
+        with self._named_errors():
+            for batch in stored_batches(self.dataset, batch_size, rank, world_size, _DATASET_WORKERS):
+                yield {name: batch[name] for name in ("image", "index", "label")}
+        if line := unreadable_images(self.dataset):
+            print(f"warning: {line}", file=sys.stderr)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.name}: {one_line(error)}") from error
+
+
+def _labels_in_names(paths: Sequence[str]) -> list[int] | None:
+    """The numbers in names such as `000012_class7.png`, when all have one."""
+    found = [match for path in paths if (match := _SAMPLE_NAME.match(path.rpartition("/")[2]))]
+    return [int(match[1]) for match in found] if found and len(found) == len(paths) else None
 
 
 def _checked(path: Path, key: str, header: Header) -> Header:

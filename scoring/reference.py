@@ -15,24 +15,23 @@ from __future__ import annotations
 import json
 import re
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from data import DatasetConfig
 from evaluation.metrics.frechet import frechet_between, frechet_warnings
 from evaluation.networks.feature_networks import FEATURES, FeatureExtractor, build_features
 from evaluation.protocol import RESIZES
 from evaluation.references.image_digest import ImageDigest
 from evaluation.references.reference_files import Reference, read_reference, save_reference
-from evaluation.references.reference_making import digested, load_reference, measure_reference
+from evaluation.references.reference_making import digested, measure_reference
 from runtime.cli import ArgumentParser
+from runtime.config import load_config
 from runtime.errors import UserError, exit_on_user_error
-from scoring.exported_dataset import DATASET_PREFIX
-from scoring.image_source import SOURCES, ImageSource, open_source
-
-__all__ = ["Reference", "load_reference", "measure_reference", "save_reference"]
+from scoring.image_source import DATASET_PREFIX, SOURCES, ImageSource, default_name, open_source
 
 ACTIONS = {"make": ("source",), "show": ("file",), "check": ("file", "source")}
 CLASSIFIER_CACHE = str(Path("runs") / "classifiers")  # where the scoring scripts keep theirs
@@ -40,8 +39,40 @@ SAME_MOMENTS = 1e-3
 """`check` of published moments: the largest Frechet distance to the source, as a share of the covariance's trace."""
 
 
-def parse(words: Sequence[str] | None = None) -> Namespace:
-    """The command line; `file` and `source` are None where an action takes none."""
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """What the command line says.
+
+    Attributes:
+        action: one of ACTIONS.
+        file: the reference that is shown or checked.
+        source: the images, as the user named them.
+        output: where a made reference goes; None: by its name and its features.
+        name: its part of metric names; None: from the source.
+        classifier_data: labelled images for the classifier features; None: the training split of the source.
+        dataset: settings of a source `dataset:NAME:SPLIT`.
+    """
+
+    action: str
+    file: str = ""
+    source: str = ""
+    output: str | None = None
+    name: str | None = None
+    features: str = "inception"
+    features_weights: str | None = None
+    features_resize: str = "bilinear"
+    features_cache: str = CLASSIFIER_CACHE
+    classifier_data: str | None = None
+    keep_features: bool = False
+    spatial: bool = False
+    skip_unreadable: bool = False
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    batch_size: int = 64
+    device: str = "cpu"
+
+
+def parse(words: Sequence[str] | None = None) -> ReferenceSettings:
+    """The settings that a command line stands for."""
     parser = ArgumentParser(description="Make, show or check a reference.", allow_abbrev=False)
     parser.add_argument("action", choices=tuple(ACTIONS))
     parser.add_argument(
@@ -85,72 +116,75 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
         )
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size} must be at least 1")
-    given = dict(zip(expected, args.places))
-    args.file, args.source = given.get("file"), given.get("source")
-    return args
+    flags = vars(args)
+    dataset = load_config(DatasetConfig, None, flags.pop("overrides"))
+    dataset.root = flags.pop("data_root") or dataset.root
+    return ReferenceSettings(**dict(zip(expected, flags.pop("places"))), **flags, dataset=dataset)
 
 
-def open_images(args: Namespace, spec: str) -> ImageSource:
+def open_images(settings: ReferenceSettings, spec: str) -> ImageSource:
     """The source, with a line on stderr about what was left out."""
-    options = [*args.overrides, *(["--data-root", args.data_root] if args.data_root else [])]
-    source = open_source(spec, dataset_options=options, skip_unreadable=args.skip_unreadable)
+    source = open_source(spec, dataset=settings.dataset, skip_unreadable=settings.skip_unreadable)
     if source.skipped:
         names = ", ".join(source.skipped[:3])
         print(f"warning: {len(source.skipped)} unreadable images of {spec} left out: {names}, ...", file=sys.stderr)
     return source
 
 
-def build_extractor(args: Namespace) -> FeatureExtractor:
+def build_extractor(settings: ReferenceSettings) -> FeatureExtractor:
     """The feature network of the flags."""
-    if args.features != "classifier":
+    if settings.features != "classifier":
         return build_features(
-            args.features, device=args.device, weights=args.features_weights, resize=args.features_resize
+            settings.features,
+            device=settings.device,
+            weights=settings.features_weights,
+            resize=settings.features_resize,
         )
-    spec = args.classifier_data
-    if spec is None and args.source.startswith(DATASET_PREFIX):
-        spec = ":".join([*args.source.split(":")[:2], "train"])
+    spec = settings.classifier_data
+    if spec is None and settings.source.startswith(DATASET_PREFIX):
+        spec = ":".join([*settings.source.split(":")[:2], "train"])
     if spec is None:
         raise UserError("--features classifier needs --classifier-data: the labelled images it is trained on")
-    images = open_images(args, spec)
+    images = open_images(settings, spec)
     num_classes = 0
-    for batch in images.batches(args.batch_size):
+    for batch in images.batches(settings.batch_size):
         if "label" not in batch:
             raise UserError(f"{spec} has no labels to train a classifier on")
         num_classes = max(num_classes, 1 + int(batch["label"].max()))
     return build_features(
         "classifier",
-        device=args.device,
-        train=lambda: images.batches(args.batch_size),
+        device=settings.device,
+        train=lambda: images.batches(settings.batch_size),
         num_classes=num_classes,
-        cache_dir=args.features_cache,
+        cache_dir=settings.features_cache,
     )
 
 
-def make(args: Namespace) -> None:
+def make(settings: ReferenceSettings) -> None:
     """Measures SOURCE and writes the reference."""
-    name = args.name or default_name(args.source)
+    name = settings.name or default_name(settings.source)
     if not re.fullmatch(r"[\w.+-]+", name):
         raise UserError(f"--name {name!r} goes into metric names: letters, digits, '.', '+', '-' and '_' only")
-    if args.output and Path(args.output).suffix != ".npz":
-        raise UserError(f"--output {args.output!r} must end in .npz")
-    source = open_images(args, args.source)
+    if settings.output and Path(settings.output).suffix != ".npz":
+        raise UserError(f"--output {settings.output!r} must end in .npz")
+    source = open_images(settings, settings.source)
     if len(source) < 2:
-        raise UserError(f"{args.source}: a covariance needs at least 2 images, there is {len(source)}")
-    extractor = build_extractor(args)
+        raise UserError(f"{settings.source}: a covariance needs at least 2 images, there is {len(source)}")
+    extractor = build_extractor(settings)
     reference = measure_reference(
         name,
-        source.batches(args.batch_size),
+        source.batches(settings.batch_size),
         extractor,
         num_images=len(source),
-        source=args.source,
-        keep_features=args.keep_features,
-        spatial=args.spatial,
+        source=settings.source,
+        keep_features=settings.keep_features,
+        spatial=settings.spatial,
     )
-    output = Path(args.output or f"{name}_{_file_name(extractor.label)}_{_file_name(extractor.resize)}.npz")
+    output = Path(settings.output or f"{name}_{_file_name(extractor.label)}_{_file_name(extractor.resize)}.npz")
     save_reference(reference, output)
     for line in frechet_warnings(reference.moments, name):
         print(f"warning: {line}", file=sys.stderr)
-    print(f"{len(source)} images of {args.source} to {output}")
+    print(f"{len(source)} images of {settings.source} to {output}")
     show_reference(reference)
 
 
@@ -179,51 +213,45 @@ def show_reference(reference: Reference) -> None:
     print(json.dumps(rows))
 
 
-def check(args: Namespace) -> None:
+def check(settings: ReferenceSettings) -> None:
     """Whether FILE is a reference of SOURCE: by digest where FILE records one, else by its moments."""
-    reference = read_reference(args.file)
-    source = open_images(args, args.source)
+    reference = read_reference(settings.file)
+    source = open_images(settings, settings.source)
     if reference.images:
         digest = ImageDigest()
-        for _ in digested(source.batches(args.batch_size), digest):
+        for _ in digested(source.batches(settings.batch_size), digest):
             pass
         if digest.hexdigest() != reference.images:
             raise UserError(
-                f"{args.file} was made from other images than {args.source}: {reference.moments.num} with "
+                f"{settings.file} was made from other images than {settings.source}: {reference.moments.num} with "
                 f"digest {reference.images[:12]}, not {len(source)} with {digest.hexdigest()[:12]}"
             )
-        print(f"ok: {args.file} was made from exactly the {len(source)} images of {args.source}")
+        print(f"ok: {settings.file} was made from exactly the {len(source)} images of {settings.source}")
         return
-    extractor = build_extractor(args)
+    extractor = build_extractor(settings)
     reference.check_fits(extractor)
-    measured = measure_reference(reference.name, source.batches(args.batch_size), extractor, num_images=len(source))
+    measured = measure_reference(reference.name, source.batches(settings.batch_size), extractor, num_images=len(source))
     distance = frechet_between(reference.moments, measured.moments)
     share = distance / max(float(reference.moments.covariance_FF.trace()), 1e-300)
-    text = f"Frechet distance {distance:.6g} to the {len(source)} images of {args.source} ({extractor.label})"
+    text = f"Frechet distance {distance:.6g} to the {len(source)} images of {settings.source} ({extractor.label})"
     if share > SAME_MOMENTS:
-        raise UserError(f"{args.file} has other moments: {text}, {share:.2g} of its trace; expected {SAME_MOMENTS:g}")
-    print(f"ok: {args.file} records no images; {text}")
-
-
-def default_name(source: str) -> str:
-    """`cifar10-train` of `dataset:cifar10:train`, else the last part of a path without its ending."""
-    if source.startswith(DATASET_PREFIX):
-        return "-".join(source.split(":")[1:])
-    stem = Path(source).expanduser().resolve().name.removesuffix(".npz")
-    return _file_name(stem).strip("-") or "images"
+        raise UserError(
+            f"{settings.file} has other moments: {text}, {share:.2g} of its trace; expected {SAME_MOMENTS:g}"
+        )
+    print(f"ok: {settings.file} records no images; {text}")
 
 
 def _file_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text)
 
 
-def main(args: Namespace) -> None:
-    if args.action == "make":
-        make(args)
-    elif args.action == "check":
-        check(args)
+def main(settings: ReferenceSettings) -> None:
+    if settings.action == "make":
+        make(settings)
+    elif settings.action == "check":
+        check(settings)
     else:
-        show_reference(read_reference(args.file))
+        show_reference(read_reference(settings.file))
 
 
 if __name__ == "__main__":

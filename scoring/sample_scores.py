@@ -18,7 +18,6 @@ from torch import Tensor
 from evaluation.metrics.accumulators import SampleLedger
 from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.references.reference_files import Reference
-from evaluation.references.reference_making import load_reference
 from evaluation.report import ImageSet, write_report
 from evaluation.scores import score_images
 from evaluation.statistics import Gaussian
@@ -28,6 +27,7 @@ from runtime.errors import UserError
 from sampling.sampler import Sampler
 from scoring.image_source import open_source
 from scoring.metric_set import MetricSet
+from scoring.reference_loading import load_reference
 from scoring.scoring_data import ScoringData, reference_facts, split_name
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import DatasetConfig, ImageDataset, build_dataset, eval_loader
+from data import DatasetConfig, EvalLoader, ImageDataset, build_dataset
 from data.build import images_behind
 from data.dataset import unreadable_images
 from data.shards.cached_latents import LatentDataset
@@ -106,9 +106,7 @@ class ScoringData:
     def float_batches(self, name: str, shared: bool = True) -> Iterable[dict[str, Tensor]]:
         """Batches in [-1, 1]: this rank's share, or with `shared=False` the whole split."""
         rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)
-        return eval_loader(
-            self.split(name), self.batch_size, rank, world_size, self.num_workers, device=self.env.device
-        )
+        return EvalLoader(self.split(name), self.batch_size, rank, world_size, self.num_workers, device=self.env.device)
 
     def uint8_batches(self, name: str, shared: bool = True) -> Batches:
         """The same as uint8, with `label`; numbered for exact counting."""
@@ -119,7 +117,7 @@ class ScoringData:
         """Batches in [-1, 1] of `num_images` images spread evenly over a split; `index` numbers these alone."""
         rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)
         number = rank
-        for batch in eval_loader(
+        for batch in EvalLoader(
             self.split(name), self.batch_size, rank, world_size, self.num_workers, num_images, device=self.env.device
         ):
             index_B = torch.arange(len(batch["image"])) * world_size + number

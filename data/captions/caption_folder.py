@@ -14,7 +14,7 @@ import numpy as np
 
 from data.captions.captioned_dataset import build_captioned
 from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
-from data.images.file_dataset import list_images
+from data.images.listing import list_images
 from data.request import DatasetRequest
 from data.roots import find_root, missing
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from data.images.file_dataset import Encoded, FileDataset, PackedPaths
+from data.images.encoded_images import Encoded, PackedPaths
+from data.images.file_dataset import FileDataset
 from data.noise import hash_keys, uniforms
 from data.request import DatasetRequest
 from data.tokenizers.caption_tokenizer import CaptionTokenizer

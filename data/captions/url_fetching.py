@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from data.images.file_dataset import decode_rgb
+from data.config import MAX_IMAGE_PIXELS
+from data.images.decoding import decode_rgb
 
 SCHEMES = ("http", "https")
 USER_AGENT = "Mozilla/5.0 (compatible; image-list-download)"
@@ -36,7 +37,7 @@ class Limits:
     retries: int = 2
     backoff: float = 1.0
     max_bytes: int = 20_000_000
-    max_pixels: int = 89_478_485
+    max_pixels: int = MAX_IMAGE_PIXELS
     resize: int = 346
 
 

@@ -5,100 +5,27 @@ Axes: B batch, N images of the split, C channels, H W image.
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from data.dataset import ImageDataset
+from data.errors import DataError, TooManyCorruptImages
+from data.images.decoding import UNREADABLE, decode_rgb
+from data.images.encoded_images import Encoded
 from data.images.transforms import NUM_DRAWS, Pipeline
 from data.noise import uniforms
 from data.request import DatasetRequest
+from runtime.errors import one_line
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _CROP_STREAM = 0x4350  # keeps crops apart from every other use of the same seed
-UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 Loaded = TypeVar("Loaded")
 _log = logging.getLogger(__name__)
-
-
-class DataError(ValueError):
-    """Training data that cannot be had while training; one line, also when it comes out of a data worker, whose
-    traceback PyTorch would put in front.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.strip().rsplit(f"{type(self).__name__}: ", 1)[-1])
-
-
-class TooManyCorruptImages(DataError):
-    """More unreadable images than allowed."""
-
-
-class DataUnavailable(DataError):
-    """The store that holds the images does not answer; nothing is wrong with them, and none is marked."""
-
-
-class Encoded(Protocol):
-    """Numbered encoded images: where `FileDataset` reads from."""
-
-    def name(self, index: int) -> str:
-        """What a report calls the image."""
-        ...
-
-    def read(self, index: int) -> bytes:
-        """The encoded bytes; OSError when they cannot be had."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
-
-
-class PackedPaths:
-    """Files under one root. The relative paths share one buffer: a million Python strings would be copied into every
-    data worker as their reference counts change.
-    """
-
-    def __init__(self, root: Path, relative: Sequence[str]) -> None:
-        encoded = [os.fsencode(path) for path in relative]
-        self.root = str(root)
-        self.text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self.end_N = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-
-    def name(self, index: int) -> str:
-        start = int(self.end_N[index - 1]) if index else 0
-        return os.path.join(self.root, os.fsdecode(self.text[start : int(self.end_N[index])].tobytes()))
-
-    def read(self, index: int) -> bytes:
-        with open(self.name(index), "rb") as file:
-            return file.read()
-
-    def __len__(self) -> int:
-        return len(self.end_N)
-
-
-class Chosen:
-    """Some images of a source, renumbered."""
-
-    def __init__(self, source: Encoded, index_N: np.ndarray) -> None:
-        self.source, self.index_N = source, index_N
-
-    def name(self, index: int) -> str:
-        return self.source.name(int(self.index_N[index]))
-
-    def read(self, index: int) -> bytes:
-        return self.source.read(int(self.index_N[index]))
-
-    def __len__(self) -> int:
-        return len(self.index_N)
 
 
 class ReplacingDataset(ImageDataset):
@@ -147,9 +74,9 @@ class ReplacingDataset(ImageDataset):
         if count > self.max_corrupt or count == len(self):
             raise TooManyCorruptImages(
                 f"{count} images of {self.name} ({self.split}) cannot be read, dataset.max_corrupt is "
-                f"{self.max_corrupt}; the last one is {name} ({_one_line(error)})"
+                f"{self.max_corrupt}; the last one is {name} ({one_line(error)})"
             ) from error
-        _log.warning("skipping unreadable image %s (%s)", name, _one_line(error))
+        _log.warning("skipping unreadable image %s (%s)", name, one_line(error))
 
 
 class FileDataset(ReplacingDataset):
@@ -178,43 +105,3 @@ class FileDataset(ReplacingDataset):
 
     def _decoded(self, index: int) -> Image.Image:
         return decode_rgb(self.source.read(index), self.max_image_pixels)
-
-
-def decode_rgb(encoded: bytes, max_pixels: int) -> Image.Image:
-    """A fully decoded RGB image; ValueError when it has more than max_pixels, checked before decoding."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width}x{image.height} is more than max_image_pixels {max_pixels}")
-        return image.convert("RGB")
-
-
-def list_images(root: Path) -> list[str]:
-    """Relative POSIX paths of all images below root, sorted; hidden files and folders are left out."""
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        prefix = Path(folder).relative_to(root).as_posix()
-        prefix = "" if prefix == "." else prefix + "/"
-        found += [prefix + name for name in files if not name.startswith(".") and _is_image(name)]
-    return sorted(found)
-
-
-def holds_image(root: str | Path) -> bool:
-    """Whether any image lies below root; stops at the first."""
-    subfolders = []
-    for entry in os.scandir(root):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            subfolders.append(entry.path)
-        elif _is_image(entry.name):
-            return True
-    return any(holds_image(folder) for folder in subfolders)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -9,7 +9,9 @@ import numpy as np
 
 from data.config import DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
-from data.images.file_dataset import Chosen, FileDataset, PackedPaths, holds_image, list_images
+from data.images.encoded_images import Chosen, PackedPaths
+from data.images.file_dataset import FileDataset
+from data.images.listing import holds_image, list_images
 from data.request import DatasetRequest
 from data.roots import find_root, missing
 

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
-from data.images.file_dataset import Chosen, Encoded, FileDataset, PackedPaths, list_images
+from data.images.encoded_images import Chosen, Encoded, PackedPaths
+from data.images.file_dataset import FileDataset
+from data.images.listing import list_images
 from data.request import DatasetRequest
 from data.roots import find_root, missing
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.images.file_dataset import DataUnavailable
+from data.errors import DataUnavailable
 from data.shards.shard_index import (
     INDEX_SUFFIX,
     ShardIndex,

@@ -1,7 +1,6 @@
 """What a tar shard holds and where: the index that makes a WebDataset shard a random-access file.
 
-A sample is a run of consecutive members with the same key; the key is the name up to the first dot of its last part,
-the rest says what the member is (the WebDataset convention). Images, `cls` (a label), `txt` (a caption) and the arrays
+A sample is a run of consecutive members with the same key. Images, `cls` (a label), `txt` (a caption) and the arrays
 that `extract_codes.py` writes are used; members of other kinds are passed over. Nothing is ever extracted to disk.
 
 The index lies beside its shard (`train-000000.tar.index.npz`) and knows the shard's size and a hash of its beginning,
@@ -23,17 +22,16 @@ from typing import BinaryIO
 
 import numpy as np
 
+from data.shards.tar_members import IMAGE_KINDS, LABEL_KIND, key_and_kind, label_text, whole_members
 from runtime.atomic import sha256_of_file
 
 INDEX_SUFFIX = ".index.npz"
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "ppm")
 FIELDS = ("image", "txt", "latent.npy", "codes.npy", "cond.npy")
 CAPTION, LATENT, CODES, COND = range(1, len(FIELDS))
 IMAGE = 0
 NO_LABEL = -1
 _VERSION = 1
 _HEAD_BYTES = 1 << 16
-_LARGEST_LABEL_FILE = 32
 
 
 @dataclass(frozen=True)
@@ -91,17 +89,11 @@ def scan_shard(file: BinaryIO, name: str) -> ShardIndex:
     size = file.tell()
     file.seek(0)
     head = head_of(file)
-    file.seek(0)
     rows = _Rows(name)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                _check_member(member, name)
-                rows.add(tar, member)
-                tar.members = []  # a long shard's headers would pile up
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise ValueError(f"{name} is cut short or damaged at byte {tar.offset}")
+        for member in whole_members(file):
+            _check_member(member, name)
+            rows.add(file, member)
     except tarfile.TarError as error:
         raise ValueError(f"{name} is not a readable (uncompressed) tar file: {error}") from error
     return rows.index(size, head)
@@ -141,29 +133,26 @@ class _Rows:
         self.starts: list[list[int]] = []
         self.sizes: list[list[int]] = []
 
-    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        folder, _, last = member.name.rpartition("/")
-        stem, dot, kind = last.partition(".")
-        if not member.isreg() or not stem or not dot:
+    def add(self, file: BinaryIO, member: tarfile.TarInfo) -> None:
+        key, kind = key_and_kind(member.name)
+        if not member.isreg() or not key or not kind:
             return
-        key = f"{folder}/{stem}" if folder else stem
         if not self.keys or self.keys[-1] != key:
             self.keys.append(key)
             self.labels.append(NO_LABEL)
             self.starts.append([0] * len(FIELDS))
             self.sizes.append([-1] * len(FIELDS))
-        kind = kind.lower()
-        if kind == "cls":
-            self.labels[-1] = self._label(tar, member)
-        kind = "image" if kind in IMAGE_FIELDS else kind
+        if kind == LABEL_KIND:
+            self.labels[-1] = self._label(file, member)
+        kind = "image" if kind in IMAGE_KINDS else kind
         if kind in FIELDS and self.sizes[-1][FIELDS.index(kind)] < 0:
             self.starts[-1][FIELDS.index(kind)] = member.offset_data
             self.sizes[-1][FIELDS.index(kind)] = member.size
 
-    def _label(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-        text = tar.extractfile(member).read(_LARGEST_LABEL_FILE).strip()
-        if not text.isdigit() or member.size > _LARGEST_LABEL_FILE:
-            raise ValueError(f"{self.name}: {member.name} is no label (a whole number): {text!r}")
+    def _label(self, file: BinaryIO, member: tarfile.TarInfo) -> int:
+        text = label_text(file, member)
+        if not text.strip().isdigit() or member.size > len(text):
+            raise ValueError(f"{self.name}: {member.name} is no label (a whole number): {text.strip()!r}")
         return int(text)
 
     def index(self, size: int, head: str) -> ShardIndex:

@@ -92,9 +92,7 @@ def _read(path: Path, extractor: FeatureExtractor) -> Reference | None:
     if not path.is_file():
         return None
     try:
-        reference = read_reference(path)
-        reference.check_fits(extractor)
-        return reference
+        return read_reference(path, extractor)
     except ValueError as error:
         warnings.warn(f"ignoring the cached reference {path}: {one_line(error)}", stacklevel=2)
         return None

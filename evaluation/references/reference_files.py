@@ -122,11 +122,14 @@ def save_reference(reference: Reference, path: str | os.PathLike[str]) -> None:
     write_npz(path, {**found, "num_images": np.asarray(moments.num), "meta": np.asarray(json.dumps(meta))})
 
 
-def read_reference(path: str | os.PathLike[str]) -> Reference:
+def read_reference(path: str | os.PathLike[str], extractor: FeatureExtractor | None = None) -> Reference:
     """The reference in a file that holds moments.
 
+    Args:
+        extractor: the feature network that it has to fit; None takes any.
+
     Raises:
-        UserError: no such file, a damaged one, one without moments, or moments that cannot be.
+        UserError: no such file, a damaged one, one without moments, moments that cannot be, or another network's.
     """
     path = Path(path).expanduser()
     headers = read_headers(path)
@@ -137,7 +140,7 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
     meta = _meta(path, arrays)
     num = int(arrays["num_images"]) if "num_images" in arrays else 0
     features, labels = arrays.get("features"), arrays.get("labels")
-    return Reference(
+    reference = Reference(
         name=str(meta.get("name") or path.stem),
         moments=_gaussian(path, arrays["mu"], arrays["sigma"], num),
         features_NF=None if features is None else torch.from_numpy(features.astype(np.float32)),
@@ -148,6 +151,9 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
         network=meta.get("network") or {},
         images=str(meta.get("images") or ""),
     )
+    if extractor is not None:
+        reference.check_fits(extractor)
+    return reference
 
 
 def _check_shapes(path: Path, headers: Mapping[str, Header]) -> None:

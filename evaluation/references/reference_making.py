@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from torch import Tensor
 
@@ -16,12 +15,10 @@ from evaluation.metrics.accumulators import BankFeeder, FrechetScores, SpatialFr
 from evaluation.metrics.feature_bank import FeatureBank
 from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.references.image_digest import ImageDigest
-from evaluation.references.reference_files import FORMAT, Reference, network_of, read_reference
+from evaluation.references.reference_files import FORMAT, Reference, network_of
 from evaluation.scores import accumulate
 from evaluation.statistics import Gaussian, Reduce, no_reduce
 from runtime.errors import UserError
-from runtime.npz import read_headers
-from scoring.image_source import ArrayImages
 
 
 def measure_reference(
@@ -101,25 +98,3 @@ def digested(batches: Iterable[Mapping[str, Tensor]], digest: ImageDigest) -> It
 
 def _on_cpu(gaussian: Gaussian) -> Gaussian:
     return Gaussian(gaussian.mean_F.cpu(), gaussian.covariance_FF.cpu(), gaussian.num)
-
-
-def load_reference(path: str | Path, extractor: FeatureExtractor | None = None, *, batch_size: int = 64) -> Reference:
-    """The reference in an `.npz` file: ours, published moments, or a batch of images, whose features are then taken.
-
-    Args:
-        extractor: what it has to fit; needed for a file of images.
-
-    Raises:
-        UserError: no such file, a damaged one, one of another feature network, or images without `extractor`.
-    """
-    path = Path(path).expanduser()
-    headers = read_headers(path)
-    if "mu" in headers or "sigma" in headers:
-        reference = read_reference(path)
-        if extractor is not None:
-            reference.check_fits(extractor)
-        return reference
-    images = ArrayImages(path)
-    if extractor is None:
-        raise UserError(f"{path} holds images, not moments: make a reference of it with a feature network first")
-    return measure_reference(path.stem, images.batches(batch_size), extractor, num_images=len(images), source=str(path))

@@ -1,4 +1,4 @@
-"""`python -m data.export`, and the evaluation's view of a data set through it."""
+"""`python -m data.export`: a split as other tools read it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from PIL import Image
 
 from data import DatasetConfig, build_dataset
 from data.export import export_npz, main, parse
-from runtime.errors import UserError
-from scoring.image_source import open_source
 
 SYNTHETIC = ["--dataset", "synthetic", "--split", "train", "num_samples=70", "resolution=16"]
 
@@ -74,34 +72,6 @@ def test_memory_does_not_grow_with_the_split(tmp_path):
     dataset.fetch = counted
     export_npz(dataset, tmp_path / "x.npz")
     assert (sum(sizes), max(sizes)) == (640, 64)
-
-
-def test_a_split_as_a_source_of_scores(folder, tmp_path, capfd):
-    """In a process of its own, which ends when nobody reads on, with its report of what could not be read."""
-    source = open_source(
-        "dataset:folder:train", dataset_options=["--data-root", str(folder), "resolution=16", "val_fraction=0.2"]
-    )
-    image_NCHW, label_N = images_and_labels(
-        build_dataset(DatasetConfig(type="folder", root=str(folder), resolution=16, val_fraction=0.2), "train")
-    )
-    assert len(source) == len(image_NCHW) == 16
-    process = source._started.process
-    abandoned = source.batches(5)
-    assert torch.equal(next(abandoned)["image"], image_NCHW[:5])
-    abandoned.close()
-    assert process.poll() is not None
-    batches = list(source.batches(2, 1, 3))
-    index_N = torch.cat([batch["index"] for batch in batches])
-    assert index_N.tolist() == list(range(1, 16, 3))
-    assert torch.equal(torch.cat([batch["image"] for batch in batches]), image_NCHW[index_N])
-    assert torch.equal(torch.cat([batch["label"] for batch in batches]), label_N[index_N])
-    assert "1 unreadable images were replaced" in capfd.readouterr().err
-
-
-def test_the_source_repeats_what_the_export_refuses():
-    with pytest.raises(UserError, match=r"^dataset:digit:val: .*did you mean 'digits'") as error:
-        open_source("dataset:digit:val")
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
+from data import DatasetConfig, EvalLoader, TrainLoader, build_dataset
 from data.placing import one_ahead
 
 
@@ -50,7 +50,7 @@ def test_workers_change_nothing(shapes, workers):
     _assert_equal(
         _take(TrainLoader(shapes, 16, seed=1, num_workers=workers), 8), _take(TrainLoader(shapes, 16, seed=1), 8)
     )
-    _assert_equal(list(eval_loader(shapes, 16, num_workers=workers)), list(eval_loader(shapes, 16)))
+    _assert_equal(list(EvalLoader(shapes, 16, num_workers=workers)), list(EvalLoader(shapes, 16)))
 
 
 def test_ranks_join_to_the_global_batch(digits):
@@ -93,7 +93,7 @@ def test_augmentation_depends_on_seed_and_key_alone(digits):
 @pytest.mark.parametrize("limit", [None, 1, 100, 10_000])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_evaluation_sees_every_image_once(digits, limit, ranks):
-    loaders = [eval_loader(digits, 64, rank, ranks, limit=limit) for rank in range(ranks)]
+    loaders = [EvalLoader(digits, 64, rank, ranks, limit=limit) for rank in range(ranks)]
     seen = [torch.cat([batch["index"] for batch in loader]).tolist() if len(loader) else [] for loader in loaders]
     expected = min(limit or len(digits), len(digits))
     assert loaders[0].num_samples == expected
@@ -107,7 +107,7 @@ def test_evaluation_sees_every_image_once(digits, limit, ranks):
 
 
 def test_evaluation_order_of_ranks(digits):
-    assert next(iter(eval_loader(digits, 3, rank=1, world_size=4)))["index"].tolist() == [1, 5, 9]
+    assert next(iter(EvalLoader(digits, 3, rank=1, world_size=4)))["index"].tolist() == [1, 5, 9]
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_evaluation_order_of_ranks(digits):
 )
 def test_wrong_evaluation_settings(digits, arguments, message):
     with pytest.raises(ValueError, match=message):
-        eval_loader(digits, **arguments)
+        EvalLoader(digits, **arguments)
 
 
 def test_batches_can_be_put_on_a_device(digits):
     placed = _take(TrainLoader(digits, 8, seed=1, device="cpu"), 2)
     _assert_equal(placed, _take(TrainLoader(digits, 8, seed=1), 2))
     if torch.cuda.is_available():
-        for loader in (TrainLoader(digits, 8, seed=1, device="cuda"), eval_loader(digits, 8, device="cuda")):
+        for loader in (TrainLoader(digits, 8, seed=1, device="cuda"), EvalLoader(digits, 8, device="cuda")):
             batch = next(iter(loader))
             assert {value.device.type for value in batch.values()} == {"cuda"}
         pinned = _take(TrainLoader(digits, 8, seed=1, pin_memory=True), 2)

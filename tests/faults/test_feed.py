@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data import DatasetConfig, build_dataset, eval_loader
+from data import DatasetConfig, EvalLoader, build_dataset
 from data.loader import TrainLoader
 from runtime.errors import UserError
 from tests.training.tiny_runs import (
@@ -126,7 +126,7 @@ def test_a_killed_worker_changes_no_batch(folder):
 
 def test_an_evaluation_survives_too(folder):
     dataset = build_dataset(DatasetConfig(type="folder", root=str(folder), resolution=8), "train", 0)
-    loader = eval_loader(dataset, 2, num_workers=2)
+    loader = EvalLoader(dataset, 2, num_workers=2)
     seen = []
     for batch in Survivor(3, lambda line: None).iterate_once(loader):
         seen += batch["index"].tolist()

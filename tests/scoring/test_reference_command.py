@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from evaluation.networks.feature_networks import build_features
-from scoring.reference import default_name, load_reference, parse
+from scoring.image_source import default_name
+from scoring.reference import parse
+from scoring.reference_loading import load_reference
 from tests.evaluation.image_files import as_png, random_images, write_array, write_folder
 
 IMAGES = random_images(24, 16)
@@ -146,4 +148,5 @@ def test_names():
     assert default_name("dataset:cifar10:train") == "cifar10-train"
     assert default_name("/a/b c/my images/") == "my-images"
     assert default_name("x/y.npz") == "y"
-    assert parse(["make", "x", "resolution=64"]).overrides == ["resolution=64"]
+    settings = parse(["make", "x", "resolution=64", "--data-root", "y"])
+    assert (settings.source, settings.dataset.resolution, settings.dataset.root) == ("x", 64, "y")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from data.images.file_dataset import DataError
+from data.errors import DataError
 from runtime import distributed
 from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
 from training.launch.flags import LaunchSettings

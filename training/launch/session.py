@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data import ImageDataset, TrainLoader, build_dataset, eval_loader
+from data import EvalLoader, ImageDataset, TrainLoader, build_dataset
 from data.dataset import unreadable_images
 from runtime import distributed
 from runtime.config import save_config
@@ -89,7 +89,7 @@ class Session:
     def batches(self, dataset: ImageDataset) -> Iterator[dict[str, Tensor]]:
         """This rank's share of a split for evaluation, every image once."""
         experiment = self.config.experiment
-        loader = eval_loader(
+        loader = EvalLoader(
             dataset,
             self.settings.test_batch_size or experiment.batch_size,
             self.env.rank,

@@ -57,7 +57,7 @@ def validate_stage1(
     """Reconstruction error (also with 1..D codes), commitment, LPIPS and code usage of a split.
 
     Args:
-        batches: this rank's share of the split, every image once (`data.eval_loader`).
+        batches: this rank's share of the split, every image once (`data.EvalLoader`).
 
     Returns:
         Means over all images of all ranks. Entry d of `recon_mse_by_depth` is the mean squared error, on the [-1, 1]

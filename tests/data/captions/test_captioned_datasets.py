@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
+from data import DatasetConfig, EvalLoader, TrainLoader, build_dataset
 from data.build import dataset_request
 from data.captions.captioned_dataset import CaptionTable
 from data.images.transforms import Pipeline
@@ -167,7 +167,7 @@ def test_batches_do_not_depend_on_workers_and_ranks(tokenizer, tmp_path):
     assert torch.equal(alone, conditions(2, batch_size=8, num_workers=2))
     halves = [conditions(2, batch_size=4, rank=rank, world_size=2) for rank in range(2)]
     assert torch.equal(alone, torch.cat([halves[0][:4], halves[1][:4], halves[0][4:], halves[1][4:]]))
-    assert torch.cat([batch["cond"] for batch in eval_loader(train, 3)]).shape == (8, LENGTH)
+    assert torch.cat([batch["cond"] for batch in EvalLoader(train, 3)]).shape == (8, LENGTH)
     assert torch.equal(
         pickle.loads(pickle.dumps(train)).fetch(np.arange(8), np.arange(8))["cond"],
         train.fetch(np.arange(8), np.arange(8))["cond"],

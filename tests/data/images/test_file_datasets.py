@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
-from data.images.file_dataset import PackedPaths, decode_rgb, list_images
+from data import DatasetConfig, EvalLoader, TrainLoader, build_dataset
+from data.images.decoding import decode_rgb
+from data.images.encoded_images import PackedPaths
+from data.images.listing import list_images
 from data.images.transforms import Pipeline
 
 
@@ -292,7 +294,7 @@ def test_unreadable_images_are_replaced_and_counted(tmp_path, workers, caplog):
     dataset = _build(**config, max_image_pixels=10_000)
     spoiled = {"02.png", "03.png", "05.png", "07.png"} & set(names)
     assert len(spoiled) >= 2
-    batches = list(eval_loader(dataset, 4, num_workers=workers))
+    batches = list(EvalLoader(dataset, 4, num_workers=workers))
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(len(dataset)))
     shown = torch.cat([batch["image"][:, 0].mean((1, 2)) for batch in batches]) * 127.5 + 127.5
     expected = []
@@ -303,7 +305,7 @@ def test_unreadable_images_are_replaced_and_counted(tmp_path, workers, caplog):
     assert shown.round().int().tolist() == expected
     assert dataset.corrupt_count() == len(spoiled)
     assert {name[-6:] for name in dataset.corrupt_names()} == spoiled
-    list(eval_loader(dataset, 4, num_workers=workers))
+    list(EvalLoader(dataset, 4, num_workers=workers))
     assert dataset.corrupt_count() == len(spoiled)  # distinct files, not events
     if not workers:
         assert sum("skipping unreadable image" in record.message for record in caplog.records) == len(spoiled)
@@ -317,7 +319,7 @@ def test_every_index_comes_once_beside_an_unreadable_image_whose_substitute_keep
             _save(tmp_path / "train" / label / f"{number}.png", number)
     (tmp_path / "val" / "a" / "3.png").write_bytes(b"not an image")
     dataset = _build("val", type="folder", root=str(tmp_path))
-    batches = [batch for rank in range(world_size) for batch in eval_loader(dataset, 3, rank, world_size)]
+    batches = [batch for rank in range(world_size) for batch in EvalLoader(dataset, 3, rank, world_size)]
     index, label = (torch.cat([batch[name] for batch in batches]) for name in ("index", "label"))
     assert sorted(index.tolist()) == list(range(8))
     assert dataset.corrupt_count() == 1

@@ -15,7 +15,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from data import DatasetConfig, TrainLoader, build_dataset, eval_loader
+from data import DatasetConfig, EvalLoader, TrainLoader, build_dataset
 from data.shards.shard_files import load_index
 from data.shards.shard_index import INDEX_SUFFIX, scan_shard
 
@@ -194,13 +194,13 @@ def test_damaged_images_are_replaced_and_counted(tmp_path):
     content[start : start + 30] = bytes(30)
     shard.write_bytes(content)
     dataset = build(tmp_path, max_corrupt=3)
-    assert_equal(list(eval_loader(dataset, 4, num_workers=1)), list(eval_loader(build(tmp_path), 4)))
+    assert_equal(list(EvalLoader(dataset, 4, num_workers=1)), list(EvalLoader(build(tmp_path), 4)))
     assert dataset.corrupt_count() == 1 and dataset.corrupt_names()[0].endswith("train-000001.tar:00008")
     assert torch.equal(dataset[8]["image"], dataset[9]["image"]) and dataset[8]["index"] == 8
     assert dataset[8]["label"] == dataset[9]["label"]
     shard.write_bytes(content[: start - 2000])  # while training
     with pytest.raises(ValueError, match="4 images of shards .train. cannot be read, dataset.max_corrupt is 3"):
-        list(eval_loader(dataset, 4))
+        list(EvalLoader(dataset, 4))
 
 
 def test_missing_shards_labels_and_wrong_patterns(folder, tmp_path):
@@ -257,7 +257,7 @@ def test_a_url_that_stops_answering_ends_in_one_line_and_marks_nothing(remote, t
     fsspec.filesystem("memory").rm("/shards/train-000000.tar")
     for workers in (0, 1):
         with pytest.raises(ValueError, match=r"train-000000.tar cannot be fetched: .*") as caught:
-            list(eval_loader(train, 4, num_workers=workers))
+            list(EvalLoader(train, 4, num_workers=workers))
         assert "\n" not in str(caught.value)
     assert train.corrupt_count() == 0
     fsspec.filesystem("memory").touch("/shards/train-000000.tar")

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.references.reference_files import Reference, network_of
+from evaluation.references.reference_files import Reference, network_of, read_reference, save_reference
 from evaluation.references.reference_making import measure_reference
 from evaluation.statistics import Gaussian
 from runtime.errors import UserError
-from scoring.reference import load_reference, save_reference
 from tests.evaluation.image_files import random_images, write_array
 from tests.evaluation.small_features import SmallFeatures
 
@@ -38,7 +37,7 @@ def batches_of(image_NCHW, batch_size=5, label_N=None):
 
 
 def test_published_moments(published):
-    reference = load_reference(published, SmallFeatures(6))
+    reference = read_reference(published, SmallFeatures(6))
     expected = gaussian(6)
     assert torch.equal(reference.moments.mean_F, expected.mean_F)
     torch.testing.assert_close(reference.moments.covariance_FF, expected.covariance_FF, rtol=1e-14, atol=0)
@@ -58,21 +57,10 @@ def test_an_adm_reference_batch(tmp_path):
     }
     arrays = {name: np.asfortranarray(tensor.float().numpy()) for name, tensor in arrays.items()}
     path = write_array(tmp_path / "VIRTUAL.npz", random_images(4), **arrays)
-    reference = load_reference(path, SmallFeatures(6))
+    reference = read_reference(path, SmallFeatures(6))
     torch.testing.assert_close(reference.moments.mean_F, moments.mean_F, rtol=1e-6, atol=1e-7)
     assert reference.moments.mean_F.dtype == torch.float64
     torch.testing.assert_close(reference.spatial.covariance_FF, spatial.covariance_FF, rtol=1e-5, atol=1e-6)
-
-
-def test_an_adm_batch_of_images_is_measured(tmp_path):
-    extractor, image_NCHW = SmallFeatures(), random_images(30)
-    path = write_array(tmp_path / "batch.npz", image_NCHW)
-    reference = load_reference(path, extractor, batch_size=7)
-    expected = measure_reference("batch", batches_of(image_NCHW, 7), extractor, num_images=30)
-    assert torch.equal(reference.moments.covariance_FF, expected.moments.covariance_FF)
-    assert (reference.digest, reference.moments.num) == (expected.digest, 30)
-    with pytest.raises(UserError, match="holds images, not moments"):
-        load_reference(path)
 
 
 def test_our_files_keep_everything(tmp_path):
@@ -87,7 +75,7 @@ def test_our_files_keep_everything(tmp_path):
         spatial=True,
     )
     save_reference(reference, tmp_path / "x.npz")
-    loaded = load_reference(tmp_path / "x.npz", extractor)
+    loaded = read_reference(tmp_path / "x.npz", extractor)
     for name in ("name", "digest", "source", "network", "images"):
         assert getattr(loaded, name) == getattr(reference, name) != ""
     for name in ("features_NF", "label_N"):
@@ -111,7 +99,7 @@ def test_files_without_features_or_labels(tmp_path):
     for settings in ({}, {"keep_features": True}):
         reference = measure_reference("x", batches_of(random_images(9)), extractor, num_images=9, **settings)
         save_reference(reference, tmp_path / "x.npz")
-        loaded = load_reference(tmp_path / "x.npz")
+        loaded = read_reference(tmp_path / "x.npz")
         assert (loaded.features_NF is not None, loaded.label_N, loaded.classes, loaded.spatial) == (
             bool(settings),
             None,
@@ -122,7 +110,7 @@ def test_files_without_features_or_labels(tmp_path):
 
 def one_line(path, match, extractor=None):
     with pytest.raises(UserError, match=match) as error:
-        load_reference(path, extractor)
+        read_reference(path, extractor)
     assert "\n" not in str(error.value)
 
 
@@ -168,7 +156,7 @@ def test_files_that_are_no_references(tmp_path, published):
     np.savez(tmp_path / "a.npz", sigma=np.eye(3))
     one_line(tmp_path / "a.npz", "is no reference: it has sigma, not mu and sigma")
     np.savez(tmp_path / "a.npz", weights=np.eye(3))
-    one_line(tmp_path / "a.npz", "holds no images: it has weights", SmallFeatures())
+    one_line(tmp_path / "a.npz", "is no reference: it has weights, not mu and sigma")
     np.savez(tmp_path / "a.npz", mu=np.array([object()]), sigma=np.eye(1))
     one_line(tmp_path / "a.npz", "Python objects")
     one_line(tmp_path / "nowhere.npz", "no file")

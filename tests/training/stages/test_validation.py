@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from data import DatasetConfig, build_dataset, eval_loader
+from data import DatasetConfig, EvalLoader, build_dataset
 from rqtransformer import RQTransformer, RQTransformerConfig
 from rqvae import RQVAE, RQVAEConfig
 from runtime.precision import Precision
@@ -55,7 +55,7 @@ def transformer() -> RQTransformer:
 
 def batches(batch_size: int, rank: int = 0, world_size: int = 1, limit: int | None = 7):
     dataset = build_dataset(DatasetConfig(type="digits", resolution=8), "val")
-    return eval_loader(dataset, batch_size, rank, world_size, limit=limit)
+    return EvalLoader(dataset, batch_size, rank, world_size, limit=limit)
 
 
 def both_stages(rank: int = 0, world_size: int = 1, batch_size: int = 3, limit: int = 7) -> dict[str, object]:

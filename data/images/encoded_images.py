@@ -1,0 +1,75 @@
+"""Numbered encoded images: the interface that decoding and data sets read from, and files behind it.
+
+Axes: N images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class Encoded(Protocol):
+    """Numbered encoded images."""
+
+    def name(self, index: int) -> str:
+        """What a report calls the image."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes; OSError when they cannot be had."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+
+class PackedPaths:
+    """Files under one root. The relative paths share one buffer: a million Python strings would be copied into every
+    data worker as their reference counts change.
+
+    Args:
+        max_bytes: more than these are not read of a file; -1 reads all.
+    """
+
+    def __init__(self, root: Path, relative: Sequence[str], max_bytes: int = -1) -> None:
+        encoded = [os.fsencode(path) for path in relative]
+        self.root, self.max_bytes = str(root), max_bytes
+        self.text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self.end_N = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+
+    def name(self, index: int) -> str:
+        """The path of the file."""
+        start = int(self.end_N[index - 1]) if index else 0
+        return os.path.join(self.root, os.fsdecode(self.text[start : int(self.end_N[index])].tobytes()))
+
+    def read(self, index: int) -> bytes:
+        """The content of the file."""
+        with open(self.name(index), "rb") as file:
+            return file.read(self.max_bytes)
+
+    def __len__(self) -> int:
+        return len(self.end_N)
+
+
+class Chosen:
+    """Some images of a source, renumbered."""
+
+    def __init__(self, source: Encoded, index_N: np.ndarray) -> None:
+        self.source, self.index_N = source, index_N
+
+    def name(self, index: int) -> str:
+        """That of the source."""
+        return self.source.name(int(self.index_N[index]))
+
+    def read(self, index: int) -> bytes:
+        """That of the source."""
+        return self.source.read(int(self.index_N[index]))
+
+    def __len__(self) -> int:
+        return len(self.index_N)

@@ -1,0 +1,122 @@
+"""The images of tar shards as scoring reads them: all members that are images, wherever their labels stand.
+
+Axes: N images.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.images.listing import holds_image
+from data.shards.tar_members import IMAGE_KINDS, LABEL_KIND, key_and_kind, label_text, whole_members
+from runtime.errors import UserError, one_line
+
+MAX_SHARDS = 1_000_000
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+class ShardImages:
+    """Images of uncompressed tar files in the WebDataset layout: members with the same name up to the first dot belong
+    together, such as `000012.jpg` and `000012.cls`. Links, devices and sparse files are passed over.
+
+    Args:
+        max_bytes: more than these are not read of a member.
+
+    Attributes:
+        labels_N: of every image; None where one has none.
+
+    Raises:
+        UserError: a damaged or truncated shard, two images under one name, or a label that is no number.
+    """
+
+    def __init__(self, shards: Sequence[Path], max_bytes: int) -> None:
+        self.shards, self.max_bytes = tuple(shards), max_bytes
+        self.places: list[tuple[int, str, int, int]] = []  # shard, name, first byte, number of bytes
+        labels: list[int] = []
+        for number, shard in enumerate(shards):
+            images, classes = _images_and_labels(shard)
+            self.places += [(number, *place) for place in images.values()]
+            labels += [classes[key] for key in images if key in classes]
+        self.labels_N = labels if labels and len(labels) == len(self.places) else None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        """What an error calls the image."""
+        number, member, _, _ = self.places[index]
+        return f"{member} of {self.shards[number]}"
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes; OSError when they cannot be had."""
+        number, _, start, size = self.places[index]
+        with open(self.shards[number], "rb") as file:
+            file.seek(start)
+            return file.read(min(size, self.max_bytes))
+
+
+def expand_shards(spec: str) -> list[Path]:
+    """The shards that a name stands for: one `.tar`, `{000..009}` and `*` patterns, or a folder of `.tar` files.
+
+    Empty when it does not stand for shards. UserError when shards are missing, or lie among images.
+    """
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        shards = sorted(path.glob("*.tar"))
+        if shards and holds_image(path):
+            raise UserError(f"{spec} holds both images and .tar files; name the one you mean")
+        return shards
+    if path.suffix != ".tar":
+        return []
+    shards = []
+    for name in _braces_expanded(str(path)):
+        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+        if missing := [place for place in found if not os.path.isfile(place)] or ([] if found else [name]):
+            raise UserError(f"no shard {missing[0]}")
+        shards += map(Path, found)
+    return shards
+
+
+def _braces_expanded(name: str) -> list[str]:
+    match = _BRACES.search(name)
+    if not match:
+        return [name]
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < MAX_SHARDS:
+        raise UserError(f"{name}: {match[0]} must count upwards, over at most {MAX_SHARDS} shards")
+    before, after = name[: match.start()], name[match.end() :]
+    numbers = [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
+    return [before + number + rest for number in numbers for rest in _braces_expanded(after)]
+
+
+def _images_and_labels(shard: Path) -> tuple[dict[str, tuple[str, int, int]], dict[str, int]]:
+    """Name, first byte and size of the image, and the label, of every key of a shard."""
+    images: dict[str, tuple[str, int, int]] = {}
+    classes: dict[str, int] = {}
+    try:
+        with open(shard, "rb") as file:
+            for member in whole_members(file):
+                key, kind = key_and_kind(member.name)
+                if not member.isreg() or member.issparse() or not key:
+                    continue
+                if kind == LABEL_KIND:
+                    classes[key] = _class_number(shard, member.name, label_text(file, member))
+                elif kind in IMAGE_KINDS:
+                    if key in images:
+                        names = ", ".join(name.rpartition("/")[2] for name in (images[key][0], member.name))
+                        raise UserError(f"{shard} has two images under {key.lstrip('/')}: {names}")
+                    images[key] = (member.name, member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"{shard} is not a whole uncompressed tar file: {one_line(error)}") from error
+    return images, classes
+
+
+def _class_number(shard: Path, name: str, content: bytes) -> int:
+    if not re.fullmatch(rb"\s*\d{1,18}\s*", content):
+        raise UserError(f"{name} of {shard} holds {content[:32]!r}; a label must be a number")
+    return int(content)
