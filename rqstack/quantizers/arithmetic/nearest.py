@@ -128,7 +128,7 @@ def _nearest(x_NE: Tensor, weight_KE: Tensor, inner: bool) -> Tensor:
     if x_NE.device.type == "cuda" and _fused_search_wanted():
         from rqstack.quantizers.arithmetic import nearest_triton
 
-        return nearest_triton.nearest_codes(x_NE.float(), weight_KE.float(), _norms(weight_KE.float(), inner))
+        return nearest_triton.fused_nearest_codes(x_NE.float(), weight_KE.float(), _norms(weight_KE.float(), inner))
     return _search(x_NE, weight_KE, inner=inner)
 
 

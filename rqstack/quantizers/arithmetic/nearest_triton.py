@@ -2,7 +2,7 @@
 
 Legend: N vectors, E code-vector size, K codebook size.
 
-Used by `nearest.nearest_codes` for CUDA tensors where the environment variable RQVAE_FUSED_SEARCH is '1'. Its results
+Used by `nearest_codes` for CUDA tensors where the environment variable RQVAE_FUSED_SEARCH is '1'. Its results
 are tested in Triton's interpreter only; it is not verified on a GPU, neither its results nor its speed, and so is off
 unless asked for.
 """
@@ -52,7 +52,7 @@ def _nearest_kernel(
     tl.store(codes_ptr + row_n, found_n, mask=row_n < num_vectors)
 
 
-def nearest_codes(x_NE: Tensor, weight_KE: Tensor, norm_K: Tensor) -> Tensor:
+def fused_nearest_codes(x_NE: Tensor, weight_KE: Tensor, norm_K: Tensor) -> Tensor:
     """Index of the nearest code vector of every row (int64, (N,)); the lowest index among equals.
 
     x, weight: fp32. norm_K: squared lengths of the code vectors. A row with a value that is not finite gets some valid

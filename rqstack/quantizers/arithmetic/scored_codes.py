@@ -123,7 +123,7 @@ def score_cross_entropy(x_XNE: Tensor, weight_XKE: Tensor, codes_XN: Tensor, inn
     return total / (codes_XN != -1).sum().clamp(min=1)
 
 
-def entropy(probs_PK: Tensor) -> Tensor:
+def distribution_entropy(probs_PK: Tensor) -> Tensor:
     """Entropy (nats) of every distribution (P,)."""
     return -(probs_PK * probs_PK.clamp(min=LEAST_PROB).log()).sum(-1)
 
@@ -157,7 +157,7 @@ def usage_entropy_by_position(
             for x_prE, valid_pr in blocks:
                 sums_pK = sums_pK + _again(part, x_prE, weight_KE, valid_pr)
         mean_pK = sums_pK / (books * valid_pR.sum(1)).clamp(min=1)[:, None]
-        return entropy(mean_pK).sum()
+        return distribution_entropy(mean_pK).sum()
 
     with full_precision_matmul(x_XPRE.device):
         groups = zip(x_XPRE.split(position_step, 1), valid_PR.split(position_step), strict=True)

@@ -13,7 +13,7 @@ from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
-from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, layout_of, mask_of
+from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, mask_of, token_layout
 
 
 class CodebookAccess(nn.Module):
@@ -135,7 +135,7 @@ class CodebookAccess(nn.Module):
 
     def _layout(self, x: Tensor) -> TokenLayout:
         map_dims = 2 if self.accept_image_fmap else 3 if self.accept_3d_fmap else None
-        return layout_of(x, self._channels_first, map_dims)
+        return token_layout(x, self._channels_first, map_dims)
 
     def _rows(self, tokens_BNC: Tensor) -> Tensor:
         """(B, N, C) -> the rows (X, R, E) that are searched, at least fp32."""

@@ -77,7 +77,8 @@ class FSQ(KeepsFloat32, LevelNumbers):
     @property
     def implicit_codebook(self) -> Tensor:
         """All code vectors (K, C), made on request."""
-        return self._vectors(torch.arange(self.codebook_size, device=self.grid.levels.device))
+        codes_K = torch.arange(self.codebook_size, device=self.grid.levels.device)
+        return scalars_last(self._values(codes_K), codes_K.shape)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Quantize z; indices are None with `return_indices=False`."""
@@ -152,13 +153,12 @@ class FSQ(KeepsFloat32, LevelNumbers):
 
     def indices_to_vectors(self, indices: Tensor) -> Tensor:
         """Indices (...) of one codebook -> code vectors (..., C), rotated but not projected."""
-        values_CM = self.grid.values(self.grid.digits(indices.reshape(-1).long()))
+        values_CM = self._values(indices)
         values_CM = self.orthogonal_rot @ values_CM if self.orthogonal_rotation else values_CM
         return scalars_last(values_CM, indices.shape)
 
-    def _vectors(self, indices: Tensor) -> Tensor:
-        digits_CM = self.grid.digits(indices.reshape(-1).long())
-        return scalars_last(self.grid.values(digits_CM), indices.shape)
+    def _values(self, indices: Tensor) -> Tensor:
+        return self.grid.values(self.grid.digits(indices.reshape(-1).long()))
 
     def _indices(self, digits_CM: Tensor) -> Tensor:
         return self.grid.codes(digits_CM).to(index_type(self.codebook_size))

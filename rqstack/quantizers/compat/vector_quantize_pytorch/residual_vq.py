@@ -19,7 +19,7 @@ from rqstack.quantizers.arithmetic.precision import full_precision, without_mask
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import input_projection, output_projection, project
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, ResidualLevels, added_up
-from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, layout_of, mask_of
+from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, mask_of, token_layout
 from rqstack.quantizers.compat.vector_quantize_pytorch.vector_level import (
     KnownCodes,
     OwnCodebooks,
@@ -163,7 +163,7 @@ class ResidualVQ(ResidualLevels):
         indices: return (quantized, sum of the levels' cross entropies of their scores against them) instead; every
         level is scored on what the given codes of the levels before leave over.
         """
-        layout = layout_of(x, self.accept_image_fmap, 2 if self.accept_image_fmap else None)
+        layout = token_layout(x, self.accept_image_fmap, 2 if self.accept_image_fmap else None)
         mask_BN = mask_of(layout, mask, None, self.accept_image_fmap)
         tokens_BNC = layout.to_tokens(x)
         clean_BNC = tokens_BNC if mask_BN is None else without_masked_nonfinite(tokens_BNC, mask_BN)
@@ -194,7 +194,7 @@ class ResidualVQ(ResidualLevels):
 
     def warmup_rows(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The vectors (N, E) of an input that are searched and not masked, for `codebook_warmup`."""
-        layout = layout_of(x, self.accept_image_fmap, 2 if self.accept_image_fmap else None)
+        layout = token_layout(x, self.accept_image_fmap, 2 if self.accept_image_fmap else None)
         mask_BN = mask_of(layout, mask, None, self.accept_image_fmap)
         with full_precision(x.device):
             rows_BNE = project(self.project_in, layout.to_tokens(x))

@@ -47,7 +47,7 @@ class TokenLayout(NamedTuple):
         return grid
 
 
-def layout_of(x: Tensor, channels_first: bool, map_dims: int | None) -> TokenLayout:
+def token_layout(x: Tensor, channels_first: bool, map_dims: int | None) -> TokenLayout:
     """The layout of x (B, C), (B, N, C), (B, H, W, C), or with the channels second; map_dims: required number of grid
     dims (2 image, 3 video). A row of channels alone has no order."""
     if map_dims is not None:

@@ -13,7 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square, orthogonal_term
-from rqstack.quantizers.arithmetic.scored_codes import entropy, score_cross_entropy, usage_entropy_by_position
+from rqstack.quantizers.arithmetic.scored_codes import (
+    distribution_entropy,
+    score_cross_entropy,
+    usage_entropy_by_position,
+)
 from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook
 from rqstack.quantizers.compat.vector_quantize_pytorch.look_up import Found
 
@@ -74,10 +78,10 @@ def diversity(
         return -usage_entropy_by_position(rows_XPRE, found.weight_XKE, temp, book.use_cosine_sim, valid_PR)
     probs_XPRK = by_position((found.scores_XRK / temp).softmax(-1))
     if valid_PR is None:
-        return -entropy(probs_XPRK.mean((0, 2))).mean()
+        return -distribution_entropy(probs_XPRK.mean((0, 2))).mean()
     counts_P = valid_PR.sum(1)
     sums_PK = torch.where(valid_PR[..., None], probs_XPRK, 0.0).sum((0, 2))
-    entropies_P = entropy(sums_PK / (counts_P * len(probs_XPRK)).clamp(min=1)[:, None])
+    entropies_P = distribution_entropy(sums_PK / (counts_P * len(probs_XPRK)).clamp(min=1)[:, None])
     return -entropies_P.sum() / (counts_P > 0).sum().clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""Run by test_triton_nearest.py with TRITON_INTERPRET=1: the GPU kernel against the tiled search, one JSON line."""
+"""Run by test_nearest_triton.py with TRITON_INTERPRET=1: the GPU kernel against the tiled search, one JSON line."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ import sys
 import torch
 
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, squared_norms
-from rqstack.quantizers.arithmetic.nearest_triton import nearest_codes as fused_codes
+from rqstack.quantizers.arithmetic.nearest_triton import fused_nearest_codes
 
 
 def agreement(num_vectors: int, num_codes: int, dim: int, whole_numbers: bool) -> dict:
@@ -15,7 +15,7 @@ def agreement(num_vectors: int, num_codes: int, dim: int, whole_numbers: bool) -
         x, weight = torch.randint(-2, 3, (num_vectors, dim)).float(), torch.randint(-2, 3, (num_codes, dim)).float()
     else:
         x, weight = torch.randn(num_vectors, dim), torch.randn(num_codes, dim)
-    fused = fused_codes(x, weight, squared_norms(weight))
+    fused = fused_nearest_codes(x, weight, squared_norms(weight))
     distance = squared_norms(weight) - 2 * x @ weight.T
     ties = (distance == distance.amin(1, keepdim=True)).sum(1) > 1
     return {

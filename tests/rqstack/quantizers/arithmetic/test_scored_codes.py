@@ -9,8 +9,8 @@ from rqstack.quantizers.arithmetic import nearest
 from rqstack.quantizers.arithmetic.scored_codes import (
     best_codes,
     code_scores,
+    distribution_entropy,
     drawn_codes,
-    entropy,
     expected_by_score,
     score_cross_entropy,
     top_codes,
@@ -110,7 +110,7 @@ def test_usage_entropy_by_position(inner, masked, positions, rows):
     kept = range(positions) if valid is None else valid.any(1).nonzero().flatten().tolist()
     every = torch.ones(rows, dtype=torch.bool)
     means = [probs[:, p][:, every if valid is None else valid[p]].flatten(0, 1).mean(0) for p in kept]
-    expected = entropy(torch.stack(means)).mean()
+    expected = distribution_entropy(torch.stack(means)).mean()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(found, x, weight), gradients(expected, x, weight), rtol=1e-4, atol=1e-6)
 
@@ -139,8 +139,8 @@ def test_neither_pass_holds_all_scores():
 
 
 def test_entropy_of_known_distributions():
-    assert entropy(torch.tensor([[1.0, 0.0]])) == 0
-    torch.testing.assert_close(entropy(torch.full((1, 8), 0.125)), torch.tensor([8.0]).log())
+    assert distribution_entropy(torch.tensor([[1.0, 0.0]])) == 0
+    torch.testing.assert_close(distribution_entropy(torch.full((1, 8), 0.125)), torch.tensor([8.0]).log())
 
 
 def test_scores_between_equal_vectors_have_a_finite_gradient():

@@ -8,7 +8,7 @@ from rqstack.quantizers import codebook_warmup as core_warmup
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 from rqstack.quantizers.compat.vqtorch import GroupVectorQuant, ResidualVectorQuant, VectorQuant
 from rqstack.quantizers.compat.vqtorch.inits import codebook_warmup
-from rqstack.quantizers.compat.vqtorch.nn.replace import replace_unused
+from rqstack.quantizers.compat.vqtorch.nn.replace import replace_least_recent
 
 EXACT = "donot_use_mm_for_euclid_dist"
 LAYERS = [VectorQuant, GroupVectorQuant, ResidualVectorQuant]
@@ -141,10 +141,10 @@ def test_residual_replacements_come_from_the_level():
 def test_replacement_ignores_what_is_not_finite_and_waits_for_vectors():
     weight, remaining = torch.zeros(3, 2), torch.ones(3)
     batch = CodedVectors(torch.full((4, 2), torch.nan), torch.zeros(4, dtype=torch.int64), torch.zeros(4).bool())
-    assert not replace_unused(weight, remaining, [batch], 5).any()
+    assert not replace_least_recent(weight, remaining, [batch], 5).any()
     assert torch.equal(weight, torch.zeros(3, 2))
     good = CodedVectors(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64), torch.ones(4).bool())
-    assert torch.equal(replace_unused(weight, remaining, [good], 5, rho=0.0), torch.tensor([False, True, True]))
+    assert torch.equal(replace_least_recent(weight, remaining, [good], 5, rho=0.0), torch.tensor([False, True, True]))
     assert torch.equal(weight, torch.tensor([[0.0, 0], [1, 1], [1, 1]]))
     assert torch.equal(remaining, torch.full((3,), 5.0))
 

@@ -18,7 +18,7 @@ NOISE = 0.01
 
 
 @torch.no_grad()
-def replace_unused(
+def replace_least_recent(
     weight_KE: Tensor,
     remaining_K: Tensor,
     batches: Sequence[CodedVectors],

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rqstack.quantizers.compat.vqtorch.nn.vq import Found, VectorQuant
+from rqstack.quantizers.compat.vqtorch.nn.vq import BookSearch, VectorQuant
 
 
 class ResidualVectorQuant(VectorQuant):
@@ -28,7 +28,7 @@ class ResidualVectorQuant(VectorQuant):
             raise ValueError(f"groups must be at least 1, got {groups}")
         super().__init__(feature_size, num_codes, groups=groups, share=share, **kwargs)
 
-    def _quantize_all(self, x: Tensor) -> tuple[dict[str, Tensor], list[list[Found]]]:
+    def _quantize_all(self, x: Tensor) -> tuple[dict[str, Tensor], list[list[BookSearch]]]:
         rows_NE = x.reshape(-1, x.shape[-1])
         total_NE = torch.zeros_like(rows_NE)
         seen, levels = [rows_NE], []

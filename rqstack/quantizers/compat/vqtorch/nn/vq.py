@@ -25,7 +25,7 @@ from rqstack.quantizers.codebooks.alternating import alternating_step
 from rqstack.quantizers.codebooks.kmeans import kmeans
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 from rqstack.quantizers.compat.vqtorch.dists import COSINE, EUCLIDEAN
-from rqstack.quantizers.compat.vqtorch.nn.replace import replace_unused
+from rqstack.quantizers.compat.vqtorch.nn.replace import replace_least_recent
 from rqstack.quantizers.compat.vqtorch.nn.vq_base import VQBaseLayer
 from rqstack.quantizers.compat.vqtorch.norms import normalize_codebook
 from rqstack.quantizers.usage import entropy
@@ -33,7 +33,7 @@ from rqstack.quantizers.usage import entropy
 KMEANS_ITERATIONS = 10
 
 
-class Found(NamedTuple):
+class BookSearch(NamedTuple):
     """Code vectors (N, E), their distances (N,), their codes within the codebook, and what has searched it."""
 
     vectors_NE: Tensor
@@ -183,7 +183,7 @@ class VectorQuant(VQBaseLayer):
         means_KE, _ = kmeans(x_NE, len(weight_KE), iterations=iterations, cosine=self.cosine, seed=seed)
         self.codebook.weight.data[offset : offset + len(weight_KE)] = means_KE
 
-    def _quantize_all(self, x: Tensor) -> tuple[dict[str, Tensor], list[list[Found]]]:
+    def _quantize_all(self, x: Tensor) -> tuple[dict[str, Tensor], list[list[BookSearch]]]:
         """Results without loss for x (..., G, E), and the searches of every codebook."""
         if self.share:
             parts = [self._search(x.reshape(-1, x.shape[-1]), 0)]
@@ -197,7 +197,7 @@ class VectorQuant(VQBaseLayer):
         q = torch.cat([code_N.view(shape[:-1]) for code_N in codes], -1)
         return {"z_q": z_q, "d": d, "q": q}, [[part] for part in parts]
 
-    def _search(self, x_NE: Tensor, book: int) -> Found:
+    def _search(self, x_NE: Tensor, book: int) -> BookSearch:
         target_NE = F.normalize(x_NE, dim=-1) if self.cosine else x_NE
         target_NE = target_NE.detach()
         weight_KE = self._code_vectors(book)
@@ -210,7 +210,7 @@ class VectorQuant(VQBaseLayer):
         squared_N = (target_NE - vectors_NE.detach()).square().sum(-1)
         if self.cosine and self.vector_normalize:
             vectors_NE = vectors_NE * x_NE.detach().norm(dim=-1, keepdim=True)
-        return Found(vectors_NE, 0.5 * squared_N if self.cosine else squared_N.sqrt(), searched)
+        return BookSearch(vectors_NE, 0.5 * squared_N if self.cosine else squared_N.sqrt(), searched)
 
     def _code_vectors(self, book: int) -> Tensor:
         """The (K, E) code vectors as they are searched, differentiable."""
@@ -222,7 +222,7 @@ class VectorQuant(VQBaseLayer):
         return F.normalize(weight_KE, dim=-1) if self.cosine else weight_KE
 
     @torch.no_grad()
-    def _end_of_forward(self, found: list[list[Found]]) -> Tensor:
+    def _end_of_forward(self, found: list[list[BookSearch]]) -> Tensor:
         """Replaces what has not been used for long; returns how often each entry was chosen, all codebooks joined."""
         counts, seed = [], None
         for book, searches in enumerate(found):
@@ -233,7 +233,7 @@ class VectorQuant(VQBaseLayer):
                 seed = _draw_seed(codes_N.device) if seed is None else seed
                 rows = [search.searched for search in searches]
                 weight_KE, remaining_K = self.codebook.weight.data[entries], self._counts[entries]
-                replace_unused(weight_KE, remaining_K, rows, self.replace_freq, seed=seed + book)
+                replace_least_recent(weight_KE, remaining_K, rows, self.replace_freq, seed=seed + book)
         return torch.cat(counts)
 
 
