@@ -8,11 +8,16 @@ import torch
 from torch import nn
 
 from rqstack.quantizers import (
+    FiniteScalarOptions,
     FiniteScalarQuantizer,
     LookupFreeQuantizer,
     Quantizer,
+    RandomProjectionOptions,
     RandomProjectionQuantizer,
+    ResidualFiniteScalarOptions,
     ResidualQuantizer,
+    ResidualVectorOptions,
+    VectorOptions,
     VectorQuantizer,
     residual_fsq,
     residual_lfq,
@@ -47,15 +52,17 @@ class Case:
         return x_1NE.view(*self.peer_image, self.dim).permute(0, 3, 1, 2).contiguous()
 
 
-def _vector(name: str, num_vectors: int, num_codes: int, **settings: Any) -> Case:
-    heads = settings.get("heads", 1)
+PLAIN = VectorOptions()
+
+
+def _vector(name: str, num_vectors: int, num_codes: int, options: VectorOptions = PLAIN, heads: int = 1) -> Case:
     peer: dict[str, Any] = {
         "class": "VectorQuantize",
         "dim": 256,
         "codebook_size": num_codes,
-        "rotation_trick": settings.get("estimator") == "rotation",
+        "rotation_trick": options.estimator == "rotation",
     }
-    if settings.get("distance") == "cosine":
+    if options.distance == "cosine":
         peer["use_cosine_sim"] = True
     if heads > 1:
         peer |= {"heads": heads, "codebook_dim": 256 // heads, "separate_codebook_per_head": True}
@@ -63,7 +70,7 @@ def _vector(name: str, num_vectors: int, num_codes: int, **settings: Any) -> Cas
         name,
         num_vectors,
         256,
-        lambda: VectorQuantizer(256, num_codes, **settings),
+        lambda: VectorQuantizer(256, num_codes, options, heads=heads, separate_codebooks=heads > 1),
         peer,
         floor=(heads, 256 // heads, num_codes),
     )
@@ -82,7 +89,7 @@ def _residual(name: str, num_vectors: int, num_codes: int, levels: int, beam: in
     def make() -> Quantizer:
         if beam is None:
             return ResidualQuantizer(256, (num_codes,) * levels, shared=True)
-        return ResidualVectorQuantizer(256, num_codes, levels, shared=True, beam_width=beam)
+        return ResidualVectorQuantizer(256, num_codes, levels, ResidualVectorOptions(beam_width=beam), shared=True)
 
     passes = ("eval", "forward", "train")
     if beam is not None:
@@ -114,7 +121,7 @@ _RANDOM_PROJECTION = Case(
     "random-projection-readme",
     1024,
     512,
-    lambda: _CodesOnly(RandomProjectionQuantizer(512, 1024, 256, num_codebooks=16)),
+    lambda: _CodesOnly(RandomProjectionQuantizer(512, 1024, RandomProjectionOptions(256), num_codebooks=16)),
     {"class": "RandomProjectionQuantizer", "dim": 512, "num_codebooks": 16, "codebook_dim": 256, "codebook_size": 1024},
     floor=(16, 256, 1024),
     passes=("eval",),
@@ -124,27 +131,33 @@ CASES = [
     _vector("vq-16384-n2048", 2048, 16384),
     _vector("vq-16384-n8192", 8192, 16384),
     _vector("vq-1024-n8192", 8192, 1024),
-    _vector("vq-1024-n8192-rotation", 8192, 1024, estimator="rotation"),
-    _vector("cosine-16384-n2048", 2048, 16384, distance="cosine"),
-    _vector("heads-8x8196-n1024", 1024, 8196, heads=8, separate_codebooks=True),
+    _vector("vq-1024-n8192-rotation", 8192, 1024, VectorOptions(estimator="rotation")),
+    _vector("cosine-16384-n2048", 2048, 16384, VectorOptions(distance="cosine")),
+    _vector("heads-8x8196-n1024", 1024, 8196, heads=8),
     _residual("residual-4x16384-n2048", 2048, 16384, 4),
     _residual("residual-8x1024-n2048", 2048, 1024, 8),
     _residual("residual-beam4-8x1024-n2048", 2048, 1024, 8, beam=4),
     _LFQ,
     _RANDOM_PROJECTION,
-    Case("fsq-n65536", 65536, 4, lambda: FiniteScalarQuantizer(4, LEVELS), {"class": "FSQ", "levels": LEVELS}),
+    Case(
+        "fsq-n65536",
+        65536,
+        4,
+        lambda: FiniteScalarQuantizer(4, FiniteScalarOptions(LEVELS)),
+        {"class": "FSQ", "levels": LEVELS},
+    ),
     Case(
         "fsq-projected-n8192",
         8192,
         256,
-        lambda: FiniteScalarQuantizer(256, LEVELS),
+        lambda: FiniteScalarQuantizer(256, FiniteScalarOptions(LEVELS)),
         {"class": "FSQ", "levels": LEVELS, "dim": 256},
     ),
     Case(
         "residual-fsq-8-n8192",
         8192,
         256,
-        lambda: residual_fsq(256, LEVELS, 8),
+        lambda: residual_fsq(256, 8, ResidualFiniteScalarOptions(levels=LEVELS)),
         {"class": "ResidualFSQ", "levels": LEVELS, "num_quantizers": 8, "dim": 256},
     ),
     Case(

@@ -8,14 +8,13 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rqvae.bottleneck_options import BOTTLENECK_OPTIONS, SIZE_PER_DEPTH
+from rqvae.bottleneck import BOTTLENECKS
 
-BOTTLENECKS = ("rq", "none", *BOTTLENECK_OPTIONS)
 LOSS_TYPES = ("mse", "l1")
 CODEBOOK_UPDATES = ("per_depth", "deferred")
 NORM_GROUPS = 32
@@ -47,8 +46,9 @@ class QuantizerHParams:
 
     latent_shape: [H, W, E] of the encoder's output. code_shape: [h, w, D]; a code grid smaller than the latent grid
     joins neighbouring latent vectors. codebook_update: 'per_depth' (published) or 'deferred' (once per optimizer step).
-    bottleneck: options of a `bottleneck_type` other than 'rq' and 'none', see `bottleneck_options`; n_embed may be
-    left out where the options give the codebook size.
+    bottleneck: options of a `bottleneck_type` other than 'rq' and 'none', see `rqvae.bottleneck.BOTTLENECKS`; n_embed
+    may be left out where the options give the codebook size. For 'vq' and 'residual_vq' also decay, shared_codebook and
+    restart_unused_codes keep their published meaning.
     """
 
     bottleneck_type: str = "rq"
@@ -69,13 +69,11 @@ class QuantizerHParams:
     @property
     def bottleneck_options(self) -> Any:
         """The typed options of `bottleneck_type`; one-line ValueError for a wrong key, type or missing value."""
-        schema = BOTTLENECK_OPTIONS.get(self.bottleneck_type)
-        if schema is None:
+        row = BOTTLENECKS.get(self.bottleneck_type)
+        if row is None or row.options is None:
             _check(not self.bottleneck, f"bottleneck_type {self.bottleneck_type!r} takes no bottleneck options")
             return None
-        options = _typed(schema, self.bottleneck, "bottleneck")
-        _check_present(options, "bottleneck.")
-        return options
+        return _typed(row.options, self.bottleneck, "bottleneck")
 
     @property
     def depth(self) -> int:
@@ -122,9 +120,10 @@ class RQVAEConfig(QuantizerHParams):
     def validate(self) -> None:
         """Check every value and every relation between values; ValueError with the first one that is wrong."""
         _check_present(self, "")
-        _check_choice("bottleneck_type", self.bottleneck_type, BOTTLENECKS)
-        options = self.bottleneck_options
-        _check(self.n_embed is not None or hasattr(options, "levels"), "missing value: n_embed")
+        _check_choice("bottleneck_type", self.bottleneck_type, tuple(BOTTLENECKS))
+        _ = self.bottleneck_options  # typed and complete, or an error
+        sized = BOTTLENECKS[self.bottleneck_type].size_in_options
+        _check(self.n_embed is not None or sized, "missing value: n_embed")
         _check_halves(self.ddconfig)
         _check_bottleneck(self)
         _check_shapes(self)
@@ -158,31 +157,61 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     _check(value in allowed, f"{name} {value!r} is not one of {', '.join(allowed)}")
 
 
-def _typed(schema: type, mapping: Mapping[str, Any], name: str) -> Any:
+Schema = TypeVar("Schema")
+
+
+def _typed(schema: type[Schema], mapping: Mapping[str, Any], name: str) -> Schema:
     """Strictly merge a mapping into a dataclass."""
-    plain = OmegaConf.to_container(mapping, resolve=True) if isinstance(mapping, DictConfig) else dict(mapping)
-    plain = {key: dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for key, item in plain.items()}
+    plain: dict[Any, Any] = (
+        OmegaConf.to_container(mapping, resolve=True) if isinstance(mapping, DictConfig) else dict(mapping)
+    )
+    plain = {key: _plain(item) for key, item in plain.items()}
     _check_keys(schema, plain, name)
+    frozen = {
+        key: _typed(kind, plain.pop(key), f"{name}.{key}")
+        for key, kind in _frozen_parts(schema).items()
+        if isinstance(plain.get(key), Mapping)
+    }
     merged, key = OmegaConf.structured(schema), ""
     try:
         for key, value in plain.items():
             merged = OmegaConf.merge(merged, {key: value})
-        return OmegaConf.to_object(merged)
+        whole = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         first_line = str(error).splitlines()[0]
         raise ValueError(f"{name}.{error.full_key or key}: {first_line}") from None
+    return dataclasses.replace(whole, **frozen)
+
+
+def _plain(value: Any) -> Any:
+    is_instance = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_instance else value
+
+
+def _parts(schema: type) -> dict[str, type]:
+    """The fields of a dataclass that are dataclasses themselves, perhaps optional ones."""
+    found = {}
+    for name, annotation in get_type_hints(schema).items():
+        for kind in (annotation, *get_args(annotation)):
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+                found[name] = kind
+    return found
+
+
+def _frozen_parts(schema: type) -> dict[str, type]:
+    """Parts that OmegaConf would hold as read-only sections, into which nothing can be merged."""
+    return {name: kind for name, kind in _parts(schema).items() if kind.__dataclass_params__.frozen}
 
 
 def _check_keys(schema: type, mapping: Mapping[str, Any], path: str) -> None:
-    known = {f.name: f for f in dataclasses.fields(schema)}
+    known, parts = [f.name for f in dataclasses.fields(schema)], _parts(schema)
     for key, value in mapping.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise ValueError(f"unknown key {path}.{key}; {hint}")
-        for kind in (known[key].type, *get_args(known[key].type)):  # also Optional[a dataclass]
-            if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-                _check_keys(kind, value, f"{path}.{key}")
+        if key in parts and isinstance(value, Mapping):
+            _check_keys(parts[key], value, f"{path}.{key}")
 
 
 def _check_present(config: Any, prefix: str) -> None:
@@ -240,7 +269,7 @@ def _check_shapes(config: RQVAEConfig) -> None:
         latent[0] % code[0] == 0 and latent[1] % code[1] == 0,
         f"code_shape {code} does not divide latent_shape {latent} in height and width",
     )
-    if config.bottleneck_type in BOTTLENECK_OPTIONS:
+    if BOTTLENECKS[config.bottleneck_type].options is not None:
         _check_one_size(config)
     if config.bottleneck_type != "rq":
         return
@@ -259,5 +288,5 @@ def _check_one_size(config: RQVAEConfig) -> None:
     if config.n_embed is not None:
         sizes = config.code_sizes
         _check(min(sizes) >= 2, f"n_embed must be at least 2, got {config.n_embed}")
-        one = kind in SIZE_PER_DEPTH or len(set(sizes)) == 1
+        one = BOTTLENECKS[kind].size_per_depth or len(set(sizes)) == 1
         _check(one, f"n_embed must be one number for bottleneck_type {kind!r}, got {config.n_embed}")

@@ -9,7 +9,7 @@ import abc
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.nearest import soft_code_probs
 from rqstack.quantizers.arithmetic.precision import full_precision
@@ -24,10 +24,10 @@ class QuantizerOutput(NamedTuple):
     terms: named scalars that add up to `loss`.
     """
 
-    quantized: torch.Tensor
-    codes: torch.Tensor
-    loss: torch.Tensor
-    terms: dict[str, torch.Tensor]
+    quantized: Tensor
+    codes: Tensor
+    loss: Tensor
+    terms: dict[str, Tensor]
 
 
 class Quantizer(nn.Module, abc.ABC):
@@ -39,26 +39,24 @@ class Quantizer(nn.Module, abc.ABC):
     num_codes: tuple[int, ...]
 
     @abc.abstractmethod
-    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize `z` (..., E). Positions where `mask` is False count neither in the loss nor in the codebook."""
 
-    def as_level(
-        self, x: torch.Tensor, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def as_level(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What a stack of quantizers needs of `forward` for fp32 x: code vectors without a gradient, codes, terms."""
         out = self(x, mask)
         return out.quantized.detach(), out.codes, out.terms
 
     @abc.abstractmethod
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the vectors that `forward` would return for them, fp32."""
 
     @abc.abstractmethod
-    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the part of `decode` that every depth adds (..., D, E), not cumulated, fp32."""
 
     @abc.abstractmethod
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, C) code vectors that depth `depth` searches, fp32; C is E unless the method projects."""
 
     def update_codebook(self) -> None:
@@ -67,7 +65,7 @@ class Quantizer(nn.Module, abc.ABC):
     def discard_codebook_update(self) -> None:
         """Forget what the train-mode forwards since the last call have gathered (a skipped optimizer step)."""
 
-    def restart_counts(self) -> torch.Tensor:
+    def restart_counts(self) -> Tensor:
         """Codebook entries restarted since construction, int64 (D,), equal on all processes; zeros by default.
 
         Depths that share a codebook share its count.
@@ -87,11 +85,11 @@ class TargetQuantizer(Quantizer):
     @abc.abstractmethod
     def targets(
         self,
-        z: torch.Tensor,
+        z: Tensor,
         temp: float = 1.0,
         stochastic: bool = False,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """The vector every depth searches with (..., D, C) fp32 and the code it finds (..., D); nothing is learned.
 
         stochastic: draw the code from softmax(-squared distance / temp) over `codebook(depth)` instead.
@@ -100,11 +98,11 @@ class TargetQuantizer(Quantizer):
     @torch.no_grad()
     def soft_codes(
         self,
-        z: torch.Tensor,
+        z: Tensor,
         temp: float = 1.0,
         stochastic: bool = False,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """softmax(-squared distance / temp) (..., D, K) fp32 and the codes (..., D) of `targets`.
 
         Depths with fewer codes than the largest are filled up with probability 0.
@@ -124,7 +122,7 @@ class TargetQuantizer(Quantizer):
         return True
 
     @torch.no_grad()
-    def code_vectors(self, depth: int) -> torch.Tensor:
+    def code_vectors(self, depth: int) -> Tensor:
         """What each code of one depth adds to the output, (K, E) fp32: the rows that `embed_with_depth` looks up.
 
         Equal to `codebook(depth)` where nothing is projected, grouped or cut. ValueError without `fixed_code_vectors`.
@@ -140,11 +138,11 @@ class TargetQuantizer(Quantizer):
             parts.append(self.embed_with_depth(codes_kD)[:, depth])
         return torch.cat(parts)
 
-    def decode_depth(self, codes: torch.Tensor, depth: int) -> torch.Tensor:
+    def decode_depth(self, codes: Tensor, depth: int) -> Tensor:
         """Codes (..., D) -> the part (..., E) of one depth alone."""
         return self.embed_with_depth(codes)[..., depth, :]
 
-    def _check_codes(self, codes: torch.Tensor) -> None:
+    def _check_codes(self, codes: Tensor) -> None:
         depth = codes.shape[-1]
         if not 1 <= depth <= len(self.num_codes):
             raise ValueError(f"codes have {depth} depths in their last dim; the quantizer has {len(self.num_codes)}")
@@ -155,19 +153,19 @@ class NullQuantizer(Quantizer):
 
     num_codes: tuple[int, ...] = ()
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Return `z` itself, an empty last axis of codes and a loss of zero."""
         codes = torch.empty((*z.shape[:-1], 0), dtype=torch.int64, device=z.device)
         return QuantizerOutput(z, codes, torch.zeros((), device=z.device), {})
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode(self, codes: Tensor) -> Tensor:
         """There is nothing to decode."""
         raise ValueError("bottleneck_type 'none' has no codes to decode; choose 'rq'")
 
-    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed_with_depth(self, codes: Tensor) -> Tensor:
         """There is nothing to look up."""
         raise ValueError("bottleneck_type 'none' has no code vectors; choose 'rq'")
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """There is no codebook."""
         raise ValueError("bottleneck_type 'none' has no codebook; choose 'rq'")

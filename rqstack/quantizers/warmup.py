@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.base import Quantizer
@@ -78,11 +78,11 @@ class _Batches:
         if batch is None:
             raise ValueError("codebook_warmup: the loader is empty (it is iterated once per quantizer)")
 
-    def seen_by(self, quantizer: Quantizer, model: nn.Module) -> torch.Tensor:
+    def seen_by(self, quantizer: Quantizer, model: nn.Module) -> Tensor:
         """(N, E) vectors on the code grid of one quantizer, without masked and non-finite ones."""
         generator, kept = torch.Generator().manual_seed(self.seed), []
 
-        def keep(z: torch.Tensor, **which: torch.Tensor) -> None:
+        def keep(z: Tensor, **which: Tensor) -> None:
             mask = which.get("mask")
             if isinstance(quantizer, ResidualQuantizer):
                 z = quantizer.targets(z)[0][..., 0, :]
@@ -148,7 +148,7 @@ def _brings_rows(module: nn.Module) -> bool:
     return hasattr(module, "warmup_rows") and hasattr(module, "initialize_codebook")
 
 
-def _fit(quantizer: Quantizer, x_NE: torch.Tensor, method: str, seed: int) -> None:
+def _fit(quantizer: Quantizer, x_NE: Tensor, method: str, seed: int) -> None:
     if not isinstance(quantizer, ResidualQuantizer):
         quantizer.initialize_codebook(x_NE, method=method, seed=seed)
     else:
@@ -156,7 +156,7 @@ def _fit(quantizer: Quantizer, x_NE: torch.Tensor, method: str, seed: int) -> No
             _fit_residual(quantizer, x_NE, method, seed)
 
 
-def _fit_residual(quantizer: ResidualQuantizer, x_NE: torch.Tensor, method: str, seed: int) -> None:
+def _fit_residual(quantizer: ResidualQuantizer, x_NE: Tensor, method: str, seed: int) -> None:
     """Every level on what the levels before it leave over; a shared codebook on what it sees at all depths once it has
     been fitted to those of the first."""
     residual_NE, seen = x_NE, []
@@ -170,6 +170,6 @@ def _fit_residual(quantizer: ResidualQuantizer, x_NE: torch.Tensor, method: str,
         _assign(quantizer.codebook_at(0), torch.cat(seen), method, seed + len(seen))
 
 
-def _assign(book: EMACodebook, x_NE: torch.Tensor, method: str, seed: int) -> None:
+def _assign(book: EMACodebook, x_NE: Tensor, method: str, seed: int) -> None:
     iterations = KMEANS_ITERATIONS if method == "kmeans" else 0
     book.assign(*kmeans(x_NE, len(book.weight), iterations=iterations, cosine=book.normalize, seed=seed))

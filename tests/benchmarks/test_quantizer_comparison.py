@@ -10,7 +10,7 @@ from PIL import Image
 from benchmarks import quantizer_comparison as comparison
 from benchmarks.bar_chart import draw_bars
 from benchmarks.comparison_methods import METHODS, config_of
-from rqvae.bottleneck import QUANTIZERS, build_quantizer
+from rqvae.bottleneck import BOTTLENECKS, build_quantizer
 
 KEYS = [
     "benchmark",
@@ -35,7 +35,7 @@ def run(capsys, *argv):
 
 
 def test_every_bottleneck_is_compared_at_the_same_bits():
-    assert {method.kind for method in METHODS.values()} == {*QUANTIZERS}
+    assert {method.kind for method in METHODS.values()} == {*BOTTLENECKS}
     for name, method in METHODS.items():
         sizes, (rows, columns, depth) = build_quantizer(config_of(method)).num_codes, method.code_shape
         assert sizes == (() if name == "none" else (256,) * depth)

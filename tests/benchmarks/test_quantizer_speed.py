@@ -9,16 +9,28 @@ from torch import nn
 
 from benchmarks import quantizer_speed, speed_cases
 from benchmarks.speed_cases import CASES, Case
-from rqstack.quantizers import FiniteScalarQuantizer, RandomProjectionQuantizer, VectorQuantizer
+from rqstack.quantizers import (
+    FiniteScalarOptions,
+    FiniteScalarQuantizer,
+    RandomProjectionOptions,
+    RandomProjectionQuantizer,
+    VectorQuantizer,
+)
 
 TINY = [
     Case("tiny-vq", 40, 6, lambda: VectorQuantizer(6, 20), {"class": "PeerVQ", "dim": 6}, floor=(1, 6, 20)),
-    Case("tiny-fsq", 40, 3, lambda: FiniteScalarQuantizer(3, [3, 3, 3]), {"class": "PeerVQ", "dim": 3}),
+    Case(
+        "tiny-fsq",
+        40,
+        3,
+        lambda: FiniteScalarQuantizer(3, FiniteScalarOptions([3, 3, 3])),
+        {"class": "PeerVQ", "dim": 3},
+    ),
     Case(
         "tiny-projection",
         12,
         6,
-        lambda: speed_cases._CodesOnly(RandomProjectionQuantizer(6, 8, 3)),
+        lambda: speed_cases._CodesOnly(RandomProjectionQuantizer(6, 8, RandomProjectionOptions(3))),
         {"class": "PeerVQ", "dim": 6},
         floor=(1, 3, 8),
         passes=("eval",),

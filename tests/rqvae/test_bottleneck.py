@@ -1,31 +1,15 @@
 """Every bottleneck of the table in an RQ-VAE: a training step, codes and images, stage-2 targets, saving, loading."""
 
 import copy
-import dataclasses
-import inspect
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from rqstack.quantizers import (
-    BinaryMapper,
-    FiniteScalarQuantizer,
-    InPatches,
-    LatentQuantizer,
-    LookupFreeQuantizer,
-    RandomProjectionQuantizer,
-    RestartRule,
-    SimQuantizer,
-    VectorLosses,
-    VectorQuantizer,
-)
-from rqstack.quantizers.codebooks.affine import AffineRule
-from rqstack.quantizers.methods.scalar_perturbation import ScalarPerturbationQuantizer
+from rqstack.quantizers import InPatches, VectorQuantizer
 from rqvae import RQVAE, RQVAEConfig, load_rqvae
-from rqvae.bottleneck import QUANTIZERS
-from rqvae.bottleneck_options import BOTTLENECK_OPTIONS, AffineOptions, RestartOptions, VectorLossOptions, VQOptions
+from rqvae.bottleneck import BOTTLENECKS
 from rqvae.pretrained import snapshot_tensors
 
 CONFIGS = {
@@ -127,7 +111,7 @@ def trained(name, index, code_shape):
 
 def test_every_bottleneck_is_tried():
     """The multi-scale one takes other code shapes: `test_multi_scale_bottleneck.py`."""
-    assert {*CONFIGS, "hierarchical"} == set(QUANTIZERS) - {"none"} == {"rq", *BOTTLENECK_OPTIONS}
+    assert {*CONFIGS, "hierarchical"} == {*BOTTLENECKS} - {"none"}
 
 
 @pytest.mark.parametrize("code_shape", CODE_GRIDS, ids=str)
@@ -216,39 +200,6 @@ def test_values_that_do_not_fit_are_one_line(name, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         RQVAE(stage1(name, **changes))
     assert "\n" not in str(error.value)
-
-
-def fields_of(schema):
-    return {f.name: f for f in dataclasses.fields(schema)}
-
-
-FROM_THE_CONFIG = {"dim", "num_codes", "codebook_size", "num_codebooks", "heads", "separate_codebooks", "decay"}
-NOT_IN_YAML = {"project", "transform", "keep_length", "in_place_optimizer", "learning", "bound"}
-IN_YAML_ONLY = {"inplace_lr", "sync_nu"}
-
-
-@pytest.mark.parametrize(
-    ("options", "quantizer"),
-    [
-        (VQOptions, VectorQuantizer),
-        (BOTTLENECK_OPTIONS["fsq"], FiniteScalarQuantizer),
-        (BOTTLENECK_OPTIONS["fsp"], ScalarPerturbationQuantizer),
-        (BOTTLENECK_OPTIONS["lfq"], LookupFreeQuantizer),
-        (BOTTLENECK_OPTIONS["latent"], LatentQuantizer),
-        (BOTTLENECK_OPTIONS["simvq"], SimQuantizer),
-        (BOTTLENECK_OPTIONS["random_projection"], RandomProjectionQuantizer),
-        (BOTTLENECK_OPTIONS["binary"], BinaryMapper),
-        (RestartOptions, RestartRule),
-        (VectorLossOptions, VectorLosses),
-        (AffineOptions, AffineRule),
-    ],
-)
-def test_yaml_offers_what_the_library_offers(options, quantizer):
-    """The same names, and the same defaults."""
-    parameters, fields = inspect.signature(quantizer).parameters, fields_of(options)
-    assert set(fields) - IN_YAML_ONLY == set(parameters) - FROM_THE_CONFIG - NOT_IN_YAML
-    for name in set(fields) - IN_YAML_ONLY - {"levels", "codebook_dim", "losses"}:
-        assert fields[name].default == parameters[name].default, name
 
 
 def test_patches_need_a_grid_of_whole_ones():

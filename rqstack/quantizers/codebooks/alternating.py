@@ -8,14 +8,29 @@ the model is trained against code vectors that hold still.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
+
+OptimizerMaker = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+def own_optimizer(learning_rate: float | None, make: OptimizerMaker | None = None) -> OptimizerMaker | None:
+    """What makes the optimizer of a codebook: `make`, or plain SGD with a rate, or None where neither is given.
+
+    Plain SGD has no state that a checkpoint would have to hold. ValueError for a rate that is not positive.
+    """
+    if learning_rate is None:
+        return make
+    if learning_rate <= 0:
+        raise ValueError(f"inplace_lr must be positive, got {learning_rate}")
+    return functools.partial(torch.optim.SGD, lr=learning_rate) if make is None else make
 
 
 def codebook_gradients(

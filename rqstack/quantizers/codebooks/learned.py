@@ -6,7 +6,6 @@ Legend: E code-vector size, K codebook size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +15,6 @@ from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.codebooks.entry_use import CountedCodebook, RestartRule, count_codes
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
-
-
-@dataclass(frozen=True)
-class LearningRule:
-    """How an optimizer trains code vectors, beyond their loss terms.
-
-    sync_nu: this share of the gradient of the quantized vectors reaches the code vectors in them (the synchronised
-    update rule); 0, none. inplace: parameters -> a torch optimizer of their own; `update_codebook()` then moves the
-    code vectors towards the vectors that chose them (alternating optimisation), and the loss of the model holds them
-    constant.
-    """
-
-    sync_nu: float = 0.0
-    inplace: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer] | None = None
-
-    def __post_init__(self) -> None:
-        if self.sync_nu < 0:
-            raise ValueError(f"sync_nu must not be negative, got {self.sync_nu}")
-        if self.sync_nu > 0 and self.inplace is not None:
-            raise ValueError("sync_nu needs a gradient of the model that inplace takes away: choose one of them")
 
 
 class LearnedCodebook(CountedCodebook):

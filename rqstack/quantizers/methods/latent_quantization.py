@@ -8,15 +8,38 @@ Hsu et al., Disentanglement via Latent Quantization, NeurIPS 2023 (arXiv 2305.18
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
+from rqstack.quantizers.codebooks.alternating import OptimizerMaker, own_optimizer
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """Settings of latent quantization.
+
+    levels: learned values per scalar; their product is K. commitment_weight, quantization_weight: of the terms of the
+    loss that pull the input and the values. inplace_lr: the values learn by SGD steps of their own with this rate, in
+    turns with the rest of the model. ValueError for levels below 2 and negative weights.
+    """
+
+    levels: list[int]
+    commitment_weight: float = 0.1
+    quantization_weight: float = 0.1
+    inplace_lr: float | None = None
+
+    def __post_init__(self) -> None:
+        check_levels(self.levels)
+        if min(self.commitment_weight, self.quantization_weight) < 0:
+            weights = f"{self.commitment_weight} and {self.quantization_weight}"
+            raise ValueError(f"weights must not be negative, got {weights}")
 
 
 class LatentQuantizer(SideBySideQuantizer):
@@ -25,34 +48,28 @@ class LatentQuantizer(SideBySideQuantizer):
     dim: E; projected to `num_codebooks` x `len(levels)` scalars where it differs. The values, shared by the codebooks
     side by side, are fp32 parameters and start evenly in [-0.5, 0.5]. Terms of the loss: quantization =
     quantization_weight x mean squared distance, pulls the values; commitment = commitment_weight x the same, pulls the
-    input. The first level varies fastest in a code. ValueError for levels below 2 and negative weights.
-    in_place_optimizer: makes an optimizer from the values, which then belong to no other: they leave the loss,
-    train-mode forwards gather the gradient of their mean squared distance, and `update_codebook()` takes one step on
-    that over all of them, of all processes.
+    input. The first level varies fastest in a code.
+    in_place_optimizer: makes an optimizer from the values (`inplace_lr`: one of plain SGD), which then belong to no
+    other: they leave the loss, train-mode forwards gather the gradient of their mean squared distance, and
+    `update_codebook()` takes one step on that over all of them, of all processes.
     """
 
     def __init__(
         self,
         dim: int,
-        levels: Sequence[int],
+        options: LatentOptions,
         *,
         num_codebooks: int = 1,
-        commitment_weight: float = 0.1,
-        quantization_weight: float = 0.1,
         project: bool | None = None,
-        in_place_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        in_place_optimizer: OptimizerMaker | None = None,
     ):
-        check_levels(levels)
-        if min(commitment_weight, quantization_weight) < 0:
-            raise ValueError(f"weights must not be negative, got {commitment_weight} and {quantization_weight}")
-        super().__init__(dim, len(levels), math.prod(levels), num_codebooks, project)
-        self.levels, self.radix = tuple(levels), MixedRadix(levels)
-        self.commitment_weight, self.quantization_weight = commitment_weight, quantization_weight
-        self.values = nn.ParameterList([initial_values(level) for level in levels])
-        self.in_place_optimizer = None
-        self._gathered: list[tuple[torch.Tensor, list[torch.Tensor]]] = []  # rows, gradients of the mean over them
-        if in_place_optimizer is not None:
-            self.in_place_optimizer = in_place_optimizer(list(self.values))
+        super().__init__(dim, len(options.levels), math.prod(options.levels), num_codebooks, project)
+        self.options, self.radix = options, MixedRadix(options.levels)
+        self.values = nn.ParameterList([initial_values(level) for level in options.levels])
+        self._gathered: list[tuple[Tensor, list[Tensor]]] = []  # rows, gradients of the mean over them
+        make = own_optimizer(options.inplace_lr, in_place_optimizer)
+        self.inplace_optimizer = None if make is None else make(list(self.values))
+        if self.inplace_optimizer is not None:
             self.values.requires_grad_(False)
 
     def update_codebook(self) -> None:
@@ -62,41 +79,39 @@ class LatentQuantizer(SideBySideQuantizer):
         rows = torch.stack([number for number, _ in self._gathered])
         parts = zip(*(gradients for _, gradients in self._gathered), strict=True)
         gradients = [(rows / rows.sum().clamp(min=1)) @ torch.stack(part) for part in parts]
-        step_in_place(self.in_place_optimizer, self.values, gradients, rows.sum())
+        step_in_place(self.inplace_optimizer, self.values, gradients, rows.sum())
         self.discard_codebook_update()
 
     def discard_codebook_update(self) -> None:
         """Forget the gradients gathered since the last update."""
         self._gathered = []
 
-    def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _quantize(self, x_NDC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         digits_CM = nearest_digits(scalars_first(x_NDC.detach()), self.values)
         vectors_NDC = scalars_last(look_up(digits_CM, self.values), x_NDC.shape[:2])
         return x_NDC, vectors_NDC, self.radix.codes(digits_CM).view(x_NDC.shape[:2])
 
-    def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _search(self, x_NDC: Tensor) -> tuple[Tensor, Tensor]:
         digits_CM = nearest_digits(scalars_first(x_NDC.detach()), self.values)
         return x_NDC, self.radix.codes(digits_CM).view(x_NDC.shape[:2])
 
-    def _vectors(self, codes_ND: torch.Tensor) -> torch.Tensor:
+    def _vectors(self, codes_ND: Tensor) -> Tensor:
         return scalars_last(look_up(self.radix.digits(codes_ND.reshape(-1)), self.values), codes_ND.shape)
 
-    def _terms(
-        self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor, mask_N: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
+    def _terms(self, space_NDC: Tensor, vectors_NDC: Tensor, mask_N: Tensor | None) -> dict[str, Tensor]:
         space_NE, vectors_NE = space_NDC.flatten(1), vectors_NDC.flatten(1)
         commitment = mean_square(space_NE, vectors_NE.detach(), mask_N)
-        if self.in_place_optimizer is not None:
+        if self.inplace_optimizer is not None:
             if self.training:
                 finite_N = space_NE.detach().sum(1).isfinite()  # one bad vector must not poison the values
                 valid_N = finite_N if mask_N is None else finite_N & mask_N
                 gradients = distance_gradients(space_NDC.detach(), self.values, valid_N)
                 self._gathered.append((valid_N.sum().float(), gradients))
-            return {"commitment": self.commitment_weight * commitment}
+            return {"commitment": self.options.commitment_weight * commitment}
         quantization = mean_square(vectors_NE, space_NE.detach(), mask_N)
         return {
-            "quantization": self.quantization_weight * quantization,
-            "commitment": self.commitment_weight * commitment,
+            "quantization": self.options.quantization_weight * quantization,
+            "commitment": self.options.commitment_weight * commitment,
         }
 
 
@@ -107,13 +122,13 @@ def initial_values(level: int) -> nn.Parameter:
 
 
 @torch.no_grad()
-def nearest_digits(x_CM: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
+def nearest_digits(x_CM: Tensor, values: Sequence[Tensor]) -> Tensor:
     """Index of the nearest of its own values for every scalar, int64 (C, M)."""
     found = [nearest_scalars(x_M, values_L.detach().to(x_CM.dtype)) for x_M, values_L in zip(x_CM, values, strict=True)]
     return torch.stack(found)
 
 
-def look_up(digits_CM: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
+def look_up(digits_CM: Tensor, values: Sequence[Tensor]) -> Tensor:
     """Values (C, M) of the digits, at least fp32, with the gradient of the values."""
     rows = [
         values_L.to(torch.promote_types(values_L.dtype, torch.float32))[digits_M]
@@ -122,9 +137,7 @@ def look_up(digits_CM: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Te
     return torch.stack(rows)
 
 
-def distance_gradients(
-    x_NDC: torch.Tensor, values: Sequence[torch.Tensor], mask_N: torch.Tensor | None = None
-) -> list[torch.Tensor]:
+def distance_gradients(x_NDC: Tensor, values: Sequence[Tensor], mask_N: Tensor | None = None) -> list[Tensor]:
     """Gradient of the mean squared distance of x to its nearest values in these values, (L,) per scalar."""
     with torch.enable_grad():
         leaves = [values_L.detach().clone().requires_grad_() for values_L in values]
@@ -135,9 +148,9 @@ def distance_gradients(
 
 def step_in_place(
     optimizer: torch.optim.Optimizer,
-    values: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    rows: torch.Tensor | None = None,
+    values: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    rows: Tensor | None = None,
 ) -> None:
     """One step of an optimizer of the values alone, on these gradients averaged over all processes.
 
@@ -155,7 +168,7 @@ def step_in_place(
 
 
 @torch.no_grad()
-def nearest_scalars(x: torch.Tensor, values_L: torch.Tensor) -> torch.Tensor:
+def nearest_scalars(x: Tensor, values_L: Tensor) -> Tensor:
     """Index of the nearest of L values for every scalar; a binary search, so nothing grows with N x L.
 
     Values at the same distance: the one with the lower value.

@@ -11,9 +11,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import sync
@@ -22,10 +24,43 @@ from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
 from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.codebooks.alternating import OptimizerMaker
+from rqstack.quantizers.codebooks.entry_use import RestartRule
 from rqstack.quantizers.methods.vector import VectorQuantizer
+from rqstack.quantizers.methods.vector_options import VectorOptions
 
-# Settings of `VectorQuantizer` that a scale has no use for: only its codes and code vectors are taken.
-NOT_OF_SCALES = ("codebook_dim", "estimator", "heads", "keep_length", "losses", "separate_codebooks")
+
+@dataclass(frozen=True)
+class MultiScaleOptions:
+    """Settings of multi-scale quantization.
+
+    scales: grids, coarse to fine, numbers or [rows, columns]. distance, codebook, restart, kmeans_init: as of
+    `VectorOptions`. blend: share of the convolution after interpolation; num_convs: how many the scales share evenly.
+    scale_dropout: probability in train mode that a random number of fine scales, not the first `kept_scales`, is
+    dropped. commitment_weight, codebook_weight: of the terms, see `MultiScaleQuantizer`.
+    """
+
+    scales: list[Any]
+    distance: str = "euclidean"
+    codebook: str = "ema"
+    restart: RestartRule | None = None
+    kmeans_init: bool = False
+    blend: float = 0.5
+    num_convs: int = 1
+    scale_dropout: float = 0.0
+    kept_scales: int = 1
+    commitment_weight: float = 0.25
+    codebook_weight: float = 1.0
+
+    def of_scale(self, index: int) -> VectorOptions:
+        """Only codes and code vectors are taken of a scale: it has no losses, and this module starts it."""
+        return VectorOptions(
+            distance=self.distance,
+            codebook=self.codebook,
+            restart=self.restart,
+            seed=index,
+            losses=VectorLosses(commitment=0.0, codebook=0.0),  # the terms of the scales together take their place
+        )
 
 
 class MultiScaleQuantizer(TargetQuantizer):
@@ -36,57 +71,42 @@ class MultiScaleQuantizer(TargetQuantizer):
     `codebook(depth)` go by position. `split` and `join` lead to and from one grid of codes per scale. Fewer positions
     decode to a coarser map; negative codes decode to zero, as dropped scales.
 
-    scales: grids, coarse to fine, numbers or tuples. codebook_size: K, or one per scale where they are not `shared`.
-    blend: share of the convolution after interpolation; num_convs: how many the scales share evenly. scale_dropout:
-    probability in train mode that a random number of fine scales, not the first `kept_scales`, is dropped. kmeans_init
-    and further keywords: as of `VectorQuantizer`, those of NOT_OF_SCALES apart; `seed` grows by one per scale. Terms,
-    means over the scales of the mean squared distance between the input and the sum of the scales so far: commitment,
-    times commitment_weight, pulls the input; codebook, times codebook_weight, pulls the convolutions and learned code
-    vectors.
+    codebook_size: K, or one per scale where they are not `shared`. decay, in_place_optimizer: see `VectorQuantizer`.
+    Terms, means over the scales of the mean squared distance between the input and the sum of the scales so far:
+    commitment, times commitment_weight, pulls the input; codebook, times codebook_weight, pulls the convolutions and
+    learned code vectors.
     """
 
     def __init__(
         self,
         dim: int,
         codebook_size: int | Sequence[int],
-        scales: Sequence[int | Sequence[int]],
+        options: MultiScaleOptions,
         *,
         grid_dims: int = 2,
         shared: bool = True,
-        blend: float = 0.5,
-        num_convs: int = 1,
-        scale_dropout: float = 0.0,
-        kept_scales: int = 1,
-        commitment_weight: float = 0.25,
-        codebook_weight: float = 1.0,
-        kmeans_init: bool = False,
-        **options: object,
+        decay: float = 0.99,
+        in_place_optimizer: OptimizerMaker | None = None,
     ):
         super().__init__()
-        _check_options(options)
-        self.dim, self.shapes, self.shared = dim, scale_shapes(scales, grid_dims), shared
-        num_scales = len(self.shapes)
+        self.dim, self.shapes, self.shared = dim, scale_shapes(options.scales, grid_dims), shared
+        self.options, num_scales = options, len(self.shapes)
         sizes = [codebook_size] * num_scales if isinstance(codebook_size, int) else list(codebook_size)
         if len(sizes) != num_scales or (shared and len(set(sizes)) > 1):
             raise ValueError(f"codebook sizes {sizes} do not fit {num_scales} scales{' of one codebook' * shared}")
-        if not 0 <= scale_dropout <= 1 or not 1 <= kept_scales <= num_scales or not 1 <= num_convs <= num_scales:
-            raise ValueError(
-                f"scale_dropout must be in [0, 1], kept_scales and num_convs in 1 .. {num_scales}, "
-                f"got {scale_dropout}, {kept_scales} and {num_convs}"
-            )
+        _check_counts(options, num_scales)
         self.lengths = [math.prod(shape) for shape in self.shapes]
         self.num_codes = tuple(size for size, length in zip(sizes, self.lengths) for _ in range(length))
-        self.scale_dropout, self.kept_scales = scale_dropout, kept_scales
-        self.commitment_weight, self.codebook_weight = commitment_weight, codebook_weight
-        options |= {"losses": VectorLosses(commitment=0.0, codebook=0.0)}  # the terms below take their place
-        seed, own = options.pop("seed", 0), sizes[: 1 if shared else None]
-        self.books = nn.ModuleList(VectorQuantizer(dim, k, seed=seed + i, **options) for i, k in enumerate(own))
-        self.convs = nn.ModuleList(BlendedConv(dim, grid_dims, blend) for _ in range(num_convs))
-        self.register_buffer("initialized", torch.tensor(not kmeans_init))
-        self._known_initialized = not kmeans_init
+        self.books = nn.ModuleList(
+            VectorQuantizer(dim, k, options.of_scale(i), decay=decay, in_place_optimizer=in_place_optimizer)
+            for i, k in enumerate(sizes[: 1 if shared else None])
+        )
+        self.convs = nn.ModuleList(BlendedConv(dim, grid_dims, options.blend) for _ in range(options.num_convs))
+        self.register_buffer("initialized", torch.tensor(not options.kmeans_init))
+        self._known_initialized = not options.kmeans_init
         self._warm_grid: torch.Size | None = None
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize maps z (B, ..., E). mask (B, ...): False positions take part in no mean, loss or codebook."""
         self._check_map(z)
         if mask is not None:
@@ -102,7 +122,7 @@ class MultiScaleQuantizer(TargetQuantizer):
         codes = F.pad(codes, (0, len(self.num_codes) - codes.shape[-1]), value=-1)
         return QuantizerOutput(total.movedim(1, -1).to(z.dtype), codes, loss, terms)
 
-    def decode(self, codes: torch.Tensor, grid: Sequence[int] | None = None) -> torch.Tensor:
+    def decode(self, codes: Tensor, grid: Sequence[int] | None = None) -> Tensor:
         """Codes (B, ..., S), or the first of them -> maps (B, *grid, E); by default on the grid of the finest scale."""
         grid = self.shapes[-1] if grid is None else tuple(grid)
         with full_precision(codes.device):
@@ -110,12 +130,12 @@ class MultiScaleQuantizer(TargetQuantizer):
             total = sum(parts, torch.zeros_like(parts[0]))
         return total.movedim(1, -1)
 
-    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., S) -> the code vector of every position of every scale (..., S, E), before interpolation."""
         vectors = [self._vectors(one, scale).flatten(1, -2) for scale, one in enumerate(self.split(codes))]
         return torch.cat(vectors, 1)[:, : codes.shape[-1]].reshape(*codes.shape, self.dim)
 
-    def decode_depth(self, codes: torch.Tensor, depth: int) -> torch.Tensor:
+    def decode_depth(self, codes: Tensor, depth: int) -> Tensor:
         """Codes (B, ..., S) -> what position `depth` alone decodes to, with its scale's convolution."""
         alone = torch.full_like(codes, -1)
         alone[..., depth] = codes[..., depth]
@@ -124,11 +144,11 @@ class MultiScaleQuantizer(TargetQuantizer):
     @torch.no_grad()
     def targets(
         self,
-        z: torch.Tensor,
+        z: Tensor,
         temp: float = 1.0,
         stochastic: bool = False,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """The vectors searched with (B, 1, ..., S, E) fp32 and their codes (B, 1, ..., S), nearest or drawn."""
         self._check_map(z)
         with full_precision(z.device):
@@ -143,12 +163,12 @@ class MultiScaleQuantizer(TargetQuantizer):
         joined = self.join(codes)
         return torch.cat(searched, 1).reshape(*joined.shape, self.dim), joined
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, E) code vectors that position `depth` of the stack searches, fp32."""
         scale = next(scale for scale in range(len(self.lengths)) if depth < sum(self.lengths[: scale + 1]))
         return self._book(scale).codebook(0)
 
-    def split(self, codes: torch.Tensor) -> list[torch.Tensor]:
+    def split(self, codes: Tensor) -> list[Tensor]:
         """Codes (B, ..., S), or the first of them -> one grid of codes (B, *shape) per scale that has any.
 
         What a scale lacks is -1.
@@ -160,19 +180,19 @@ class MultiScaleQuantizer(TargetQuantizer):
         parts = codes.split(self.lengths[:number], 1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes)]
 
-    def join(self, grids: Sequence[torch.Tensor]) -> torch.Tensor:
+    def join(self, grids: Sequence[Tensor]) -> Tensor:
         """One grid of codes per scale -> codes (B, 1, ..., 1, S)."""
         codes = torch.cat([grid.flatten(1) for grid in grids], 1)
         return codes.view(len(codes), *[1] * len(self.shapes[0]), -1)
 
-    def warmup_rows(self, z: torch.Tensor) -> torch.Tensor:
+    def warmup_rows(self, z: Tensor) -> Tensor:
         """Maps as rows, for `initialize_codebook`; all maps must have one grid."""
         self._check_map(z)
         self._warm_grid = z.shape[1:]
         return z.flatten(1)
 
     @torch.no_grad()
-    def initialize_codebook(self, z: torch.Tensor, method: str = "kmeans", seed: int = 0) -> None:
+    def initialize_codebook(self, z: Tensor, method: str = "kmeans", seed: int = 0) -> None:
         """Start the codebooks from maps (B, ..., E), or from the rows of `warmup_rows`, of all processes.
 
         Scale by scale on the residuals each will see; a shared codebook first on the pooled maps, then on the residuals
@@ -192,7 +212,7 @@ class MultiScaleQuantizer(TargetQuantizer):
         for book in self.books:
             book.discard_codebook_update()
 
-    def restart_counts(self) -> torch.Tensor:
+    def restart_counts(self) -> Tensor:
         """Entries restarted since construction, int64 (S,): those of a scale at its first position."""
         counts = [F.pad(self._book(scale).restart_counts(), (0, n - 1)) for scale, n in enumerate(self.lengths)]
         return torch.cat(counts)
@@ -200,9 +220,9 @@ class MultiScaleQuantizer(TargetQuantizer):
     @property
     def uses_all_parameters(self) -> bool:
         """Not where scales are dropped, nor where the convolutions have no share."""
-        return self.scale_dropout == 0 and all(conv.ratio > 1e-8 for conv in self.convs)
+        return self.options.scale_dropout == 0 and all(conv.ratio > 1e-8 for conv in self.convs)
 
-    def _check_map(self, z: torch.Tensor) -> None:
+    def _check_map(self, z: Tensor) -> None:
         if z.ndim != len(self.shapes[0]) + 2 or z.shape[-1] != self.dim:
             raise ValueError(
                 f"input must be maps (B, ..., {self.dim}) with {len(self.shapes[0])} grid dims, got {tuple(z.shape)}"
@@ -220,20 +240,18 @@ class MultiScaleQuantizer(TargetQuantizer):
     def _book(self, scale: int) -> VectorQuantizer:
         return self.books[0 if self.shared else scale]
 
-    def _vectors(self, codes: torch.Tensor, scale: int) -> torch.Tensor:
+    def _vectors(self, codes: Tensor, scale: int) -> Tensor:
         vectors = self._book(scale).decode(codes.clamp(min=0)[..., None])
         return torch.where(codes[..., None] >= 0, vectors, 0.0)
 
-    def _part(self, codes: torch.Tensor, scale: int, grid: Sequence[int]) -> torch.Tensor:
+    def _part(self, codes: Tensor, scale: int, grid: Sequence[int]) -> Tensor:
         """What a scale adds to the map (B, E, *grid)."""
         conv = self.convs[conv_of_scale(scale, len(self.shapes), len(self.convs))]
         vectors = self._vectors(codes, scale).movedim(-1, 1)
         dropped = (codes < 0).flatten(1).all(1).view(-1, *[1] * (vectors.ndim - 1))  # the convolution has a bias
         return torch.where(dropped, 0.0, conv(resize_to(vectors, grid)))
 
-    def _quantize(
-        self, target: torch.Tensor, mask: torch.Tensor | None, num_scales: int
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _quantize(self, target: Tensor, mask: Tensor | None, num_scales: int) -> tuple[Tensor, list[Tensor]]:
         """Codes of the first scales, and the sums up to each scale (B, E, ...), differentiable."""
         total, codes, partial = torch.zeros_like(target), [], []
         for scale in range(num_scales):
@@ -244,35 +262,31 @@ class MultiScaleQuantizer(TargetQuantizer):
             partial.append(total)
         return self.join(codes), partial
 
-    def _pooled(
-        self, residual: torch.Tensor, scale: int, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _pooled(self, residual: Tensor, scale: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         means, counted = pool_to(residual.detach(), self.shapes[scale], mask)
         return means.movedim(1, -1), counted
 
-    def _terms(
-        self, target: torch.Tensor, partial: list[torch.Tensor], mask: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
+    def _terms(self, target: Tensor, partial: list[Tensor], mask: Tensor | None) -> dict[str, Tensor]:
         mask_N, rows = None if mask is None else mask.flatten(), target.movedim(1, -1).reshape(-1, self.dim)
         sums = [total.movedim(1, -1).reshape(-1, self.dim) for total in partial]
         commitment = torch.stack([mean_square(rows, total.detach(), mask_N) for total in sums]).mean()
-        terms = {"commitment": self.commitment_weight * commitment}
+        terms = {"commitment": self.options.commitment_weight * commitment}
         if sums[-1].requires_grad:
             fit = torch.stack([mean_square(total, rows.detach(), mask_N) for total in sums]).mean()
-            terms["codebook"] = self.codebook_weight * fit
+            terms["codebook"] = self.options.codebook_weight * fit
         return terms
 
     def _scales_kept(self, device: torch.device) -> int:
         """All, or with dropout in train mode a random number; the same on all processes."""
         num_scales = len(self.shapes)
-        if not (self.training and self.scale_dropout > 0 and self.kept_scales < num_scales):
+        if not (self.training and self.options.scale_dropout > 0 and self.options.kept_scales < num_scales):
             return num_scales
-        drop = bool(torch.rand(()) < self.scale_dropout)
-        kept = int(torch.randint(self.kept_scales, num_scales, ())) if drop else num_scales
+        drop = bool(torch.rand(()) < self.options.scale_dropout)
+        kept = int(torch.randint(self.options.kept_scales, num_scales, ())) if drop else num_scales
         return sync.from_first_rank(kept, device)
 
     @torch.no_grad()
-    def _start(self, target: torch.Tensor, mask: torch.Tensor | None, method: str, seed: int) -> None:
+    def _start(self, target: Tensor, mask: Tensor | None, method: str, seed: int) -> None:
         """Sets the codebooks; see `initialize_codebook`."""
         if self.shared:
             pooled = [self._pooled(target, scale, mask) for scale in range(len(self.shapes))]
@@ -295,8 +309,10 @@ class MultiScaleQuantizer(TargetQuantizer):
         self.books[index].initialize_codebook(rows, counted, method=method, seed=seed)
 
 
-def _check_options(options: dict[str, object]) -> None:
-    if taken := [name for name in NOT_OF_SCALES if name in options]:
-        raise ValueError(f"scales have no setting {', '.join(taken)}")
-    if getattr(options.get("learning"), "sync_nu", 0) > 0:
-        raise ValueError("sync_nu needs a gradient that reaches single scales; here it goes to the map as it is")
+def _check_counts(options: MultiScaleOptions, num_scales: int) -> None:
+    dropout, kept, convs = options.scale_dropout, options.kept_scales, options.num_convs
+    if not 0 <= dropout <= 1 or not 1 <= kept <= num_scales or not 1 <= convs <= num_scales:
+        raise ValueError(
+            f"scale_dropout must be in [0, 1], kept_scales and num_convs in 1 .. {num_scales}, "
+            f"got {dropout}, {kept} and {convs}"
+        )

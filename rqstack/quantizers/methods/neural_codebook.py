@@ -7,11 +7,12 @@ Huijben et al., Residual Quantization with Implicit Neural Codebooks (QINCo), IC
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, add_noise, beam_search
@@ -19,7 +20,8 @@ from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import check_temperature, rows_per_chunk
 from rqstack.quantizers.arithmetic.precision import full_precision, linear
-from rqstack.quantizers.methods.residual_vector import ResidualVectorQuantizer
+from rqstack.quantizers.methods.residual_stack import StackOptions
+from rqstack.quantizers.methods.residual_vector import ResidualVectorOptions, ResidualVectorQuantizer
 
 LIVE_COPIES = 4  # (m, k, E) tensors alive at once in a search
 
@@ -45,7 +47,7 @@ class NeuralCodebook(nn.Module):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, base: torch.Tensor, partial: torch.Tensor) -> torch.Tensor:
+    def forward(self, base: Tensor, partial: Tensor) -> Tensor:
         """Code vectors for base and partial reconstruction, whose shapes broadcast; one product for each of the two."""
         weight = self.proj_in.weight.float()
         x = F.linear(base, weight[:, self.dim :]) + F.linear(partial, weight[:, : self.dim], self.proj_in.bias.float())
@@ -63,7 +65,7 @@ class NeuralLevel:
     def __init__(
         self,
         codebook: NeuralCodebook,
-        base_KE: torch.Tensor,
+        base_KE: Tensor,
         temp: float | None = None,
         generator: torch.Generator | None = None,
     ):
@@ -73,7 +75,7 @@ class NeuralLevel:
         self.num_codes = len(base_KE)
         self.chunk_rows = rows_per_chunk(self.num_codes, base_KE.device)
 
-    def distances(self, residual_ME: torch.Tensor, total_ME: torch.Tensor) -> torch.Tensor:
+    def distances(self, residual_ME: Tensor, total_ME: Tensor) -> Tensor:
         """(M, K) squared distances less the squared lengths of the residuals, in blocks of rows and codes."""
         distance_MK = residual_ME.new_empty((len(residual_ME), self.num_codes))
         wide = max(self.codebook.dim, *(block[0].out_features for block in self.codebook.layers), 1)
@@ -88,19 +90,50 @@ class NeuralLevel:
                 distance_MK[row : row + rows, code : code + codes] = errors_mkE.sum(-1)
         return distance_MK if self.temp is None else add_noise(distance_MK, self.temp, self.generator)
 
-    def embed(self, codes_M: torch.Tensor, total_ME: torch.Tensor) -> torch.Tensor:
+    def embed(self, codes_M: Tensor, total_ME: Tensor) -> Tensor:
         """The code vectors (M, E)."""
         return self.codebook(F.embedding(codes_M, self.base_KE), total_ME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralResidualOptions(StackOptions):
+    """Settings of residual vector quantization that make sense here (see `ResidualVectorOptions`), and those of the
+    networks: hidden, their width (None, C); depth, their number of blocks.
+
+    ValueError for the estimator 'gumbel' and for code losses other than commitment and codebook.
+    """
+
+    hidden: int | None = None
+    depth: int = 4
+    codebook_dim: int | None = None
+    kmeans_init: bool = False
+    estimator: str = "straight_through"
+    losses: VectorLosses = VectorLosses()
+    loss_weights: list[float] | None = None
+    beam_width: int = 1
+    eval_beam_width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.estimator == "gumbel":
+            raise ValueError("an implicit neural codebook has no estimator 'gumbel'")
+        if self.losses.cross_entropy or self.losses.diversity or self.losses.orthogonal:
+            raise ValueError("an implicit neural codebook has the code losses commitment and codebook only")
+        self.of_stack(None)
+
+    def of_stack(self, sample_temp: float | None) -> ResidualVectorOptions:
+        """The settings of the stack of learned base codebooks."""
+        names = {field.name for field in dataclasses.fields(self)} - {"hidden", "depth"}
+        shared = {name: getattr(self, name) for name in names}
+        return ResidualVectorOptions(codebook="learned", sample_temp=sample_temp, **shared)
 
 
 class NeuralResidualQuantizer(ResidualVectorQuantizer):
     """Residual vector quantization whose levels after the first search f(base codebook, sum of the levels before).
 
-    Base codebooks are learned; every level after the first has its own `NeuralCodebook` (hidden, depth). All settings
-    of `ResidualVectorQuantizer` but shared codebooks, cosine distance, 'gumbel' and code losses other than commitment
-    and codebook. The loss terms compare the input with the sum after every level, and the gradient of 'codebook'
-    reaches all levels before as well (# Eq. 6). `codebook` gives base codebooks; what a vector is compared with
-    depends on its earlier codes, see `soft_codes`.
+    Base codebooks are learned; every level after the first has its own `NeuralCodebook` (hidden, depth). The loss terms
+    compare the input with the sum after every level, and the gradient of 'codebook' reaches all levels before as well
+    (# Eq. 6). `codebook` gives base codebooks; what a vector is compared with depends on its earlier codes, see
+    `soft_codes`. sample_temp: see `VectorOptions`.
     """
 
     def __init__(
@@ -108,23 +141,14 @@ class NeuralResidualQuantizer(ResidualVectorQuantizer):
         dim: int,
         num_codes: int | Sequence[int],
         num_quantizers: int | None = None,
+        options: NeuralResidualOptions | None = None,
         *,
-        hidden: int | None = None,
-        depth: int = 4,
-        level_options: dict[str, Any] | None = None,
-        **options: Any,
+        sample_temp: float | None = None,
     ):
-        level_options = {"codebook": "learned", **(level_options or {})}
-        losses = level_options.get("losses") or VectorLosses()
-        if options.get("shared") or options.get("estimator") == "gumbel":
-            raise ValueError("an implicit neural codebook has no setting shared=True and no estimator 'gumbel'")
-        if level_options["codebook"] != "learned" or level_options.get("distance", "euclidean") != "euclidean":
-            raise ValueError("an implicit neural codebook needs codebook 'learned' and distance 'euclidean'")
-        if losses.cross_entropy or losses.diversity or losses.orthogonal:
-            raise ValueError("an implicit neural codebook has the code losses commitment and codebook only")
-        super().__init__(dim, num_codes, num_quantizers, level_options=level_options, **options)
-        code_dim = self.levels[0].dim
-        self.transforms = nn.ModuleList(NeuralCodebook(code_dim, hidden, depth) for _ in self.num_codes[1:])
+        options = NeuralResidualOptions() if options is None else options
+        super().__init__(dim, num_codes, num_quantizers, options.of_stack(sample_temp))
+        code_dim, size = options.codebook_dim or dim, (options.hidden, options.depth)
+        self.transforms = nn.ModuleList(NeuralCodebook(code_dim, *size) for _ in self.num_codes[1:])
 
     def freeze_codebook(self, frozen: bool = True) -> None:
         """Stop (or resume) the learning of base codebooks and transforms."""
@@ -138,8 +162,8 @@ class NeuralResidualQuantizer(ResidualVectorQuantizer):
 
     @torch.no_grad()
     def targets(
-        self, z: torch.Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The residual that enters every level (..., D, C) fp32 and its code (..., D), best or drawn."""
         with full_precision(z.device):
             x = self._to_space(z)
@@ -152,8 +176,8 @@ class NeuralResidualQuantizer(ResidualVectorQuantizer):
 
     @torch.no_grad()
     def soft_codes(
-        self, z: torch.Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """softmax(-squared distance / temp) (..., D, K) over the code vectors that every level offers for the codes
         before it, and the codes (..., D) of `targets`."""
         check_temperature(temp)
@@ -169,21 +193,19 @@ class NeuralResidualQuantizer(ResidualVectorQuantizer):
                 )
         return probs, codes
 
-    def _quantize(
-        self, x: torch.Tensor, mask: torch.Tensor | None, kept: int
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        temp = self.levels[0].sample_temp if self.training else None
+    def _quantize(self, x: Tensor, mask: Tensor | None, kept: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        temp = self.options.sample_temp if self.training else None
         x_NE, mask_N = x.reshape(-1, x.shape[-1]), None if mask is None else mask.reshape(-1)
         codes_ND = beam_search(x_NE.detach(), self._beam_levels(temp)[:kept], self._width())
         sums = self._partial_sums(codes_ND)
-        losses, terms = self.levels[0].losses, []
+        losses, terms = self.options.losses, []
         for total_NE in sums:
             terms.append({})
             if losses.commitment > 0:
                 terms[-1]["commitment"] = losses.commitment * mean_square(x_NE, total_NE.detach(), mask_N)
             if losses.codebook > 0 and total_NE.requires_grad:
                 terms[-1]["codebook"] = losses.codebook * mean_square(total_NE, x_NE.detach(), mask_N)
-        total = ESTIMATORS[self.estimator](x_NE, sums[-1])
+        total = ESTIMATORS[self.options.estimator](x_NE, sums[-1])
         return total.view_as(x), codes_ND.view(*x.shape[:-1], kept), self._weighted(terms)
 
     def _beam_levels(self, temp: float | None, generator: torch.Generator | None = None) -> list[BeamLevel]:
@@ -191,14 +213,14 @@ class NeuralResidualQuantizer(ResidualVectorQuantizer):
         pairs = zip(self.transforms, others, strict=True)
         return [TableLevel(first, temp, generator), *(NeuralLevel(*pair, temp, generator) for pair in pairs)]
 
-    def _partial_sums(self, codes_ND: torch.Tensor) -> list[torch.Tensor]:
+    def _partial_sums(self, codes_ND: Tensor) -> list[Tensor]:
         """The sum (N, C) after every level; negative codes add zero."""
-        sums: list[torch.Tensor] = []
+        sums: list[Tensor] = []
         for vectors in self._level_vectors(codes_ND):
             sums.append(sums[-1] + vectors if sums else vectors)
         return sums
 
-    def _level_vectors(self, codes: torch.Tensor):
+    def _level_vectors(self, codes: Tensor) -> Iterator[Tensor]:
         total = None
         for depth, codes_at in enumerate(codes.unbind(-1)):
             vectors = F.embedding(codes_at.clamp(min=0), self.codebook(depth))
@@ -208,6 +230,6 @@ class NeuralResidualQuantizer(ResidualVectorQuantizer):
             total = vectors if total is None else total + vectors
             yield vectors
 
-    def _level_parts(self, codes: torch.Tensor):
+    def _level_parts(self, codes: Tensor) -> Iterator[Tensor]:
         for vectors in self._level_vectors(codes):
             yield vectors[..., None, :]

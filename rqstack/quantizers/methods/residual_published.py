@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
@@ -79,15 +79,15 @@ class ResidualQuantizer(TargetQuantizer):
         """The codebook that depth `depth` searches."""
         return self.codebooks[0 if self.shared else depth]
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, E) code vectors of depth `depth`, fp32."""
         return self.codebook_at(depth).weight
 
-    def code_vectors(self, depth: int) -> torch.Tensor:
+    def code_vectors(self, depth: int) -> Tensor:
         """The same as `codebook`."""
         return self.codebook(depth)
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E) in any float dtype; arithmetic is fp32.
 
         mask: optional, boolean, in the shape of the code grid; False positions get codes but count neither in the loss
@@ -115,12 +115,12 @@ class ResidualQuantizer(TargetQuantizer):
             codes_hwD = torch.stack(codes, -1).view(*x_hwE.shape[:-1], len(codes))
         return QuantizerOutput(straight_through(z, quantized), codes_hwD, loss, {"commitment": loss})
 
-    def embed_with_depth(self, codes_hwD: torch.Tensor) -> torch.Tensor:
+    def embed_with_depth(self, codes_hwD: Tensor) -> Tensor:
         """Codes (..., D) -> the code vectors (..., D, E) on the code grid, neither summed nor cumulated."""
         self._check_codes(codes_hwD)
         return torch.stack([self.codebook_at(d).embed(codes_hwD[..., d]) for d in range(codes_hwD.shape[-1])], -2)
 
-    def decode(self, codes_hwD: torch.Tensor) -> torch.Tensor:
+    def decode(self, codes_hwD: Tensor) -> Tensor:
         """Codes (..., D) -> the sum of their vectors on the latent grid, equal to `forward(...).quantized`. # Eq. 3"""
         self._check_codes(codes_hwD)
         total = self.codebook_at(0).embed(codes_hwD[..., 0])
@@ -128,7 +128,7 @@ class ResidualQuantizer(TargetQuantizer):
             total = total + self.codebook_at(depth).embed(codes_hwD[..., depth])
         return split_patches(total, self.patch)
 
-    def decode_depth(self, codes_hwD: torch.Tensor, depth: int) -> torch.Tensor:
+    def decode_depth(self, codes_hwD: Tensor, depth: int) -> Tensor:
         """Codes (..., D) -> the vectors of one depth alone on the latent grid."""
         self._check_codes(codes_hwD)
         return split_patches(self.codebook_at(depth).embed(codes_hwD[..., depth]), self.patch)
@@ -136,11 +136,11 @@ class ResidualQuantizer(TargetQuantizer):
     @torch.no_grad()
     def targets(
         self,
-        z: torch.Tensor,
+        z: Tensor,
         temp: float = 1.0,
         stochastic: bool = False,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """The residual that enters every depth (..., D, E) fp32 and the code chosen there (..., D).
 
         stochastic: draw the code from softmax(-squared distance / temp) instead of taking the nearest; the residual
@@ -179,12 +179,12 @@ class ResidualQuantizer(TargetQuantizer):
         """Forget the vectors gathered since the last update."""
         self._pending = [[] for _ in self.num_codes]
 
-    def restart_counts(self) -> torch.Tensor:
+    def restart_counts(self) -> Tensor:
         """Entries restarted since construction, int64 (D,); the same number at all depths of a shared codebook."""
         return torch.stack([self.codebook_at(depth).num_restarts for depth in range(len(self.num_codes))])
 
     @torch.no_grad()
-    def _gather(self, depth: int, x_NE: torch.Tensor, codes_N: torch.Tensor, mask_N: torch.Tensor | None) -> None:
+    def _gather(self, depth: int, x_NE: Tensor, codes_N: Tensor, mask_N: Tensor | None) -> None:
         """Use (per depth) or remember (deferred) the vectors one depth has just coded, without non-finite ones."""
         valid_N = x_NE.sum(-1).isfinite()
         vectors = CodedVectors(x_NE, codes_N, valid_N if mask_N is None else valid_N & mask_N)
@@ -195,13 +195,13 @@ class ResidualQuantizer(TargetQuantizer):
             raise RuntimeError(f"{MAX_PENDING} train-mode forwards without update_codebook(): call it once per step")
         self._pending[depth].append(vectors)
 
-    def _to_code_grid(self, z: torch.Tensor) -> torch.Tensor:
+    def _to_code_grid(self, z: Tensor) -> Tensor:
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
         return join_patches(z.float(), self.patch)
 
 
-def _mean_square(error_NE: torch.Tensor, mask_N: torch.Tensor | None) -> torch.Tensor:
+def _mean_square(error_NE: Tensor, mask_N: Tensor | None) -> Tensor:
     """Mean of squared entries over the rows that count."""
     if mask_N is None:
         return error_NE.square().mean() if len(error_NE) else error_NE.sum()

@@ -8,73 +8,88 @@ Zeghidour et al., SoundStream, 2021 (2107.03312).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, beam_search
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through
 from rqstack.quantizers.arithmetic.precision import full_precision, linear, without_masked_nonfinite
 from rqstack.quantizers.base import QuantizerOutput
-from rqstack.quantizers.methods.residual_stack import ResidualStack
+from rqstack.quantizers.codebooks.alternating import OptimizerMaker
+from rqstack.quantizers.methods.residual_stack import ResidualStack, StackOptions
 from rqstack.quantizers.methods.vector import VectorQuantizer
+from rqstack.quantizers.methods.vector_options import VectorOptions
 
-# Settings no level can have of its own; lengths that codes do not tell cannot be added up.
-SET_BY_RESIDUAL = ("codebook_dim", "estimator", "heads", "keep_length", "separate_codebooks")
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualVectorOptions(StackOptions, VectorOptions):
+    """Those of every level (see `VectorOptions`) and of the stack.
+
+    codebook_dim: C, projected to and back where it is not dim. seed grows by one per level, as the rows with which one
+    level restarts are those that leave no residual to the next.
+    loss_weights: of every level; the loss is the weighted sum over the levels divided by their number, and each level
+    pulls the residual it saw. estimator: between the input and the sum of all levels; with 'directional' learned code
+    vectors get a gradient from it, 'gumbel' adds up the gradients of the levels.
+    beam_width: partial sums kept per vector and level in search of the best sum of code vectors; 1 takes the nearest
+    code at every level. eval_beam_width: the same in eval mode; None, as in train mode.
+    """
+
+    loss_weights: list[float] | None = None
+    beam_width: int = 1
+    eval_beam_width: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.beam_width, self.eval_beam_width or 1) < 1:
+            widths = f"{self.beam_width} and {self.eval_beam_width}"
+            raise ValueError(f"beam_width must be at least 1, got {widths}")
+
+    def of_level(self, index: int) -> VectorOptions:
+        """What the levels themselves need; the stack has the projections and, but for 'gumbel', the estimator."""
+        estimator = self.estimator if self.estimator == "gumbel" else "straight_through"
+        return dataclasses.replace(self, codebook_dim=None, estimator=estimator, seed=self.seed + index)
 
 
 class ResidualVectorQuantizer(ResidualStack):
     """D vector quantizers, each on what those before it left over; channels-last (..., dim), codes (..., D).
 
-    num_codes: K of every level, or one number and `num_quantizers` = D. codebook_dim: C, projected to and back where it
-    is not dim. shared: one codebook for all levels. level_options: further settings of `VectorQuantizer`, the same at
-    every level (distance, codebook, decay, restart, kmeans_init, sample_temp, losses, ...); `seed` grows by one per
-    level, as the rows with which one level restarts are those that leave no residual to the next.
-    loss_weights: of every level; the loss is the weighted sum over the levels divided by their number, and each level
-    pulls the residual it saw. estimator: as in `VectorQuantizer`, between the input and the sum of all levels; with
-    'directional' learned code vectors get a gradient from it, 'gumbel' adds up the gradients of the levels.
-    beam_width: partial sums kept per vector and level in search of the best sum of code vectors; 1 takes the nearest
-    code at every level. eval_beam_width: the same in eval mode; None, as in train mode.
-    quantize_dropout, dropout_cutoff, dropout_multiple: see `ResidualStack`; all processes drop the same levels.
+    num_codes: K of every level, or one number and `num_quantizers` = D. shared: one codebook for all levels. decay: of
+    the moving averages. in_place_optimizer: see `VectorQuantizer`. All processes drop the same levels.
     """
+
+    options: ResidualVectorOptions
 
     def __init__(
         self,
         dim: int,
         num_codes: int | Sequence[int],
         num_quantizers: int | None = None,
+        options: ResidualVectorOptions | None = None,
         *,
-        codebook_dim: int | None = None,
         shared: bool = False,
-        loss_weights: Sequence[float] | None = None,
-        estimator: str = "straight_through",
-        beam_width: int = 1,
-        eval_beam_width: int | None = None,
-        level_options: dict[str, Any] | None = None,
-        **dropout: Any,
+        decay: float = 0.99,
+        in_place_optimizer: OptimizerMaker | None = None,
     ):
+        options = ResidualVectorOptions() if options is None else options
         sizes = _level_sizes(num_codes, num_quantizers, shared)
-        code_dim, options = codebook_dim or dim, dict(level_options or {})
-        if taken := [name for name in SET_BY_RESIDUAL if name in options]:
-            raise ValueError(f"level_options cannot set {', '.join(taken)}")
-        if estimator not in (*ESTIMATORS, "gumbel"):
-            raise ValueError(f"estimator {estimator!r} is not one of {', '.join((*ESTIMATORS, 'gumbel'))}")
-        if estimator == "gumbel":
-            options["estimator"] = estimator
-        seed, own = options.pop("seed", 0), sizes[:1] if shared else sizes
-        levels = [VectorQuantizer(code_dim, size, seed=seed + index, **options) for index, size in enumerate(own)]
-        super().__init__(dim, levels * len(sizes) if shared else levels, code_dim=code_dim, **dropout)
-        self.loss_weights = [1.0] * len(sizes) if loss_weights is None else [float(w) for w in loss_weights]
+        code_dim = options.codebook_dim or dim
+        levels = [
+            VectorQuantizer(code_dim, size, options.of_level(index), decay=decay, in_place_optimizer=in_place_optimizer)
+            for index, size in enumerate(sizes[:1] if shared else sizes)
+        ]
+        super().__init__(dim, levels * len(sizes) if shared else levels, code_dim=code_dim, options=options)
+        self.loss_weights = options.loss_weights or [1.0] * len(sizes)
         if len(self.loss_weights) != len(sizes):
             raise ValueError(f"{len(sizes)} levels need as many loss_weights, got {self.loss_weights}")
-        self.beam_width, self.eval_beam_width = beam_width, eval_beam_width or beam_width
-        if min(self.beam_width, self.eval_beam_width) < 1:
-            raise ValueError(f"beam_width must be at least 1, got {beam_width} and {eval_beam_width}")
-        self.shared, self.estimator, self.frozen = shared, estimator, False
+        self.beam_width, self.eval_beam_width = options.beam_width, options.eval_beam_width or options.beam_width
+        self.shared, self.frozen = shared, False
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., dim) in any float dtype; positions where `mask` (...) is False count in no loss and no
         codebook."""
         if mask is not None:
@@ -89,7 +104,7 @@ class ResidualVectorQuantizer(ResidualStack):
         codes = F.pad(codes, (0, len(self.num_codes) - codes.shape[-1]), value=-1)
         return QuantizerOutput(quantized.to(z.dtype), codes, loss, terms)
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, C) code vectors of level `depth`, fp32."""
         return self.level_at(depth).codebook(0)
 
@@ -99,9 +114,7 @@ class ResidualVectorQuantizer(ResidualStack):
         for level in self.levels:
             level.freeze_codebook(frozen)
 
-    def initialize_codebook(
-        self, z: torch.Tensor, mask: torch.Tensor | None = None, method: str = "kmeans", seed: int = 0
-    ) -> None:
+    def initialize_codebook(self, z: Tensor, mask: Tensor | None = None, method: str = "kmeans", seed: int = 0) -> None:
         """Set the codebooks from z (..., dim), level by level on the residuals each will see; `method` is 'kmeans' or
         'data' (vectors drawn from them). A shared codebook is fitted to the residuals of all levels. All processes
         together."""
@@ -110,8 +123,8 @@ class ResidualVectorQuantizer(ResidualStack):
 
     @torch.no_grad()
     def targets(
-        self, z: torch.Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The vector every level searches with (..., D, C) fp32 and its code (..., D); residuals follow the codes.
 
         With a beam the codes are those of the best sum, unless they are drawn.
@@ -126,9 +139,7 @@ class ResidualVectorQuantizer(ResidualStack):
                 residual = residual - F.embedding(codes[..., depth], self.codebook(depth))
         return torch.stack(found, -2), codes
 
-    def _quantize(
-        self, x: torch.Tensor, mask: torch.Tensor | None, kept: int
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def _quantize(self, x: Tensor, mask: Tensor | None, kept: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """x (..., C) through the first `kept` levels: the sum with its gradient, codes (..., kept), loss terms."""
         given = self._beam_codes(x.detach(), kept) if self._width() > 1 else None
         residual, total, outs = x, torch.zeros_like(x), []
@@ -140,17 +151,15 @@ class ResidualVectorQuantizer(ResidualStack):
         codes = torch.cat([out.codes for out in outs], -1)
         return self._estimate(x, total, outs, codes), codes, self._weighted([out.terms for out in outs])
 
-    def _estimate(
-        self, x: torch.Tensor, total: torch.Tensor, outs: list[QuantizerOutput], codes: torch.Tensor
-    ) -> torch.Tensor:
+    def _estimate(self, x: Tensor, total: Tensor, outs: list[QuantizerOutput], codes: Tensor) -> Tensor:
         """The value of `total` with the gradient of the estimator."""
-        if self.estimator == "gumbel":
+        if self.options.estimator == "gumbel":
             return sum(out.quantized for out in outs) if self.training else straight_through(x, total)
-        if self.estimator == "directional" and any(level.learned for level in self.levels):
+        if self.options.estimator == "directional" and any(level.learned for level in self.levels):
             total = sum(self._level_vectors(codes))
-        return ESTIMATORS[self.estimator](x, total)
+        return ESTIMATORS[self.options.estimator](x, total)
 
-    def _weighted(self, terms: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def _weighted(self, terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The terms of the levels, added up with the levels' weights and divided by the number of levels."""
         names = dict.fromkeys(name for level in terms for name in level)
         pairs = list(zip(terms, self.loss_weights, strict=False))
@@ -170,14 +179,14 @@ class ResidualVectorQuantizer(ResidualStack):
         tables = [TableLevel(level.codebook(0), temp, generator) for level in self.levels]
         return [tables[index] for index in self.order]
 
-    def _beam_codes(self, x: torch.Tensor, kept: int) -> torch.Tensor:
+    def _beam_codes(self, x: Tensor, kept: int) -> Tensor:
         """The codes (..., kept) of the best sums for x (..., C)."""
-        levels = self._beam_levels(self.levels[0].sample_temp if self.training else None)
+        levels = self._beam_levels(self.options.sample_temp if self.training else None)
         codes_ND = beam_search(x.reshape(-1, x.shape[-1]), levels[:kept], self._width(), cosine=self._cosine)
         return codes_ND.view(*x.shape[:-1], kept)
 
     @torch.no_grad()
-    def _fit(self, x: torch.Tensor, mask: torch.Tensor | None, method: str, seed: int) -> None:
+    def _fit(self, x: Tensor, mask: Tensor | None, method: str, seed: int) -> None:
         residual, seen = x, []
         for index in range(len(self.order)):
             level = self.level_at(index)

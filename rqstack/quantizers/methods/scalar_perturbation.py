@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, scalar_moments
@@ -21,41 +23,41 @@ UNIFORM_SPREAD = 1 / math.sqrt(12)  # standard deviation of a uniform number in 
 EDGE = 1e-6  # bin centres stay this far from 0 and 1 when they are mapped back
 
 
-def _tanh(x: torch.Tensor) -> torch.Tensor:
+def _tanh(x: Tensor) -> Tensor:
     return (x.tanh() + 1) / 2
 
 
-def _inverse_tanh(p: torch.Tensor) -> torch.Tensor:
+def _inverse_tanh(p: Tensor) -> Tensor:
     return (2 * p - 1).atanh()
 
 
-def _normal(x: torch.Tensor) -> torch.Tensor:
+def _normal(x: Tensor) -> Tensor:
     return (1 + torch.erf(x / math.sqrt(2))) / 2
 
 
-def _inverse_normal(p: torch.Tensor) -> torch.Tensor:
+def _inverse_normal(p: Tensor) -> Tensor:
     return torch.erfinv(2 * p - 1) * math.sqrt(2)
 
 
-def _laplace(x: torch.Tensor) -> torch.Tensor:
+def _laplace(x: Tensor) -> Tensor:
     return 0.5 - 0.5 * x.sign() * torch.expm1(-x.abs())
 
 
-def _inverse_laplace(p: torch.Tensor) -> torch.Tensor:
+def _inverse_laplace(p: Tensor) -> Tensor:
     centred = p - 0.5
     return -centred.sign() * torch.log1p(-2 * centred.abs())
 
 
-def _cauchy(x: torch.Tensor) -> torch.Tensor:
+def _cauchy(x: Tensor) -> Tensor:
     return x.atan() / math.pi + 0.5
 
 
-def _inverse_cauchy(p: torch.Tensor) -> torch.Tensor:
+def _inverse_cauchy(p: Tensor) -> Tensor:
     return ((p - 0.5) * math.pi).tan()
 
 
 # name -> (distribution function of a density, its inverse); named, so that a module that keeps one can be saved
-ACTIVATIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "tanh": (_tanh, _inverse_tanh),
     "sigmoid": (torch.sigmoid, torch.logit),
     "normal": (_normal, _inverse_normal),
@@ -66,54 +68,67 @@ ACTIVATIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[t
 VARIANCES = {"tanh": math.pi**2 / 12, "sigmoid": math.pi**2 / 3, "normal": 1.0, "laplace": 2.0, "cauchy": None}
 
 
+@dataclass(frozen=True)
+class ScalarPerturbationOptions:
+    """Settings of finite scalar perturbation.
+
+    levels: bins per scalar; their product is K. activation: 'tanh', 'sigmoid', 'normal', 'laplace', 'cauchy'.
+    quantize_rate: share of the scalars that take the bin centre in train mode; the others are moved by a uniform offset
+    of up to half a bin instead, which is what the decoder has to bear in eval mode. invert: values go back through the
+    inverse function, with the gradient of the identity. The weights: of the moments, see `ScalarPerturbationQuantizer`.
+    ValueError for wrong values.
+    """
+
+    levels: list[int]
+    activation: str = "tanh"
+    quantize_rate: float = 0.0
+    invert: bool = False
+    mean_weight: float = 0.1
+    variance_weight: float = 0.07
+    skewness_weight: float = 0.0
+    kurtosis_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_levels(self.levels)
+        if min(self.mean_weight, self.variance_weight, self.skewness_weight, self.kurtosis_weight) < 0:
+            raise ValueError("the weights of the moments must not be negative")
+
+
 class ScalarPerturbationQuantizer(SideBySideQuantizer):
     """Every scalar goes through a distribution function to (0, 1) and takes the centre of one of L equal bins there.
 
-    dim: E; projected to `num_codebooks` x `len(levels)` scalars where it differs. activation: 'tanh', 'sigmoid',
-    'normal', 'laplace', 'cauchy'. Values are the bin centres, scaled to mean 0 and variance 1; invert: taken back
-    through the inverse function, with the gradient of the identity. The first level varies fastest in a code.
-    quantize_rate: share of the scalars that take the bin centre in train mode; the others are moved by a uniform offset
-    of up to half a bin instead, which is what the decoder has to bear in eval mode, and `quantized` then differs from
-    `decode(codes)`. With 1, and in eval mode, they are equal.
+    dim: E; projected to `num_codebooks` x `len(levels)` scalars where it differs. Values are the bin centres, scaled to
+    mean 0 and variance 1. The first level varies fastest in a code. In train mode, with a quantize_rate below 1,
+    `quantized` differs from `decode(codes)`; otherwise they are equal.
     Term of the loss, in train mode: moments, over the vectors of all processes: mean_weight x squared mean +
     variance_weight x squared distance of the variance from the activation's own, skewness_weight and kurtosis_weight x
-    the square of these. ValueError for wrong options.
+    the square of these.
     """
 
     def __init__(
         self,
         dim: int,
-        levels: Sequence[int],
+        options: ScalarPerturbationOptions,
         *,
         num_codebooks: int = 1,
-        activation: str = "tanh",
-        quantize_rate: float = 0.0,
-        invert: bool = False,
-        mean_weight: float = 0.1,
-        variance_weight: float = 0.07,
-        skewness_weight: float = 0.0,
-        kurtosis_weight: float = 0.0,
         project: bool | None = None,
     ):
-        check_levels(levels)
-        if min(mean_weight, variance_weight, skewness_weight, kurtosis_weight) < 0:
-            raise ValueError("the weights of the moments must not be negative")
-        super().__init__(dim, len(levels), math.prod(levels), num_codebooks, project)
-        self.bins = ScalarBins(levels, activation, quantize_rate, invert)
-        variance = VARIANCES[activation]
+        super().__init__(dim, len(options.levels), math.prod(options.levels), num_codebooks, project)
+        self.bins = ScalarBins(options.levels, options.activation, options.quantize_rate, options.invert)
+        variance = VARIANCES[options.activation]
         self.moment_targets = MomentTargets(
-            (0.0, mean_weight),
-            (0.0, 0.0) if variance is None else (variance, variance_weight),
-            (0.0, skewness_weight),
-            (0.0, kurtosis_weight),
+            (0.0, options.mean_weight),
+            (0.0, 0.0) if variance is None else (variance, options.variance_weight),
+            (0.0, options.skewness_weight),
+            (0.0, options.kurtosis_weight),
         )
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, C) code vectors, bin centres scaled to mean 0 and variance 1 (with `invert` as well), fp32."""
         codes_K = torch.arange(self.num_codes[depth], device=self.bins.levels.device)
         return self.bins.scaled(self.bins.centres(self.bins.digits(codes_K))).T
 
-    def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _quantize(self, x_NDC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         grid = x_NDC.shape[:2]
         act_CM = self.bins.activate(scalars_first(x_NDC))
         with torch.no_grad():
@@ -126,16 +141,16 @@ class ScalarPerturbationQuantizer(SideBySideQuantizer):
         passed_NDC = x_NDC if self.bins.invert else scalars_last(self.bins.scaled(act_CM), grid)
         return passed_NDC, vectors, codes_ND
 
-    def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _search(self, x_NDC: Tensor) -> tuple[Tensor, Tensor]:
         act_CM = self.bins.activate(scalars_first(x_NDC))
         codes_ND = self.bins.codes(self.bins.round(act_CM)).view(x_NDC.shape[:2])
         return scalars_last(self.bins.scaled(act_CM), x_NDC.shape[:2]), codes_ND
 
-    def _vectors(self, codes_ND: torch.Tensor) -> torch.Tensor:
+    def _vectors(self, codes_ND: Tensor) -> Tensor:
         centres_CM = self.bins.centres(self.bins.digits(codes_ND.reshape(-1)))
         return scalars_last(self.bins.values(centres_CM), codes_ND.shape)
 
-    def _input_terms(self, x_NDC: torch.Tensor, mask_N: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def _input_terms(self, x_NDC: Tensor, mask_N: Tensor | None) -> dict[str, Tensor]:
         targets = self.moment_targets
         if not self.training or max(weight for _, weight in vars(targets).values()) == 0:
             return {}
@@ -153,20 +168,20 @@ class ScalarBins(MixedRadix):
             raise ValueError(f"quantize_rate must be in [0, 1], got {quantize_rate}")
         self.activation, self.quantize_rate, self.invert = activation, quantize_rate, invert
 
-    def activate(self, x_CM: torch.Tensor) -> torch.Tensor:
+    def activate(self, x_CM: Tensor) -> Tensor:
         """Scalars -> [0, 1]."""
         return ACTIVATIONS[self.activation][0](x_CM)
 
-    def round(self, act_CM: torch.Tensor) -> torch.Tensor:
+    def round(self, act_CM: Tensor) -> Tensor:
         """Numbers in [0, 1] -> bins 0 .. L - 1, in the dtype given; what is no number goes to the lowest."""
         digits = (act_CM * self.levels[:, None]).floor()
         return digits.nan_to_num(0.0).clamp_min(0).minimum(self.levels[:, None].to(digits) - 1)
 
-    def centres(self, digits_CM: torch.Tensor) -> torch.Tensor:
+    def centres(self, digits_CM: Tensor) -> Tensor:
         """Bins -> their centres in (0, 1)."""
         return (digits_CM + 0.5) / self.levels[:, None]
 
-    def perturb(self, act_CM: torch.Tensor, centres_CM: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def perturb(self, act_CM: Tensor, centres_CM: Tensor) -> tuple[Tensor, Tensor]:
         """The centres, but for a share of 1 - quantize_rate: there the numbers moved by up to half a bin, uniformly.
 
         A move out of (0, 1) is not made; the second result is the share of moves that stay inside. Draws two uniform
@@ -180,11 +195,11 @@ class ScalarBins(MixedRadix):
         moved_CM = torch.where(inside_CM, moved_CM, act_CM)
         return torch.where(choice_CM > self.quantize_rate, moved_CM, centres_CM), inside_CM.float().mean()
 
-    def scaled(self, act_CM: torch.Tensor) -> torch.Tensor:
+    def scaled(self, act_CM: Tensor) -> Tensor:
         """(0, 1) -> the scale on which a uniform number has mean 0 and variance 1."""
         return (act_CM - 0.5) / UNIFORM_SPREAD
 
-    def values(self, act_CM: torch.Tensor) -> torch.Tensor:
+    def values(self, act_CM: Tensor) -> Tensor:
         """(0, 1) -> the scale of the output."""
         if self.invert:
             return ACTIVATIONS[self.activation][1](act_CM.clamp(EDGE, 1 - EDGE))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.gradient import straight_through
@@ -43,33 +43,31 @@ class SideBySideQuantizer(TargetQuantizer):
         self.project_out = nn.Linear(inner, dim) if project else nn.Identity()
 
     @abc.abstractmethod
-    def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _search(self, x_NDC: Tensor) -> tuple[Tensor, Tensor]:
         """The searched vectors (N, D, C), differentiable, and their codes (N, D)."""
 
     @abc.abstractmethod
-    def _vectors(self, codes_ND: torch.Tensor) -> torch.Tensor:
+    def _vectors(self, codes_ND: Tensor) -> Tensor:
         """Code vectors (N, D, C), fp32."""
 
-    def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _quantize(self, x_NDC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The searched vectors, their code vectors and their codes. Overridden where the last two cost one search."""
         space_NDC, codes_ND = self._search(x_NDC)
         return space_NDC, self._vectors(codes_ND), codes_ND
 
-    def _terms(
-        self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor, mask_N: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
+    def _terms(self, space_NDC: Tensor, vectors_NDC: Tensor, mask_N: Tensor | None) -> dict[str, Tensor]:
         """Named, weighted losses. None by default."""
         return {}
 
-    def _input_terms(self, x_NDC: torch.Tensor, mask_N: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def _input_terms(self, x_NDC: Tensor, mask_N: Tensor | None) -> dict[str, Tensor]:
         """Named, weighted losses of what the search was given. None by default."""
         return {}
 
-    def _estimate(self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor) -> torch.Tensor:
+    def _estimate(self, space_NDC: Tensor, vectors_NDC: Tensor) -> Tensor:
         """The code vectors with a gradient towards the searched vectors."""
         return straight_through(space_NDC, vectors_NDC)
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E) in any float dtype; positions where `mask` (...) is False count in no loss."""
         if mask is not None:
             z = without_masked_nonfinite(z, mask)
@@ -81,9 +79,7 @@ class SideBySideQuantizer(TargetQuantizer):
             quantized = self._from_space(self._estimate(space_NDC, vectors_NDC)).view(z.shape)
         return QuantizerOutput(quantized.to(z.dtype), codes_ND.view(*z.shape[:-1], len(self.num_codes)), loss, terms)
 
-    def as_level(
-        self, x: torch.Tensor, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def as_level(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """See `Quantizer.as_level`; without the estimator, and where there are no terms without a gradient."""
         x_NDC, mask_N = self._to_space(x), None if mask is None else mask.reshape(-1)
         space_NDC, vectors_NDC, codes_ND = self._quantize(x_NDC)
@@ -91,14 +87,14 @@ class SideBySideQuantizer(TargetQuantizer):
         vectors = self._from_space(vectors_NDC.detach()).detach().view(x.shape)
         return vectors, codes_ND.view(*x.shape[:-1], len(self.num_codes)), terms
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> vectors (..., E), equal to `forward(...).quantized`; missing last depths count as zero."""
         self._check_codes(codes)
         with full_precision(codes.device):
             vectors_NE = self._from_space(self._padded_vectors(codes))
         return vectors_NE.view(*codes.shape[:-1], self.dim)
 
-    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the part of every depth (..., D, E); they add up to `decode`. Depth 0 has the bias."""
         self._check_codes(codes)
         depth = codes.shape[-1]
@@ -110,7 +106,7 @@ class SideBySideQuantizer(TargetQuantizer):
                 parts[0] = parts[0] + self.project_out.bias.float()
         return torch.stack(parts, 1).view(*codes.shape, self.dim)
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, C) code vectors of depth `depth`, fp32, made on request."""
         device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)
         codes_K = torch.arange(self.num_codes[depth], device=device)
@@ -119,11 +115,11 @@ class SideBySideQuantizer(TargetQuantizer):
     @torch.no_grad()
     def targets(
         self,
-        z: torch.Tensor,
+        z: Tensor,
         temp: float = 1.0,
         stochastic: bool = False,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """The searched vectors (..., D, C) fp32 and their codes (..., D), nearest or drawn."""
         with full_precision(z.device):
             space_NDC, codes_ND = self._search(self._to_space(z))
@@ -136,22 +132,22 @@ class SideBySideQuantizer(TargetQuantizer):
         grid = z.shape[:-1]
         return space_NDC.view(*grid, *space_NDC.shape[1:]), codes_ND.view(*grid, len(self.num_codes))
 
-    def _to_space(self, z: torch.Tensor) -> torch.Tensor:
+    def _to_space(self, z: Tensor) -> Tensor:
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
         x = linear(self.project_in, z.float().reshape(-1, self.dim))
         return x.view(len(x), len(self.num_codes), self.code_dim)
 
-    def _from_space(self, vectors_NDC: torch.Tensor) -> torch.Tensor:
+    def _from_space(self, vectors_NDC: Tensor) -> Tensor:
         return linear(self.project_out, vectors_NDC.flatten(1))
 
-    def _padded_vectors(self, codes: torch.Tensor) -> torch.Tensor:
+    def _padded_vectors(self, codes: Tensor) -> Tensor:
         codes_Nd = codes.reshape(-1, codes.shape[-1])
         missing = len(self.num_codes) - codes_Nd.shape[1]
         vectors_NDC = self._vectors(F.pad(codes_Nd, (0, missing)))
         return F.pad(vectors_NDC[:, : codes_Nd.shape[1]], (0, 0, 0, missing)) if missing else vectors_NDC
 
-    def _out_matrix(self) -> torch.Tensor:
+    def _out_matrix(self) -> Tensor:
         if isinstance(self.project_out, nn.Linear):
             return self.project_out.weight.float()
         device = next((tensor.device for tensor in (*self.parameters(), *self.buffers())), None)

@@ -7,87 +7,133 @@ Zhu et al., Addressing Representation Collapse in Vector Quantized Models with O
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
+from rqstack.quantizers.methods.residual_stack import ResidualStack, StackOptions
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
+
+
+@dataclass(frozen=True)
+class SimLevelOptions:
+    """Settings of a SimVQ level: size F of the frozen vectors (None, C) and weights of the two halves of the loss.
+
+    ValueError for negative weights.
+    """
+
+    codebook_dim: int | None = None
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+
+    def __post_init__(self) -> None:
+        if min(self.codebook_weight, self.commitment_weight) < 0:
+            weights = f"{self.codebook_weight} and {self.commitment_weight}"
+            raise ValueError(f"weights must not be negative, got {weights}")
+
+
+@dataclass(frozen=True)
+class SimOptions(SimLevelOptions):
+    """Those of a level, and estimator: 'straight_through', 'rotation' or 'directional'."""
+
+    estimator: str = "straight_through"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator {self.estimator!r} is not one of {', '.join(ESTIMATORS)}")
 
 
 class SimQuantizer(KeepsFloat32, SideBySideQuantizer):
     """Nearest vectors in `frozen @ map.T`, whose K rows all change when the map learns.
 
-    dim: E, split into `num_codebooks` parts of equal size C that share the codebook. codebook_dim: F, default C.
-    transform: a module (K, F) -> (K, C) in place of the linear map; it must treat every row alike. Terms of the loss:
+    dim: E, split into `num_codebooks` parts of equal size C that share the codebook. transform: a module
+    (K, F) -> (K, C) in place of the linear map; it must treat every row alike. Terms of the loss:
     codebook = codebook_weight x mean squared distance, pulls the mapped codes; commitment = commitment_weight x the
-    same, pulls the input. estimator: 'straight_through', 'rotation' or 'directional'. ValueError where dim is no
-    multiple of num_codebooks and for other wrong options.
+    same, pulls the input. ValueError where dim is no multiple of num_codebooks.
     """
 
     def __init__(
         self,
         dim: int,
         codebook_size: int,
+        options: SimOptions | None = None,
         *,
         num_codebooks: int = 1,
-        codebook_dim: int | None = None,
         transform: nn.Module | None = None,
-        codebook_weight: float = 1.0,
-        commitment_weight: float = 0.25,
-        estimator: str = "straight_through",
     ):
         if codebook_size < 1:
             raise ValueError(f"codebook size must be at least 1, got {codebook_size}")
         if num_codebooks < 1 or dim % num_codebooks:
             raise ValueError(f"dim {dim} is not a multiple of num_codebooks {num_codebooks}")
-        if min(codebook_weight, commitment_weight) < 0:
-            raise ValueError(f"weights must not be negative, got {codebook_weight} and {commitment_weight}")
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator {estimator!r} is not one of {', '.join(ESTIMATORS)}")
+        options = SimOptions() if options is None else options
         code_dim = dim // num_codebooks
-        codebook_dim = code_dim if codebook_dim is None else codebook_dim
+        frozen_dim = code_dim if options.codebook_dim is None else options.codebook_dim
         super().__init__(dim, code_dim, codebook_size, num_codebooks)
-        self.codebook_weight, self.commitment_weight = codebook_weight, commitment_weight
-        self.estimator = estimator
-        self.register_buffer("frozen", torch.randn(codebook_size, codebook_dim) * codebook_dim**-0.5)
-        self.map = nn.Linear(codebook_dim, code_dim, bias=False) if transform is None else transform
+        self.options = options
+        self.register_buffer("frozen", torch.randn(codebook_size, frozen_dim) * frozen_dim**-0.5)
+        self.map = nn.Linear(frozen_dim, code_dim, bias=False) if transform is None else transform
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, C) mapped code vectors, fp32, differentiable in the map; the same at every depth."""
         return mapped_codebook(self.map, self.frozen, self.code_dim)
 
-    def _search(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _search(self, x_NDC: Tensor) -> tuple[Tensor, Tensor]:
         return x_NDC, self._nearest(x_NDC, self.codebook(0))
 
-    def _quantize(self, x_NDC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _quantize(self, x_NDC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight_KC = self.codebook(0)
         codes_ND = self._nearest(x_NDC, weight_KC)
         return x_NDC, F.embedding(codes_ND, weight_KC), codes_ND
 
-    def _nearest(self, x_NDC: torch.Tensor, weight_KC: torch.Tensor) -> torch.Tensor:
+    def _nearest(self, x_NDC: Tensor, weight_KC: Tensor) -> Tensor:
         return nearest_codes(x_NDC.detach().flatten(0, 1), weight_KC.detach()).view(x_NDC.shape[:-1])
 
-    def _vectors(self, codes_ND: torch.Tensor) -> torch.Tensor:
+    def _vectors(self, codes_ND: Tensor) -> Tensor:
         return F.embedding(codes_ND, self.codebook(0))
 
-    def _estimate(self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor) -> torch.Tensor:
-        return ESTIMATORS[self.estimator](space_NDC, vectors_NDC)
+    def _estimate(self, space_NDC: Tensor, vectors_NDC: Tensor) -> Tensor:
+        return ESTIMATORS[self.options.estimator](space_NDC, vectors_NDC)
 
-    def _terms(
-        self, space_NDC: torch.Tensor, vectors_NDC: torch.Tensor, mask_N: torch.Tensor | None
-    ) -> dict[str, torch.Tensor]:
+    def _terms(self, space_NDC: Tensor, vectors_NDC: Tensor, mask_N: Tensor | None) -> dict[str, Tensor]:
         space_NE, vectors_NE = space_NDC.flatten(1), vectors_NDC.flatten(1)
         return {
-            "codebook": self.codebook_weight * mean_square(vectors_NE, space_NE.detach(), mask_N),
-            "commitment": self.commitment_weight * mean_square(space_NE, vectors_NE.detach(), mask_N),
+            "codebook": self.options.codebook_weight * mean_square(vectors_NE, space_NE.detach(), mask_N),
+            "commitment": self.options.commitment_weight * mean_square(space_NE, vectors_NE.detach(), mask_N),
         }
 
 
-def mapped_codebook(transform: nn.Module, frozen_KF: torch.Tensor, code_dim: int) -> torch.Tensor:
+@dataclass(frozen=True, kw_only=True)
+class ResidualSimOptions(StackOptions, SimLevelOptions):
+    """Those of every level and of the stack. shared: one codebook and map for all levels."""
+
+    shared: bool = False
+
+
+def residual_simvq(
+    dim: int,
+    codebook_size: int,
+    num_quantizers: int,
+    options: ResidualSimOptions | None = None,
+    *,
+    code_dim: int | None = None,
+) -> ResidualStack:
+    """SimVQ at every level, each with its own codebook and map or all with the same, in a space of size `code_dim`."""
+    options = ResidualSimOptions() if options is None else options
+    of_level = SimOptions(options.codebook_dim, options.codebook_weight, options.commitment_weight)
+    own = 1 if options.shared else num_quantizers
+    levels = [SimQuantizer(code_dim or dim, codebook_size, of_level) for _ in range(own)]
+    order = levels * num_quantizers if options.shared else levels
+    return ResidualStack(dim, order, code_dim=code_dim, options=options)
+
+
+def mapped_codebook(transform: nn.Module, frozen_KF: Tensor, code_dim: int) -> Tensor:
     """The frozen vectors through the learned map (K, C), in fp32 whatever type its weights were cast to.
 
     ValueError where the map does not give vectors of size C.

@@ -11,26 +11,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rqstack.quantizers.arithmetic.code_losses import VectorLosses, expected_vectors, orthogonal_term, vector_terms
+from rqstack.quantizers.arithmetic.code_losses import expected_vectors, orthogonal_term, vector_terms
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through, synchronised
-from rqstack.quantizers.arithmetic.nearest import check_temperature, nearest_codes, sampled_codes
+from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
 from rqstack.quantizers.arithmetic.nearest_k import TopCodes, nearest_k
 from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
 from rqstack.quantizers.base import QuantizerOutput
-from rqstack.quantizers.codebooks.affine import AffineRule, LearnedAffine, RunningAffine
-from rqstack.quantizers.codebooks.alternating import alternating_step
-from rqstack.quantizers.codebooks.entry_use import RestartRule
+from rqstack.quantizers.codebooks.affine import LearnedAffine, RunningAffine
+from rqstack.quantizers.codebooks.alternating import OptimizerMaker, alternating_step, own_optimizer
 from rqstack.quantizers.codebooks.kmeans import kmeans
-from rqstack.quantizers.codebooks.learned import LearnedCodebook, LearningRule
+from rqstack.quantizers.codebooks.learned import LearnedCodebook
 from rqstack.quantizers.codebooks.moving_average import EMACodebook, TrainedEMACodebook
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 from rqstack.quantizers.methods.vector_heads import HeadedQuantizer
+from rqstack.quantizers.methods.vector_options import VectorOptions, check_choice
 
-DISTANCES = ("euclidean", "cosine")
-CODEBOOKS = ("ema", "learned", "both")
 INIT_METHODS = ("kmeans", "data")
 MAX_PENDING = 1024
 
@@ -38,71 +36,45 @@ MAX_PENDING = 1024
 class VectorQuantizer(HeadedQuantizer):
     """Nearest code vector of every vector. Channels-last input (..., dim), codes (..., H).
 
-    heads: the vector is cut into H parts with a code each, from one codebook or (separate_codebooks) from H.
-    codebook_dim: E; where H * E is not dim, learned projections lead there and back. Its default is dim / H.
-    distance: 'euclidean', or 'cosine' (vectors and code vectors are scaled to length 1, and the loss is between those).
-    keep_length: after 'cosine' every part gets its length back; codes decode to directions, see `decode`.
-    codebook: 'ema' (buffers; `update_codebook()` once per optimizer step), 'learned' (a parameter with a loss term), or
-    'both' (a parameter that moving averages move as well). learning: how an optimizer trains it beyond its loss terms.
-    affine: re-parametrisation of the code vectors; None, none.
-    kmeans_init: the first train-mode forward sets the codebook to the k-means of its vectors, over all processes.
-    restart: which entries count as unused and get a vector of the step; None, none. seed: of these draws.
-    sample_temp: in train mode draw the code from softmax(-squared distance / sample_temp); None, take the nearest.
-    estimator: 'straight_through', 'rotation', 'directional' (see `gradient.py`) or 'gumbel', whose gradient is that of
-    the mean of the draw; 'gumbel' needs sample_temp.
+    num_codes: K. heads: the vector is cut into H parts with a code each, from one codebook or (separate_codebooks) from
+    H. decay: of the moving averages. keep_length: after 'cosine' every part gets its length back; codes decode to
+    directions, see `decode`. in_place_optimizer: makes the optimizer of `inplace_lr` from the codebook's parameters, in
+    the place of SGD.
     """
 
     def __init__(
         self,
         dim: int,
         num_codes: int,
+        options: VectorOptions | None = None,
         *,
-        codebook_dim: int | None = None,
         heads: int = 1,
         separate_codebooks: bool = False,
-        distance: str = "euclidean",
         keep_length: bool = False,
-        codebook: str = "ema",
         decay: float = 0.99,
-        learning: LearningRule | None = None,
-        affine: AffineRule | None = None,
-        restart: RestartRule | None = None,
-        seed: int = 0,
-        kmeans_init: bool = False,
-        kmeans_iterations: int = 10,
-        estimator: str = "straight_through",
-        sample_temp: float | None = None,
-        losses: VectorLosses | None = None,
+        in_place_optimizer: OptimizerMaker | None = None,
     ):
-        losses, learning = losses or VectorLosses(), learning or LearningRule()
-        _check_choice("distance", distance, DISTANCES)
-        _check_choice("codebook", codebook, CODEBOOKS)
-        _check_choice("estimator", estimator, (*ESTIMATORS, "gumbel"))
-        _check_training(codebook, learning, affine, losses)
-        super().__init__(dim, num_codes, heads, codebook_dim, distance == "cosine", keep_length)
-        if estimator == "gumbel" and sample_temp is None:
-            raise ValueError("estimator 'gumbel' needs sample_temp")
-        if sample_temp is not None:
-            check_temperature(sample_temp)
-        self.learned, self.averaged = codebook != "ema", codebook != "learned"
-        self.kmeans_iterations = kmeans_iterations
-        self.estimator, self.sample_temp, self.losses, self.learning = estimator, sample_temp, losses, learning
-        self.frozen = False
+        options = VectorOptions() if options is None else options
+        super().__init__(dim, num_codes, heads, options.codebook_dim, options.distance == "cosine", keep_length)
+        self.options, self.frozen = options, False
+        self.learned, self.averaged = options.codebook != "ema", options.codebook != "learned"
         books = range(heads if separate_codebooks else 1)
-        size, options = (num_codes, self.codebook_dim), {"decay": decay, "normalize": self.cosine}
-        self.codebooks = nn.ModuleList(_make(codebook, *size, restart, seed=seed + i, **options) for i in books)
+        size = num_codes, self.codebook_dim
+        self.codebooks = nn.ModuleList(_make_codebook(*size, options, decay, options.seed + index) for index in books)
+        affine = options.affine
         self.affines = nn.ModuleList() if affine is None else nn.ModuleList(affine.build(*size) for _ in books)
-        self.inplace_optimizer = self._make_optimizer()
-        self._gathers = self.averaged or restart is not None or self._running() or learning.inplace is not None
-        self.register_buffer("initialized", torch.tensor(not kmeans_init))
-        self._known_initialized = not kmeans_init
+        self.inplace_optimizer = self._make_optimizer(own_optimizer(options.inplace_lr, in_place_optimizer))
+        gathers = self.averaged or options.restart is not None or self._running()
+        self._gathers = gathers or self.inplace_optimizer is not None
+        self.register_buffer("initialized", torch.tensor(not options.kmeans_init))
+        self._known_initialized = not options.kmeans_init
         self._pending: list[list[CodedVectors]] = [[] for _ in self.codebooks]
 
     def codebook_at(self, head: int) -> EMACodebook | LearnedCodebook:
         """The codebook that head `head` searches, as it is before an affine re-parametrisation."""
         return self.codebooks[head % len(self.codebooks)]
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, E) code vectors of head `depth`, fp32."""
         return self._weight(depth % len(self.codebooks))
 
@@ -114,9 +86,7 @@ class VectorQuantizer(HeadedQuantizer):
         if frozen:
             self.discard_codebook_update()
 
-    def forward(
-        self, z: torch.Tensor, mask: torch.Tensor | None = None, given: torch.Tensor | None = None
-    ) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None, given: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., dim) in any float dtype; arithmetic is fp32.
 
         mask: optional, boolean (...); False positions get codes but count neither in the loss nor in the codebook
@@ -145,16 +115,16 @@ class VectorQuantizer(HeadedQuantizer):
                     self._pending_of(head).append(_coded(x_NE, codes_N, mask_N))
                 codes.append(codes_N)
                 chosen.append(vectors_NE)
-                terms.append(vector_terms(self.losses, x_NE, vectors_NE, codes_N, weight_KE, mask_N))
+                terms.append(vector_terms(self.options.losses, x_NE, vectors_NE, codes_N, weight_KE, mask_N))
             quantized = self._from_heads(self._estimate(parts_NHE, x_NHE, chosen, weights), z.shape)
             mean = {name: sum(term[name] for term in terms) / self.heads for name in terms[0]}
-            if self.losses.orthogonal > 0:
-                mean["orthogonal"] = orthogonal_term(self.losses, weights, codes, mask_N)
+            if self.options.losses.orthogonal > 0:
+                mean["orthogonal"] = orthogonal_term(self.options.losses, weights, codes, mask_N)
             loss = sum(mean.values(), torch.zeros((), device=z.device))
         codes = torch.stack(codes, -1).view(*z.shape[:-1], self.heads)
         return QuantizerOutput(quantized.to(z.dtype), codes, loss, mean)
 
-    def top_codes(self, z: torch.Tensor, k: int) -> TopCodes:
+    def top_codes(self, z: Tensor, k: int) -> TopCodes:
         """The k nearest code vectors of every head of z (..., dim): codes and squared distances (..., H, k), vectors
         (..., H, k, E), in the space that is searched. Nothing is learned or gathered."""
         with full_precision(z.device):
@@ -165,18 +135,16 @@ class VectorQuantizer(HeadedQuantizer):
         stacked = (torch.stack(parts, 1) for parts in (vectors, *zip(*found, strict=True)))
         return TopCodes(*(part.view(*z.shape[:-1], *part.shape[1:]) for part in stacked))
 
-    def initialize_codebook(
-        self, z: torch.Tensor, mask: torch.Tensor | None = None, method: str = "kmeans", seed: int = 0
-    ) -> None:
+    def initialize_codebook(self, z: Tensor, mask: Tensor | None = None, method: str = "kmeans", seed: int = 0) -> None:
         """Set the codebook from z (..., dim): 'kmeans', or 'data' (vectors drawn from it). All processes together."""
-        _check_choice("method", method, INIT_METHODS)
+        check_choice("method", method, INIT_METHODS)
         with torch.no_grad(), full_precision(z.device):
             self._initialize(self._to_heads(z), None if mask is None else mask.reshape(-1), method, seed)
 
     def update_codebook(self) -> None:
         """One update per codebook over all vectors gathered since the last call; none, no update.
 
-        Moving averages, restarts and the moments of `affine`; with `inplace` first a step of `inplace_optimizer`.
+        Moving averages, restarts and the moments of `affine`; with an optimizer of its own first a step of that.
         All processes must call it after the same number of forwards.
         """
         if self._pending[0]:
@@ -190,7 +158,7 @@ class VectorQuantizer(HeadedQuantizer):
         self._pending = [[] for _ in self.codebooks]
 
     @torch.no_grad()
-    def update_from_codes(self, z: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+    def update_from_codes(self, z: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
         """One update of the moving averages, at once, as if z (..., dim) had been given `codes` (..., H).
 
         Negative codes and positions where `mask` (...) is False do not count. What forwards have gathered stays. All
@@ -210,25 +178,25 @@ class VectorQuantizer(HeadedQuantizer):
                 batches[head % len(batches)].append(_coded(x_NE, codes_N, counts_N))
             self._update(batches)
 
-    def restart_counts(self) -> torch.Tensor:
+    def restart_counts(self) -> Tensor:
         """Entries restarted since construction, int64 (H,)."""
         return torch.stack([self.codebook_at(head).num_restarts for head in range(self.heads)])
 
     @property
     def uses_all_parameters(self) -> bool:
         """Not where the code vectors are parameters to which neither a loss term nor the estimator gives a gradient."""
-        reached = self.losses.codebook > 0 or self.losses.orthogonal > 0 or self.learning.sync_nu > 0
-        reached = reached or self.estimator in ("directional", "gumbel")
+        reached = self.options.losses.codebook > 0 or self.options.losses.orthogonal > 0 or self.options.sync_nu > 0
+        reached = reached or self.options.estimator in ("directional", "gumbel")
         return reached or not any(parameter.requires_grad for parameter in self._codebook_parameters())
 
-    def _weight(self, book: int) -> torch.Tensor:
+    def _weight(self, book: int) -> Tensor:
         weight_KE = self.codebooks[book].weight
         if not self.affines:
             return weight_KE
         weight_KE = self.affines[book](weight_KE)
         return F.normalize(weight_KE, dim=1) if self.cosine else weight_KE
 
-    def _weights(self) -> list[torch.Tensor]:
+    def _weights(self) -> list[Tensor]:
         """The code vectors (K, E) of every codebook."""
         return [self._weight(book) for book in range(len(self.codebooks))]
 
@@ -238,45 +206,52 @@ class VectorQuantizer(HeadedQuantizer):
     def _codebook_parameters(self) -> list[nn.Parameter]:
         return [*self.codebooks.parameters(), *self.affines.parameters()]
 
-    def _make_optimizer(self) -> torch.optim.Optimizer | None:
+    def _make_optimizer(self, make: OptimizerMaker | None) -> torch.optim.Optimizer | None:
         """The codebook's own optimizer; its parameters then get no gradient elsewhere. `state_dict()` does not hold its
         state: it is to be saved like that of any optimizer."""
-        if self.learning.inplace is None:
+        if make is None:
             return None
+        if self.options.codebook != "learned":
+            kind = self.options.codebook
+            raise ValueError(f"inplace trains the code vectors alone: it needs codebook 'learned', not {kind!r}")
+        if self.options.sync_nu > 0:
+            raise ValueError("sync_nu needs a gradient of the model that inplace takes away: choose one of them")
+        if self.options.losses.orthogonal > 0:
+            raise ValueError("orthogonal regularisation needs a gradient of the model that inplace takes away")
         parameters = self._codebook_parameters()
         for parameter in parameters:
             parameter.requires_grad_(False)
-        return self.learning.inplace(parameters)
+        return make(parameters)
 
-    def _search(self, head: int, x_NE: torch.Tensor, weight_KE: torch.Tensor) -> torch.Tensor:
-        if self.training and self.sample_temp is not None:
-            return sampled_codes(x_NE, weight_KE, self.sample_temp)
+    def _search(self, head: int, x_NE: Tensor, weight_KE: Tensor) -> Tensor:
+        if self.training and self.options.sample_temp is not None:
+            return sampled_codes(x_NE, weight_KE, self.options.sample_temp)
         return nearest_codes(x_NE, weight_KE)
 
     def _estimate(
         self,
-        parts_NHE: torch.Tensor,
-        x_NHE: torch.Tensor,
-        chosen: Sequence[torch.Tensor],
-        weights: Sequence[torch.Tensor],
-    ) -> torch.Tensor:
+        parts_NHE: Tensor,
+        x_NHE: Tensor,
+        chosen: Sequence[Tensor],
+        weights: Sequence[Tensor],
+    ) -> Tensor:
         """The chosen code vectors, with their lengths if those are kept, with the gradient of the estimator."""
         vectors_NHE = torch.stack(chosen, 1) if self.heads > 1 else chosen[0][:, None]
         source_NHE, length_NH1 = x_NHE, None
         if self.keep_length:
             source_NHE, length_NH1 = parts_NHE, parts_NHE.detach().norm(dim=-1)[..., None]
             vectors_NHE = length_NH1 * vectors_NHE
-        if self.estimator != "gumbel":
-            out_NHE = ESTIMATORS[self.estimator](source_NHE, vectors_NHE)
+        if self.options.estimator != "gumbel":
+            out_NHE = ESTIMATORS[self.options.estimator](source_NHE, vectors_NHE)
         elif not (self.training and torch.is_grad_enabled()):
             out_NHE = straight_through(source_NHE, vectors_NHE)
         else:
             rows = enumerate(x_NHE.unbind(1))
-            means = [expected_vectors(x_NE, weights[h % len(weights)], self.sample_temp) for h, x_NE in rows]
+            means = [expected_vectors(x_NE, weights[h % len(weights)], self.options.sample_temp) for h, x_NE in rows]
             mean_NHE = torch.stack(means, 1) if length_NH1 is None else length_NH1 * torch.stack(means, 1)
             out_NHE = straight_through(mean_NHE, vectors_NHE)
-        if self.learning.sync_nu > 0:
-            out_NHE = synchronised(out_NHE, vectors_NHE, self.learning.sync_nu)
+        if self.options.sync_nu > 0:
+            out_NHE = synchronised(out_NHE, vectors_NHE, self.options.sync_nu)
         return out_NHE
 
     def _is_initialized(self) -> bool:
@@ -290,7 +265,7 @@ class VectorQuantizer(HeadedQuantizer):
         super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
-    def _initialize(self, x_NHE: torch.Tensor, mask_N: torch.Tensor | None, method: str, seed: int = 0) -> None:
+    def _initialize(self, x_NHE: Tensor, mask_N: Tensor | None, method: str, seed: int = 0) -> None:
         separate = len(self.codebooks) > 1
         for affine in self.affines:
             affine.reset()
@@ -300,7 +275,7 @@ class VectorQuantizer(HeadedQuantizer):
             start = kmeans(
                 x_NE,
                 self.num_codes[head],
-                iterations=self.kmeans_iterations if method == "kmeans" else 0,
+                iterations=self.options.kmeans_iterations if method == "kmeans" else 0,
                 cosine=self.cosine,
                 valid_N=valid_N,
                 seed=seed + head,
@@ -331,18 +306,21 @@ class VectorQuantizer(HeadedQuantizer):
                 affine.observe(x_NE, book.weight.detach(), valid_N)
 
 
-def _make(
-    kind: str, num_codes: int, dim: int, restart: RestartRule | None, **options: object
+def _make_codebook(
+    num_codes: int, dim: int, options: VectorOptions, decay: float, seed: int
 ) -> EMACodebook | LearnedCodebook:
     """One codebook of a kind in CODEBOOKS."""
-    if kind == "learned":
-        return LearnedCodebook(num_codes, dim, restart=restart, **options)
-    book = TrainedEMACodebook if kind == "both" else EMACodebook
-    return book(num_codes, dim, restart_unused_codes=restart or False, **options)
+    normalize = options.distance == "cosine"
+    if options.codebook == "learned":
+        return LearnedCodebook(num_codes, dim, normalize=normalize, decay=decay, restart=options.restart, seed=seed)
+    book = TrainedEMACodebook if options.codebook == "both" else EMACodebook
+    return book(
+        num_codes, dim, decay=decay, restart_unused_codes=options.restart or False, normalize=normalize, seed=seed
+    )
 
 
 @torch.no_grad()
-def _coded(x_NE: torch.Tensor, codes_N: torch.Tensor, mask_N: torch.Tensor | None) -> CodedVectors:
+def _coded(x_NE: Tensor, codes_N: Tensor, mask_N: Tensor | None) -> CodedVectors:
     """Vectors with their codes; non-finite ones do not count."""
     x_NE = x_NE.detach()
     finite_N = x_NE.sum(-1).isfinite()
@@ -352,21 +330,3 @@ def _coded(x_NE: torch.Tensor, codes_N: torch.Tensor, mask_N: torch.Tensor | Non
 def _placed(batch: CodedVectors, affine: LearnedAffine | RunningAffine | None) -> CodedVectors:
     """Vectors where they lie among the code vectors before their re-parametrisation."""
     return batch if affine is None else batch._replace(x_NE=affine.inverse(batch.x_NE))
-
-
-def _check_training(codebook: str, learning: LearningRule, affine: AffineRule | None, losses: VectorLosses) -> None:
-    if codebook == "ema" and losses.orthogonal > 0:
-        raise ValueError("orthogonal regularisation trains the code vectors: it needs codebook 'learned' or 'both'")
-    if codebook == "ema" and learning.sync_nu > 0:
-        raise ValueError("sync_nu trains the code vectors: it needs codebook 'learned' or 'both'")
-    if codebook != "learned" and learning.inplace is not None:
-        raise ValueError(f"inplace trains the code vectors alone: it needs codebook 'learned', not {codebook!r}")
-    if codebook != "learned" and affine is not None and affine.kind == "learned":
-        raise ValueError(f"a learned affine map needs codebook 'learned', not {codebook!r}; choose kind 'running'")
-    if losses.orthogonal > 0 and learning.inplace is not None:
-        raise ValueError("orthogonal regularisation needs a gradient of the model that inplace takes away")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")

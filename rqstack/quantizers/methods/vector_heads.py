@@ -6,7 +6,7 @@ Legend: N vectors, H heads (the code depth), E size of a code vector, K codebook
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
@@ -38,12 +38,12 @@ class HeadedQuantizer(TargetQuantizer):
         self.project_in = nn.Linear(dim, inner) if inner != dim else None
         self.project_out = nn.Linear(inner, dim) if inner != dim else None
 
-    def lengths(self, z: torch.Tensor) -> torch.Tensor:
+    def lengths(self, z: Tensor) -> Tensor:
         """Length of every head's part of z (..., dim), fp32 (..., H)."""
         with full_precision(z.device):
             return self._split(z).norm(dim=-1).view(*z.shape[:-1], self.heads)
 
-    def decode(self, codes: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Codes (..., H) -> vectors (..., dim), equal to `forward(...).quantized`; missing last heads count as zero.
 
         lengths: (..., H), what the code vectors are multiplied with; needed for that equality with `keep_length`.
@@ -54,12 +54,12 @@ class HeadedQuantizer(TargetQuantizer):
         with full_precision(codes.device):
             return self._from_heads(vectors.flatten(-2), (*codes.shape[:-1], self.dim))
 
-    def head_vectors(self, codes: torch.Tensor) -> torch.Tensor:
+    def head_vectors(self, codes: Tensor) -> Tensor:
         """Codes (..., H) -> the code vector of every head (..., H, E), before the output projection."""
         self._check_codes(codes)
         return torch.stack([F.embedding(codes[..., h], self.codebook(h)) for h in range(codes.shape[-1])], -2)
 
-    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., H) -> the part of every head (..., H, dim); they add up to `decode`. Head 0 has the bias."""
         parts, size = [], self.codebook_dim
         with full_precision(codes.device):
@@ -73,8 +73,8 @@ class HeadedQuantizer(TargetQuantizer):
 
     @torch.no_grad()
     def targets(
-        self, z: torch.Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The vector every head searches with (..., H, E) fp32 and its code (..., H), nearest or drawn."""
         with full_precision(z.device):
             x_NHE = self._to_heads(z)
@@ -82,20 +82,20 @@ class HeadedQuantizer(TargetQuantizer):
             found = [sampled_codes(*pair, temp, generator) if stochastic else nearest_codes(*pair) for pair in books]
         return x_NHE.view(*z.shape[:-1], *x_NHE.shape[1:]), torch.stack(found, -1).view(*z.shape[:-1], self.heads)
 
-    def _split(self, z: torch.Tensor) -> torch.Tensor:
+    def _split(self, z: Tensor) -> Tensor:
         """z (..., dim) in any float dtype -> its parts (N, H, E), fp32, with their lengths."""
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
         x = z.float() if self.project_in is None else linear(self.project_in, z.float())
         return x.reshape(-1, self.heads, self.codebook_dim)
 
-    def _to_heads(self, z: torch.Tensor) -> torch.Tensor:
+    def _to_heads(self, z: Tensor) -> Tensor:
         """z (..., dim) -> what the heads search with (N, H, E)."""
         return self._scaled(self._split(z))
 
-    def _scaled(self, parts_NHE: torch.Tensor) -> torch.Tensor:
+    def _scaled(self, parts_NHE: Tensor) -> Tensor:
         return F.normalize(parts_NHE, dim=-1) if self.cosine else parts_NHE
 
-    def _from_heads(self, vectors_NHE: torch.Tensor, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
+    def _from_heads(self, vectors_NHE: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
         vectors = vectors_NHE.reshape(*shape[:-1], self.heads * self.codebook_dim)
         return vectors if self.project_out is None else linear(self.project_out, vectors)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer
@@ -29,7 +29,7 @@ class Grouped(TargetQuantizer):
         self.dim, self.groups = dim, nn.ModuleList(groups)
         self.num_codes = tuple(size for group in groups for size in group.num_codes)
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E); positions where `mask` (...) is False count in no loss and no codebook."""
         self._check_dim(z)
         with full_precision(z.device):
@@ -41,7 +41,7 @@ class Grouped(TargetQuantizer):
             codes = torch.cat([out.codes for out in outs], -1)
         return QuantizerOutput(quantized, codes, sum(terms.values(), zero), terms)
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> vectors (..., E); missing last depths count as zero."""
         self._check_codes(codes)
         size = self.dim // len(self.groups)
@@ -49,7 +49,7 @@ class Grouped(TargetQuantizer):
         missing = codes.new_zeros((*codes.shape[:-1], size), dtype=torch.float32)
         return torch.cat(parts + [missing] * (len(self.groups) - len(parts)), -1)
 
-    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the part of every depth (..., D, E), zero outside the group; they add up to `decode`."""
         self._check_codes(codes)
         size, padded = self.dim // len(self.groups), []
@@ -58,7 +58,7 @@ class Grouped(TargetQuantizer):
             padded.append(nn.functional.pad(group.embed_with_depth(part), (before, after)))
         return torch.cat(padded, -2)
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The code vectors depth `depth` compares `targets` with, in the space of its group."""
         for group in self.groups:
             if depth < len(group.num_codes):
@@ -69,11 +69,11 @@ class Grouped(TargetQuantizer):
     @torch.no_grad()
     def targets(
         self,
-        z: torch.Tensor,
+        z: Tensor,
         temp: float = 1.0,
         stochastic: bool = False,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """The vector every depth searches with and its code, group by group."""
         self._check_dim(z)
         pairs = zip(self.groups, z.chunk(len(self.groups), -1), strict=True)
@@ -90,7 +90,7 @@ class Grouped(TargetQuantizer):
         for group in dict.fromkeys(self.groups):
             group.discard_codebook_update()
 
-    def restart_counts(self) -> torch.Tensor:
+    def restart_counts(self) -> Tensor:
         """Entries the groups have restarted since construction, int64 (D,)."""
         return torch.cat([group.restart_counts() for group in self.groups])
 
@@ -104,11 +104,11 @@ class Grouped(TargetQuantizer):
         """Whether all groups do."""
         return all(group.uses_all_parameters for group in self.groups)
 
-    def _check_dim(self, z: torch.Tensor) -> None:
+    def _check_dim(self, z: Tensor) -> None:
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
 
-    def _split(self, codes: torch.Tensor):
+    def _split(self, codes: Tensor):
         """(group, its codes) for every group that has codes here."""
         start = 0
         for group in self.groups:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
@@ -24,16 +24,16 @@ class Layout(NamedTuple):
     dim: int
     ndim: int
 
-    def to_last(self, x: torch.Tensor) -> torch.Tensor:
+    def to_last(self, x: Tensor) -> Tensor:
         """The quantized dim moved to the end, the others in order."""
         return x.movedim(self.dim, -1)
 
-    def back(self, x: torch.Tensor) -> torch.Tensor:
+    def back(self, x: Tensor) -> Tensor:
         """The last dim moved back to where it stood."""
         return x.movedim(-1, self.dim)
 
 
-def layout_of(x: torch.Tensor, layout: str | int, channels: int) -> Layout:
+def layout_of(x: Tensor, layout: str | int, channels: int) -> Layout:
     """The layout of a tensor by name or by the quantized dim.
 
     'auto' takes the second dim if it alone has `channels` entries, otherwise the last. ValueError for an unknown name,
@@ -68,13 +68,13 @@ class InLayout(nn.Module):
             raise ValueError(f"layout {layout!r} is not one of auto, {', '.join(LAYOUTS)} or the number of a dim")
         self.quantizer, self.channels, self.layout = quantizer, channels, layout
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize a tensor in its layout; `quantized` has the same one."""
         layout = layout_of(x, self.layout, self.channels)
         out = self.quantizer(layout.to_last(x), mask)
         return out._replace(quantized=layout.back(out.quantized))
 
-    def decode(self, codes: torch.Tensor, layout: str | int | None = None) -> torch.Tensor:
+    def decode(self, codes: Tensor, layout: str | int | None = None) -> Tensor:
         """Codes (..., D) -> vectors in the layout; 'auto' cannot be told from codes, so `layout` must say it then."""
         layout = self.layout if layout is None else layout
         if layout == "auto":
@@ -83,6 +83,6 @@ class InLayout(nn.Module):
         return vectors.movedim(-1, LAYOUTS[layout] if isinstance(layout, str) else layout)
 
 
-def mask_from_lengths(lengths_B: torch.Tensor, num_positions: int) -> torch.Tensor:
+def mask_from_lengths(lengths_B: Tensor, num_positions: int) -> Tensor:
     """(B, N) mask that is True at the first `lengths_B[b]` positions of row b."""
     return torch.arange(num_positions, device=lengths_B.device) < lengths_B[:, None]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
+from torch import Tensor
 
 from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
 
 
-def join_patches(z_BHWE: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
+def join_patches(z_BHWE: Tensor, patch: tuple[int, int]) -> Tensor:
     """Space to depth: (B, H, W, E) -> (B, h, w, P). Any shape passes unchanged where a patch is a single vector."""
     if patch == (1, 1):
         return z_BHWE
@@ -22,7 +23,7 @@ def join_patches(z_BHWE: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
     return rearrange(z_BHWE, "b (h p) (w q) e -> b h w (p q e)", p=rows, q=columns)
 
 
-def split_patches(vectors_BhwP: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
+def split_patches(vectors_BhwP: Tensor, patch: tuple[int, int]) -> Tensor:
     """Depth to space, the inverse of `join_patches`: (B, h, w, P) -> (B, H, W, E)."""
     if patch == (1, 1):
         return vectors_BhwP
@@ -45,28 +46,28 @@ class InPatches(TargetQuantizer):
         self.quantizer, self.patch = quantizer, (int(patch[0]), int(patch[1]))
         self.num_codes = quantizer.num_codes
 
-    def forward(self, z: torch.Tensor, mask: torch.Tensor | None = None) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (B, H, W, E); code positions where `mask` (B, h, w) is False count in no loss and no codebook."""
         out = self.quantizer(join_patches(z, self.patch), mask)
         return out._replace(quantized=split_patches(out.quantized, self.patch))
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w, D) -> vectors (B, H, W, E)."""
         return split_patches(self.quantizer.decode(codes), self.patch)
 
-    def decode_depth(self, codes: torch.Tensor, depth: int) -> torch.Tensor:
+    def decode_depth(self, codes: Tensor, depth: int) -> Tensor:
         """Codes (B, h, w, D) -> the part (B, H, W, E) of one depth alone."""
         return split_patches(self.quantizer.decode_depth(codes, depth), self.patch)
 
-    def embed_with_depth(self, codes: torch.Tensor) -> torch.Tensor:
+    def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w, D) -> the part of every depth (B, h, w, D, P), on the code grid."""
         return self.quantizer.embed_with_depth(codes)
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, C) code vectors of depth `depth`."""
         return self.quantizer.codebook(depth)
 
-    def code_vectors(self, depth: int) -> torch.Tensor:
+    def code_vectors(self, depth: int) -> Tensor:
         """What each code of one depth adds on the code grid (K, P)."""
         return self.quantizer.code_vectors(depth)
 
@@ -76,8 +77,8 @@ class InPatches(TargetQuantizer):
         return self.quantizer.fixed_code_vectors
 
     def targets(
-        self, z: torch.Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The vector every depth searches with (B, h, w, D, C) and its code (B, h, w, D)."""
         return self.quantizer.targets(join_patches(z, self.patch), temp, stochastic, generator)
 
@@ -89,7 +90,7 @@ class InPatches(TargetQuantizer):
         """Forget what has been gathered."""
         self.quantizer.discard_codebook_update()
 
-    def restart_counts(self) -> torch.Tensor:
+    def restart_counts(self) -> Tensor:
         """Entries restarted since construction, int64 (D,)."""
         return self.quantizer.restart_counts()
 

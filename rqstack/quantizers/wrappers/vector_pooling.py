@@ -10,7 +10,7 @@ constants to the gradient.
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -25,8 +25,8 @@ def pooled_size(size: int, kernel_size: int, stride: int, padding: int, dilation
 
 
 def max_vector_pool(
-    x_BCHW: torch.Tensor, kernel_size: int = 3, stride: int = 2, padding: int = 0, dilation: int = 1
-) -> torch.Tensor:
+    x_BCHW: Tensor, kernel_size: int = 3, stride: int = 2, padding: int = 0, dilation: int = 1
+) -> Tensor:
     """The longest vector of every window (B, C, h, w); of equally long ones the first in reading order."""
     h, w = (pooled_size(side, kernel_size, stride, padding, dilation) for side in x_BCHW.shape[2:])
     x_BCHW = F.pad(x_BCHW, (padding,) * 4)
@@ -38,8 +38,8 @@ def max_vector_pool(
 
 
 def softmax_vector_pool(
-    x_BCHW: torch.Tensor, kernel_size: int = 3, stride: int = 2, padding: int = 0, dilation: int = 1
-) -> torch.Tensor:
+    x_BCHW: Tensor, kernel_size: int = 3, stride: int = 2, padding: int = 0, dilation: int = 1
+) -> Tensor:
     """The mean of every window's vectors weighted by the softmax of their lengths (B, C, h, w).
 
     Memory grows with the output, not with its k x k windows.
@@ -47,7 +47,7 @@ def softmax_vector_pool(
     h, w = (pooled_size(side, kernel_size, stride, padding, dilation) for side in x_BCHW.shape[2:])
     x_BCHW = F.pad(x_BCHW, (padding,) * 4)
 
-    def shifted(map_BCHW: torch.Tensor, place: int) -> torch.Tensor:
+    def shifted(map_BCHW: Tensor, place: int) -> Tensor:
         top, left = (dilation * offset for offset in divmod(place, kernel_size))
         rows = slice(top, top + stride * (h - 1) + 1, stride)
         return map_BCHW[:, :, rows, left : left + stride * (w - 1) + 1 : stride]
@@ -73,7 +73,7 @@ class MaxVectorPool2d(nn.Module):
             )
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, h, w), in the dtype of the input."""
         if x_BCHW.ndim != 4:
             raise ValueError(f"vector pooling takes (B, C, H, W), got {tuple(x_BCHW.shape)}")

@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from rqstack.quantizers import (
+    NeuralResidualOptions,
+    ResidualLookupFreeOptions,
     ResidualQuantizer,
+    ResidualSimOptions,
     ResidualStack,
+    ResidualVectorOptions,
     ResidualVectorQuantizer,
     VectorLosses,
+    VectorOptions,
     VectorQuantizer,
     residual_lfq,
     residual_simvq,
@@ -24,15 +29,15 @@ ONLY_COMMITMENT = VectorLosses(commitment=1.0, codebook=0.0)
 
 
 def of_vq(depth):
-    return ResidualStack(DIM, [VectorQuantizer(DIM, 12, losses=ONLY_COMMITMENT) for _ in range(depth)])
+    return ResidualStack(DIM, [VectorQuantizer(DIM, 12, VectorOptions(losses=ONLY_COMMITMENT)) for _ in range(depth)])
 
 
 def rvq(depth, **level_options):
-    return ResidualVectorQuantizer(DIM, 12, depth, level_options={"losses": ONLY_COMMITMENT, **level_options})
+    return ResidualVectorQuantizer(DIM, 12, depth, ResidualVectorOptions(losses=ONLY_COMMITMENT, **level_options))
 
 
 def neural(depth):
-    quantizer = NeuralResidualQuantizer(DIM, 12, depth, depth=1, level_options={"losses": ONLY_COMMITMENT})
+    quantizer = NeuralResidualQuantizer(DIM, 12, depth, NeuralResidualOptions(depth=1, losses=ONLY_COMMITMENT))
     for parameter in quantizer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return quantizer
@@ -46,9 +51,9 @@ FAMILIES = {
     "residual vq": rvq,
     "residual vq, learned": lambda depth: rvq(depth, codebook="learned"),
     "residual simvq": lambda depth: residual_simvq(
-        DIM, 12, depth, level_options={"codebook_weight": 0.0, "commitment_weight": 1.0}
+        DIM, 12, depth, ResidualSimOptions(codebook_weight=0.0, commitment_weight=1.0)
     ),
-    "residual lfq": lambda depth: residual_lfq(DIM, 2**DIM, depth, level_options=COMMITMENT),
+    "residual lfq": lambda depth: residual_lfq(DIM, 2**DIM, depth, ResidualLookupFreeOptions(**COMMITMENT)),
     "neural residual vq": neural,
 }
 
@@ -99,7 +104,9 @@ def test_estimators_of_a_residual_quantizer_change_gradients_only(codebook, shar
     for estimator in ("straight_through", "rotation", "directional", "gumbel"):
         torch.manual_seed(0)
         options = {"codebook": codebook, "sample_temp": 0.5 if training else 1e-3}
-        quantizer = ResidualVectorQuantizer(DIM, 12, 3, shared=shared, estimator=estimator, level_options=options)
+        quantizer = ResidualVectorQuantizer(
+            DIM, 12, 3, ResidualVectorOptions(estimator=estimator, **options), shared=shared
+        )
         torch.manual_seed(1)
         outs[estimator] = quantizer.train(training)(z)
     reference = outs["straight_through"]
@@ -128,7 +135,7 @@ def test_the_output_has_the_gradient_of_the_identity(name):
 def test_directional_of_a_sum_moves_learned_code_vectors():
     """With a learned codebook the step along the constant direction is differentiated in the code vectors too."""
     options = {"codebook": "learned", "losses": VectorLosses(commitment=0.0, codebook=0.0)}
-    quantizer = ResidualVectorQuantizer(DIM, 12, 2, estimator="directional", level_options=options)
+    quantizer = ResidualVectorQuantizer(DIM, 12, 2, ResidualVectorOptions(estimator="directional", **options))
     z = torch.randn(ROWS, DIM)
     out = quantizer(z)
     out.quantized.square().sum().backward()

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from rqstack.quantizers import VectorLosses, VectorQuantizer
+from rqstack.quantizers import ResidualVectorOptions, VectorLosses, VectorOptions, VectorQuantizer
 from rqstack.quantizers.arithmetic import nearest
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes, soft_code_probs
 from rqstack.quantizers.arithmetic.precision import full_precision_matmul
 from rqstack.quantizers.methods.residual_vector import ResidualVectorQuantizer
-from rqvae.bottleneck import QUANTIZERS, build_quantizer
+from rqvae.bottleneck import BOTTLENECKS, build_quantizer
 from rqvae.config import QuantizerHParams
+from tests.rqstack.quantizers.quantizer_methods import made
 
 LEVELS = {"levels": [4, 4]}
 OPTIONS = dict.fromkeys(("fsq", "fsp", "latent", "residual_fsq"), LEVELS)
@@ -45,7 +46,7 @@ def assert_traces(quantizer, x, mask=None):
     torch.testing.assert_close(found.loss, expected.loss)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", BOTTLENECKS)
 def test_every_bottleneck_is_one_graph_in_eval(name):
     config = QuantizerHParams(
         bottleneck_type=name, embed_dim=8, n_embed=16, latent_shape=[2, 2, 8],
@@ -58,12 +59,12 @@ def test_every_bottleneck_is_one_graph_in_eval(name):
 
 @pytest.mark.parametrize("settings", VECTOR_SETTINGS.values(), ids=list(VECTOR_SETTINGS))
 def test_every_setting_of_the_vector_quantizer_is_one_graph_in_eval(settings):
-    assert_traces(VectorQuantizer(8, 16, **settings), torch.randn(2, 5, 8))
+    assert_traces(made(VectorQuantizer, VectorOptions, 8, 16, **settings), torch.randn(2, 5, 8))
 
 
 @pytest.mark.parametrize("settings", [{}, {"beam_width": 3}, {"shared": True}], ids=str)
 def test_residual_vectors_are_one_graph_in_eval(settings):
-    assert_traces(ResidualVectorQuantizer(8, 16, 3, **settings), torch.randn(2, 5, 8))
+    assert_traces(made(ResidualVectorQuantizer, ResidualVectorOptions, 8, 16, 3, **settings), torch.randn(2, 5, 8))
 
 
 def test_a_search_is_one_node_whatever_its_number_of_tiles(monkeypatch):

@@ -4,9 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from rqstack.quantizers import ResidualQuantizer
+from rqstack.quantizers import (
+    FiniteScalarOptions,
+    ResidualFiniteScalarOptions,
+    ResidualLookupFreeOptions,
+    ResidualQuantizer,
+    ResidualSimOptions,
+    ResidualStack,
+    residual_fsq,
+    residual_lfq,
+    residual_simvq,
+)
 from rqstack.quantizers.methods.finite_scalar import FiniteScalarQuantizer
-from rqstack.quantizers.methods.residual_stack import ResidualStack, residual_fsq, residual_lfq, residual_simvq
 from rqstack.quantizers.wrappers.grouped import Grouped
 
 
@@ -24,7 +33,7 @@ def test_every_level_quantizes_what_is_left():
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_residual_fsq_gets_finer_by_a_factor_per_level(symmetric):
     """Odd and symmetric grids lose at most half a step of the last level."""
-    quantizer = residual_fsq(1, [5], 4, preserve_symmetry=symmetric).eval()
+    quantizer = residual_fsq(1, 4, ResidualFiniteScalarOptions(levels=[5], preserve_symmetry=symmetric)).eval()
     z = torch.randn(1000, 1) * 0.5
     error = (quantizer(z).quantized - quantizer.bound(z)).abs().max()
     assert error <= 0.25 * 4.0**-3 * 1.05 + 1e-3
@@ -39,7 +48,7 @@ def test_residual_lfq_halves_its_scale():
 
 
 def test_output_gradient_is_the_identity_and_the_loss_is_the_mean_over_levels():
-    quantizer = residual_simvq(4, 30, 2, level_options={"commitment_weight": 0.5, "codebook_weight": 0.0})
+    quantizer = residual_simvq(4, 30, 2, ResidualSimOptions(commitment_weight=0.5, codebook_weight=0.0))
     z = torch.randn(11, 4, requires_grad=True)
     out = quantizer(z)
     upstream = torch.randn_like(z)
@@ -52,7 +61,7 @@ def test_output_gradient_is_the_identity_and_the_loss_is_the_mean_over_levels():
 
 
 def test_shared_levels_are_one_module():
-    shared, separate = residual_simvq(4, 8, 3, shared=True), residual_simvq(4, 8, 3)
+    shared, separate = residual_simvq(4, 8, 3, ResidualSimOptions(shared=True)), residual_simvq(4, 8, 3)
     assert len(list(shared.parameters())) == 1
     assert len(list(separate.parameters())) == 3
     assert set(shared.state_dict()) == {"levels.0.map.weight", "levels.0.frozen"}, "nothing is stored twice"
@@ -63,7 +72,13 @@ def test_shared_levels_are_one_module():
     ("cutoff", "multiple", "allowed"), [(0, 1, {1, 2, 3, 4, 5}), (2, 1, {3, 4, 5}), (0, 2, {2, 4, 5})]
 )
 def test_quantize_dropout(cutoff, multiple, allowed):
-    quantizer = residual_fsq(2, [5, 5], 5, quantize_dropout=True, dropout_cutoff=cutoff, dropout_multiple=multiple)
+    quantizer = residual_fsq(
+        2,
+        5,
+        ResidualFiniteScalarOptions(
+            levels=[5, 5], quantize_dropout=True, dropout_cutoff=cutoff, dropout_multiple=multiple
+        ),
+    )
     z, seen = torch.randn(6, 2), set()
     for seed in range(60):
         torch.manual_seed(seed)
@@ -79,7 +94,10 @@ def test_quantize_dropout(cutoff, multiple, allowed):
 
 
 def test_groups_are_independent():
-    groups = [FiniteScalarQuantizer(2, [5, 4]), residual_fsq(2, [3, 3], 2)]
+    groups = [
+        FiniteScalarQuantizer(2, FiniteScalarOptions([5, 4])),
+        residual_fsq(2, 2, ResidualFiniteScalarOptions(levels=[3, 3])),
+    ]
     quantizer = Grouped(4, groups).eval()
     assert quantizer.num_codes == (20, 9, 9)
     z = torch.randn(7, 4)
@@ -111,7 +129,7 @@ def test_levels_with_a_learned_codebook_are_updated_once():
 
 
 def test_scales_stay_fp32():
-    quantizer = residual_fsq(3, [8, 6, 4], 3).eval()
+    quantizer = residual_fsq(3, 3, ResidualFiniteScalarOptions(levels=[8, 6, 4])).eval()
     z = torch.randn(20, 3)
     expected = quantizer(z).quantized
     assert torch.equal(quantizer.bfloat16()(z).quantized, expected)
@@ -120,10 +138,10 @@ def test_scales_stay_fp32():
 
 def test_wrong_options():
     with pytest.raises(ValueError, match="dim 5 does not split evenly over 2 groups"):
-        Grouped(5, [FiniteScalarQuantizer(2, [3, 3])] * 2)
+        Grouped(5, [FiniteScalarQuantizer(2, FiniteScalarOptions([3, 3]))] * 2)
     with pytest.raises(ValueError, match="2 levels with 1 scales"):
-        ResidualStack(2, [FiniteScalarQuantizer(2, [3, 3])] * 2, scales=[1.0])
+        ResidualStack(2, [FiniteScalarQuantizer(2, FiniteScalarOptions([3, 3]))] * 2, scales=[1.0])
     with pytest.raises(ValueError, match="scales must be positive"):
-        ResidualStack(2, [FiniteScalarQuantizer(2, [3, 3])], scales=[0.0])
+        ResidualStack(2, [FiniteScalarQuantizer(2, FiniteScalarOptions([3, 3]))], scales=[0.0])
     with pytest.raises(ValueError, match=r"dropout_cutoff must be in 0 \.\. 2"):
-        residual_lfq(4, 16, 3, quantize_dropout=True, dropout_cutoff=3)
+        residual_lfq(4, 16, 3, ResidualLookupFreeOptions(quantize_dropout=True, dropout_cutoff=3))

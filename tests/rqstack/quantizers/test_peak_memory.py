@@ -11,10 +11,13 @@ import torch
 from benchmarks.quantizer_speed import extra_memory
 from rqstack.quantizers import (
     LookupFreeQuantizer,
+    RandomProjectionOptions,
     RandomProjectionQuantizer,
     ResidualQuantizer,
+    ResidualVectorOptions,
     SimQuantizer,
     VectorLosses,
+    VectorOptions,
     VectorQuantizer,
     residual_simvq,
 )
@@ -28,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def vector(size, **settings):
-    return VectorQuantizer(DIM, size, **settings)
+    return VectorQuantizer(DIM, size, VectorOptions(**settings))
 
 
 # name: (quantizer with that many codes, size of a vector, codes per vector)
@@ -40,10 +43,10 @@ METHODS = {
     "heads": (lambda size: VectorQuantizer(2 * DIM, size, heads=2, separate_codebooks=True), 2 * DIM, 2),
     "residual": (lambda size: ResidualQuantizer(DIM, (size,) * 2, shared=True), DIM, 2),
     "residual vectors": (lambda size: ResidualVectorQuantizer(DIM, size, 2, shared=True), DIM, 2),
-    "beam": (lambda size: ResidualVectorQuantizer(DIM, size, 2, beam_width=2), DIM, 2),
+    "beam": (lambda size: ResidualVectorQuantizer(DIM, size, 2, ResidualVectorOptions(beam_width=2)), DIM, 2),
     "simvq": (lambda size: SimQuantizer(DIM, size), DIM, 1),
     "residual simvq": (lambda size: residual_simvq(DIM, size, 2), DIM, 2),
-    "random projection": (lambda size: RandomProjectionQuantizer(DIM, size, DIM), DIM, 1),
+    "random projection": (lambda size: RandomProjectionQuantizer(DIM, size, RandomProjectionOptions(DIM)), DIM, 1),
     "lfq": (lambda size: LookupFreeQuantizer(16, size, project=True), 16, 1),
     # these differ from "vq" in training alone
     "stochastic": (lambda size: vector(size, sample_temp=1.0), DIM, 1),

@@ -3,18 +3,20 @@
 import pytest
 import torch
 
-from rqstack.quantizers import LookupFreeQuantizer
+from rqstack.quantizers import LatentOptions, LookupFreeOptions, LookupFreeQuantizer, ScalarPerturbationOptions
 from rqstack.quantizers.methods.latent_quantization import LatentQuantizer
 from rqstack.quantizers.methods.scalar_perturbation import ScalarPerturbationQuantizer
 
 ROWS = 10
 SHARES = {1: [10], 2: [4, 6]}  # rows per rank
 QUANTIZERS = {
-    "lfq": lambda: LookupFreeQuantizer(6, 64, inv_temperature=1.0, commitment_weight=0.0),
+    "lfq": lambda: LookupFreeQuantizer(6, 64, LookupFreeOptions(inv_temperature=1.0, commitment_weight=0.0)),
     "lfq, groups of bits, codebooks": lambda: LookupFreeQuantizer(
-        6, 8, num_codebooks=2, joint_bits=2, inv_temperature=1.0, commitment_weight=0.0
+        6, 8, LookupFreeOptions(joint_bits=2, inv_temperature=1.0, commitment_weight=0.0), num_codebooks=2
     ),
-    "fsp": lambda: ScalarPerturbationQuantizer(6, [4] * 6, skewness_weight=0.06, kurtosis_weight=0.05),
+    "fsp": lambda: ScalarPerturbationQuantizer(
+        6, ScalarPerturbationOptions([4] * 6, skewness_weight=0.06, kurtosis_weight=0.05)
+    ),
 }
 JOINT_TERM = {"fsp": "moments"}  # otherwise diversity
 
@@ -37,7 +39,9 @@ def joint_term(name, rank, world):
 
 def latent_values(rank, world):
     """The values after one in-place step on two micro-batches of unequal, masked shares."""
-    quantizer = LatentQuantizer(6, [3] * 6, in_place_optimizer=lambda values: torch.optim.SGD(values, lr=1.0))
+    quantizer = LatentQuantizer(
+        6, LatentOptions([3] * 6), in_place_optimizer=lambda values: torch.optim.SGD(values, lr=1.0)
+    )
     z, mask = share_of(rank, world)
     quantizer(z, mask)
     quantizer(2 * z, ~mask)

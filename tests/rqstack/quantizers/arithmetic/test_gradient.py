@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rqstack.quantizers import VectorLosses, VectorQuantizer
+from rqstack.quantizers import VectorLosses, VectorOptions, VectorQuantizer
 from rqstack.quantizers.arithmetic.code_losses import (
     code_cross_entropy,
     expected_vectors,
@@ -65,7 +65,11 @@ def test_directional_is_the_gradient_of_a_step_along_a_constant_direction(noise)
 
 def test_gumbel_is_the_gradient_of_the_mean_of_the_draw():
     quantizer = VectorQuantizer(
-        5, 7, codebook="learned", estimator="gumbel", sample_temp=0.7, losses=VectorLosses(commitment=0, codebook=0)
+        5,
+        7,
+        VectorOptions(
+            codebook="learned", estimator="gumbel", sample_temp=0.7, losses=VectorLosses(commitment=0, codebook=0)
+        ),
     )
     quantizer.codebooks[0].assign(torch.randn(7, 5), torch.ones(7))
     z, _, upstream = vectors()
@@ -84,7 +88,9 @@ def test_estimators_change_gradients_only(distance, codebook):
     results = {}
     for estimator in ("straight_through", "rotation", "directional", "gumbel"):
         torch.manual_seed(3)
-        quantizer = VectorQuantizer(5, 7, distance=distance, codebook=codebook, estimator=estimator, sample_temp=0.5)
+        quantizer = VectorQuantizer(
+            5, 7, VectorOptions(distance=distance, codebook=codebook, estimator=estimator, sample_temp=0.5)
+        )
         torch.manual_seed(4)
         out = quantizer(z)
         (gradient,) = torch.autograd.grad(out.quantized, z, upstream, retain_graph=True)
@@ -125,7 +131,9 @@ def test_synchronised_adds_a_share_of_the_gradient_to_the_code_vectors(estimator
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_commitment_and_codebook_losses_in_closed_form(masked):
-    quantizer = VectorQuantizer(4, 9, codebook="learned", losses=VectorLosses(commitment=0.25, codebook=2.0))
+    quantizer = VectorQuantizer(
+        4, 9, VectorOptions(codebook="learned", losses=VectorLosses(commitment=0.25, codebook=2.0))
+    )
     quantizer.codebooks[0].assign(torch.randn(9, 4), torch.ones(9))
     z = torch.randn(10, 4, requires_grad=True)
     mask = torch.arange(10) < 6 if masked else torch.ones(10, dtype=torch.bool)
@@ -172,7 +180,7 @@ def test_orthogonality_is_the_mean_squared_cosine_of_pairs(num_codes):
 def test_orthogonal_term_of_active_and_capped_codes():
     def rows_with_gradient(**settings):
         losses = VectorLosses(commitment=0, codebook=0, orthogonal=1.0, **settings)
-        quantizer = VectorQuantizer(5, 40, codebook="learned", losses=losses)
+        quantizer = VectorQuantizer(5, 40, VectorOptions(codebook="learned", losses=losses))
         out = quantizer(torch.randn(6, 5))
         out.loss.backward()
         moved = quantizer.codebooks[0].rows.grad.abs().sum(1).nonzero()[:, 0]

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from rqstack.quantizers.codebooks.entry_use import RestartRule, count_codes
-from rqstack.quantizers.codebooks.learned import LearnedCodebook, LearningRule
+from rqstack.quantizers.codebooks.learned import LearnedCodebook
 from rqstack.quantizers.codebooks.moving_average import EMACodebook, TrainedEMACodebook
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 
@@ -136,7 +136,3 @@ def test_a_trained_ema_codebook_stays_fp32_when_cast():
 def test_wrong_rules_are_refused():
     with pytest.raises(ValueError, match="at least 1 update, got 0"):
         RestartRule(unused_for=0)
-    with pytest.raises(ValueError, match="must not be negative"):
-        LearningRule(sync_nu=-1.0)
-    with pytest.raises(ValueError, match="choose one of them"):
-        LearningRule(sync_nu=1.0, inplace=torch.optim.SGD)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rqstack.quantizers import ResidualQuantizer, ResidualVectorQuantizer, RestartRule
+from rqstack.quantizers import ResidualQuantizer, ResidualVectorOptions, ResidualVectorQuantizer, RestartRule
 from rqstack.quantizers.codebooks.restart_draw import (
     CodedVectors,
     draw_candidates,
@@ -52,7 +52,7 @@ def test_too_few_vectors_leave_zero_rows():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: ResidualVectorQuantizer(4, 8, 3, level_options={"restart": RestartRule(1e6)}),
+        lambda: ResidualVectorQuantizer(4, 8, 3, ResidualVectorOptions(restart=RestartRule(1e6))),
         lambda: ResidualQuantizer(4, (8, 8, 8), restart_unused_codes=True, codebook_update="deferred"),
     ],
 )

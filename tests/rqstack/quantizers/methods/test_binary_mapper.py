@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from rqstack.quantizers import BinaryOptions
 from rqstack.quantizers.methods.binary_mapper import BinaryMapper
 
 
@@ -44,7 +45,7 @@ def test_divergence_from_uniform_codes_beyond_the_free_nats():
     probs = code_probs(z)
     divergence = 3 * math.log(2) - torch.special.entr(probs).sum(1)
     for free in (0.0, 0.3):
-        loss = BinaryMapper(3, 8, kl_weight=0.5, free_nats=free)(z).loss
+        loss = BinaryMapper(3, 8, BinaryOptions(kl_weight=0.5, free_nats=free))(z).loss
         expected = 0.5 * (divergence - free).relu().mean()
         torch.testing.assert_close(loss, expected)
         a, b = (torch.autograd.grad(value, z, retain_graph=True)[0] for value in (loss, expected))
@@ -62,4 +63,4 @@ def test_wrong_options():
     with pytest.raises(ValueError, match="power of two"):
         BinaryMapper(3, 9)
     with pytest.raises(ValueError, match="must not be negative"):
-        BinaryMapper(3, 8, kl_weight=-1.0)
+        BinaryMapper(3, 8, BinaryOptions(kl_weight=-1.0))

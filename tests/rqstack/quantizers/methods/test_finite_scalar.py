@@ -6,15 +6,17 @@ import math
 import pytest
 import torch
 
+from rqstack.quantizers import FiniteScalarOptions, LatentOptions, ScalarPerturbationOptions
 from rqstack.quantizers.methods.finite_scalar import FiniteScalarQuantizer
 from rqstack.quantizers.methods.latent_quantization import LatentQuantizer
 from rqstack.quantizers.methods.lookup_free import LookupFreeQuantizer
 from rqstack.quantizers.methods.scalar_perturbation import ScalarPerturbationQuantizer
+from tests.rqstack.quantizers.quantizer_methods import made
 
 
 @pytest.mark.parametrize("level", [2, 3, 4, 5, 8, 9])
 def test_values_are_k_over_half_the_levels(level):
-    quantizer = FiniteScalarQuantizer(1, [level]).eval()
+    quantizer = FiniteScalarQuantizer(1, FiniteScalarOptions([level])).eval()
     z = torch.linspace(-6, 6, 2001)[:, None]
     half = level // 2
     expected = torch.tensor([k / half for k in range(-half, (level - 1) // 2 + 1)])
@@ -24,7 +26,7 @@ def test_values_are_k_over_half_the_levels(level):
 
 @pytest.mark.parametrize("level", [2, 3, 4, 5, 8, 9])
 def test_symmetric_values_are_even_steps_from_minus_one_to_one(level):
-    quantizer = FiniteScalarQuantizer(1, [level], preserve_symmetry=True).eval()
+    quantizer = FiniteScalarQuantizer(1, FiniteScalarOptions([level], preserve_symmetry=True)).eval()
     z = torch.linspace(-6, 6, 2001)[:, None]
     values = quantizer(z).quantized.unique()
     torch.testing.assert_close(values, torch.linspace(-1, 1, level))
@@ -36,7 +38,7 @@ def test_symmetric_values_are_even_steps_from_minus_one_to_one(level):
 
 def test_the_first_level_varies_fastest():
     levels = [3, 2, 4]
-    quantizer = FiniteScalarQuantizer(3, levels)
+    quantizer = FiniteScalarQuantizer(3, FiniteScalarOptions(levels))
     digits = [tuple(reversed(d)) for d in itertools.product(*(range(level) for level in reversed(levels)))]
     expected = torch.tensor([[(k - n // 2) / (n // 2) for k, n in zip(d, levels)] for d in digits])
     assert torch.equal(quantizer.codebook(0), expected)
@@ -44,10 +46,10 @@ def test_the_first_level_varies_fastest():
 
 
 def test_every_code_can_be_reached_and_decodes_to_itself():
-    quantizer = FiniteScalarQuantizer(4, [8, 5, 5, 5]).eval()
+    quantizer = FiniteScalarQuantizer(4, FiniteScalarOptions([8, 5, 5, 5])).eval()
     codes = torch.arange(1000)[:, None]
     vectors = quantizer.decode(codes)
-    clamped = FiniteScalarQuantizer(4, [8, 5, 5, 5], bound="clamp").eval()
+    clamped = FiniteScalarQuantizer(4, FiniteScalarOptions([8, 5, 5, 5]), bound="clamp").eval()
     assert torch.equal(clamped(vectors).codes, codes)
     assert torch.equal(clamped(vectors.bfloat16()).codes, codes)
     assert torch.equal(clamped(vectors.bfloat16()).quantized.float(), vectors)
@@ -60,7 +62,7 @@ def test_every_code_can_be_reached_and_decodes_to_itself():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_no_code_of_a_thousand_is_lost_in_half_precision(dtype, symmetric):
     """For every code the middle of its cell before the bound, in half precision, has that code; autocast too."""
-    quantizer = FiniteScalarQuantizer(4, [8, 5, 5, 5], preserve_symmetry=symmetric).eval()
+    quantizer = FiniteScalarQuantizer(4, FiniteScalarOptions([8, 5, 5, 5], preserve_symmetry=symmetric)).eval()
     codes = torch.arange(1000)[:, None]
     digits = torch.stack([codes[:, 0] // stride % level for stride, level in zip((1, 8, 40, 200), (8, 5, 5, 5))], 1)
     top = torch.tensor([7, 4, 4, 4])
@@ -80,12 +82,12 @@ def test_no_code_of_a_thousand_is_lost_in_half_precision(dtype, symmetric):
 @pytest.mark.parametrize(
     "quantizer",
     [
-        FiniteScalarQuantizer(2, [5, 4]),
-        FiniteScalarQuantizer(2, [5, 4], preserve_symmetry=True),
-        FiniteScalarQuantizer(2, [5, 4], bound="clamp"),
-        ScalarPerturbationQuantizer(2, [5, 4], quantize_rate=1.0),
+        FiniteScalarQuantizer(2, FiniteScalarOptions([5, 4])),
+        FiniteScalarQuantizer(2, FiniteScalarOptions([5, 4], preserve_symmetry=True)),
+        FiniteScalarQuantizer(2, FiniteScalarOptions([5, 4]), bound="clamp"),
+        ScalarPerturbationQuantizer(2, ScalarPerturbationOptions([5, 4], quantize_rate=1.0)),
         LookupFreeQuantizer(2, 4),
-        LatentQuantizer(2, [5, 4]),
+        LatentQuantizer(2, LatentOptions([5, 4])),
     ],
     ids=lambda quantizer: type(quantizer).__name__,
 )
@@ -106,7 +108,7 @@ def test_what_is_no_number_gets_a_code_and_harms_no_other_vector(quantizer):
 @pytest.mark.parametrize("level", [4, 5])
 def test_gradient_is_that_of_the_bound(level):
     z = torch.randn(50, 1, dtype=torch.float64).float().requires_grad_()
-    quantizer = FiniteScalarQuantizer(1, [level])
+    quantizer = FiniteScalarQuantizer(1, FiniteScalarOptions([level]))
     (gradient,) = torch.autograd.grad(quantizer(z).quantized.sum(), z)
     half, offset = (level - 1) * 1.001 / 2, 0.5 * (level % 2 == 0)
     expected = half / (level // 2) * (1 - (z + math.atanh(offset / half)).tanh() ** 2)
@@ -116,7 +118,7 @@ def test_gradient_is_that_of_the_bound(level):
 
 def test_dithered_rounding_is_right_on_average():
     """With noise on every scalar the mean value is the bounded scalar; without train mode there is no noise."""
-    quantizer = FiniteScalarQuantizer(1, [9], noise_dropout=1.0)
+    quantizer = FiniteScalarQuantizer(1, FiniteScalarOptions([9], noise_dropout=1.0))
     z = torch.full((200_000, 1), 0.3)
     bounded = quantizer.bound(z[:1])
     torch.testing.assert_close(quantizer(z).quantized.mean(), bounded[0, 0], atol=2e-3, rtol=0)
@@ -136,4 +138,4 @@ def test_dithered_rounding_is_right_on_average():
 )
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
-        FiniteScalarQuantizer(6, **options)
+        made(FiniteScalarQuantizer, FiniteScalarOptions, 6, **options)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from rqstack.quantizers import LatentOptions
 from rqstack.quantizers.methods.latent_quantization import LatentQuantizer, nearest_scalars
 
 
 def test_first_values():
-    quantizer = LatentQuantizer(2, [5, 4])
+    quantizer = LatentQuantizer(2, LatentOptions([5, 4]))
     torch.testing.assert_close(quantizer.values[0].data, torch.tensor([-0.5, -0.25, 0.0, 0.25, 0.5]))
     torch.testing.assert_close(quantizer.values[1].data, torch.tensor([-0.5, -0.25, 0.0, 0.25]))
 
@@ -20,7 +21,7 @@ def test_binary_search_finds_the_nearest_of_unsorted_values():
 
 
 def test_terms_and_their_gradients():
-    quantizer = LatentQuantizer(2, [3, 4], commitment_weight=0.25, quantization_weight=0.5)
+    quantizer = LatentQuantizer(2, LatentOptions([3, 4], commitment_weight=0.25, quantization_weight=0.5))
     z = torch.randn(9, 2, requires_grad=True)
     out = quantizer(z)
     error = (z - out.quantized).detach()
@@ -37,7 +38,7 @@ def test_terms_and_their_gradients():
 
 
 def test_values_move_to_the_data():
-    quantizer = LatentQuantizer(1, [2], quantization_weight=1.0)
+    quantizer = LatentQuantizer(1, LatentOptions([2], quantization_weight=1.0))
     z = torch.cat([torch.full((50, 1), -2.0), torch.full((50, 1), 3.0)])
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.5)
     for _ in range(50):
@@ -48,8 +49,10 @@ def test_values_move_to_the_data():
 
 
 def test_in_place_optimizer_steps_once_per_update_on_the_mean_gradient():
-    quantizer = LatentQuantizer(2, [3, 4], in_place_optimizer=lambda values: torch.optim.SGD(values, lr=0.5))
-    plain = LatentQuantizer(2, [3, 4], quantization_weight=1.0)
+    quantizer = LatentQuantizer(
+        2, LatentOptions([3, 4]), in_place_optimizer=lambda values: torch.optim.SGD(values, lr=0.5)
+    )
+    plain = LatentQuantizer(2, LatentOptions([3, 4], quantization_weight=1.0))
     before = [values.clone() for values in quantizer.values]
     batches = torch.randn(2, 9, 2)
     for z in batches:
@@ -71,6 +74,6 @@ def test_in_place_optimizer_steps_once_per_update_on_the_mean_gradient():
 
 def test_wrong_options():
     with pytest.raises(ValueError, match="levels must be whole numbers"):
-        LatentQuantizer(2, [5, 1])
+        LatentQuantizer(2, LatentOptions([5, 1]))
     with pytest.raises(ValueError, match="weights must not be negative"):
-        LatentQuantizer(2, [5, 5], commitment_weight=-1)
+        LatentQuantizer(2, LatentOptions([5, 5], commitment_weight=-1))

@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 
+from rqstack.quantizers import LookupFreeOptions
 from rqstack.quantizers.arithmetic import bit_entropy
 from rqstack.quantizers.methods.lookup_free import LookupFreeQuantizer
+from tests.rqstack.quantizers.quantizer_methods import made
 
 
 def brute_force(quantizer, z, mask=None):
     """(mean entropy, entropy of the mean) from the N x 2^k table of one codebook."""
     book = quantizer.codebook(0)
-    probs = (2 * quantizer.inv_temperature * z @ book.T).softmax(1)
+    probs = (2 * quantizer.options.inv_temperature * z @ book.T).softmax(1)
     probs = probs if mask is None else probs[mask]
     mean = probs.mean(0)
     return torch.special.entr(probs).sum(1).mean(), torch.special.entr(mean).sum()
@@ -25,7 +27,9 @@ def brute_force(quantizer, z, mask=None):
 def test_entropies_equal_brute_force(monkeypatch, bits, temperature, masked, chunk):
     monkeypatch.setattr(bit_entropy, "rows_per_chunk", lambda size, device: chunk)
     quantizer = LookupFreeQuantizer(
-        bits, 2**bits, entropy_weight=0.3, diversity_weight=0.7, inv_temperature=temperature, scale=0.8
+        bits,
+        2**bits,
+        LookupFreeOptions(entropy_weight=0.3, diversity_weight=0.7, inv_temperature=temperature, scale=0.8),
     )
     z = (torch.randn(40, bits) * 0.3).requires_grad_()
     mask = torch.rand(40) < 0.5 if masked else None
@@ -41,14 +45,16 @@ def test_entropies_equal_brute_force(monkeypatch, bits, temperature, masked, chu
 
 def test_groups_of_bits_bound_the_diversity_from_above():
     z = torch.randn(30, 6) * 0.2
-    quantizers = [LookupFreeQuantizer(6, 64, inv_temperature=2.0, joint_bits=bits) for bits in (1, 2, 3, 6)]
+    quantizers = [
+        LookupFreeQuantizer(6, 64, LookupFreeOptions(inv_temperature=2.0, joint_bits=bits)) for bits in (1, 2, 3, 6)
+    ]
     entropies = [-q(z).terms["diversity"] / 0.1 for q in quantizers]
     exact = brute_force(quantizers[-1], z)[1]
     torch.testing.assert_close(entropies[-1], exact)
     assert all(entropy >= exact - 1e-5 for entropy in entropies)
     pairs = 0
     for first in (0, 2, 4):
-        pair = LookupFreeQuantizer(2, 4, inv_temperature=2.0)
+        pair = LookupFreeQuantizer(2, 4, LookupFreeOptions(inv_temperature=2.0))
         pairs = pairs + brute_force(pair, z[:, first : first + 2])[1]
     torch.testing.assert_close(entropies[1], pairs)
 
@@ -62,7 +68,7 @@ def test_bits_and_codes():
 
 
 def test_no_code_of_two_to_the_eighteen_is_lost_in_bf16():
-    quantizer = LookupFreeQuantizer(18, 2**18, entropy_weight=0.0).eval()
+    quantizer = LookupFreeQuantizer(18, 2**18, LookupFreeOptions(entropy_weight=0.0)).eval()
     codes = torch.arange(2**18)[:, None]
     vectors = quantizer.decode(codes)
     for dtype in (torch.bfloat16, torch.float16):
@@ -74,7 +80,7 @@ def test_no_code_of_two_to_the_eighteen_is_lost_in_bf16():
 
 
 def test_spherical_codes_have_unit_length():
-    quantizer = LookupFreeQuantizer(5, 32, spherical=True, commitment_weight=1.0, entropy_weight=0.0)
+    quantizer = LookupFreeQuantizer(5, 32, LookupFreeOptions(spherical=True, commitment_weight=1.0, entropy_weight=0.0))
     z = torch.randn(20, 5, requires_grad=True)
     out = quantizer(z)
     torch.testing.assert_close(out.quantized.norm(dim=1), torch.ones(20))
@@ -83,7 +89,7 @@ def test_spherical_codes_have_unit_length():
 
 
 def test_commitment_gradient_and_straight_through():
-    quantizer = LookupFreeQuantizer(4, 16, commitment_weight=0.5, entropy_weight=0.0)
+    quantizer = LookupFreeQuantizer(4, 16, LookupFreeOptions(commitment_weight=0.5, entropy_weight=0.0))
     z = torch.randn(7, 4, requires_grad=True)
     out = quantizer(z)
     (gradient,) = torch.autograd.grad(out.loss, z, retain_graph=True)
@@ -113,4 +119,4 @@ def test_saturated_bits_have_finite_gradients():
 )
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
-        LookupFreeQuantizer(4, **options)
+        made(LookupFreeQuantizer, LookupFreeOptions, 4, **options)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rqstack.quantizers import LearningRule, RestartRule
+from rqstack.quantizers import MultiScaleOptions, RestartRule
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqstack.quantizers.methods.multi_scale import MultiScaleQuantizer
 from rqstack.quantizers.warmup import codebook_warmup
+from tests.rqstack.quantizers.quantizer_methods import made
 
 KINDS = {
     "shared": {},
@@ -21,8 +22,8 @@ GRIDS = {1: (9,), 2: (4, 5), 3: (2, 4, 3)}
 
 
 def _make(grid_dims=2, **options):
-    options = {"dim": 6, "codebook_size": 32, "scales": (1, 2, 4), "grid_dims": grid_dims, **options}
-    return MultiScaleQuantizer(**options)
+    options = {"codebook_size": 32, "scales": [1, 2, 4], "grid_dims": grid_dims, **options}
+    return made(MultiScaleQuantizer, MultiScaleOptions, 6, **options)
 
 
 @pytest.mark.parametrize("grid_dims", [1, 2, 3])
@@ -255,8 +256,6 @@ def test_parts():
         ({"codebook_size": (16, 32), "shared": False}, "do not fit 3 scales$"),
         ({"scale_dropout": 1.5}, "got 1.5, 1 and 1"),
         ({"kept_scales": 4}, r"in 1 .. 3, got 0.0, 4 and 1"),
-        ({"heads": 2, "estimator": "rotation"}, "scales have no setting estimator, heads"),
-        ({"codebook": "learned", "learning": LearningRule(sync_nu=1.0)}, "sync_nu needs a gradient"),
     ],
 )
 def test_wrong_options(options, message):

@@ -3,10 +3,15 @@
 import pytest
 import torch
 
-from rqstack.quantizers import ResidualVectorQuantizer, VectorLosses
+from rqstack.quantizers import ResidualVectorOptions, ResidualVectorQuantizer, VectorLosses
 from rqstack.quantizers.arithmetic.beam_search import beam_search
 from rqstack.quantizers.methods import neural_codebook
-from rqstack.quantizers.methods.neural_codebook import NeuralCodebook, NeuralLevel, NeuralResidualQuantizer
+from rqstack.quantizers.methods.neural_codebook import (
+    NeuralCodebook,
+    NeuralLevel,
+    NeuralResidualOptions,
+    NeuralResidualQuantizer,
+)
 
 DIM = 6
 
@@ -20,7 +25,7 @@ def wild(module):
 
 def quantizer(**settings):
     torch.manual_seed(0)
-    model = NeuralResidualQuantizer(DIM, 10, 3, **{"hidden": 5, "depth": 2, **settings})
+    model = NeuralResidualQuantizer(DIM, 10, 3, NeuralResidualOptions(**{"hidden": 5, "depth": 2, **settings}))
     for level in model.levels:
         level.codebooks[0].assign(torch.randn(10, DIM), torch.ones(10))
     wild(model.transforms)
@@ -42,7 +47,7 @@ def test_a_transform_is_a_network_over_partial_sum_and_code():
 def test_training_starts_with_plain_residual_quantization():
     torch.manual_seed(0)
     neural = NeuralResidualQuantizer(DIM, 10, 3).eval()
-    plain = ResidualVectorQuantizer(DIM, 10, 3, level_options={"codebook": "learned"}).eval()
+    plain = ResidualVectorQuantizer(DIM, 10, 3, ResidualVectorOptions(codebook="learned")).eval()
     plain.load_state_dict(neural.state_dict(), strict=False)
     z = torch.randn(30, DIM)
     out, expected = neural(z), plain(z)
@@ -86,7 +91,7 @@ def test_blocks_of_rows_and_codes_change_nothing(monkeypatch):
 
 def test_the_loss_compares_the_input_with_every_partial_sum():
     losses = VectorLosses(commitment=0.25, codebook=2.0)
-    model = quantizer(level_options={"losses": losses}, loss_weights=[1.0, 0.5, 3.0])
+    model = quantizer(losses=losses, loss_weights=[1.0, 0.5, 3.0])
     z = torch.randn(8, DIM, requires_grad=True)
     out = model(z)
     errors, total = [], None
@@ -108,9 +113,13 @@ def test_training_beats_plain_residual_quantization():
     torch.manual_seed(0)
     x = torch.randn(400, 8) @ torch.randn(8, 8)
     errors = {}
-    for kind in (NeuralResidualQuantizer, ResidualVectorQuantizer):
+    kinds = {
+        NeuralResidualQuantizer: NeuralResidualOptions(kmeans_init=True),
+        ResidualVectorQuantizer: ResidualVectorOptions(kmeans_init=True, codebook="learned"),
+    }
+    for kind, options in kinds.items():
         torch.manual_seed(0)
-        model = kind(8, 16, 3, level_options={"kmeans_init": True, "codebook": "learned"})
+        model = kind(8, 16, 3, options)
         model(x)
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         for _ in range(120):
@@ -144,11 +153,8 @@ def test_search_draws_codes_of_any_level():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"shared": True},
         {"estimator": "gumbel"},
-        {"level_options": {"codebook": "ema"}},
-        {"level_options": {"distance": "cosine"}},
-        {"level_options": {"losses": VectorLosses(diversity=1.0)}},
+        {"losses": VectorLosses(diversity=1.0)},
     ],
 )
 def test_settings_without_meaning_are_refused(wrong):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rqstack.quantizers import RandomProjectionOptions
 from rqstack.quantizers.methods.random_projection import RandomProjectionQuantizer
 
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_codes_have_the_highest_cosine(normalize):
-    quantizer = RandomProjectionQuantizer(12, 32, 5, num_codebooks=3, normalize=normalize)
+    quantizer = RandomProjectionQuantizer(12, 32, RandomProjectionOptions(5, normalize=normalize), num_codebooks=3)
     z = torch.randn(4, 7, 12) * 3 + 1
     x = (z - z.mean(-1, keepdim=True)) / z.std(-1, keepdim=True, unbiased=False) if normalize else z
     projected = F.normalize((x @ quantizer.projection).view(4, 7, 3, 5), dim=-1)
@@ -21,24 +22,24 @@ def test_codes_have_the_highest_cosine(normalize):
 
 
 def test_decoded_vectors_project_to_their_code_vectors():
-    quantizer = RandomProjectionQuantizer(12, 32, 5, num_codebooks=2)
+    quantizer = RandomProjectionQuantizer(12, 32, RandomProjectionOptions(5), num_codebooks=2)
     out = quantizer(torch.randn(9, 12))
     expected = torch.stack([quantizer.codebook(d)[out.codes[:, d]] for d in range(2)], 1)
     torch.testing.assert_close((out.quantized @ quantizer.projection).view(9, 2, 5), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_learns_and_buffers_stay_fp32():
-    quantizer = RandomProjectionQuantizer(12, 32, 5)
+    quantizer = RandomProjectionQuantizer(12, 32, RandomProjectionOptions(5))
     assert not list(quantizer.parameters())
     z = torch.randn(9, 12)
     out = quantizer(z)
     assert out.loss == 0
     assert torch.equal(quantizer.half()(z).codes, out.codes)
-    other = RandomProjectionQuantizer(12, 32, 5)
+    other = RandomProjectionQuantizer(12, 32, RandomProjectionOptions(5))
     other.load_state_dict(quantizer.state_dict())
     assert torch.equal(other(z).quantized, out.quantized)
 
 
 def test_wrong_options():
     with pytest.raises(ValueError, match="codebook size must be at least 1"):
-        RandomProjectionQuantizer(12, 0, 5)
+        RandomProjectionQuantizer(12, 0, RandomProjectionOptions(5))

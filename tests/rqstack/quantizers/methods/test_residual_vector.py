@@ -11,13 +11,17 @@ from torch.nn import functional as F
 from rqstack.quantizers import (
     Grouped,
     InLayout,
+    NeuralResidualOptions,
+    NeuralResidualQuantizer,
+    ResidualVectorOptions,
     ResidualVectorQuantizer,
     RestartRule,
     VectorLosses,
+    VectorOptions,
     VectorQuantizer,
     codebook_warmup,
 )
-from rqstack.quantizers.methods.neural_codebook import NeuralResidualQuantizer
+from tests.rqstack.quantizers.quantizer_methods import made
 
 DIM = 6
 quick = settings(max_examples=40, deadline=None, derandomize=True)
@@ -38,9 +42,8 @@ def quantizers(draw, random=True):
     }
     sample_temp = draw(st.sampled_from([None, 0.5])) if random else None
     if draw(st.integers(0, 3)) == 0:
-        quantizer = NeuralResidualQuantizer(
-            DIM, [9, 12, 7], hidden=5, depth=2, level_options={"sample_temp": sample_temp}, **common
-        )
+        networks = NeuralResidualOptions(hidden=5, depth=2, **common)
+        quantizer = NeuralResidualQuantizer(DIM, [9, 12, 7], options=networks, sample_temp=sample_temp)
         for parameter in quantizer.transforms.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     else:
@@ -61,16 +64,10 @@ def quantizers(draw, random=True):
                 orthogonal=draw(st.sampled_from([0.0, 2.0])) if codebook == "learned" else 0.0,
             ),
         }
-        estimator = (
-            "gumbel"
-            if gumbel
-            else "directional"
-            if directional
-            else draw(st.sampled_from(["straight_through", "rotation"]))
-        )
-        quantizer = ResidualVectorQuantizer(
-            DIM, 9 if shared else [9, 12, 7], 3, shared=shared, estimator=estimator, level_options=options, **common
-        )
+        estimator = "directional" if directional else draw(st.sampled_from(["straight_through", "rotation"]))
+        estimator = "gumbel" if gumbel else estimator
+        options = ResidualVectorOptions(estimator=estimator, **options, **common)
+        quantizer = ResidualVectorQuantizer(DIM, 9 if shared else [9, 12, 7], 3, options, shared=shared)
     for level in quantizer.levels:
         level.codebooks[0].assign(torch.randn(level.num_codes[0], level.dim), torch.ones(level.num_codes[0]))
     return quantizer.train(draw(st.booleans()))
@@ -89,7 +86,7 @@ def test_output_is_what_the_codes_decode_to(quantizer, shape, dtype):
     assert torch.equal(out.quantized, quantizer.decode(out.codes).to(z.dtype))
     assert out.codes.shape == (*shape, 3)
     assert out.codes.dtype == torch.int64
-    lowest = -1 if quantizer.training and quantizer.quantize_dropout else 0
+    lowest = -1 if quantizer.training and quantizer.options.quantize_dropout else 0
     assert (out.codes >= lowest).all()
     assert (out.codes < torch.tensor(quantizer.num_codes)).all()
     assert out.loss.dtype == torch.float32
@@ -191,7 +188,9 @@ def test_commitment_gradient_in_closed_form_at_every_level(width, codebook):
     for alone in range(3):
         only = [weight if level == alone else 0.0 for level, weight in enumerate(weights)]
         torch.manual_seed(0)
-        quantizer = ResidualVectorQuantizer(DIM, 11, 3, loss_weights=only, beam_width=width, level_options=options)
+        quantizer = ResidualVectorQuantizer(
+            DIM, 11, 3, ResidualVectorOptions(loss_weights=only, beam_width=width, **options)
+        )
         out = quantizer(z)
         (gradient,) = torch.autograd.grad(out.loss, z)
         total = quantizer.embed_with_depth(out.codes)[:, : alone + 1].sum(1)
@@ -201,7 +200,7 @@ def test_commitment_gradient_in_closed_form_at_every_level(width, codebook):
 
 
 def test_learned_code_vectors_are_pulled_to_the_residuals():
-    quantizer = ResidualVectorQuantizer(DIM, 5, 2, level_options={"codebook": "learned"})
+    quantizer = ResidualVectorQuantizer(DIM, 5, 2, ResidualVectorOptions(codebook="learned"))
     z = torch.randn(9, DIM)
     out = quantizer(z)
     gradients = torch.autograd.grad(out.terms["codebook"], list(quantizer.parameters()))
@@ -218,8 +217,8 @@ def test_learned_code_vectors_are_pulled_to_the_residuals():
 def test_estimators_change_gradients_only(estimator):
     options = {"codebook": "learned", "sample_temp": 1e-4}
     torch.manual_seed(0)
-    base = ResidualVectorQuantizer(DIM, 12, 3, level_options=options)
-    quantizer = ResidualVectorQuantizer(DIM, 12, 3, estimator=estimator, level_options=options)
+    base = ResidualVectorQuantizer(DIM, 12, 3, ResidualVectorOptions(**options))
+    quantizer = ResidualVectorQuantizer(DIM, 12, 3, ResidualVectorOptions(estimator=estimator, **options))
     quantizer.load_state_dict(base.state_dict())
     z = torch.randn(8, DIM, requires_grad=True)
     out, expected = quantizer(z), base(z)
@@ -235,7 +234,7 @@ def test_estimators_change_gradients_only(estimator):
 
 def test_beam_leaves_less_than_the_greedy_search_in_train_and_eval_mode():
     torch.manual_seed(0)
-    quantizer = ResidualVectorQuantizer(DIM, 32, 4, beam_width=4, eval_beam_width=8)
+    quantizer = ResidualVectorQuantizer(DIM, 32, 4, ResidualVectorOptions(beam_width=4, eval_beam_width=8))
     z = torch.randn(300, DIM)
     errors = {}
     for training, width in ((True, 4), (False, 8), (False, 1)):
@@ -245,7 +244,7 @@ def test_beam_leaves_less_than_the_greedy_search_in_train_and_eval_mode():
 
 
 def test_evaluation_with_a_beam_draws_nothing():
-    quantizer = ResidualVectorQuantizer(DIM, 32, 4, beam_width=3, level_options={"sample_temp": 5.0})
+    quantizer = ResidualVectorQuantizer(DIM, 32, 4, ResidualVectorOptions(beam_width=3, sample_temp=5.0))
     z = torch.randn(50, DIM)
     assert not torch.equal(quantizer(z).codes, quantizer(z).codes)
     quantizer.eval()
@@ -255,7 +254,7 @@ def test_evaluation_with_a_beam_draws_nothing():
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_masked_vectors_that_are_no_numbers_harm_no_gradient(width):
-    quantizer = ResidualVectorQuantizer(DIM, 9, 2, codebook_dim=4, beam_width=width)
+    quantizer = ResidualVectorQuantizer(DIM, 9, 2, ResidualVectorOptions(codebook_dim=4, beam_width=width))
     z = torch.randn(4, DIM)
     z[1] = float("nan")
     out = quantizer(z, torch.tensor([True, False, True, True]))
@@ -265,7 +264,7 @@ def test_masked_vectors_that_are_no_numbers_harm_no_gradient(width):
 
 def test_levels_see_the_residuals_of_the_beam():
     """EMA updates follow the codes of the best sum."""
-    quantizer = ResidualVectorQuantizer(DIM, 10, 2, beam_width=3)
+    quantizer = ResidualVectorQuantizer(DIM, 10, 2, ResidualVectorOptions(beam_width=3))
     books = [quantizer.codebook(level).clone() for level in range(2)]
     z = torch.randn(40, DIM)
     codes = quantizer(z).codes
@@ -293,7 +292,9 @@ def test_a_shared_codebook_is_one_and_updated_once_over_all_levels():
 
 
 def test_dropped_levels_have_codes_of_minus_one_and_learn_nothing():
-    quantizer = ResidualVectorQuantizer(DIM, 8, 4, quantize_dropout=True, dropout_cutoff=1, dropout_multiple=2)
+    quantizer = ResidualVectorQuantizer(
+        DIM, 8, 4, ResidualVectorOptions(quantize_dropout=True, dropout_cutoff=1, dropout_multiple=2)
+    )
     z, seen = torch.randn(10, DIM), set()
     for seed in range(20):
         torch.manual_seed(seed)
@@ -315,7 +316,7 @@ def test_levels_start_from_the_residuals_they_will_see(shared, kind):
     torch.manual_seed(0)
     z = torch.randn(400, DIM)
     options = {"kmeans_init": kind == "kmeans_init"}
-    quantizer = ResidualVectorQuantizer(DIM, 16, 3, shared=shared, beam_width=2, level_options=options)
+    quantizer = ResidualVectorQuantizer(DIM, 16, 3, ResidualVectorOptions(beam_width=2, **options), shared=shared)
     if kind == "warmup":
         assert codebook_warmup(torch.nn.Sequential(quantizer), [z], "kmeans", num_batches=1) == ["0"]
     else:
@@ -333,7 +334,7 @@ def test_levels_start_from_the_residuals_they_will_see(shared, kind):
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_start_ignores_masked_vectors(shared):
     z, mask = torch.randn(8, 30, DIM), torch.arange(30) < torch.randint(1, 30, (8, 1))
-    quantizer = ResidualVectorQuantizer(DIM, 12, 2, shared=shared, level_options={"kmeans_init": True})
+    quantizer = ResidualVectorQuantizer(DIM, 12, 2, ResidualVectorOptions(kmeans_init=True), shared=shared)
     other = copy.deepcopy(quantizer)
     quantizer(z[mask])
     other(torch.where(mask[..., None], z, torch.nan), mask)
@@ -344,8 +345,8 @@ def test_the_start_ignores_masked_vectors(shared):
 def test_one_level_is_a_vector_quantizer():
     torch.manual_seed(0)
     options = {"distance": "cosine", "restart": RestartRule(0.5, relative=True)}
-    residual = ResidualVectorQuantizer(DIM, 10, 1, level_options=options)
-    plain = VectorQuantizer(DIM, 10, **options)
+    residual = ResidualVectorQuantizer(DIM, 10, 1, ResidualVectorOptions(**options))
+    plain = VectorQuantizer(DIM, 10, VectorOptions(**options))
     plain.load_state_dict(residual.levels[0].state_dict())
     for _ in range(3):
         z = torch.randn(30, DIM)
@@ -359,7 +360,7 @@ def test_one_level_is_a_vector_quantizer():
 
 
 def test_groups_and_layouts():
-    groups = [ResidualVectorQuantizer(3, 7, 2, beam_width=2) for _ in range(2)]
+    groups = [ResidualVectorQuantizer(3, 7, 2, ResidualVectorOptions(beam_width=2)) for _ in range(2)]
     quantizer = InLayout(Grouped(DIM, groups), DIM, "channels_first").eval()
     z = torch.randn(2, DIM, 4, 4)
     out = quantizer(z)
@@ -369,7 +370,7 @@ def test_groups_and_layouts():
 
 
 def test_cosine_levels_subtract_unit_vectors():
-    quantizer = ResidualVectorQuantizer(DIM, 10, 2, level_options={"distance": "cosine"}).eval()
+    quantizer = ResidualVectorQuantizer(DIM, 10, 2, ResidualVectorOptions(distance="cosine")).eval()
     z = torch.randn(20, DIM)
     out = quantizer(z)
     left = z
@@ -390,10 +391,10 @@ def test_cosine_levels_subtract_unit_vectors():
         ({"beam_width": 0}, "beam_width must be at least 1"),
         ({"estimator": "reinforce"}, "not one of straight_through"),
         ({"estimator": "gumbel"}, "needs sample_temp"),
-        ({"level_options": {"heads": 2}}, "level_options cannot set heads"),
+        ({"groups": 2}, "groups 2: this is one stack"),
         ({"quantize_dropout": True, "dropout_cutoff": 3}, "dropout_cutoff must be in"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        ResidualVectorQuantizer(**{"dim": DIM, "num_codes": 4, "num_quantizers": 3, **wrong})
+        made(ResidualVectorQuantizer, ResidualVectorOptions, DIM, **{"num_codes": 4, "num_quantizers": 3, **wrong})

@@ -4,14 +4,15 @@ restarts and dropout."""
 import pytest
 import torch
 
-from rqstack.quantizers import ResidualVectorQuantizer, RestartRule
+from rqstack.quantizers import ResidualVectorOptions, ResidualVectorQuantizer, RestartRule
+from tests.rqstack.quantizers.quantizer_methods import made
 
 RESTART = RestartRule(0.5, relative=True)
 SETTINGS = [
-    {"level_options": {"kmeans_init": True, "restart": RESTART}},
-    {"shared": True, "beam_width": 3, "level_options": {"kmeans_init": True, "restart": RESTART}},
-    {"quantize_dropout": True, "level_options": {"distance": "cosine"}},
-    {"codebook_dim": 4, "beam_width": 2, "level_options": {"kmeans_init": True}},
+    {"kmeans_init": True, "restart": RESTART},
+    {"shared": True, "beam_width": 3, "kmeans_init": True, "restart": RESTART},
+    {"quantize_dropout": True, "distance": "cosine"},
+    {"codebook_dim": 4, "beam_width": 2, "kmeans_init": True},
 ]
 STEPS, BATCH, MICRO = 3, 8, 2
 SHARES = {1: [8], 2: [3, 5]}  # rows per rank
@@ -25,7 +26,7 @@ def vectors(step, world, rank):
 
 def train(rank, world, settings):
     torch.manual_seed(0)
-    model = ResidualVectorQuantizer(8, 24, 3, **settings)
+    model = made(ResidualVectorQuantizer, ResidualVectorOptions, 8, 24, 3, **settings)
     torch.manual_seed(1 + 7 * rank)
     kept = []
     for step in range(STEPS):

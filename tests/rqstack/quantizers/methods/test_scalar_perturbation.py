@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from rqstack.quantizers import ScalarPerturbationOptions
 from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, scalar_moments
 from rqstack.quantizers.methods.scalar_perturbation import ACTIVATIONS, VARIANCES, ScalarPerturbationQuantizer
 
@@ -25,7 +26,7 @@ def test_activations_are_distribution_functions_with_inverses(name):
 
 
 def test_values_are_bin_centres_of_unit_variance():
-    quantizer = ScalarPerturbationQuantizer(1, [4]).eval()
+    quantizer = ScalarPerturbationQuantizer(1, ScalarPerturbationOptions([4])).eval()
     z = torch.linspace(-6, 6, 1001)[:, None]
     expected = (torch.tensor([0.125, 0.375, 0.625, 0.875]) - 0.5) * math.sqrt(12)
     torch.testing.assert_close(quantizer(z).quantized.unique(), expected)
@@ -36,7 +37,9 @@ def test_values_are_bin_centres_of_unit_variance():
 @pytest.mark.parametrize("invert", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_code_decodes_to_itself(activation, invert):
-    quantizer = ScalarPerturbationQuantizer(4, LEVELS, activation=activation, invert=invert).eval()
+    quantizer = ScalarPerturbationQuantizer(
+        4, ScalarPerturbationOptions(LEVELS, activation=activation, invert=invert)
+    ).eval()
     codes = torch.arange(1000)[:, None]
     vectors = quantizer.decode(codes)
     z = vectors if invert else ACTIVATIONS[activation][1](vectors / math.sqrt(12) + 0.5)
@@ -46,7 +49,7 @@ def test_every_code_decodes_to_itself(activation, invert):
 
 
 def test_moves_are_at_most_half_a_bin_and_stay_inside():
-    quantizer = ScalarPerturbationQuantizer(2, [4, 10], quantize_rate=0.25)
+    quantizer = ScalarPerturbationQuantizer(2, ScalarPerturbationOptions([4, 10], quantize_rate=0.25))
     z = torch.randn(20_000, 2)
     out = quantizer(z)
     act, got = (z.tanh() + 1) / 2, out.quantized / math.sqrt(12) + 0.5
@@ -59,7 +62,7 @@ def test_moves_are_at_most_half_a_bin_and_stay_inside():
 
 
 def test_a_full_quantize_rate_obeys_the_law_in_train_mode_and_draws_nothing():
-    quantizer = ScalarPerturbationQuantizer(4, LEVELS, quantize_rate=1.0)
+    quantizer = ScalarPerturbationQuantizer(4, ScalarPerturbationOptions(LEVELS, quantize_rate=1.0))
     state = torch.get_rng_state()
     out = quantizer(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(out.quantized, quantizer.decode(out.codes))
@@ -69,9 +72,13 @@ def test_a_full_quantize_rate_obeys_the_law_in_train_mode_and_draws_nothing():
 def test_gradient_is_that_of_the_activation_or_of_the_identity():
     z = torch.randn(50, 4, requires_grad=True)
     upstream = torch.randn(50, 4)
-    (gradient,) = torch.autograd.grad(ScalarPerturbationQuantizer(4, LEVELS)(z).quantized, z, upstream)
+    (gradient,) = torch.autograd.grad(
+        ScalarPerturbationQuantizer(4, ScalarPerturbationOptions(LEVELS))(z).quantized, z, upstream
+    )
     torch.testing.assert_close(gradient, upstream * (1 - z.tanh() ** 2) / 2 * math.sqrt(12))
-    (gradient,) = torch.autograd.grad(ScalarPerturbationQuantizer(4, LEVELS, invert=True)(z).quantized, z, upstream)
+    (gradient,) = torch.autograd.grad(
+        ScalarPerturbationQuantizer(4, ScalarPerturbationOptions(LEVELS, invert=True))(z).quantized, z, upstream
+    )
     assert torch.equal(gradient, upstream)
 
 
@@ -89,7 +96,7 @@ def test_moments_equal_their_definitions_with_and_without_a_mask():
 
 
 def test_term_vanishes_for_the_right_spread_and_in_eval_mode():
-    quantizer = ScalarPerturbationQuantizer(1, [16], activation="normal")
+    quantizer = ScalarPerturbationQuantizer(1, ScalarPerturbationOptions([16], activation="normal"))
     z = torch.randn(200_000, 1)
     assert quantizer(z).loss < 1e-4
     assert quantizer(z * 2).loss > 0.5
@@ -97,7 +104,9 @@ def test_term_vanishes_for_the_right_spread_and_in_eval_mode():
 
 
 def test_one_row_and_no_row_have_finite_gradients():
-    quantizer = ScalarPerturbationQuantizer(2, [4, 4], skewness_weight=0.1, kurtosis_weight=0.1)
+    quantizer = ScalarPerturbationQuantizer(
+        2, ScalarPerturbationOptions([4, 4], skewness_weight=0.1, kurtosis_weight=0.1)
+    )
     for mask in (torch.tensor([True, False]), torch.tensor([False, False])):
         z = torch.randn(2, 2, requires_grad=True)
         quantizer(z, mask).loss.backward()
@@ -115,4 +124,4 @@ def test_one_row_and_no_row_have_finite_gradients():
 )
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
-        ScalarPerturbationQuantizer(6, **options)
+        ScalarPerturbationQuantizer(6, ScalarPerturbationOptions(**options))

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from rqstack.quantizers import SimOptions
 from rqstack.quantizers.arithmetic.gradient import rotation_trick
 from rqstack.quantizers.methods.simvq import SimQuantizer
 from rqstack.quantizers.wrappers.layout import InLayout
 
 
 def test_terms_and_their_gradients():
-    quantizer = SimQuantizer(4, 10, codebook_weight=0.5, commitment_weight=0.125)
+    quantizer = SimQuantizer(4, 10, SimOptions(codebook_weight=0.5, commitment_weight=0.125))
     z = torch.randn(20, 4, requires_grad=True)
     out = quantizer(z)
     book = quantizer.frozen @ quantizer.map.weight.T
@@ -39,9 +40,9 @@ def test_unused_codes_move_and_the_frozen_ones_do_not():
 
 
 def test_a_smaller_frozen_codebook():
-    quantizer = SimQuantizer(8, 32, codebook_dim=3, num_codebooks=2)
+    quantizer = SimQuantizer(8, 32, SimOptions(codebook_dim=3), num_codebooks=2)
     assert quantizer.frozen.shape == (32, 3) and quantizer.map.weight.shape == (4, 3)
-    assert abs(SimQuantizer(8, 999, codebook_dim=100).frozen.std() - 0.1) < 0.01
+    assert abs(SimQuantizer(8, 999, SimOptions(codebook_dim=100)).frozen.std() - 0.1) < 0.01
     z = torch.randn(6, 5, 8)
     out = quantizer(z)
     book = quantizer.frozen @ quantizer.map.weight.T
@@ -63,7 +64,7 @@ def test_another_transform_learns_and_stays_fp32():
 
 
 def test_estimators_change_the_gradient_and_not_the_value():
-    plain, rotating = SimQuantizer(4, 16), SimQuantizer(4, 16, estimator="rotation")
+    plain, rotating = SimQuantizer(4, 16), SimQuantizer(4, 16, SimOptions(estimator="rotation"))
     rotating.load_state_dict(plain.state_dict())
     z, upstream = torch.randn(9, 4, requires_grad=True), torch.randn(9, 4)
     out, turned = plain(z), rotating(z)
@@ -87,8 +88,8 @@ def test_wrong_options():
     with pytest.raises(ValueError, match="codebook size must be at least 1"):
         SimQuantizer(6, 0)
     with pytest.raises(ValueError, match="weights must not be negative"):
-        SimQuantizer(6, 16, commitment_weight=-1.0)
+        SimQuantizer(6, 16, SimOptions(commitment_weight=-1.0))
     with pytest.raises(ValueError, match="estimator 'none' is not one of straight_through"):
-        SimQuantizer(6, 16, estimator="none")
+        SimQuantizer(6, 16, SimOptions(estimator="none"))
     with pytest.raises(ValueError, match=r"the codebook transform gives \(16, 5\) instead of \(16, 6\)"):
         SimQuantizer(6, 16, transform=nn.Linear(6, 5))(torch.randn(3, 6))

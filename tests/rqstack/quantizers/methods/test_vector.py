@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rqstack.quantizers import AffineRule, EMACodebook, RestartRule, VectorLosses, VectorQuantizer
+from rqstack.quantizers import AffineRule, EMACodebook, RestartRule, VectorLosses, VectorOptions, VectorQuantizer
 from rqstack.quantizers.codebooks.kmeans import draw_vectors, kmeans
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 
@@ -62,7 +62,7 @@ def test_too_few_vectors_repeat_with_a_little_noise():
 
 @pytest.mark.parametrize("codebook", ["ema", "learned"])
 def test_kmeans_start_happens_once_in_the_first_training_forward(codebook):
-    quantizer = VectorQuantizer(2, 16, kmeans_init=True, codebook=codebook)
+    quantizer = VectorQuantizer(2, 16, VectorOptions(kmeans_init=True, codebook=codebook))
     before = quantizer.codebook(0).clone()
     quantizer.eval()(blobs())
     assert torch.equal(quantizer.codebook(0), before)
@@ -72,7 +72,7 @@ def test_kmeans_start_happens_once_in_the_first_training_forward(codebook):
     started = quantizer.codebook(0).clone()
     quantizer(10 * blobs())
     assert torch.equal(quantizer.codebook(0), started)
-    other = VectorQuantizer(2, 16, kmeans_init=True, codebook=codebook)
+    other = VectorQuantizer(2, 16, VectorOptions(kmeans_init=True, codebook=codebook))
     other.load_state_dict(quantizer.state_dict())
     other(10 * blobs())
     assert torch.equal(other.codebook(0), started), "a loaded codebook has been started"
@@ -131,7 +131,7 @@ def test_grace_period():
 
 
 def test_sampling_follows_the_temperature_in_training_only():
-    quantizer = VectorQuantizer(1, 2, sample_temp=2.0)
+    quantizer = VectorQuantizer(1, 2, VectorOptions(sample_temp=2.0))
     quantizer.codebooks[0].assign(torch.tensor([[0.0], [1.0]]), torch.ones(2))
     z = torch.full((20000, 1), 0.2)
     share = quantizer(z).codes.float().mean().item()
@@ -153,7 +153,7 @@ def test_updates_wait_for_the_call_and_can_be_discarded():
 
 
 def test_unfrozen_learned_codebooks_learn_again():
-    quantizer = VectorQuantizer(2, 4, codebook="learned")
+    quantizer = VectorQuantizer(2, 4, VectorOptions(codebook="learned"))
     quantizer.freeze_codebook()
     assert not quantizer(blobs()).loss.requires_grad
     quantizer.freeze_codebook(False)
@@ -162,7 +162,7 @@ def test_unfrozen_learned_codebooks_learn_again():
 
 
 def test_a_model_cast_to_half_computes_in_full_precision():
-    quantizer = VectorQuantizer(8, 16, codebook_dim=3, codebook="learned").half()
+    quantizer = VectorQuantizer(8, 16, VectorOptions(codebook_dim=3, codebook="learned")).half()
     out = quantizer(torch.randn(5, 8).half())
     assert out.quantized.dtype == torch.float16
     assert out.loss.dtype == torch.float32
@@ -175,7 +175,7 @@ def test_no_tensor_grows_with_vectors_times_codes(losses, codebook):
     """The largest tensor that any operation of a training step makes stays within the byte budget of a search."""
     options = {"restart": RestartRule(unused_for=2), "affine": AffineRule("running")} if codebook == "both" else {}
     quantizer = VectorQuantizer(
-        4, 4096, codebook=codebook, losses=losses, estimator="gumbel", sample_temp=1.0, **options
+        4, 4096, VectorOptions(codebook=codebook, losses=losses, estimator="gumbel", sample_temp=1.0, **options)
     )
     z = torch.randn(2048, 4, requires_grad=True)
     largest = 0

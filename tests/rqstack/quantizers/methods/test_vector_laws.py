@@ -1,20 +1,23 @@
 """The laws of the vector quantizer, over every combination of its settings that hypothesis finds."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rqstack.quantizers import VectorOptions
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses
 from rqstack.quantizers.codebooks.affine import AffineRule
 from rqstack.quantizers.codebooks.entry_use import RestartRule
-from rqstack.quantizers.codebooks.learned import LearningRule
 from rqstack.quantizers.methods.vector import VectorQuantizer
+from tests.rqstack.quantizers.quantizer_methods import made
 
 DIM, NUM_CODES = 8, 12
 RESTARTS = [None, RestartRule(), RestartRule(0.5, relative=True, grace=1), RestartRule(unused_for=1)]
 AFFINES = [None, AffineRule("running", batch_decay=0.5)]
-SGD = LearningRule(inplace=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+SGD = functools.partial(torch.optim.SGD, lr=0.1)
 SHAPES = [(5,), (2, 7), (2, 3, 4), (1, 2, 3, 2)]
 quick = settings(max_examples=40, deadline=None)
 
@@ -24,7 +27,7 @@ def quantizers(draw, estimators=("straight_through", "rotation", "directional", 
     """A quantizer in train or eval mode, with random code vectors."""
     codebook = draw(st.sampled_from(["ema", "learned", "both"]))
     learned = codebook != "ema"
-    learning = draw(st.sampled_from([None, LearningRule(sync_nu=0.5), SGD])) if codebook == "learned" else None
+    learning = draw(st.sampled_from([None, "synchronised", SGD])) if codebook == "learned" else None
     estimator = draw(st.sampled_from(estimators))
     may_sample = sampled and (estimator == "gumbel" or draw(st.booleans()))
     losses = VectorLosses(
@@ -35,22 +38,27 @@ def quantizers(draw, estimators=("straight_through", "rotation", "directional", 
         orthogonal_active=draw(st.booleans()),
         orthogonal_max=draw(st.sampled_from([None, 4])) if sampled else None,
     )
+    lengths = draw(st.sampled_from([None, "one", "kept"]))
     torch.manual_seed(draw(st.integers(0, 2**20)))
     quantizer = VectorQuantizer(
         DIM,
         NUM_CODES,
-        codebook_dim=draw(st.sampled_from([None, 3])),
+        VectorOptions(
+            codebook_dim=draw(st.sampled_from([None, 3])),
+            codebook=codebook,
+            sync_nu=0.5 if learning == "synchronised" else 0.0,
+            affine=draw(st.sampled_from(AFFINES + [AffineRule(groups=3, lr_scale=0.5)] * (codebook == "learned"))),
+            restart=draw(st.sampled_from(RESTARTS)),
+            kmeans_init=draw(st.booleans()),
+            estimator=estimator,
+            sample_temp=0.5 if may_sample else None,
+            losses=losses,
+            distance="cosine" if lengths else "euclidean",
+        ),
         heads=draw(st.sampled_from([1, 2])),
         separate_codebooks=draw(st.booleans()),
-        **draw(st.sampled_from([{}, {"distance": "cosine"}, {"distance": "cosine", "keep_length": True}])),
-        codebook=codebook,
-        learning=learning,
-        affine=draw(st.sampled_from(AFFINES + [AffineRule(groups=3, lr_scale=0.5)] * (codebook == "learned"))),
-        restart=draw(st.sampled_from(RESTARTS)),
-        kmeans_init=draw(st.booleans()),
-        estimator=estimator,
-        sample_temp=0.5 if may_sample else None,
-        losses=losses,
+        keep_length=lengths == "kept",
+        in_place_optimizer=SGD if learning is SGD else None,
     )
     for book in quantizer.codebooks:
         book.assign(torch.randn(NUM_CODES, quantizer.codebook_dim), torch.ones(NUM_CODES))
@@ -193,9 +201,15 @@ def test_one_bad_vector_does_not_poison_the_codebook(quantizer):
         ({"estimator": "gumbel"}, "needs sample_temp"),
         ({"sample_temp": 0.0}, "temp must be positive"),
         ({"losses": VectorLosses(orthogonal=1.0)}, "needs codebook 'learned' or 'both'"),
-        ({"learning": LearningRule(sync_nu=0.5)}, "needs codebook 'learned' or 'both'"),
-        ({"learning": SGD, "codebook": "both"}, "needs codebook 'learned', not 'both'"),
-        ({"learning": SGD, "codebook": "learned", "losses": VectorLosses(orthogonal=1.0)}, "inplace takes away"),
+        ({"sync_nu": 0.5}, "needs codebook 'learned' or 'both'"),
+        ({"in_place_optimizer": SGD, "codebook": "both"}, "needs codebook 'learned', not 'both'"),
+        (
+            {"in_place_optimizer": SGD, "codebook": "learned", "losses": VectorLosses(orthogonal=1.0)},
+            "inplace takes away",
+        ),
+        ({"in_place_optimizer": SGD, "codebook": "learned", "sync_nu": 1.0}, "choose one of them"),
+        ({"codebook": "learned", "sync_nu": -1.0}, "must not be negative"),
+        ({"codebook": "learned", "inplace_lr": 0.0}, "inplace_lr must be positive"),
         ({"affine": AffineRule()}, "choose kind 'running'"),
         ({"affine": AffineRule(groups=5), "codebook": "learned"}, "do not split into 5 affine groups"),
         ({"keep_length": True}, "needs distance 'cosine'"),
@@ -203,7 +217,7 @@ def test_one_bad_vector_does_not_poison_the_codebook(quantizer):
 )
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        VectorQuantizer(DIM, NUM_CODES, **wrong)
+        made(VectorQuantizer, VectorOptions, DIM, NUM_CODES, **wrong)
 
 
 def test_codes_of_another_depth_are_refused():

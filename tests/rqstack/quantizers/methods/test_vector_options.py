@@ -2,21 +2,22 @@
 k nearest codes, groups."""
 
 import copy
+import functools
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from rqstack.quantizers import Grouped, RestartRule, VectorLosses, VectorQuantizer
+from rqstack.quantizers import Grouped, RestartRule, VectorLosses, VectorOptions, VectorQuantizer
 from rqstack.quantizers.codebooks.affine import AffineRule
-from rqstack.quantizers.codebooks.learned import LearningRule
 from rqstack.quantizers.wrappers.layout import mask_from_lengths
+from tests.rqstack.quantizers.quantizer_methods import made
 
 NO_LOSS = VectorLosses(commitment=0, codebook=0)
 
 
 def with_codes(dim=4, num_codes=9, **settings):
-    quantizer = VectorQuantizer(dim, num_codes, **settings)
+    quantizer = made(VectorQuantizer, VectorOptions, dim, num_codes, **settings)
     for book in quantizer.codebooks:
         book.assign(torch.randn(num_codes, quantizer.codebook_dim), torch.ones(num_codes))
     return quantizer
@@ -28,11 +29,11 @@ def distances(codebook, vectors):
 
 
 def sgd(lr):
-    return LearningRule(inplace=lambda parameters: torch.optim.SGD(parameters, lr=lr))
+    return functools.partial(torch.optim.SGD, lr=lr)
 
 
 def test_synchronised_updates_reach_the_code_vectors_in_the_output():
-    quantizer = with_codes(codebook="learned", learning=LearningRule(sync_nu=0.3), losses=NO_LOSS)
+    quantizer = with_codes(codebook="learned", sync_nu=0.3, losses=NO_LOSS)
     z, upstream = torch.randn(20, 4, requires_grad=True), torch.randn(20, 4)
     out = quantizer(z)
     out.quantized.backward(upstream)
@@ -42,7 +43,7 @@ def test_synchronised_updates_reach_the_code_vectors_in_the_output():
 
 
 def test_inplace_steps_happen_in_update_codebook_over_all_forwards():
-    quantizer = with_codes(codebook="learned", learning=sgd(0.5))
+    quantizer = with_codes(codebook="learned", in_place_optimizer=sgd(0.5))
     before, z = quantizer.codebook(0).clone(), torch.randn(30, 4, requires_grad=True)
     outs = [quantizer(z[:10]), quantizer(z[10:])]
     assert list(outs[0].terms) == ["commitment"]
@@ -57,15 +58,15 @@ def test_inplace_steps_happen_in_update_codebook_over_all_forwards():
 
 
 def test_inplace_learning_lowers_the_error_and_has_a_state_to_save():
-    rule = LearningRule(inplace=lambda parameters: torch.optim.Adam(parameters, lr=0.05))
-    quantizer, x = with_codes(codebook="learned", learning=rule), torch.randn(200, 4)
+    adam = functools.partial(torch.optim.Adam, lr=0.05)
+    quantizer, x = with_codes(codebook="learned", in_place_optimizer=adam), torch.randn(200, 4)
     losses = []
     for _ in range(40):
         losses.append(quantizer(x).loss.item())
         quantizer.update_codebook()
     assert losses[-1] < 0.8 * losses[0]
     twin = copy.deepcopy(quantizer)
-    fresh = with_codes(codebook="learned", learning=rule)
+    fresh = with_codes(codebook="learned", in_place_optimizer=adam)
     fresh.load_state_dict(quantizer.state_dict())
     fresh.inplace_optimizer.load_state_dict(copy.deepcopy(quantizer.inplace_optimizer.state_dict()))
     for one in (quantizer, twin, fresh):
@@ -76,7 +77,7 @@ def test_inplace_learning_lowers_the_error_and_has_a_state_to_save():
 
 
 def test_freezing_stops_inplace_learning_and_leaves_its_parameters_alone():
-    quantizer = with_codes(codebook="learned", learning=sgd(0.5), affine=AffineRule())
+    quantizer = with_codes(codebook="learned", in_place_optimizer=sgd(0.5), affine=AffineRule())
     before = quantizer.codebook(0).clone()
     quantizer.freeze_codebook()
     quantizer(torch.randn(9, 4))
@@ -215,7 +216,7 @@ def test_seeds_and_heads_have_restart_draws_of_their_own():
     for seed in (0, 1):
         torch.manual_seed(0)
         quantizer = VectorQuantizer(
-            4, 9, heads=2, separate_codebooks=True, restart=RestartRule(unused_for=1), seed=seed
+            4, 9, VectorOptions(restart=RestartRule(unused_for=1), seed=seed), heads=2, separate_codebooks=True
         )
         for book in quantizer.codebooks:
             book.assign(torch.full((9, 2), 100.0) + torch.arange(9)[:, None], torch.ones(9))

@@ -1,13 +1,15 @@
 """Two processes (gloo) against one process on the joint batch: k-means start, updates, restarts and warm-up agree."""
 
+import functools
+
 import pytest
 import torch
 
-from rqstack.quantizers import ResidualQuantizer, RestartRule, VectorQuantizer, codebook_warmup
+from rqstack.quantizers import ResidualQuantizer, RestartRule, VectorOptions, VectorQuantizer, codebook_warmup
 from rqstack.quantizers.codebooks.affine import AffineRule
-from rqstack.quantizers.codebooks.learned import LearningRule
+from tests.rqstack.quantizers.quantizer_methods import made
 
-ADAM = LearningRule(inplace=lambda parameters: torch.optim.Adam(parameters, lr=0.05))
+ADAM = functools.partial(torch.optim.Adam, lr=0.05)
 SETTINGS = [
     {"kmeans_init": True},
     {"kmeans_init": True, "distance": "cosine", "restart": RestartRule(0.5, relative=True, grace=1)},
@@ -16,8 +18,14 @@ SETTINGS = [
     {"kmeans_init": True, "codebook": "learned"},
     {"affine": AffineRule("running", batch_decay=0.5), "restart": RestartRule(unused_for=2)},
     {"kmeans_init": True, "codebook": "both", "distance": "cosine", "restart": RestartRule(1.0, grace=1), "seed": 3},
-    {"codebook": "learned", "learning": ADAM, "restart": RestartRule(unused_for=1)},
-    {"codebook": "learned", "learning": ADAM, "affine": AffineRule(groups=2), "heads": 2, "separate_codebooks": True},
+    {"codebook": "learned", "in_place_optimizer": ADAM, "restart": RestartRule(unused_for=1)},
+    {
+        "codebook": "learned",
+        "in_place_optimizer": ADAM,
+        "affine": AffineRule(groups=2),
+        "heads": 2,
+        "separate_codebooks": True,
+    },
     {"codebook": "learned", "affine": AffineRule("running"), "distance": "cosine", "restart": RestartRule(0.5)},
 ]
 STEPS, BATCH, MICRO = 3, 8, 2
@@ -33,7 +41,7 @@ def vectors(step, world, rank):
 def train(rank, world, settings):
     """The state after the k-means start, and after some steps."""
     torch.manual_seed(0)
-    model = VectorQuantizer(8, 24, **settings)
+    model = made(VectorQuantizer, VectorOptions, 8, 24, **settings)
     states = []
     for step in range(STEPS):
         for z in vectors(step, world, rank):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rqstack.quantizers import FiniteScalarOptions
 from rqstack.quantizers.methods.finite_scalar import FiniteScalarQuantizer
 from rqstack.quantizers.methods.lookup_free import LookupFreeQuantizer
 from rqstack.quantizers.wrappers.layout import InLayout, layout_of, mask_from_lengths
@@ -27,7 +28,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("layout", "shape", "dim"), CASES)
-@pytest.mark.parametrize("make", [lambda: FiniteScalarQuantizer(C, [5] * C), lambda: LookupFreeQuantizer(C, 64)])
+@pytest.mark.parametrize(
+    "make", [lambda: FiniteScalarQuantizer(C, FiniteScalarOptions([5] * C)), lambda: LookupFreeQuantizer(C, 64)]
+)
 def test_layouts(layout, shape, dim, make):
     quantizer = make()
     wrapped = InLayout(quantizer, C, layout)
