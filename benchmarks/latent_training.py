@@ -101,6 +101,7 @@ def stage_of(snapshot: Path, dataset: DatasetConfig, batch_size: int, num_images
         {"experiment": {"batch_size": batch_size}, "vqvae": {"ckpt": str(snapshot)}},
     )
     config = OmegaConf.to_object(merged)
+    assert isinstance(config, Stage2Config)
     config.dataset = dataset
     torch.manual_seed(SEED)
     env = DistEnv(0, 1, 0, torch.device("cpu"), "none")

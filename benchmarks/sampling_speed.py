@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.code_vectors import CodeVectors
 from rqtransformer import RQTransformer, RQTransformerConfig, native, sample
 from rqtransformer.decoding import Decoder
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
@@ -29,7 +30,7 @@ from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
 BATCH, WIDTH, CODES, GRID = 16, 256, 2048, (8, 8, 4)
 BODY, HEAD, HEADS, CLASSES = 8, 4, 8, 10
 GEMM_SIZE, COPY_MB = 2048, 256
-SAMPLING = {"top_k": 256, "top_p": 0.95}
+SAMPLING: dict[str, Any] = {"top_k": 256, "top_p": 0.95}
 PEER = "rq_transformer"
 TWO_LEVEL = {
     "num_tokens": 1024,
@@ -49,24 +50,11 @@ THREE_LEVEL = {
     "dim_head": 64,
     "heads": 8,
 }
-PEER_CASES = [
+PEER_CASES: list[tuple[str, str, dict[str, Any], int]] = [
     ("RQTransformer, batch 8", "RQTransformer", TWO_LEVEL, 8),
     ("RQTransformer, batch 1", "RQTransformer", TWO_LEVEL, 1),
     ("HierarchicalCausalTransformer, batch 1", "HierarchicalCausalTransformer", THREE_LEVEL, 1),
 ]
-
-
-class Codebook:
-    """The part of `ImageTokenizer` that codes need."""
-
-    def __init__(self, num_codes: int, dim: int):
-        self.book_KE = torch.randn(num_codes, dim)
-
-    def codebook(self, depth: int) -> Tensor:
-        return self.book_KE
-
-    def embed_code_with_depth(self, codes_BHWD: Tensor) -> Tensor:
-        return self.book_KE[codes_BHWD]
 
 
 def build_model() -> RQTransformer:
@@ -91,9 +79,9 @@ def build_model() -> RQTransformer:
     return RQTransformer(config)
 
 
-def weights_of(module: nn.Module) -> int:
-    """Elements of all weight matrices: the multiply-adds of one row."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
+def weights_of(module: nn.Module | None) -> int:
+    """Elements of all weight matrices: the multiply-adds of one row. A layer that the model does not have has none."""
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
 
 
 def model_cost(model: RQTransformer, batch: int) -> tuple[float, float]:
@@ -132,7 +120,7 @@ def machine_variants() -> dict[str, Callable[[], Any]]:
     return {"gemm": lambda: torch.mm(left, right), "copy": lambda: target.copy_(source)}
 
 
-def training_step(model: RQTransformer, tokenizer: Codebook) -> Callable[[], None]:
+def training_step(model: RQTransformer, tokenizer: CodeVectors) -> Callable[[], None]:
     codes_BHWD = torch.randint(CODES, (BATCH, *GRID))
     cond_B = torch.arange(BATCH) % CLASSES
     targets = SoftTargets(torch.randn(BATCH, *GRID, WIDTH), [tokenizer.book_KE] * GRID[2], temp=1.0)
@@ -151,7 +139,7 @@ def training_step(model: RQTransformer, tokenizer: Codebook) -> Callable[[], Non
 
 def measure_images(rounds: int, clock: Callable[[], float] = time.perf_counter) -> list[dict[str, Any]]:
     """Sampling as a share of the roofline, training as a share of the product's rate."""
-    model, tokenizer = build_model().eval(), Codebook(CODES, WIDTH)
+    model, tokenizer = build_model().eval(), CodeVectors(torch.randn(CODES, WIDTH))
     trained = build_model()
     cond_B = torch.arange(BATCH) % CLASSES
     flops, moved = model_cost(model, BATCH)
@@ -193,7 +181,7 @@ def format_costs(positions: int = 4) -> list[dict[str, Any]]:
 
     The weights are untrained, so this measures the rounding, not the quality of images.
     """
-    model, tokenizer = build_model().eval(), Codebook(CODES, WIDTH)
+    model, tokenizer = build_model().eval(), CodeVectors(torch.randn(CODES, WIDTH))
     codes_BTD = sample(model, tokenizer, num_samples=BATCH, **SAMPLING).flatten(1, 2)
 
     def log_probs(weights: str, dtype: torch.dtype) -> Tensor:
@@ -231,7 +219,7 @@ def measure_peer(
         model = getattr(module, class_name)(**arguments).eval()
         variants[library] = lambda model=model: model.generate(default_batch_size=batch)
     row: dict[str, Any] = {"case": name}
-    times = {}
+    times: dict[str, float] = {}
     for library, run in variants.items():
         # a minute per call where every code runs the whole model: one warm call of its parts is enough
         times |= medians({library: run}, 1 if library == "peer" else rounds, warm_up=library != "peer")

@@ -12,13 +12,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 
+from benchmarks.code_vectors import CodeVectors
 from benchmarks.scaling_costs import BF16, FP32, describe, state_bytes, volumes
 from rqtransformer import RQTransformer, RQTransformerConfig
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
@@ -35,17 +37,6 @@ from training.stages.transformer_building import build_transformer
 
 CODES, CODE_DIM, BATCH, ACCUMULATION = 80, 24, 4, 2
 GEMM_SIZE = 768
-
-
-class Codebook:
-    """The part of an `ImageTokenizer` that codes need."""
-
-    def __init__(self) -> None:
-        self.book_KE = torch.randn(CODES, CODE_DIM)
-
-    def embed_code_with_depth(self, codes_BHWD: Tensor) -> Tensor:
-        """Code vectors (B, H, W, D, E)."""
-        return self.book_KE[codes_BHWD]
 
 
 def small_arch(dropout: float = 0.0) -> RQTransformerConfig:
@@ -83,7 +74,7 @@ class SmallRun:
         self.model.train()
         self.update: ScaledUpdate = build_update(self.model, OptimizerConfig(), experiment, plan, env, self.precision)
         self.ema = EMA(self.model, 0.99)
-        self.tokenizer = Codebook()
+        self.tokenizer = CodeVectors(torch.randn(CODES, CODE_DIM))
         self.codes_BHWD = torch.randint(CODES, (BATCH, 4, 4, 4))
         self.targets = SoftTargets(torch.randn(BATCH, 4, 4, 4, CODE_DIM), [self.tokenizer.book_KE] * 4, 1.0)
 
@@ -118,8 +109,7 @@ def check_flops(arch: RQTransformerConfig) -> dict[str, Any]:
         model = RQTransformer(arch)
         codes_BHWD = torch.zeros(1, *arch.block_size, dtype=torch.long)
         cond = torch.zeros(1, arch.block_size_cond, dtype=torch.long)
-        book = Codebook()
-        book.book_KE = torch.zeros(max(arch.vocab_sizes), arch.code_dim)
+        book = CodeVectors(torch.zeros(max(arch.vocab_sizes), arch.code_dim))
         with FlopCounter() as counter:
             model(codes_BHWD, book, cond).logits.sum().backward()
     return row("FLOPs of one image, forward and backward", 3 * describe(arch).forward, counter.flops)
@@ -143,6 +133,7 @@ def check_small_step() -> list[dict[str, Any]]:
 def held_bytes(run: SmallRun) -> dict[str, int]:
     """Bytes of this process by what they hold; counters left out."""
     parameters = list(run.model.parameters())
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     moments = [
         value
         for entry in run.update.optimizer.state.values()
@@ -151,7 +142,7 @@ def held_bytes(run: SmallRun) -> dict[str, int]:
     ]
     return {
         "parameters": sum(local(parameter).nbytes for parameter in parameters),
-        "gradients": sum(local(parameter.grad).nbytes for parameter in parameters),
+        "gradients": sum(local(gradient).nbytes for gradient in gradients),
         "moments": sum(local(moment).nbytes for moment in moments),
         "average": sum(local(value).nbytes for value in run.ema.shadow.values()),
     }
@@ -213,7 +204,7 @@ def check_traffic() -> list[dict[str, Any]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        mp.start_processes(_count_traffic, (port, folder), nprocs=2, start_method="spawn")
+        start_processes(_count_traffic, (port, folder), nprocs=2, start_method="spawn")
         ranks = [json.loads((Path(folder) / f"rank{rank}.json").read_text()) for rank in range(2)]
     counts = describe(small_arch(), FP32, dropout=False)
     rows = []
@@ -235,7 +226,7 @@ def _count_traffic(rank: int, port: int, folder: str) -> None:
     for parallel in ("ddp", "fsdp"):
         run = SmallRun(parallel, env)
         run.step(ACCUMULATION)  # the first step also exchanges shapes
-        sent = traffic(lambda run=run: run.step(ACCUMULATION))
+        sent = traffic(partial(run.step, ACCUMULATION))
         run.update.backward(run.loss())
         result[parallel] = {"sent": sent, "held": held_bytes(run)}
         del run

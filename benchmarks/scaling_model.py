@@ -36,6 +36,7 @@ def published(name: str) -> tuple[RQTransformerConfig, int, int]:
     """(Architecture, global batch, images per device and micro-step) of a published configuration."""
     config = load_config(Stage2Config, CONFIGS / "stage2" / f"in256-rqtransformer-8x8x4-{name}.yaml")
     config.arch.vocab_size = config.dataset.vocab_size
+    assert config.experiment.total_batch_size is not None
     return config.arch, config.experiment.total_batch_size, config.experiment.batch_size
 
 

@@ -91,7 +91,7 @@ def _residual(name: str, num_vectors: int, num_codes: int, levels: int, beam: in
             return ResidualQuantizer(256, (num_codes,) * levels, shared=True)
         return ResidualVectorQuantizer(256, num_codes, levels, ResidualVectorOptions(beam_width=beam), shared=True)
 
-    passes = ("eval", "forward", "train")
+    passes: tuple[str, ...] = ("eval", "forward", "train")
     if beam is not None:
         peer |= {"beam_size": beam}
         passes = ("forward", "train")  # the peer's beam search fails in eval

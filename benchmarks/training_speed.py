@@ -203,19 +203,19 @@ def gpu_rows(env: DistEnv, rounds: int, batch_sizes: tuple[int, int]) -> list[di
         ]
         fast = ["experiment.channels_last=true", "experiment.compile=true"]
         for name, dtype, extra in (("fp32", torch.float32, []), ("bf16", torch.bfloat16, fast)):
-            config = load_config(Stage1Config, IMAGENET_STAGE1, [*shared, f"experiment.precision={name}", *extra])
-            stage1 = build_stage1(config, env)
-            case = prepare(f"ImageNet stage 1, {name}", stage1, config.arch.ddconfig.resolution, env)
+            config1 = load_config(Stage1Config, IMAGENET_STAGE1, [*shared, f"experiment.precision={name}", *extra])
+            stage1 = build_stage1(config1, env)
+            case = prepare(f"ImageNet stage 1, {name}", stage1, config1.arch.ddconfig.resolution, env)
             rows.append(measure(case, env, dtype, rounds, time.perf_counter))
             del case
     # operations as the fp32 step counts them: compiled kernels are not all seen by the counter
     rows[1]["gflop"] = rows[0]["gflop"]
     rows[1]["model_flops_percent"] = round(100 * rows[0]["gflop"] / rows[1]["gemm_gflops"] / rows[1]["seconds"], 1)
     rows[1]["times_faster"] = round(rows[0]["seconds"] / rows[1]["seconds"], 2)
-    config = load_config(
+    config2 = load_config(
         Stage2Config, IMAGENET_STAGE2, [f"experiment.batch_size={batch_sizes[1]}", "experiment.precision=bf16"]
     )
-    case = prepare("ImageNet stage 2, 1.4B, bf16", build_stage2(config, stage1, env), 256, env)
+    case = prepare("ImageNet stage 2, 1.4B, bf16", build_stage2(config2, stage1, env), 256, env)
     rows.append(measure(case, env, torch.bfloat16, rounds, time.perf_counter))
     return rows
 

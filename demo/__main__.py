@@ -9,12 +9,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.commands import run
+from demo.commands import run, run_of
 from demo.measure import measure
 from demo.report import print_table, write_report
 from runtime.atomic import write_text_atomically
 from runtime.errors import exit_on_user_error
-from runtime.rundir import latest_run
 
 CONFIG = "digits"
 STAGE1_CONFIG = f"configs/demo/stage1/{CONFIG}.yaml"
@@ -26,11 +25,11 @@ def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_sa
     """The demo, from training to report."""
     seconds: dict[str, float] = {}
     seconds["seconds_stage1"] = run(["main_stage1.py", "-m", STAGE1_CONFIG, "-r", str(out / "stage1"), *overrides1])
-    stage1 = latest_run(out / "stage1", CONFIG)
+    stage1 = run_of(out / "stage1", CONFIG)
     seconds["seconds_stage2"] = run(
         ["main_stage2.py", "-m", STAGE2_CONFIG, "-v", str(stage1), "-r", str(out / "stage2"), *overrides2]
     )
-    stage2 = latest_run(out / "stage2", CONFIG)
+    stage2 = run_of(out / "stage2", CONFIG)
     seconds["seconds_sampling"] = run(
         [
             "main_sampling_fid.py",
@@ -48,7 +47,7 @@ def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_sa
             str(out),
         ]
     )
-    sampling = latest_run(out, "samples")
+    sampling = run_of(out, "samples")
     summary = measure(stage1, stage2, sampling, out / "classifiers") | {
         name: round(value, 1) for name, value in seconds.items()
     }

@@ -5,6 +5,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.rundir import latest_run
 
 
 def run(command: Sequence[str]) -> float:
@@ -15,3 +18,10 @@ def run(command: Sequence[str]) -> float:
     if finished.returncode:
         raise SystemExit(finished.returncode)
     return time.perf_counter() - started
+
+
+def run_of(results: Path, name: str) -> Path:
+    """The run directory that a step which succeeded has made."""
+    made = latest_run(results, name)
+    assert made is not None
+    return made

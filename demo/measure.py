@@ -3,6 +3,7 @@
 Legend: B batch, H W code grid, D code depth, K codebook size, N images.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ def measure(stage1: Path, stage2: Path, sampling: Path, classifier_cache: Path) 
     """
     result = json.loads((sampling / "result.json").read_text(encoding="utf-8"))
     validation1, validation2 = last_validation(stage1), last_validation(stage2)
-    snapshot = find_latest_snapshot(stage1)
+    snapshot = last_snapshot(stage1)
     model = load_rqvae(snapshot)
     env = DistEnv(0, 1, 0, torch.device("cpu"), "none")
     data = ScoringData(config_beside(snapshot, Stage1Config, []).dataset, BATCH_SIZE, env)
@@ -79,6 +80,13 @@ def measure(stage1: Path, stage2: Path, sampling: Path, classifier_cache: Path) 
     }
 
 
+def last_snapshot(run: Path) -> Path:
+    """The newest snapshot of a run that ended well."""
+    snapshot = find_latest_snapshot(run)
+    assert snapshot is not None
+    return snapshot
+
+
 def last_validation(run: Path) -> dict[str, Any]:
     """The newest line of validation metrics of a run."""
     return [line for line in read_metrics(run / METRICS_FILE) if any(name.startswith("val/") for name in line)][-1]
@@ -88,7 +96,8 @@ def last_validation(run: Path) -> dict[str, Any]:
 def unigram_images(model: RQVAE, data: ScoringData, num_images: int) -> Iterator[dict[str, Tensor]]:
     """Images decoded from codes that are drawn independently from each depth's frequencies in the training split."""
     sizes = model.quantizer.num_codes
-    counts_DK = sum(code_histogram(model.get_codes(batch["image"]), sizes) for batch in data.float_batches("train"))
+    histograms = (code_histogram(model.get_codes(batch["image"]), sizes) for batch in data.float_batches("train"))
+    counts_DK = functools.reduce(torch.add, histograms)
     noise = generator("cpu", "unigram", 0)
     height, width, depth = model.config.code_shape
     for index_B in torch.arange(num_images).split(BATCH_SIZE):

@@ -25,7 +25,7 @@ from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error, one_line
 
-SWEEP_SHAPES = ({"f": 16, "d": 1}, {"f": 32, "d": 4})
+SWEEP_SHAPES = ((16, 1), (32, 4))  # downsampling factor f, code depth d
 SWEEP_BATCHES = (100, 200, 500)
 
 
@@ -42,7 +42,7 @@ def parse_experiment(overrides: list[str]) -> Experiment:
 
 def sweep(base: Experiment, batches: list[int]) -> list[Experiment]:
     """The published figure: both code shapes at every batch size, with the rest as given."""
-    cases = [dataclasses.replace(base, **shape, batch_size=size) for shape in SWEEP_SHAPES for size in batches]
+    cases = [dataclasses.replace(base, f=f, d=d, batch_size=size) for f, d in SWEEP_SHAPES for size in batches]
     for case in cases:
         case.check()
     return cases
@@ -110,7 +110,7 @@ def main() -> None:
     line = result_line(base, rows, roofline)
     if directory is not None:
         write_text_atomically(directory / "throughput.json", line + "\n")
-    if args.sweep:
+    if args.sweep and directory is not None:
         dtype = str(base.torch_dtype).removeprefix("torch.")
         title = f"Milliseconds per sample, {base.model}, {dtype}, {json.loads(line)['device_name']}"
         draw_figure(rows, directory / "throughput.png", title)

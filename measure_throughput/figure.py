@@ -35,7 +35,7 @@ def draw_figure(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     image.save(path)
 
 
-def _legend(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont) -> None:
+def _legend(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:
     for x, color, label in ((LEFT, AUTOREGRESSIVE, "codes"), (LEFT + 100, PIXELS, "pixels")):
         draw.rectangle([x, 36, x + 14, 50], fill=color)
         draw.text((x + 20, 34), label, fill=TEXT, font=font)

@@ -145,7 +145,7 @@ def measure(experiment: Experiment, roofline: Roofline) -> dict[str, Any]:
     }
     if experiment.peer is not None:
         del stage1, stage2
-        row |= _peer_row(experiment, per_sample)
+        row |= _peer_row(experiment, experiment.peer, per_sample)
     return row
 
 
@@ -153,7 +153,8 @@ def build_models(experiment: Experiment) -> tuple[RQVAE, RQTransformer]:
     """Both models with random weights, on the device, in eval mode. Time does not depend on what is in the weights."""
     device = experiment.torch_device
     stage1_config = presets.tokenizer_config(experiment.f, experiment.d, experiment.c)
-    stage2_config = presets.transformer_config(experiment.model, tuple(stage1_config.code_shape), experiment.c)
+    height, width, depth = stage1_config.code_shape
+    stage2_config = presets.transformer_config(experiment.model, (height, width, depth), experiment.c)
     torch.manual_seed(SEED)
     with torch.device(device):
         stage1, stage2 = RQVAE(stage1_config), RQTransformer(stage2_config)
@@ -186,9 +187,9 @@ def _time_loops(experiment: Experiment, stage1: RQVAE, stage2: RQTransformer) ->
     return drawn, decoded
 
 
-def _peer_row(experiment: Experiment, per_sample: float) -> dict[str, Any]:
+def _peer_row(experiment: Experiment, package: str, per_sample: float) -> dict[str, Any]:
     try:
-        return {"peer_ms_per_sample_ar": measure_peer(experiment) * per_sample}
+        return {"peer_ms_per_sample_ar": measure_peer(experiment, package) * per_sample}
     except (RuntimeError, MemoryError) as error:
         if not memory.ran_out(error):
             raise
@@ -196,9 +197,9 @@ def _peer_row(experiment: Experiment, per_sample: float) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def measure_peer(experiment: Experiment) -> float:
-    """Seconds per batch of the peer's `generate`, median over the timed loops of one batch each."""
-    package = importlib.import_module(experiment.peer)
+def measure_peer(experiment: Experiment, name: str) -> float:
+    """Seconds per batch of the `generate` of a peer's package, median over the timed loops of one batch each."""
+    package = importlib.import_module(name)
     sizes = presets.TRANSFORMERS[experiment.model]
     alone = experiment.d == 1
     torch.manual_seed(SEED)

@@ -10,14 +10,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo.commands import run
+from demo.commands import run, run_of
 from demo.text.judge import NUM_IMAGES
 from demo.text.measure import HEADLINE_SCALE, PROMPT_IMAGES, PROMPTS, TextModel, measure
 from demo.text.pictures import draw_prompts, draw_sweep
 from demo.text.report import print_table, write_report
 from runtime.atomic import write_text_atomically
 from runtime.errors import exit_on_user_error
-from runtime.rundir import latest_run
 
 CONFIG = "pairs"
 STAGE1_CONFIG = f"configs/demo-text/stage1/{CONFIG}.yaml"
@@ -29,11 +28,11 @@ def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_ca
     """The demo, from training to report."""
     seconds: dict[str, float] = {}
     seconds["seconds_stage1"] = run(["main_stage1.py", "-m", STAGE1_CONFIG, "-r", str(out / "stage1"), *overrides1])
-    stage1 = latest_run(out / "stage1", CONFIG)
+    stage1 = run_of(out / "stage1", CONFIG)
     seconds["seconds_stage2"] = run(
         ["main_stage2.py", "-m", STAGE2_CONFIG, "-v", str(stage1), "-r", str(out / "stage2"), *overrides2]
     )
-    stage2 = latest_run(out / "stage2", CONFIG)
+    stage2 = run_of(out / "stage2", CONFIG)
     report(out, stage1, stage2, num_captions, judge_images, seconds)
 
 

@@ -7,6 +7,7 @@ same picture, so places are judged, not the order of words.
 Legend: B batch, N images, C channels, H W image, A seven answers, V choices of one answer.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import ImageDataset
 from data.captions.pair_grammar import COLOURS, RELATIONS, SHAPES, SIZES, Scene
+from data.captions.synthetic_pairs import SyntheticPairs
 from evaluation.protocol import from_uint8
 from runtime.seeding import derive_seed, generator
 
@@ -70,7 +71,7 @@ class Judge(nn.Module):
         return torch.cat(parts)
 
 
-def train_judge(dataset: ImageDataset, num_images: int = NUM_IMAGES, seed: int = 0) -> Judge:
+def train_judge(dataset: SyntheticPairs, num_images: int = NUM_IMAGES, seed: int = 0) -> Judge:
     """Trains on images 0, 1, ... of a `synthetic-pairs` split, once each (starting over after the last)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("judge", seed))
@@ -85,7 +86,8 @@ def train_judge(dataset: ImageDataset, num_images: int = NUM_IMAGES, seed: int =
         image_BCHW = image_BCHW + NOISE * torch.randn(image_BCHW.shape, generator=noise)
         target_BA = answers(dataset.scenes(index_B))
         logits = judge(image_BCHW)
-        loss = sum(F.cross_entropy(logits_BV, target_B) for logits_BV, target_B in zip(logits, target_BA.T))
+        losses = (F.cross_entropy(logits_BV, target_B) for logits_BV, target_B in zip(logits, target_BA.T))
+        loss = functools.reduce(torch.add, losses)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

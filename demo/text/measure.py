@@ -15,13 +15,13 @@ from data import build_dataset
 from data.captions.pair_grammar import Scene, tokenize_pair_caption
 from data.captions.synthetic_pairs import SyntheticPairs
 from data.noise import permutation
-from demo.measure import last_validation
+from demo.measure import last_snapshot, last_validation
 from demo.text.judge import NUM_IMAGES, judge_images, train_judge
 from evaluation.protocol import to_uint8
 from rqtransformer import RQTransformer, decode_in_batches, load_rqtransformer, sample
 from rqtransformer.pretrained import sampling_settings
 from rqvae import RQVAE, load_rqvae
-from sampling.trained_models import config_beside, find_latest_snapshot
+from sampling.trained_models import config_beside
 from training.stages.stage2 import Stage2Config
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -45,8 +45,8 @@ class TextModel:
     """
 
     def __init__(self, stage1: Path, stage2: Path):
-        snapshot = find_latest_snapshot(stage2)
-        self.tokenizer: RQVAE = load_rqvae(find_latest_snapshot(stage1))
+        snapshot = last_snapshot(stage2)
+        self.tokenizer: RQVAE = load_rqvae(last_snapshot(stage1))
         self.transformer: RQTransformer = load_rqtransformer(snapshot)
         self.dataset_config = config_beside(snapshot, Stage2Config, []).dataset
 
@@ -85,6 +85,7 @@ def measure(stage1: Path, stage2: Path, num_captions: int, judge_images_seen: in
     """
     model = TextModel(stage1, stage2)
     train, val = (build_dataset(model.dataset_config, split) for split in ("train", "val"))
+    assert isinstance(train, SyntheticPairs) and isinstance(val, SyntheticPairs)
     judge = train_judge(train, judge_images_seen)
     index_N = np.arange(min(num_captions, len(val)))
     real_NCHW, shown = val.fetch(index_N, None)["image"], val.scenes(index_N)

@@ -225,7 +225,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
 
 
 def test_sweep_writes_json_and_picture(tiny, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(program, "SWEEP_SHAPES", ({"f": 16, "d": 1}, {"f": 16, "d": 2}))
+    monkeypatch.setattr(program, "SWEEP_SHAPES", ((16, 1), (16, 2)))
     monkeypatch.setattr(program, "measure_roofline", lambda device, dtype: LINE)
     words = "--sweep --batches 1 2 f=16 d=1 c=8 model=small n_loop=1 warmup=0 device=cpu dtype=float32".split()
     monkeypatch.setattr(sys, "argv", ["measure_throughput", *words, "--output-dir", str(tmp_path)])
