@@ -6,6 +6,7 @@ Legend: B batch, H W latent grid, h w code grid, D code depth, E code-vector siz
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ class Quantizer(nn.Module, abc.ABC):
     """
 
     num_codes: tuple[int, ...]
+    __call__: Callable[..., QuantizerOutput]  # that of torch, with the result of `forward`
 
     @abc.abstractmethod
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.base import Quantizer
 from rqstack.quantizers.codebooks.kmeans import kmeans
 from rqstack.quantizers.codebooks.moving_average import EMACodebook
 from rqstack.quantizers.methods.residual_published import ResidualQuantizer
@@ -24,6 +23,22 @@ from rqstack.quantizers.methods.vector import INIT_METHODS, VectorQuantizer
 KMEANS_ITERATIONS = 10
 # Quantizers and levels draw with different seeds: the same rows again would be those that have no residual any more.
 SEEDS_APART = 1000
+
+
+@runtime_checkable
+class StartsFromRows(Protocol):
+    """A module whose codebook can start from vectors."""
+
+    def initialize_codebook(self, x_NE: Tensor, method: str = ..., seed: int = ...) -> None:
+        """Set the codebook from the vectors (N, E) of all processes."""
+
+
+@runtime_checkable
+class BringsRows(StartsFromRows, Protocol):
+    """A module of another layout, which says itself what it quantizes."""
+
+    def warmup_rows(self, z: Tensor, /, **which: Tensor) -> Tensor:
+        """The vectors (N, E) of an input that are quantized; which: `mask` or `lens`, where it knows them."""
 
 
 def codebook_warmup(
@@ -78,7 +93,7 @@ class _Batches:
         if batch is None:
             raise ValueError("codebook_warmup: the loader is empty (it is iterated once per quantizer)")
 
-    def seen_by(self, quantizer: Quantizer, model: nn.Module) -> Tensor:
+    def seen_by(self, quantizer: nn.Module, model: nn.Module) -> Tensor:
         """(N, E) vectors on the code grid of one quantizer, without masked and non-finite ones."""
         generator, kept = torch.Generator().manual_seed(self.seed), []
 
@@ -86,7 +101,7 @@ class _Batches:
             mask = which.get("mask")
             if isinstance(quantizer, ResidualQuantizer):
                 z = quantizer.targets(z)[0][..., 0, :]
-            elif _brings_rows(quantizer):
+            elif isinstance(quantizer, BringsRows):
                 taken = inspect.signature(quantizer.warmup_rows).parameters
                 z, mask = quantizer.warmup_rows(z, **{n: v for n, v in which.items() if n in taken}), None
             rows = z.detach().float().reshape(-1, z.shape[-1])
@@ -102,10 +117,10 @@ class _Batches:
 class _listening:
     """Calls `keep(z, mask=, lens=)` before every forward of a quantizer, with those of the two that it was given."""
 
-    def __init__(self, quantizer: Quantizer, keep: Callable[..., None]):
+    def __init__(self, quantizer: nn.Module, keep: Callable[..., None]):
         signature = inspect.signature(quantizer.forward)
 
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = signature.bind(*args, **kwargs).arguments
             which = {name: given[name] for name in ("mask", "lens") if given.get(name) is not None}
             keep(next(iter(given.values())), **which)
@@ -119,14 +134,14 @@ class _listening:
         self.handle.remove()
 
 
-def _call_order(model: nn.Module, batches: _Batches) -> list[tuple[str, Quantizer]]:
+def _call_order(model: nn.Module, batches: _Batches) -> list[tuple[str, nn.Module]]:
     """The quantizers with codebooks to warm, by first call on one batch."""
     names = {module: name for name, module in model.named_modules() if _can_warm(module)}
     inside = {inner for outer in names for inner in outer.modules() if inner is not outer}
     names = {module: name for module, name in names.items() if module not in inside}  # a stack warms its levels
     if not names:
         raise ValueError("codebook_warmup: the model has no quantizer with a codebook to warm")
-    called: dict[Quantizer, None] = {}
+    called: dict[nn.Module, None] = {}
     handles = [_listening(module, lambda z, module=module, **which: called.setdefault(module)) for module in names]
     try:
         batches.run(model, 1)
@@ -139,21 +154,16 @@ def _call_order(model: nn.Module, batches: _Batches) -> list[tuple[str, Quantize
 def _can_warm(module: nn.Module) -> bool:
     if isinstance(module, (VectorQuantizer, ResidualVectorQuantizer)):
         return not module.frozen
-    return isinstance(module, ResidualQuantizer) or _brings_rows(module)
+    return isinstance(module, (ResidualQuantizer, BringsRows))
 
 
-def _brings_rows(module: nn.Module) -> bool:
-    """Whether a module of another layout says itself which vectors (N, E) of an input it quantizes (`warmup_rows(z)`,
-    perhaps with `mask` or `lens`) and how its codebook starts from them (`initialize_codebook(x_NE, method, seed)`)."""
-    return hasattr(module, "warmup_rows") and hasattr(module, "initialize_codebook")
-
-
-def _fit(quantizer: Quantizer, x_NE: Tensor, method: str, seed: int) -> None:
-    if not isinstance(quantizer, ResidualQuantizer):
-        quantizer.initialize_codebook(x_NE, method=method, seed=seed)
-    else:
+def _fit(quantizer: nn.Module, x_NE: Tensor, method: str, seed: int) -> None:
+    if isinstance(quantizer, ResidualQuantizer):
         with full_precision(x_NE.device):
             _fit_residual(quantizer, x_NE, method, seed)
+    else:
+        assert isinstance(quantizer, StartsFromRows)
+        quantizer.initialize_codebook(x_NE, method=method, seed=seed)
 
 
 def _fit_residual(quantizer: ResidualQuantizer, x_NE: Tensor, method: str, seed: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, add_noise, beam_search
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
@@ -24,6 +25,25 @@ from rqstack.quantizers.methods.residual_stack import StackOptions
 from rqstack.quantizers.methods.residual_vector import ResidualVectorOptions, ResidualVectorQuantizer
 
 LIVE_COPIES = 4  # (m, k, E) tensors alive at once in a search
+
+
+class _Block(nn.Sequential):
+    """E -> hidden -> E with a SiLU between, fp32."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim))
+
+    @property
+    def maps(self) -> tuple[nn.Linear, nn.Linear]:
+        """In and out."""
+        first, _, second = self
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+        return first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., E) -> (..., E)."""
+        first, second = self.maps
+        return linear(second, F.silu(linear(first, x)))
 
 
 class NeuralCodebook(nn.Module):
@@ -39,11 +59,9 @@ class NeuralCodebook(nn.Module):
         hidden = hidden or dim
         self.dim, self.skip = dim, skip
         self.proj_in = nn.Linear(2 * dim, dim)
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, dim)) for _ in range(depth)
-        )
+        self.layers = ModuleList(_Block(dim, hidden) for _ in range(depth))
         if skip:
-            for layer in (self.proj_in, *(block[2] for block in self.layers)):
+            for layer in (self.proj_in, *(block.maps[1] for block in self.layers)):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
@@ -53,8 +71,8 @@ class NeuralCodebook(nn.Module):
         x = F.linear(base, weight[:, self.dim :]) + F.linear(partial, weight[:, : self.dim], self.proj_in.bias.float())
         if self.skip:
             x = x + base
-        for first, activation, second in self.layers:
-            x = x + linear(second, activation(linear(first, x)))
+        for block in self.layers:
+            x = x + block(x)
         return x
 
 
@@ -78,7 +96,7 @@ class NeuralLevel:
     def distances(self, residual_ME: Tensor, total_ME: Tensor) -> Tensor:
         """(M, K) squared distances less the squared lengths of the residuals, in blocks of rows and codes."""
         distance_MK = residual_ME.new_empty((len(residual_ME), self.num_codes))
-        wide = max(self.codebook.dim, *(block[0].out_features for block in self.codebook.layers), 1)
+        wide = max(self.codebook.dim, *(block.maps[0].out_features for block in self.codebook.layers), 1)
         pairs = rows_per_chunk(LIVE_COPIES * wide, residual_ME.device)
         codes = min(self.num_codes, pairs)
         rows = max(1, pairs // codes)
@@ -92,7 +110,8 @@ class NeuralLevel:
 
     def embed(self, codes_M: Tensor, total_ME: Tensor) -> Tensor:
         """The code vectors (M, E)."""
-        return self.codebook(F.embedding(codes_M, self.base_KE), total_ME)
+        vectors_ME: Tensor = self.codebook(F.embedding(codes_M, self.base_KE), total_ME)
+        return vectors_ME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +167,7 @@ class NeuralResidualQuantizer(ResidualVectorQuantizer):
         options = NeuralResidualOptions() if options is None else options
         super().__init__(dim, num_codes, num_quantizers, options.of_stack(sample_temp))
         code_dim, size = options.codebook_dim or dim, (options.hidden, options.depth)
-        self.transforms = nn.ModuleList(NeuralCodebook(code_dim, *size) for _ in self.num_codes[1:])
+        self.transforms = ModuleList(NeuralCodebook(code_dim, *size) for _ in self.num_codes[1:])
 
     def freeze_codebook(self, frozen: bool = True) -> None:
         """Stop (or resume) the learning of base codebooks and transforms."""
@@ -198,7 +217,8 @@ class NeuralResidualQuantizer(ResidualVectorQuantizer):
         x_NE, mask_N = x.reshape(-1, x.shape[-1]), None if mask is None else mask.reshape(-1)
         codes_ND = beam_search(x_NE.detach(), self._beam_levels(temp)[:kept], self._width())
         sums = self._partial_sums(codes_ND)
-        losses, terms = self.options.losses, []
+        losses = self.options.losses
+        terms: list[dict[str, Tensor]] = []
         for total_NE in sums:
             terms.append({})
             if losses.commitment > 0:

@@ -41,7 +41,8 @@ class HeadedQuantizer(TargetQuantizer):
     def lengths(self, z: Tensor) -> Tensor:
         """Length of every head's part of z (..., dim), fp32 (..., H)."""
         with full_precision(z.device):
-            return self._split(z).norm(dim=-1).view(*z.shape[:-1], self.heads)
+            lengths_NH: Tensor = self._split(z).norm(dim=-1)
+            return lengths_NH.view(*z.shape[:-1], self.heads)
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Codes (..., H) -> vectors (..., dim), equal to `forward(...).quantized`; missing last heads count as zero.

@@ -34,7 +34,8 @@ def max_vector_pool(
         lengths = x_BCHW.float().norm(dim=1, keepdim=True)
         _, chosen = F.max_pool2d(lengths, kernel_size, stride, dilation=dilation, return_indices=True)
     channels = x_BCHW.shape[1]
-    return x_BCHW.flatten(2).gather(2, chosen.flatten(2).expand(-1, channels, -1)).unflatten(2, (h, w))
+    pooled: Tensor = x_BCHW.flatten(2).gather(2, chosen.flatten(2).expand(-1, channels, -1)).unflatten(2, (h, w))
+    return pooled
 
 
 def softmax_vector_pool(
@@ -55,7 +56,8 @@ def softmax_vector_pool(
     with torch.no_grad():
         lengths = x_BCHW.float().norm(dim=1, keepdim=True)
         weights = torch.cat([shifted(lengths, place) for place in range(kernel_size**2)], 1).softmax(1)
-    pooled = sum(shifted(x_BCHW, place) * weights[:, place, None] for place in range(kernel_size**2))
+    parts = (shifted(x_BCHW, place) * weights[:, place, None] for place in range(kernel_size**2))
+    pooled = sum(parts, x_BCHW.new_zeros(()))
     return pooled.to(x_BCHW.dtype)
 
 
