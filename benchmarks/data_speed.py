@@ -36,8 +36,8 @@ from benchmarks.latent_training import write_images
 from data import DatasetConfig, build_dataset
 from data.images.decoding import decode_rgb
 from data.images.transforms import Pipeline
-from data.prepare import pack
 from data.roots import find_root
+from data.shards.packing import pack
 from data.shards.shard_manifest import dataset_settings
 from runtime.atomic import write_text_atomically
 from runtime.runlog import read_metrics

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from data import DatasetConfig, TrainLoader, build_dataset
-from data.prepare import pack
+from data.shards.packing import pack
 from data.shards.shard_manifest import dataset_settings
 from rqstack.snapshots import weights_digest
 from rqvae import RQVAE

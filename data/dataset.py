@@ -6,6 +6,7 @@ Axes: B batch, C channels, H W image, N images of the split, L caption tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -73,6 +74,15 @@ class ImageDataset(torch.utils.data.Dataset):
         if index_B.min() < 0 or index_B.max() >= len(self):
             raise IndexError(f"index out of range for {self.name} ({self.split}) with {len(self)} images")
         return index_B
+
+
+@runtime_checkable
+class Captioned(Protocol):
+    """A data set whose images have captions, whether or not it turns them into tokens."""
+
+    def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
+        """The first captions of these images, in words."""
+        ...
 
 
 def to_float_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

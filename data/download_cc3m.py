@@ -17,11 +17,12 @@ import json
 import os
 import sys
 import threading
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -35,7 +36,20 @@ ALIVE, NOT_TRIED = "alive", "not tried"
 _WINDOW = 4  # URLs handed out per worker: memory does not grow with the list
 
 
-def parse(words: Sequence[str] | None = None) -> Namespace:
+@dataclass(frozen=True)
+class DownloadSettings:
+    """What the command line says."""
+
+    url_list: Path
+    out: Path
+    split: str
+    workers: int = 16
+    limit: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    retry_failed: bool = False
+
+
+def parse(words: Sequence[str] | None = None) -> DownloadSettings:
     default = Limits()
     parser = ArgumentParser(
         prog="python -m data.download_cc3m",
@@ -93,12 +107,13 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
             parser.error(f"{flag} {value} must be at least {low}")
     if args.timeout <= 0:
         parser.error(f"--timeout {args.timeout} must be positive")
-    return args
+    limits = Limits(args.timeout, args.retries, args.backoff, args.max_bytes, resize=args.resize)
+    return DownloadSettings(args.list, args.out, args.split, args.workers, args.limit, limits, args.retry_failed)
 
 
 def read_url_list(path: Path, limit: int | None = None) -> list[tuple[str, str]]:
     """(URL, caption) of every line; UserError names a line that has not two columns, one of them a URL."""
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if limit is not None and len(pairs) == limit:
@@ -189,7 +204,7 @@ class Download:
         lines = self.failures.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         return {url: reason for reason, _, url in (line.partition("\t") for line in lines) if url}
 
-    def report(self) -> dict[str, object]:
+    def report(self) -> dict[str, Any]:
         """How many URLs are alive, and the others by reason, most frequent first."""
         counts = Counter(self.status.values())
         dead = {reason: count for reason, count in counts.most_common() if reason not in (ALIVE, NOT_TRIED)}
@@ -207,18 +222,22 @@ def write_list(download: Download, pairs: Sequence[tuple[str, str]]) -> int:
     return len(lines)
 
 
-def main(args: Namespace) -> None:
-    pairs = read_url_list(args.list, args.limit)
-    limits = Limits(args.timeout, args.retries, args.backoff, args.max_bytes, resize=args.resize)
-    args.out.mkdir(parents=True, exist_ok=True)
-    download = Download(args.out, args.split, [url for url, _ in pairs], limits, args.retry_failed)
+def main(settings: DownloadSettings) -> None:
+    pairs = read_url_list(settings.url_list, settings.limit)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    download = Download(settings.out, settings.split, [url for url, _ in pairs], settings.limits, settings.retry_failed)
     interrupted = False
     try:
-        download.run(args.workers)
+        download.run(settings.workers)
     except KeyboardInterrupt:
         interrupted = True
-    report = {"list": str(args.list), "lines": len(pairs), "pairs": write_list(download, pairs), **download.report()}
-    write_text_atomically(args.out / f"{args.split}_report.json", json.dumps(report, indent=1) + "\n")
+    report = {
+        "list": str(settings.url_list),
+        "lines": len(pairs),
+        "pairs": write_list(download, pairs),
+        **download.report(),
+    }
+    write_text_atomically(settings.out / f"{settings.split}_report.json", json.dumps(report, indent=1) + "\n")
     print(f"{report['pairs']} of {report['lines']} pairs; {report[ALIVE]} of {report['urls']} URLs alive")
     for reason, count in report["dead"].items():
         print(f"{count:>9} {reason}")

@@ -10,8 +10,8 @@ Axes: B batch, H W image, N images.
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,23 @@ from data.dataset import ImageDataset, unreadable_images
 from data.loader import stored_batches
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import exit_on_user_error
 from runtime.npz import Header, write_npz
 
 BATCH_SIZE = 64
 
 
-def parse(words: Sequence[str] | None = None) -> Namespace:
+@dataclass(frozen=True)
+class ExportSettings:
+    """What the command line says."""
+
+    dataset: DatasetConfig
+    split: str
+    output: Path
+    num_workers: int = 0
+
+
+def parse(words: Sequence[str] | None = None) -> ExportSettings:
     parser = ArgumentParser(description="Write the images of a data set's split to an .npz file.", allow_abbrev=False)
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--split", required=True, help=f"one of {', '.join(SPLITS)}")
@@ -38,7 +48,11 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
     args = parser.parse_args(words)
     if args.output.suffix != ".npz":
         parser.error(f"the output {str(args.output)!r} must end in .npz")
-    return args
+    if args.split not in SPLITS:
+        parser.error(f"--split {args.split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    config = load_config(DatasetConfig, None, args.overrides)
+    config.type, config.root = args.dataset, args.data_root or config.root
+    return ExportSettings(config, args.split, args.output, args.num_workers)
 
 
 def export_npz(dataset: ImageDataset, path: Path, num_workers: int = 0) -> None:
@@ -60,14 +74,10 @@ def export_npz(dataset: ImageDataset, path: Path, num_workers: int = 0) -> None:
     )
 
 
-def main(args: Namespace) -> None:
-    config = load_config(DatasetConfig, None, args.overrides)
-    config.type, config.root = args.dataset, args.data_root or config.root
-    if args.split not in SPLITS:
-        raise UserError(f"--split {args.split!r} is unknown; choose one of {', '.join(SPLITS)}")
-    dataset = build_dataset(config, args.split)
-    export_npz(dataset, args.output, args.num_workers)
-    print(f"{len(dataset)} images to {args.output}")
+def main(settings: ExportSettings) -> None:
+    dataset = build_dataset(settings.dataset, settings.split)
+    export_npz(dataset, settings.output, settings.num_workers)
+    print(f"{len(dataset)} images to {settings.output}")
     if line := unreadable_images(dataset):
         print(f"warning: {line}", file=sys.stderr)
 

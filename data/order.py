@@ -32,14 +32,9 @@ class Groups:
     window: int
 
 
-def global_index(
-    position: int | np.ndarray, num_samples: int, seed: int, groups: Groups | None = None
-) -> int | np.ndarray:
-    """The sample at a position of the endless training order; an array of positions gives an array."""
-    if isinstance(position, (int, np.integer)):
-        epoch, offset = divmod(int(position), num_samples)
-        return int(_epoch_permutation(num_samples, seed, epoch, groups)[offset])
-    epoch_B, offset_B = np.divmod(position, num_samples)
+def global_index(position_B: np.ndarray, num_samples: int, seed: int, groups: Groups | None = None) -> np.ndarray:
+    """The samples at positions of the endless training order."""
+    epoch_B, offset_B = np.divmod(position_B, num_samples)
     index_B = np.empty_like(offset_B)
     for epoch in np.unique(epoch_B):
         chosen_B = epoch_B == epoch

@@ -9,7 +9,8 @@ from typing import Literal
 from data.config import CropStyle, DatasetConfig, parse_transforms
 from data.dataset import ImageDataset
 
-STORED = "stored"
+Stored = Literal["stored"]
+STORED: Stored = "stored"
 """In place of a crop style: batches come as they were cropped when they were written (cached latents)."""
 
 
@@ -27,7 +28,7 @@ class DatasetRow:
     """
 
     build: Callable[[DatasetRequest], ImageDataset]
-    crop: CropStyle | Literal["stored"]
+    crop: CropStyle | Stored
     resolution: int | None = None
     many_roots: bool = False
     words: Callable[[], list[str]] | None = None
@@ -50,13 +51,14 @@ class DatasetRequest:
     @property
     def crop(self) -> CropStyle:
         """How images are cropped: as dataset.transforms says, else as the row says."""
-        assert self.row.crop != STORED, f"{self.name} has no images to crop"
+        own = self.row.crop
+        assert own != "stored", f"{self.name} has no images to crop"
         style, _ = parse_transforms(self.config.transforms)
         if self.row.resolution is not None and style not in (None, "none"):
             raise ValueError(
                 f"dataset.transforms of {self.name} must be 'none' or left out, not {self.config.transforms!r}"
             )
-        return style or self.row.crop
+        return style or own
 
     @property
     def resolution(self) -> int:

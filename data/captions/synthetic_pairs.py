@@ -11,6 +11,7 @@ Axes: B batch, C channels, H W image, L caption tokens, A numbers of a scene, S 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -85,11 +86,11 @@ class SyntheticPairs(ImageDataset):
             "cond": torch.tensor(captions),
         }
 
-    def captions(self, index_B: np.ndarray | list[int]) -> list[str]:
+    def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
         """The captions of these images in words."""
         return [scene.caption() for scene in self.scenes(index_B)]
 
-    def scenes(self, index_B: np.ndarray | list[int]) -> list[Scene]:
+    def scenes(self, index_B: np.ndarray | Sequence[int]) -> list[Scene]:
         """What these images show."""
         return _scenes(self._numbers(self._draws(self.split, np.asarray(index_B, dtype=np.int64))))
 

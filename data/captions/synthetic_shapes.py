@@ -27,6 +27,7 @@ from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.memory_dataset import augment
 from data.noise import uniforms
 from data.request import DatasetRequest
+from data.tokenizers.caption_tokenizer import WordTokenizer
 
 _STREAM = {"train": 0x5354, "val": 0x5356}
 _JITTER = 12.0  # largest change of a colour channel, of 255
@@ -40,6 +41,8 @@ def build_synthetic(request: DatasetRequest) -> ImageDataset:
 
 class SyntheticShapes(ImageDataset):
     """Shapes drawn when asked for. Batches also hold `cond`: caption token ids (B, L)."""
+
+    tokenizer: WordTokenizer
 
     def __init__(self, request: DatasetRequest) -> None:
         config, split = request.config, request.split
@@ -66,7 +69,7 @@ class SyntheticShapes(ImageDataset):
             "cond": self.tokenizer.encode_batch(_captions(words)),
         }
 
-    def captions(self, index_B: np.ndarray | list[int]) -> list[str]:
+    def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
         """The captions of these images in words."""
         return _captions(_attributes(self._draws(self.split, np.asarray(index_B, dtype=np.int64))))
 

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from PIL import Image
 
@@ -109,7 +109,7 @@ def _download(opener: urllib.request.OpenerDirector, url: str, limits: Limits) -
     check_url(url)
     deadline = time.monotonic() + _SLOWEST * limits.timeout
     try:
-        quoted = urllib.request.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # lists hold URLs with letters beyond ASCII
+        quoted = quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # lists hold URLs with letters beyond ASCII
         request = urllib.request.Request(quoted, headers={"User-Agent": USER_AGENT})
         with opener.open(request, timeout=limits.timeout) as response:
             return _read(response, limits.max_bytes, deadline)

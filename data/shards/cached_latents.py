@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from data.config import DatasetConfig
 from data.dataset import ImageDataset
 from data.images.file_dataset import ReplacingDataset
 from data.request import DatasetRequest
-from data.shards.shard_dataset import ShardSamples, join, load_indexes, root_of
+from data.shards.shard_dataset import ShardSamples, folder_of, join, load_indexes
 from data.shards.shard_files import is_remote, local_path
 from data.shards.shard_index import CODES, COND, LATENT
 from data.shards.shard_manifest import LATENTS, read_manifest
@@ -46,7 +47,7 @@ class LatentDataset(ReplacingDataset):
 
     def __init__(self, request: DatasetRequest, manifest: dict[str, Any]) -> None:
         config = request.config
-        root = root_of(config, LAYOUT)
+        root = folder_of(config, LAYOUT)
         places = [join(root, shard["name"]) for shard in manifest["shards"]]
         indexes = load_indexes(places, config)
         labels_N = np.concatenate([index.label_N for index in indexes])
@@ -77,7 +78,7 @@ class LatentDataset(ReplacingDataset):
             crop_B = noise_key_B // len(self) % self.crops  # the epoch, modulo k
         used, rows = [], []
         for index, crop in zip(index_B.tolist(), crop_B.tolist()):
-            found, row = self.first_readable(index, lambda index, crop=crop: self._row(index, crop))
+            found, row = self.first_readable(index, partial(self._row, crop=crop))
             used.append(found)
             rows.append(row)
         batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in self.shapes}
@@ -124,7 +125,7 @@ def npy_header(shape: tuple[int, ...], kind: np.dtype) -> bytes:
 
 
 def _manifest(config: DatasetConfig, split: str) -> dict[str, Any]:
-    root = root_of(config, LAYOUT)
+    root = folder_of(config, LAYOUT)
     manifest = read_manifest(root, split)
     if manifest is None:
         raise UserError(f"latents: {root} has no manifest of the {split} split; expected {LAYOUT}")

@@ -127,10 +127,11 @@ def build_shards(request: DatasetRequest) -> ImageDataset:
 
     Where only training shards, or shards of no split, are there, val_fraction of every class is held out.
     """
-    config, split, root = request.config, request.split, root_of(request.config)
-    is_folder = isinstance(root, str) and not root.endswith(".tar") and "{" not in root
-    manifest = read_manifest(root, split) if is_folder else None
-    if manifest is not None:
+    config, split, root = request.config, request.split, _roots(request.config)
+    manifest = None
+    if isinstance(root, str) and not root.endswith(".tar") and "{" not in root:
+        manifest = read_manifest(root, split)
+    if isinstance(root, str) and manifest is not None:
         if manifest["kind"] != IMAGES:
             raise ValueError(f"shards: {root} holds {manifest['kind']}; read it with dataset.type={manifest['kind']}")
         places = [join(root, shard["name"]) for shard in manifest["shards"]]
@@ -138,26 +139,28 @@ def build_shards(request: DatasetRequest) -> ImageDataset:
         samples, labels_N = ShardSamples(places, indexes, config), _labels(indexes, root)
         return _dataset(request, samples, labels_N, manifest["class_names"])
     by_split = _by_split(expand(root), root)
-    indexes = {name: load_indexes(places, config) for name, places in by_split.items()}
-    labels = {name: _labels(found, root) for name, found in indexes.items()}
+    found = {name: load_indexes(places, config) for name, places in by_split.items()}
+    labels = {name: _labels(indexes, root) for name, indexes in found.items()}
     class_names = [str(label) for label in range(1 + max(labels_N.max() for labels_N in labels.values()))]
     if split in by_split and (split == "val" or "val" in by_split):
-        samples, labels_N = ShardSamples(by_split[split], indexes[split], config), labels[split]
+        samples, labels_N = ShardSamples(by_split[split], found[split], config), labels[split]
     elif "train" in by_split:
         train_N, val_N = stratified_split(labels["train"], config.val_fraction or VAL_FRACTION, config.split_seed)
         chosen_N = train_N if split == "train" else val_N
-        samples = ShardSamples(by_split["train"], indexes["train"], config, chosen_N)
+        samples = ShardSamples(by_split["train"], found["train"], config, chosen_N)
         labels_N = labels["train"][chosen_N]
     else:
         raise _missing(root)
     return _dataset(request, samples, labels_N, class_names)
 
 
-def root_of(config: DatasetConfig, layout: str = LAYOUT) -> str | list[str]:
-    """dataset.root where it is given, else the folder `find_root` finds."""
-    if config.root is None:
-        return str(find_root(config, layout))
-    return list(config.root) if isinstance(config.root, (list, tuple)) else str(config.root)
+def folder_of(config: DatasetConfig, layout: str = LAYOUT) -> str:
+    """The folder or URL of dataset.root where it is given, else the folder `find_root` finds."""
+    return str(find_root(config, layout) if config.root is None else config.root)
+
+
+def _roots(config: DatasetConfig) -> str | list[str]:
+    return list(config.root) if isinstance(config.root, (list, tuple)) else folder_of(config)
 
 
 def join(root: str, name: str) -> str:
@@ -175,15 +178,16 @@ def expand(root: str | Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: there are none, or not all of a pattern.
     """
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     found: list[str] = []
     for pattern in [root] if isinstance(root, str) else root:
         try:
-            for place in braceexpand(pattern):
-                found += [place] if re.search(r"\.(tar|tgz|tar\.\w+)$", place) else _list_folder(place)
-        except UnbalancedBracesError as error:
+            places = list(braceexpand(pattern))
+        except ValueError as error:
             raise ValueError(f"dataset.root {pattern!r} is no brace pattern: {error}") from error
+        for place in places:
+            found += [place] if re.search(r"\.(tar|tgz|tar\.\w+)$", place) else _list_folder(place)
     if not found:
         raise _missing(root)
     if missing := [place for place in found if not is_remote(place) and not local_path(place).is_file()]:

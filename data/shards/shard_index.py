@@ -18,7 +18,7 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -52,7 +52,12 @@ class ShardIndex:
 
     def to_bytes(self) -> bytes:
         """The content of an index file."""
-        arrays = {"keys": self.keys_N, "label": self.label_N, "start": self.start_NF, "size": self.size_NF}
+        arrays: dict[str, Any] = {
+            "keys": self.keys_N,
+            "label": self.label_N,
+            "start": self.start_NF,
+            "size": self.size_NF,
+        }
         arrays |= {"shard": np.array([_VERSION, self.shard_size]), "head": np.array(self.head)}
         file = io.BytesIO()
         np.savez(file, digest=np.array(_digest(arrays)), **arrays)

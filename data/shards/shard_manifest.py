@@ -80,8 +80,9 @@ def begin(folder: Path, header: Mapping[str, Any]) -> None:
 
 def finish(folder: Path, header: Mapping[str, Any], shards: Iterable[ShardEntry]) -> None:
     """Writes the manifest, which makes the split complete."""
-    shards, split = [asdict(shard) for shard in shards], header["split"]
-    manifest = {"format": FORMAT, **header, "num_samples": sum(shard["samples"] for shard in shards), "shards": shards}
+    entries, split = list(shards), header["split"]
+    counted = {"num_samples": sum(entry.samples for entry in entries), "shards": [asdict(entry) for entry in entries]}
+    manifest = {"format": FORMAT, **header, **counted}
     write_text_atomically(folder / manifest_name(split), json.dumps(manifest, indent=1) + "\n")
     (folder / plan_name(split)).unlink(missing_ok=True)
 

@@ -28,7 +28,7 @@ def whole_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             yield member
-            tar.members = []  # a long shard's headers would pile up
+            tar.members = []  # type: ignore[attr-defined]  # a long shard's headers would pile up; stubs lack the list
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}")

@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.tokenizers.bpe_training import read_captions, train_bpe
@@ -19,7 +19,29 @@ from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error
 
 
-def parse(words: Sequence[str] | None = None) -> Namespace:
+@dataclass(frozen=True)
+class TrainSettings:
+    """What `train` is told."""
+
+    captions: tuple[Path, ...]
+    vocab_size: int
+    out: Path
+    context_length: int = 64
+    column: int | None = None
+    min_frequency: int = 2
+    keep_case: bool = False
+
+
+@dataclass(frozen=True)
+class ShowSettings:
+    """What `show` is told."""
+
+    path: Path
+    text: str = ""
+    context_length: int | None = None
+
+
+def parse(words: Sequence[str] | None = None) -> TrainSettings | ShowSettings:
     parser = ArgumentParser(prog="python -m data.tokenizers", description="Tokenizers of captions.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
     train = commands.add_parser("train", help="byte-level BPE of the captions in a text file")
@@ -37,44 +59,66 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
     args = parser.parse_args(words)
     if args.overrides:
         parser.error(f"unexpected argument {args.overrides[0]!r}")
-    return args
+    if args.command == "show":
+        return ShowSettings(args.path, args.text, args.context_length)
+    return TrainSettings(
+        tuple(args.captions),
+        args.vocab_size,
+        args.out,
+        args.context_length,
+        args.column,
+        args.min_frequency,
+        args.keep_case,
+    )
 
 
-def main(args: Namespace) -> None:
-    (_train if args.command == "train" else _show)(args)
+def main(settings: TrainSettings | ShowSettings) -> None:
+    if isinstance(settings, TrainSettings):
+        train(settings)
+    else:
+        show(settings)
 
 
-def _train(args: Namespace) -> None:
+def train(settings: TrainSettings) -> None:
+    """Trains a tokenizer, writes it, and says how long captions become."""
+
     def captions() -> Iterator[str]:
-        for path in args.captions:
-            yield from read_captions(path, args.column)
+        for path in settings.captions:
+            yield from read_captions(path, settings.column)
 
     tokenizer = train_bpe(
-        captions(), args.vocab_size, args.context_length, lowercase=not args.keep_case, min_frequency=args.min_frequency
+        captions(),
+        settings.vocab_size,
+        settings.context_length,
+        lowercase=not settings.keep_case,
+        min_frequency=settings.min_frequency,
     )
     count = tokens = cut = 0
     for text in captions():
         length = len(tokenizer.backend.encode(text, add_special_tokens=False).ids)
-        count, tokens, cut = count + 1, tokens + length, cut + (length > args.context_length)
+        count, tokens, cut = count + 1, tokens + length, cut + (length > settings.context_length)
     if not count:
-        raise UserError(f"{args.captions[0]} holds no captions")
-    tokenizer.save(args.out)
+        raise UserError(f"{settings.captions[0]} holds no captions")
+    tokenizer.save(settings.out)
     print(
-        f"{tokenizer.vocab_size} tokens to {args.out}: {count} captions have {tokens / count:.1f} tokens each, "
-        f"{cut} of them more than --context-length {args.context_length}"
+        f"{tokenizer.vocab_size} tokens to {settings.out}: {count} captions have {tokens / count:.1f} tokens each, "
+        f"{cut} of them more than --context-length {settings.context_length}"
     )
-    if tokenizer.vocab_size < args.vocab_size:
-        print(f"warning: the captions give only {tokenizer.vocab_size} of {args.vocab_size} tokens", file=sys.stderr)
+    if tokenizer.vocab_size < settings.vocab_size:
+        print(
+            f"warning: the captions give only {tokenizer.vocab_size} of {settings.vocab_size} tokens", file=sys.stderr
+        )
 
 
-def _show(args: Namespace) -> None:
-    tokenizer = load_tokenizer(args.path, args.context_length)
+def show(settings: ShowSettings) -> None:
+    """Prints what a tokenizer is, and how it reads a text."""
+    tokenizer = load_tokenizer(settings.path, settings.context_length)
     print(
         f"{tokenizer.kind}: {tokenizer.vocab_size} tokens, {tokenizer.context_length} per caption, padding is "
         f"{tokenizer.pad_id}"
     )
-    if args.text:
-        ids = tokenizer.encode(args.text)
+    if settings.text:
+        ids = tokenizer.encode(settings.text)
         print(" ".join(map(str, ids)))
         print(tokenizer.decode(ids))
 

@@ -33,7 +33,7 @@ class DropoutMerges:
         self.suffix: str = model.get("end_of_word_suffix") or ""
         self.fixed = fixed
         pairs = (tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"])
-        self.rank = {pair: rank for rank, pair in enumerate(pairs)}
+        self.rank: dict[tuple[str | int | None, ...], int] = {pair: rank for rank, pair in enumerate(pairs)}
 
     def resegment(
         self, ids: Sequence[int], words: Sequence[int | None], probability: float, noise_key: int
@@ -65,21 +65,22 @@ class DropoutMerges:
         characters = list(token[: -len(self.suffix)])
         return [*characters[:-1], characters[-1] + self.suffix]
 
-    def merge(self, symbols: list[str | int], probability: float, draws: Iterator[float]) -> list[str | int]:
+    def merge(self, given: Sequence[str | int], probability: float, draws: Iterator[float]) -> list[str | int]:
         """The symbols after all merges that are not dropped, by rank and then from the left.
 
         A dropped merge gets another chance after the next one from the queue that is not dropped. As in the library,
         that one may be out of date (its symbols were merged with others meanwhile), which makes dropout weaker in long
         words than Algorithm 1 of the paper: published models were trained so.
         """
-        symbols, end = list(symbols), len(symbols)
+        symbols: list[str | int | None] = list(given)
+        end = len(symbols)
         left, right = list(range(-1, end - 1)), list(range(1, end + 1))
         queue: list[tuple[int, int, str]] = []
         dropped: list[tuple[int, int, str]] = []
 
         def push(place: int) -> None:
             if place >= 0 and right[place] < end and (pair := (symbols[place], symbols[right[place]])) in self.rank:
-                heapq.heappush(queue, (self.rank[pair], place, "".join(pair)))
+                heapq.heappush(queue, (self.rank[pair], place, f"{pair[0]}{pair[1]}"))
 
         for place in range(end):
             push(place)
@@ -93,7 +94,7 @@ class DropoutMerges:
             _, place, merged = first
             after = right[place]
             pair = (symbols[place], symbols[after] if after < end else None)
-            if pair not in self.rank or "".join(pair) != merged:
+            if pair not in self.rank or f"{pair[0]}{pair[1]}" != merged:
                 continue  # out of date
             symbols[place], symbols[after], right[place] = merged, None, right[after]
             if right[place] < end:

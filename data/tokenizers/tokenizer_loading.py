@@ -94,7 +94,7 @@ def tokenizer_beside(config: DatasetConfig, folder: Path) -> str | None:
     """
     if (folder / SETTINGS_FILE).is_file():
         return str(folder)
-    place = folder / PUBLISHED_NAMES.get(config.txt_tok_name, "-")
+    place = folder / PUBLISHED_NAMES.get(config.txt_tok_name or "", "-")
     return str(place) if place.is_file() or find_pair(place) else None
 
 
@@ -132,7 +132,9 @@ def _adjusted(tokenizer: CaptionTokenizer, context_length: int | None, dropout: 
         return BPETokenizer(tokenizer.backend, replace(settings, context_length=length, bpe_dropout=dropout))
     if dropout:
         raise ValueError(f"dataset.bpe_dropout={dropout} needs a byte-pair encoding; this tokenizer knows whole words")
-    return tokenizer if context_length is None else WordTokenizer(tokenizer.words, context_length)
+    if context_length is None or not isinstance(tokenizer, WordTokenizer):
+        return tokenizer
+    return WordTokenizer(tokenizer.words, context_length)
 
 
 def _read_saved(folder: Path) -> CaptionTokenizer:

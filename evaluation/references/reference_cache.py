@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,17 +54,27 @@ def cached_reference(
     Raises:
         ValueError: see `measure_reference`.
     """
-    settings = {"source": source, "keep_features": keep_features, "spatial": spatial}
-    ranks = {"reduce": reduce, "rank": rank, "world_size": world_size}
+    measure = partial(
+        measure_reference,
+        name,
+        extractor=extractor,
+        num_images=num_images,
+        source=source,
+        keep_features=keep_features,
+        spatial=spatial,
+        reduce=reduce,
+        rank=rank,
+        world_size=world_size,
+    )
     if directory is None:
-        return measure_reference(name, batches(), extractor, num_images=num_images, **settings, **ranks)
+        return measure(batches())
     key = cache_key(batches(), extractor, keep_features=keep_features, spatial=spatial, reduce=reduce)
     path = Path(directory).expanduser() / f"reference-{key[:40]}.npz"
     found = _read(path, extractor)
     if _on_every_rank(found is not None, extractor, reduce, world_size):
         assert found is not None
         return replace(found, name=name, source=source or found.source)
-    reference = measure_reference(name, batches(), extractor, num_images=num_images, **settings, **ranks)
+    reference = measure(batches())
     if rank == 0:
         _write(reference, path)
     return reference

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class Reference:
     label_N: Tensor | None = None
     digest: str = ""
     source: str = ""
-    network: Mapping[str, object] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
     images: str = ""
 
     @property
@@ -81,7 +82,7 @@ class Reference:
             )
 
 
-def network_of(extractor: FeatureExtractor) -> dict[str, object]:
+def network_of(extractor: FeatureExtractor) -> dict[str, Any]:
     """What a reference records of a feature network."""
     return {
         "features": extractor.name,
@@ -186,7 +187,7 @@ def _gaussian(path: Path, mean: np.ndarray, covariance: np.ndarray, num: int) ->
     return Gaussian(mean_F, (covariance_FF + covariance_FF.T) / 2, num)
 
 
-def _meta(path: Path, arrays: Mapping[str, np.ndarray]) -> dict:
+def _meta(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What our own files say about themselves; empty for others'."""
     if "meta" not in arrays:
         return {}

@@ -69,13 +69,13 @@ def measure_reference(
         spatial=spatial,
     )
     digest.all_reduce(reduce, extractor.device)
-    labelled = bank is not None and bool((bank.label_N >= 0).all())
+    label_N = bank.label_N if bank is not None and bool((bank.label_N >= 0).all()) else None
     return Reference(
         name=name,
         moments=_on_cpu(moments.statistics.gaussian()),
         features_NF=None if bank is None else bank.features_NF,
         spatial=_on_cpu(accumulators[1].statistics.gaussian()) if spatial else None,
-        label_N=bank.label_N if labelled else None,
+        label_N=label_N,
         digest=reference_digest(digest.hexdigest(), extractor),
         source=source,
         network=network_of(extractor),

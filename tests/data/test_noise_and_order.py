@@ -51,7 +51,7 @@ def test_every_epoch_has_every_sample_once_in_another_order():
         np.testing.assert_array_equal(np.sort(epoch), np.arange(17))
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert tuple(global_index(np.arange(17), 17, seed=6)) != tuple(epochs[0])
-    assert [global_index(position, 17, 5) for position in range(51)] == epochs.ravel().tolist()
+    assert [global_index(np.array([position]), 17, 5)[0] for position in range(51)] == epochs.ravel().tolist()
 
 
 @pytest.mark.parametrize(("ranks", "accumulation", "batch"), [(1, 1, 12), (2, 3, 2), (3, 1, 4), (4, 3, 1), (1, 12, 1)])

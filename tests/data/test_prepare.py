@@ -16,7 +16,8 @@ import webdataset
 from PIL import Image
 
 from data import DatasetConfig, build_dataset
-from data.prepare import main, pack, parse
+from data.prepare import main, parse
+from data.shards.packing import pack
 from data.shards.shard_index import INDEX_SUFFIX
 from data.tokenizers.bpe_training import train_bpe
 from runtime.errors import UserError, exit_on_user_error
