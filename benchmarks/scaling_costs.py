@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from rqtransformer import RQTransformer, RQTransformerConfig
-from rqtransformer.attention import TransformerStack
+from rqtransformer.stack import TransformerStack
 
 FP32, BF16 = 4, 2
 

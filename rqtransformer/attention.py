@@ -1,4 +1,4 @@
-"""Causal self-attention, the pre-norm block and a stack of blocks: what body and head are made of.
+"""Causal self-attention and the pre-norm block: what the stacks of body and head are made of.
 
 One forward serves training (no cache) and decoding (with a `KVCache`).
 
@@ -13,12 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from rqtransformer.config import BlockConfig, StackConfig
+from rqtransformer.config import BlockConfig
 from rqtransformer.dropout import drop_and_add
-from rqtransformer.fast.packed_step import PackedLayer, make_step, step_fits
 from rqtransformer.fast.packing import PackedSlot, WeightFormat
+from rqtransformer.fast.served import is_plain
 from rqtransformer.kv_cache import KVCache
 
 FEW = 8  # positions; see `_plain_products_win`
@@ -59,18 +58,26 @@ class SelfAttention(nn.Module):
         else:
             past, new_2BALF = cache.length, torch.stack((key_BALF, value_BALF))
             key_BALF, value_BALF = cache.write(layer, new_2BALF)
-            if past == 0 and x_BLC.shape[1] == 1 and self.kv_heads == self.num_heads:
-                out_BALF = new_2BALF[1]  # the first position sees only itself
+            if past == 0 and x_BLC.shape[1] == 1 and self._first_sees_itself:
+                out_BALF = new_2BALF[1]
             else:
                 visible = cache.mask() if x_BLC.shape[1] == 1 else None
                 out_BALF = self._attend(query_BALF.to(key_BALF.dtype), key_BALF, value_BALF, past, visible)
         out_BLC = out_BALF.transpose(1, 2).flatten(2)
-        if self._packed_proj.active is not None:
+        if self._packed_proj.active is not None and not self.training:
             return self._packed_proj.active(out_BLC, residual_BLC)
         return drop_and_add(self.proj(out_BLC), self.resid_pdrop if self.training else 0.0, residual_BLC)
 
+    @property
+    def _first_sees_itself(self) -> bool:
+        """Whether attention at the first position is the identity on its value: in this class's own `_attend` it is."""
+        return self.kv_heads == self.num_heads and type(self)._attend is SelfAttention._attend
+
     def pack(self, form: WeightFormat) -> None:
-        """One joint product for query, key and value, and packed weights, until `unpack`."""
+        """One joint product for query, key and value, and packed weights, until `unpack`.
+
+        Modules that are no plain linear maps (`served.is_plain`) stay as they are.
+        """
         self._packed_input.fill_from((self.query, self.key, self.value), form)
         self._packed_proj.fill_from((self.proj,), form)
 
@@ -183,19 +190,21 @@ class FeedForward(nn.Sequential):
             nn.Linear(config.mlp_ratio * embed_dim, embed_dim, bias=config.mlp_bias),
             nn.Dropout(config.resid_pdrop),
         )
-        self.exact_gelu = config.gelu == "v1"
+        self._gelu_in_product = False
         self.slots = self._packed_up, self._packed_down = PackedSlot(), PackedSlot()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """(..., C) -> (..., C), plus the residual."""
-        if self._packed_up.active is None:
+        packed_up, packed_down = self._packed_up.active, self._packed_down.active
+        if packed_up is None or packed_down is None or self.training:
             up, activation, down, dropout = self
             return drop_and_add(down(activation(up(x))), dropout.p if self.training else 0.0, residual)
-        hidden = self._packed_up.active(x, gelu=self.exact_gelu)
-        return self._packed_down.active(hidden if self.exact_gelu else self[1](hidden), residual)
+        hidden = packed_up(x, gelu=self._gelu_in_product)
+        return packed_down(hidden if self._gelu_in_product else self[1](hidden), residual)
 
     def pack(self, form: WeightFormat) -> None:
         """See `SelfAttention.pack`."""
+        self._gelu_in_product = has_exact_gelu(self)
         self._packed_up.fill_from((self[0],), form)
         self._packed_down.fill_from((self[2],), form)
 
@@ -203,6 +212,12 @@ class FeedForward(nn.Sequential):
         """See `SelfAttention.unpack`."""
         self._packed_up.unpack(keep)
         self._packed_down.unpack(keep)
+
+
+def has_exact_gelu(feed_forward: FeedForward) -> bool:
+    """Whether the activation is the one that packed products apply themselves."""
+    activation = feed_forward[1]
+    return is_plain(activation, nn.GELU) and activation.approximate == "none"
 
 
 class Block(nn.Module):
@@ -229,68 +244,3 @@ class Block(nn.Module):
     def _forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         x_BLC = self.attn(self.ln1(x_BLC), cache, layer, x_BLC)
         return self.mlp(self.ln2(x_BLC), x_BLC)
-
-    def packed_layer(self) -> PackedLayer:
-        """The packed parts for `stepping.make_step`."""
-        maps = [slot.active for slot in (*self.attn.slots, *self.mlp.slots)]
-        heads = (self.attn.num_heads, self.attn.kv_heads, self.attn.head_dim)
-        return PackedLayer((self.ln1, self.ln2), maps, self.mlp.exact_gelu, self.mlp[1], heads, self.attn.slopes)
-
-
-class TransformerStack(nn.Module):
-    """`config.n_layer` blocks in a row, without a norm at the end.
-
-    Attributes:
-        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
-        packed_step: one new position (B, C) through the packed stack, where there is a faster way than `forward`.
-    """
-
-    def __init__(self, embed_dim: int, config: StackConfig):
-        super().__init__()
-        self.blocks = nn.ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
-        _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
-        self.gradient_checkpointing = False
-        self.packed_step: Callable[[Tensor, KVCache], Tensor] | None = None
-
-    def forward(self, x_BLC: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Runs all blocks over new positions, after those in `cache`, which then holds the new ones too."""
-        if self.packed_step is not None and cache is not None and step_fits(cache, x_BLC):
-            return self.packed_step(x_BLC.squeeze(1), cache).unsqueeze(1)
-        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for layer, block in enumerate(self.blocks):
-            if recompute:
-                x_BLC = checkpoint(block, x_BLC, use_reentrant=False)
-            else:
-                x_BLC = block(x_BLC, cache, layer)
-        if cache is not None:
-            cache.advance(x_BLC.shape[1])
-        return x_BLC
-
-    def new_cache(
-        self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device, on_device: bool = False
-    ) -> KVCache:
-        """An empty cache that fits this stack; see `KVCache`."""
-        return KVCache(
-            len(self.blocks),
-            batch_size,
-            self.kv_heads,
-            max_length,
-            self.head_dim,
-            dtype=dtype,
-            device=device,
-            on_device=on_device,
-        )
-
-    def pack(self, form: WeightFormat) -> None:
-        """See `SelfAttention.pack`."""
-        for block in self.blocks:
-            block.attn.pack(form)
-            block.mlp.pack(form)
-        self.packed_step = make_step([block.packed_layer() for block in self.blocks])
-
-    def unpack(self, keep: bool) -> None:
-        """See `SelfAttention.unpack`."""
-        self.packed_step = None
-        for block in self.blocks:
-            block.attn.unpack(keep)
-            block.mlp.unpack(keep)

@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqtransformer.attention import NORMS, TransformerStack
+from rqtransformer.attention import NORMS
 from rqtransformer.config import BlockConfig, StackConfig
-from rqtransformer.decoding.logits import sampling_probs, uniform_noise
+from rqtransformer.decoding.logits import DrawSettings, sampling_probs, uniform_noise
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.fast.packing import PackedSlot, WeightFormat
 from rqtransformer.kv_cache import KVCache
+from rqtransformer.stack import TransformerStack
 
 IGNORED = -100  # target of a token that does not count
 
@@ -253,7 +254,7 @@ class HierarchicalTransformer(nn.Module):
             index_B = torch.arange(start_index, start_index + len(given_BN), device=device)
             noise_NB = uniform_noise(seed, index_B, [(position, 0) for position in range(total)])
             with torch.inference_mode(), self.decoding_mode():
-                self._draw_into(drawn_BN, given_BN.shape[1], noise_NB, (temperature, top_k, top_p))
+                self._draw_into(drawn_BN, given_BN.shape[1], noise_NB, DrawSettings(temperature, top_k, top_p))
         return drawn_BN.view(len(drawn_BN), num_blocks, *self.block_shape)
 
     @contextlib.contextmanager
@@ -271,13 +272,13 @@ class HierarchicalTransformer(nn.Module):
                 part.unpack(keep=not was_training)
             self.train(was_training)
 
-    def _draw_into(self, drawn_BN: Tensor, num_given: int, noise_NB: Tensor, settings: tuple) -> None:
+    def _draw_into(self, drawn_BN: Tensor, num_given: int, noise_NB: Tensor, settings: DrawSettings) -> None:
         sampling_probs(drawn_BN.new_zeros(1, 2, dtype=self.start.dtype), *settings)  # raises before anything runs
         walk = HierarchicalWalk(self, drawn_BN[:, :num_given], drawn_BN.shape[1])
         walk.start()
         for position in range(walk.first_position, drawn_BN.shape[1]):
             if position >= num_given:
-                drawn_BN[:, position] = draw_truncated(walk.logits(), noise_NB[position], *settings)
+                drawn_BN[:, position] = draw_truncated(walk.logits(), noise_NB[position], settings)
             walk.push(drawn_BN[:, position])
 
     def _nested(self, ids: Tensor) -> Tensor:

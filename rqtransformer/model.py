@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rqstack.hub import PretrainedMixin
-from rqtransformer.attention import TransformerStack
 from rqtransformer.checkpoint_files import load_checkpoint
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
 from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
+from rqtransformer.stack import TransformerStack
 
 
 class RQTransformerOutput(NamedTuple):

@@ -1,17 +1,19 @@
 """Conditions -> codes -> pixels: the request, the walk through positions and depths, the draw."""
 
 from rqtransformer.decoding.code_sampling import (
-    Decoder,
     PartialCodes,
     SampledBatch,
     sample,
     sample_batches,
     sample_stream,
 )
+from rqtransformer.decoding.decoder import Decoder
+from rqtransformer.decoding.logits import DrawSettings
 from rqtransformer.decoding.pixel_decoding import decode_in_batches
 
 __all__ = [
     "Decoder",
+    "DrawSettings",
     "PartialCodes",
     "SampledBatch",
     "decode_in_batches",

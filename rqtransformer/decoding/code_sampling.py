@@ -11,152 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rqtransformer import native
+from rqtransformer.decoding.decoder import Decoder
 from rqtransformer.decoding.logits import guide, uniform_noise
 from rqtransformer.decoding.sampling_request import Guidance, SamplingRequest, check_request
+from rqtransformer.decoding.served_model import knows_model, knows_request
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.embedding import ImageTokenizer
 from rqtransformer.fast.cuda_graph import StepGraph
 from rqtransformer.model import RQTransformer
-from rqtransformer.native import HeadParts, NativePosition, NativeStack
-
-
-class Decoder:
-    """Steps through the codes of a batch: `logits()` of the next code, `push(code)`, and so on.
-
-    Only the code just pushed is embedded; everything else is in the caches, which are allocated here, once.
-
-    Args:
-        model: in `RQTransformer.decoding_mode`.
-        tokenizer: gives the codebooks; may be None if the model uses only its own token table.
-        cond_BL: condition ids.
-        prefix_BPD: codes of the first P < T positions.
-        dtype: of the caches.
-        on_device: keep the position in a tensor, so that every step is the same kernels; see `KVCache`.
-    """
-
-    def __init__(
-        self,
-        model: RQTransformer,
-        tokenizer: ImageTokenizer | None,
-        cond_BL: Tensor,
-        prefix_BPD: Tensor,
-        dtype: torch.dtype,
-        on_device: bool = False,
-    ):
-        self.model, self.on_device = model, on_device
-        self.position, self.depth = prefix_BPD.shape[1], 0
-        batch_size, device = len(cond_BL), cond_BL.device
-        books = None
-        if model.input_mlp is not None or model.head_mlp is not None:
-            books = [tokenizer.codebook(d) for d in range(model.depth)]
-        tables = None if model.tok_emb is None else [model.tok_emb.table(d) for d in range(model.depth)]
-        self._input_tables = books if model.input_mlp is not None else tables
-        self._head_tables = books if model.head_mlp is not None else tables
-        self._cond_length = cond_BL.shape[1]
-        length = self._cond_length + model.num_positions - 1
-        self._body_cache = model.body_transformer.new_cache(batch_size, length, dtype, device, on_device)
-        self._head_cache = model.head_transformer.new_cache(batch_size, model.depth, dtype, device)
-        self._depth_tokens = model.pos_emb_d.unbind(1)
-        vectors_BPDE = None
-        if model.input_mlp is not None:
-            vectors_BPDE = _look_up(self._input_tables, prefix_BPD)
-        body_out_BSC = model.body_transformer(model.body_input(cond_BL, prefix_BPD, vectors_BPDE), self._body_cache)
-        self._context_BC = body_out_BSC[:, -1].contiguous()
-        self._slot_BC = self._context_BC
-        self._input_sum: Tensor | None = None
-        self._head_sum: Tensor | None = None
-
-    def position_index(self) -> Tensor:
-        """The current position as a tensor (1,) on the device; needs `on_device`."""
-        return self._body_cache.index - self._cond_length
-
-    def logits(self) -> Tensor:
-        """Logits (B, V) of the next code. Call once per code."""
-        x_B1C = (self._slot_BC + self._depth_tokens[self.depth]).unsqueeze(1)
-        out_BC = self.model.head_transformer(x_B1C, self._head_cache).squeeze(1)
-        return self.model.classifier.at_depth(out_BC, self.depth)
-
-    def push(self, code_B: Tensor) -> None:
-        """Takes the code just drawn and moves on to the next depth or position; after the last, there is nothing."""
-        last = self.depth + 1 == self.model.depth
-        input_vector = F.embedding(code_B, self._input_tables[self.depth])
-        self._input_sum = input_vector if self._input_sum is None else self._input_sum + input_vector
-        if not last:
-            self._slot_BC = self._head_token(code_B, input_vector)
-            self.depth += 1
-            return
-        self._finish_position()
-
-    def compiled_position(self, settings: Sequence[tuple]) -> NativePosition | None:
-        """All draws of a position as one call (`draw_position`), where everything it needs is compiled."""
-        model = self.model
-        classifiers = [model.classifier.packed_at(depth) for depth in range(model.depth)]
-        maps = [packed.native for packed in (*classifiers, model.packed_head) if packed is not None]
-        tables = [*self._input_tables, *self._head_tables, model.pos_emb_d, *model.classifier.layer_norm.parameters()]
-        stack = model.head_transformer.packed_step
-        if not isinstance(stack, NativeStack) or None in maps or not all(native.serves(t.detach()) for t in tables):
-            return None
-        return NativePosition(
-            HeadParts(
-                stack=stack,
-                norm=model.classifier.layer_norm,
-                classifiers=maps[: model.depth],
-                project=None if model.head_mlp is None else maps[-1],
-                tokens_DC=model.pos_emb_d[0].detach().contiguous(),
-                input_tables=[table.detach().contiguous() for table in self._input_tables],
-                head_tables=[table.detach().contiguous() for table in self._head_tables],
-                cumulate=model.config.cumsum_depth_ctx,
-                vocab_sizes=model.classifier.vocab_sizes,
-            ),
-            settings,
-        )
-
-    def draw_position(self, compiled: NativePosition, uniform_DB: Tensor) -> Tensor:
-        """Codes (B, D) of the whole position; moves on to the next."""
-        codes_BD, self._input_sum = compiled(self._context_BC, uniform_DB, self._head_cache)
-        self._finish_position()
-        return codes_BD
-
-    def _finish_position(self) -> None:
-        self.position, self.depth = self.position + 1, 0
-        if self.position < self.model.num_positions:
-            self._context_BC = self._slot_BC = self._body_step()
-        self._input_sum = self._head_sum = None
-        self._head_cache.reset()
-
-    def keep_context_in(self, static_BC: Tensor) -> None:
-        """Moves the body's output to a fixed place, from which a replayed step reads it."""
-        self._context_BC = self._slot_BC = static_BC.copy_(self._context_BC)
-
-    @property
-    def context(self) -> Tensor:
-        """The body's output (B, C) for the current position."""
-        return self._context_BC
-
-    def _head_token(self, code_B: Tensor, input_vector: Tensor) -> Tensor:
-        shared = self._head_tables is self._input_tables
-        vector = input_vector if shared else F.embedding(code_B, self._head_tables[self.depth])
-        if self.model.head_mlp is None:
-            return vector
-        if self.model.config.cumsum_depth_ctx and self._head_sum is not None:
-            vector = vector + self._head_sum
-        self._head_sum = vector
-        return self.model.project_head(vector)
-
-    def _body_step(self) -> Tensor:
-        token_BC = self._input_sum
-        if self.model.input_mlp is not None:
-            token_BC = self.model.project_input(token_BC)
-        place = self.model.pos_emb_hw
-        if self._body_cache.index is None:
-            token_BC = token_BC + place[:, self.position - 1]
-        else:
-            token_BC = token_BC + place[0].index_select(0, self._body_cache.index - self._cond_length)
-        return self.model.body_transformer(token_BC.unsqueeze(1), self._body_cache).squeeze(1)
+from rqtransformer.native import NativePosition
 
 
 class SampledBatch(NamedTuple):
@@ -227,7 +92,7 @@ def sample_stream(
         num_samples: B; needed only if neither `cond`, `prefix`, `known` nor `indices` says it.
         temperature, top_k, top_p: one value or one per depth; None switches a filter off.
         cfg_scale: classifier-free guidance: a number, one per position, or a schedule such as "linear:4"
-            (`request.guidance_scales`); 1 or None is the plain model.
+            (`sampling_request.guidance_scales`); 1 or None is the plain model.
         seed: of all noise.
         start_index: global index of the first sample; the others follow.
         indices: global index of every sample, instead of `start_index`.
@@ -236,7 +101,8 @@ def sample_stream(
             given all codes before it. The mask is (H, W), (B, H, W) or (B, H, W, D).
         amp_dtype: type of products and caches, for example torch.bfloat16; the residual stream keeps its own.
         weights: dense, or int8 (`packing.WeightFormat`).
-        graphs: replay each position as one CUDA graph; None does so on a GPU.
+        graphs: replay each position as one CUDA graph; None does so on a GPU. A model or a request that is not known
+            as a whole (`served_model`) decodes without.
 
     Raises:
         ValueError: see `sample`.
@@ -281,6 +147,8 @@ def _draw_positions(
     """Draws the positions after the prefix into `codes_BTD`; yields how many are finished."""
     prefix_BPD = request.prefix_BPD if request.scale_T is None else request.prefix_BPD.repeat(2, 1, 1)
     dtype = amp_dtype or model.pos_emb_hw.dtype
+    # steps of fixed kernels read the position from the device: only known modules do so everywhere
+    on_device = on_device and knows_model(model) and knows_request(request)
     decoder = Decoder(model, tokenizer, request.cond_BL, prefix_BPD, dtype, on_device)
     run = step = _PositionStep(decoder, request, codes_BTD, seed)
     if on_device and codes_BTD.is_cuda:
@@ -302,9 +170,7 @@ class _PositionStep:
         if request.scale_T is not None:
             self.scale_T1 = torch.tensor(request.scale_T, device=codes_BTD.device).unsqueeze(1)
         self.on_device = decoder.on_device
-        self.compiled: NativePosition | None = None
-        if self.scale_T1 is None and request.known_BTD is None and not self.on_device:
-            self.compiled = decoder.compiled_position(request.settings)
+        self.compiled: NativePosition | None = decoder.compiled_position(request)
 
     def __call__(self) -> None:
         """All depths of one position."""
@@ -324,7 +190,7 @@ class _PositionStep:
             logits = decoder.logits()
             if scale is not None:
                 logits = guide(*logits.float().chunk(2), scale)
-            code_B = draw_truncated(logits, noise_DB[depth], *settings)
+            code_B = draw_truncated(logits, noise_DB[depth], settings)
             if known_BD is not None:
                 code_B = torch.where(known_BD[:, depth], given_BD[:, depth], code_B)
             drawn.append(code_B)
@@ -373,7 +239,3 @@ def sample_batches(
             cond = torch.stack([torch.as_tensor(entry) for _, entry in batch])
         codes_BHWD = sample(model, tokenizer, cond, num_samples=len(batch), indices=index, **settings)
         yield SampledBatch(codes_BHWD, cond, index)
-
-
-def _look_up(tables: Sequence[Tensor], codes_BPD: Tensor) -> Tensor:
-    return torch.stack([F.embedding(codes_BPD[..., d], table) for d, table in enumerate(tables)], dim=-2)

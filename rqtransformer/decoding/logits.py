@@ -5,6 +5,8 @@ Legend: B batch, T positions, D code depth, V vocabulary; `...` any leading axes
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,6 +55,17 @@ def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
 def guide(cond_logits: Tensor, uncond_logits: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance: scale 0 ignores the condition, 1 is the model itself, above 1 exaggerates it."""
     return uncond_logits + scale * (cond_logits - uncond_logits)
+
+
+class DrawSettings(NamedTuple):
+    """How one code is drawn; `sampling_probs` says what each setting does.
+
+    A rule that is added is a field that is added: the fast draws compare the fields with those they know.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
 
 
 def sampling_probs(

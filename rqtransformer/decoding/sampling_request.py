@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rqtransformer.decoding.logits import sampling_probs
+from rqtransformer.decoding.logits import DrawSettings, sampling_probs
 from rqtransformer.model import RQTransformer
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
@@ -28,7 +28,7 @@ class SamplingRequest:
         cond_BL: condition ids; with guidance the null conditions follow as another B rows.
         prefix_BPD: codes of the first P positions.
         known_BTD, codes_BTD: which codes are given and their values, or None and None.
-        settings: (temperature, top_k, top_p) of each depth.
+        settings: of each depth.
         scale_T: guidance scale of each position; None without guidance.
         index_B: global index of every sample.
     """
@@ -37,7 +37,7 @@ class SamplingRequest:
     prefix_BPD: Tensor
     known_BTD: Tensor | None
     codes_BTD: Tensor | None
-    settings: list[tuple]
+    settings: list[DrawSettings]
     scale_T: list[float] | None
     index_B: Tensor
 
@@ -189,8 +189,8 @@ def _condition(model: RQTransformer, cond: Tensor | None, batch_size: int, devic
     return cond_BL
 
 
-def settings_per_depth(depth: int, temperature: Any, top_k: Any, top_p: Any) -> list[tuple]:
-    """(temperature, top_k, top_p) of each depth from one value or one per depth. Raises ValueError if out of range."""
+def settings_per_depth(depth: int, temperature: Any, top_k: Any, top_p: Any) -> list[DrawSettings]:
+    """Settings of each depth from one value or one per depth. Raises ValueError if out of range."""
     columns = []
     for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
         values = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -199,7 +199,7 @@ def settings_per_depth(depth: int, temperature: Any, top_k: Any, top_p: Any) -> 
         if len(values) != depth:
             raise ValueError(f"{name}={value} must be one value or one per depth ({depth})")
         columns.append(values)
-    settings = list(zip(*columns))
+    settings = [DrawSettings(*row) for row in zip(*columns)]
     probe = torch.zeros(1, 2)
     for row in settings:
         sampling_probs(probe, *row)  # raises before anything runs

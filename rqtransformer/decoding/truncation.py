@@ -11,24 +11,33 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rqtransformer import native
-from rqtransformer.decoding.logits import invert_cdf
+from rqtransformer.decoding.logits import DrawSettings, invert_cdf, sampling_probs
 
 SMALLEST_BLOCK = 64
 # exp(-104) is 0 in fp32: lower logits have no probability with any filter.
 NEGLIGIBLE = 104.0
 
 
-def draw_truncated(
-    logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """Logits -> codes (B,): `invert_cdf(sampling_probs(logits, ...), uniform)`, faster.
+# The rules that the fast draws of this file and of `native` know, in their order.
+KNOWN_RULES = ("temperature", "top_k", "top_p")
+
+
+def is_known_draw(settings: DrawSettings) -> bool:
+    """Whether the fast draws know every rule of these settings."""
+    return type(settings) is DrawSettings and settings._fields == KNOWN_RULES
+
+
+def draw_truncated(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings) -> Tensor:
+    """Logits -> codes (B,): `invert_cdf(sampling_probs(logits, *settings), uniform)`, faster where it knows the rules.
 
     The settings are taken as valid (see `sampling_probs`). Never waits for a device other than the CPU.
     """
+    if not is_known_draw(settings):
+        return invert_cdf(sampling_probs(logits_BV, *settings), uniform_B)
+    temperature, top_k, top_p = settings
     scores_BV = logits_BV.float()
     if native.serves(scores_BV):
         return native.draw(scores_BV, uniform_B, temperature, top_k, top_p)
@@ -70,7 +79,7 @@ def _probs_above_cut(scores_BV: Tensor, top_k: int | None, top_p: float | None) 
     """The truncated distribution from one threshold per row; rows with a tie at their threshold take the long way."""
     below_BM = _smallest(-scores_BV, scores_BV.shape[1] if top_k is None else top_k + 1)  # of the negative scores
     lowest_B1 = below_BM[:, :1]
-    at_k_B2 = None if top_k is None else below_BM[:, top_k - 1 : top_k + 1]
+    at_k_B2 = below_BM if top_k is None else below_BM[:, top_k - 1 : top_k + 1]
     if top_p is None:
         cut_B1, next_B1 = at_k_B2.unbind(1)
         cut_B1, tied_B1 = cut_B1.unsqueeze(1), (cut_B1 == next_B1).unsqueeze(1)
@@ -84,7 +93,7 @@ def _probs_above_cut(scores_BV: Tensor, top_k: int | None, top_p: float | None) 
             tied_B1 |= at_k_B2[:, :1] == at_k_B2[:, 1:]
     floor_B1 = torch.minimum(cut_B1, lowest_B1 + NEGLIGIBLE)
     # At or above the cut, as one pass each: x - cut is 0 only where x is the cut.
-    probs_BV = F.threshold_(scores_BV + floor_B1, -1e-45, float("-inf")).softmax(dim=-1)
+    probs_BV = torch.threshold_(scores_BV + floor_B1, -1e-45, float("-inf")).softmax(dim=-1)
     if tied_B1.any():
         rows = tied_B1.squeeze(1).nonzero().squeeze(1)
         kept_RV = kept_codes(scores_BV[rows], top_k, top_p)

@@ -8,7 +8,7 @@ Legend: B batch, C width, A attention heads, F features per attention head; 2: k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,62 +16,101 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rqtransformer import native
+from rqtransformer.attention import Block, FeedForward, LayerNorm, RMSNorm, SelfAttention, SigmoidGELU, has_exact_gelu
+from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.fast.packing import PackedLinear
+from rqtransformer.fast.served import has_only, is_plain
 from rqtransformer.kv_cache import KVCache
 
 _NOTHING: list[Any] = []
 
 
-class PackedLayer:
-    """The packed parts of one block.
-
-    Args:
-        norms: the norms before attention and before the feed-forward part.
-        maps: packed query-key-value, output, up and down maps.
-        exact_gelu: the activation is the exact GELU, which the up map applies itself; else `activation` follows it.
-        activation: the block's activation module.
-        heads: heads of queries, heads of keys and values, features per head.
-        slopes: one per head of queries (ALiBi), or None.
-    """
-
-    def __init__(
-        self,
-        norms: tuple[nn.Module, nn.Module],
-        maps: Sequence[PackedLinear],
-        exact_gelu: bool,
-        activation: nn.Module,
-        heads: tuple[int, int, int],
-        slopes: Sequence[float] | None = None,
-    ):
-        self.norms, self.maps = norms, maps
-        self.exact_gelu, self.activation, self.heads, self.slopes = exact_gelu, activation, heads, slopes
+# What the steps know; everything else makes them step aside (`served`). Settings of a stack and of its blocks:
+STACK_SETTINGS = {
+    StackConfig: frozenset({"n_layer", "block"}),
+    BlockConfig: frozenset(
+        {"embed_dim", "n_head", "mlp_bias", "attn_bias", "attn_pdrop", "resid_pdrop"}
+        | {"gelu", "norm", "head_dim", "n_kv_head", "mlp_ratio", "alibi"}
+    ),
+}
+# The parts of a block, with all that hangs on them:
+BLOCK_NAMES = frozenset({"ln1", "ln2", "attn", "mlp", "_compiled"})
+ATTENTION_NAMES = frozenset(
+    {"num_heads", "kv_heads", "head_dim", "attn_pdrop", "resid_pdrop", "key", "query", "value", "proj", "slopes"}
+    | {"slots", "_packed_input", "_packed_proj"}
+)
+FEED_FORWARD_NAMES = frozenset({"0", "1", "2", "3", "slots", "_packed_up", "_packed_down", "_gelu_in_product"})
 
 
-def make_step(layers: Sequence[PackedLayer]) -> NativeStep | BlockedStep | None:
-    """The fastest step through these layers; None where only the general forward will do."""
-    maps = [packed for layer in layers for packed in layer.maps]
-    if maps and all(packed.native is not None for packed in maps):
-        norms = [parameter for layer in layers for norm in layer.norms for parameter in norm.parameters()]
-        return NativeStep(layers) if all(native.serves(parameter.detach()) for parameter in norms) else None
-    return BlockedStep(layers) if maps and all(packed.blocked is not None for packed in maps) else None
+def knows_blocks(blocks: Iterable[nn.Module]) -> bool:
+    """Whether all blocks are those that the steps do again, in eval mode, and equal but for their numbers."""
+    blocks = list(blocks)
+    if any(module.training for block in blocks for module in block.modules()):
+        return False
+    return all(_knows_block(block) for block in blocks) and len({_shape(block) for block in blocks}) <= 1
+
+
+def _knows_block(block: nn.Module) -> bool:
+    if not (is_plain(block, Block) and has_only(block, BLOCK_NAMES)):
+        return False
+    attention, feed_forward = block.attn, block.mlp
+    if not (is_plain(attention, SelfAttention) and has_only(attention, ATTENTION_NAMES)):
+        return False
+    if not (is_plain(feed_forward, FeedForward) and has_only(feed_forward, FEED_FORWARD_NAMES)):
+        return False
+    up, activation, down, dropout = feed_forward
+    maps = (attention.query, attention.key, attention.value, attention.proj, up, down)
+    return (
+        all(is_plain(linear, nn.Linear) for linear in maps)
+        and all(is_plain(norm, LayerNorm, RMSNorm) and norm.elementwise_affine for norm in (block.ln1, block.ln2))
+        and (has_exact_gelu(feed_forward) or is_plain(activation, SigmoidGELU))
+        and is_plain(dropout, nn.Dropout)
+    )
+
+
+def _shape(block: Block) -> tuple[object, ...]:
+    """What the steps take from the first block for all of them."""
+    attention = block.attn
+    heads = attention.num_heads, attention.kv_heads, attention.head_dim
+    return heads, attention.slopes, type(block.mlp[1]), block.ln1.normalized_shape
+
+
+def make_step(blocks: Sequence[Block]) -> NativeStep | BlockedStep | None:
+    """The fastest step through packed blocks that `knows_blocks`; None where only the general forward will do."""
+    maps = [slot.active for block in blocks for slot in (*block.attn.slots, *block.mlp.slots)]
+    packed = [linear for linear in maps if linear is not None]
+    if not maps or len(packed) < len(maps):
+        return None
+    if all(linear.native is not None for linear in packed):
+        norms = [parameter for block in blocks for norm in (block.ln1, block.ln2) for parameter in norm.parameters()]
+        return NativeStep(blocks) if all(native.serves(parameter.detach()) for parameter in norms) else None
+    return BlockedStep(blocks) if all(linear.blocked is not None for linear in packed) else None
 
 
 def step_fits(cache: KVCache, x_B1C: Tensor) -> bool:
     """Whether a step may take the place of the general forward for this input."""
-    return cache.index is None and x_B1C.shape[1] == 1 and x_B1C.dtype == cache.dtype
+    return type(cache) is KVCache and cache.index is None and x_B1C.shape[1] == 1 and x_B1C.dtype == cache.dtype
+
+
+def _heads(block: Block) -> tuple[int, int, int]:
+    return block.attn.num_heads, block.attn.kv_heads, block.attn.head_dim
+
+
+def _packed_maps(block: Block) -> list[PackedLinear]:
+    """Joint query-key-value, output, up and down map."""
+    return [slot.active for slot in (*block.attn.slots, *block.mlp.slots)]
 
 
 class NativeStep(native.NativeStack):
     """A step as one call of compiled code."""
 
-    def __init__(self, layers: Sequence[PackedLayer]):
-        first = layers[0]
+    def __init__(self, blocks: Sequence[Block]):
         super().__init__(
-            [layer.norms for layer in layers],
-            [[packed.native for packed in layer.maps] for layer in layers],
-            native.GELU if first.exact_gelu else native.SIGMOID_GELU,
-            first.heads,
-            first.slopes,
+            [(block.ln1, block.ln2) for block in blocks],
+            [[packed.native for packed in _packed_maps(block)] for block in blocks],
+            native.GELU if has_exact_gelu(blocks[0].mlp) else native.SIGMOID_GELU,
+            _heads(blocks[0]),
+            blocks[0].attn.slopes,
         )
 
 
@@ -79,16 +118,17 @@ class BlockedStep:
     """A step with oneDNN's products: ten kernels a layer, and every view of the cache is made once.
 
     Args:
-        layers: at least one, all of equal shape.
+        blocks: at least one, all of equal shape.
     """
 
-    def __init__(self, layers: Sequence[PackedLayer]):
-        first = layers[0]
-        self.exact_gelu, self.activation, self.heads = first.exact_gelu, first.activation, first.heads
-        self._norms = [[_norm_call(norm) for norm in layer.norms] for layer in layers]
-        self._weights = [[packed.blocked for packed in layer.maps] for layer in layers]
-        self._biases = [[packed.bias for packed in layer.maps] for layer in layers]
-        self._slopes = None if first.slopes is None else torch.tensor(first.slopes).view(self.heads[1], -1, 1)
+    def __init__(self, blocks: Sequence[Block]):
+        first = blocks[0]
+        self.exact_gelu, self.activation, self.heads = has_exact_gelu(first.mlp), first.mlp[1], _heads(first)
+        self._norms = [[_norm_call(norm) for norm in (block.ln1, block.ln2)] for block in blocks]
+        self._weights = [[packed.blocked for packed in _packed_maps(block)] for block in blocks]
+        self._biases = [[packed.bias for packed in _packed_maps(block)] for block in blocks]
+        slopes = first.attn.slopes
+        self._slopes = None if slopes is None else torch.tensor(slopes).view(self.heads[1], -1, 1)
         self._distances: dict[int, Tensor] = {}
 
     def __call__(self, x_BC: Tensor, cache: KVCache) -> Tensor:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rqtransformer import native
+from rqtransformer.fast.served import is_plain
 
 WEIGHT_FORMATS = ("dense", "int8")
 # The row count oneDNN plans its blocks for. One plan for all batches: another plan may round differently.
@@ -167,7 +168,10 @@ class PackedSlot:
         self.active = self._kept
 
     def fill_from(self, linears: Sequence[nn.Linear], form: WeightFormat) -> None:
-        """`fill` with the parameters of modules."""
+        """`fill` with the parameters of modules; empty if one of them does more than its linear map."""
+        if not all(is_plain(linear, nn.Linear) for linear in linears):
+            self.unpack(keep=False)
+            return
         self.fill([linear.weight for linear in linears], [linear.bias for linear in linears], form)
 
     def unpack(self, keep: bool) -> None:

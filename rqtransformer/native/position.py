@@ -16,7 +16,7 @@ from rqtransformer.kv_cache import KVCache
 from rqtransformer.native import calls
 from rqtransformer.native.calls import MapStruct, NativeLinear, NativeStack, NormStruct, norm_struct
 
-Settings = tuple[float, int | None, float | None]
+Settings = tuple[float, int | None, float | None]  # temperature, top_k, top_p
 
 
 class _Depth(ctypes.Structure):

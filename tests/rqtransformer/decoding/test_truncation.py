@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from rqtransformer.decoding import truncation
-from rqtransformer.decoding.logits import invert_cdf, sampling_probs, uniform_noise
+from rqtransformer.decoding.logits import DrawSettings, invert_cdf, sampling_probs, uniform_noise
 from rqtransformer.decoding.truncation import draw_truncated, kept_codes
 
 SETTINGS = [(1.0, 256, 0.95), (1.0, None, 0.9), (0.7, 10, None), (1.3, 100, 0.999), (1.0, 2000, 0.5), (1.0, None, None)]
@@ -21,7 +21,7 @@ def test_the_fast_draw_gives_the_codes_of_the_reference(settings, vocabulary, ei
     logits = torch.randn(200, vocabulary, generator=generator) * 2
     uniform = torch.rand(200, generator=generator, dtype=torch.float64)
     expected = invert_cdf(sampling_probs(logits, *settings), uniform)
-    assert torch.equal(draw_truncated(logits, uniform, *settings), expected)
+    assert torch.equal(draw_truncated(logits, uniform, DrawSettings(*settings)), expected)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -31,7 +31,7 @@ def test_a_hundred_thousand_draws_follow_the_reference(settings, either_path):
     uniform = uniform_noise(11, torch.arange(100_000), [(3, 1)])[0]
     observed = torch.zeros(512)
     for part in uniform.split(10_000):
-        codes = draw_truncated(logits.expand(len(part), -1), part, *settings)
+        codes = draw_truncated(logits.expand(len(part), -1), part, DrawSettings(*settings))
         observed += torch.bincount(codes, minlength=512)
     assert observed[probs == 0].sum() == 0
     likely = probs * 100_000 >= 5
@@ -60,26 +60,27 @@ def test_ties_are_counted_as_the_reference_counts_them(settings, either_path):
     lowest = torch.where(kept, logits, torch.full_like(logits, INF)).amin(1)
     assert torch.equal(lowest, torch.where(expected > 0, logits, torch.full_like(logits, INF)).amin(1))
     uniform = torch.rand(300, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    codes = draw_truncated(logits, uniform, *settings)
+    codes = draw_truncated(logits, uniform, DrawSettings(*settings))
     assert kept.gather(1, codes.unsqueeze(1)).all()
 
 
 def test_a_row_does_not_depend_on_the_ties_of_another(either_path):
     plain = torch.randn(1, 64, generator=torch.Generator().manual_seed(1))
     uniform = torch.rand(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    alone = torch.cat([draw_truncated(plain, u, 1.0, 6, 0.8) for u in uniform.split(1)])
+    alone = torch.cat([draw_truncated(plain, u, DrawSettings(1.0, 6, 0.8)) for u in uniform.split(1)])
     tied = torch.zeros(1, 64)
-    beside = [draw_truncated(torch.cat([plain, tied]), u.expand(2), 1.0, 6, 0.8)[0] for u in uniform]
+    beside = [draw_truncated(torch.cat([plain, tied]), u.expand(2), DrawSettings(1.0, 6, 0.8))[0] for u in uniform]
     assert torch.equal(torch.stack(beside), alone)
 
 
 def test_without_numpy_the_codes_are_the_same(monkeypatch):
     logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(8))
     uniform = torch.rand(50, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    expected = [draw_truncated(logits, uniform, *settings) for settings in SETTINGS]
+    expected = [draw_truncated(logits, uniform, DrawSettings(*settings)) for settings in SETTINGS]
     monkeypatch.setattr(truncation, "_numpy_sorts", lambda: False)
     assert all(
-        torch.equal(draw_truncated(logits, uniform, *settings), codes) for settings, codes in zip(SETTINGS, expected)
+        torch.equal(draw_truncated(logits, uniform, DrawSettings(*settings)), codes)
+        for settings, codes in zip(SETTINGS, expected)
     )
 
 
@@ -89,6 +90,6 @@ def test_impossible_codes_stay_impossible(either_path):
     logits[:, 5:] = low
     uniform = torch.rand(64, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     for settings in ((1.0, 20, 0.9), (1.0, 20, None), (1.0, None, 0.99)):
-        codes = draw_truncated(logits, uniform, *settings)
+        codes = draw_truncated(logits, uniform, DrawSettings(*settings))
         assert torch.equal(codes, invert_cdf(sampling_probs(logits, *settings), uniform))
         assert codes.max() < 5

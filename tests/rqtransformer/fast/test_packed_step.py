@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rqtransformer.attention import TransformerStack
 from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.fast.packing import WeightFormat
+from rqtransformer.stack import TransformerStack
 
 BLOCKS = {
     "published": {},

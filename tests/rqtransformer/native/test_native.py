@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rqtransformer import native, sample
-from rqtransformer.decoding import Decoder
+from rqtransformer.decoding import Decoder, DrawSettings
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.fast.packing import PackedLinear, WeightFormat
 from rqtransformer.native import build as building
@@ -149,7 +149,7 @@ def test_a_position_in_one_call_is_the_same_as_depth_by_depth(changes, compiled,
 def test_draws_at_the_edges(compiled):
     logits = torch.tensor([[0.0, 1.0, float("-inf"), 1.0, -0.0, float("-inf")]]).expand(4, -1)
     uniform = torch.tensor([0.0, 0.25, 0.5, 1 - 2.0**-53], dtype=torch.float64)
-    assert draw_truncated(logits, uniform, 1.0, 2, None).tolist() == [1, 1, 3, 3]
-    assert draw_truncated(logits, uniform, 1.0, None, 1e-9).tolist() == [1] * 4
-    assert draw_truncated(logits, uniform, 1e-3, None, None).tolist() == [1, 1, 3, 3]
-    assert draw_truncated(logits, uniform, 1.0, 3, None).tolist()[::3] == [0, 4]  # 0 and -0 tie at k
+    assert draw_truncated(logits, uniform, DrawSettings(1.0, 2, None)).tolist() == [1, 1, 3, 3]
+    assert draw_truncated(logits, uniform, DrawSettings(1.0, None, 1e-9)).tolist() == [1] * 4
+    assert draw_truncated(logits, uniform, DrawSettings(1e-3, None, None)).tolist() == [1, 1, 3, 3]
+    assert draw_truncated(logits, uniform, DrawSettings(1.0, 3, None)).tolist()[::3] == [0, 4]  # 0 and -0 tie at k

@@ -1,0 +1,176 @@
+"""A walk through the codes of a batch with key-value caches: one body step per position, one head step per depth.
+
+Legend: B batch, P given positions, D code depth, E code-vector size, C width, V vocabulary, L condition length, S
+positions of the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rqtransformer import native
+from rqtransformer.decoding.sampling_request import SamplingRequest
+from rqtransformer.decoding.served_model import knows_model, knows_request
+from rqtransformer.embedding import ImageTokenizer
+from rqtransformer.kv_cache import KVCache
+from rqtransformer.model import RQTransformer
+from rqtransformer.native import HeadParts, NativePosition, NativeStack
+
+
+class Decoder:
+    """Steps through the codes of a batch: `logits()` of the next code, `push(code)`, and so on.
+
+    Only the code just pushed is embedded; everything else is in the caches, which are allocated here, once.
+
+    Args:
+        model: in `RQTransformer.decoding_mode`.
+        tokenizer: gives the codebooks; may be None if the model uses only its own token table.
+        cond_BL: condition ids.
+        prefix_BPD: codes of the first P < T positions.
+        dtype: of the caches.
+        on_device: keep the position in a tensor, so that every step is the same kernels; see `KVCache`.
+    """
+
+    def __init__(
+        self,
+        model: RQTransformer,
+        tokenizer: ImageTokenizer | None,
+        cond_BL: Tensor,
+        prefix_BPD: Tensor,
+        dtype: torch.dtype,
+        on_device: bool = False,
+    ):
+        self.model, self.on_device = model, on_device
+        self.position, self.depth = prefix_BPD.shape[1], 0
+        batch_size, device = len(cond_BL), cond_BL.device
+        books: list[Tensor] = []
+        if model.input_mlp is not None or model.head_mlp is not None:
+            assert tokenizer is not None, "the model embeds codes with the code vectors of a tokenizer"
+            books = [tokenizer.codebook(d) for d in range(model.depth)]
+        tables = [] if model.tok_emb is None else [model.tok_emb.table(d) for d in range(model.depth)]
+        self._input_tables = books if model.input_mlp is not None else tables
+        self._head_tables = books if model.head_mlp is not None else tables
+        self._cond_length = cond_BL.shape[1]
+        length = self._cond_length + model.num_positions - 1
+        self._body_cache = model.body_transformer.new_cache(batch_size, length, dtype, device, on_device)
+        self._head_cache = model.head_transformer.new_cache(batch_size, model.depth, dtype, device)
+        self._depth_tokens = model.pos_emb_d.unbind(1)
+        vectors_BPDE = None
+        if model.input_mlp is not None:
+            vectors_BPDE = _look_up(self._input_tables, prefix_BPD)
+        body_out_BSC = model.body_transformer(model.body_input(cond_BL, prefix_BPD, vectors_BPDE), self._body_cache)
+        self._context_BC = body_out_BSC[:, -1].contiguous()
+        self._slot_BC = self._context_BC
+        self._input_sum: Tensor | None = None
+        self._head_sum: Tensor | None = None
+
+    def position_index(self) -> Tensor:
+        """The current position as a tensor (1,) on the device; needs `on_device`."""
+        assert self._body_cache.index is not None, "the position is a number, not a tensor"
+        return self._body_cache.index - self._cond_length
+
+    def logits(self) -> Tensor:
+        """Logits (B, V) of the next code. Call once per code."""
+        x_B1C = (self._slot_BC + self._depth_tokens[self.depth]).unsqueeze(1)
+        out_BC = self.model.head_transformer(x_B1C, self._head_cache).squeeze(1)
+        return self.model.classifier.at_depth(out_BC, self.depth)
+
+    def push(self, code_B: Tensor) -> None:
+        """Takes the code just drawn and moves on to the next depth or position; after the last, there is nothing."""
+        last = self.depth + 1 == self.model.depth
+        input_vector = F.embedding(code_B, self._input_tables[self.depth])
+        self._input_sum = input_vector if self._input_sum is None else self._input_sum + input_vector
+        if not last:
+            self._slot_BC = self._head_token(code_B, input_vector)
+            self.depth += 1
+            return
+        self._finish_position()
+
+    def compiled_position(self, request: SamplingRequest) -> NativePosition | None:
+        """All draws of a position as one call (`draw_position`).
+
+        None where something it needs is not compiled, where the request wants guidance or keeps codes, and where it
+        does not know the walk, the model or the request (`served_model`).
+        """
+        model = self.model
+        if type(self) is not Decoder or not knows_model(model) or not knows_request(request):
+            return None
+        if request.scale_T is not None or request.known_BTD is not None or self.on_device:
+            return None
+        if type(self._head_cache) is not KVCache:
+            return None
+        packed = [model.classifier.packed_at(depth) for depth in range(model.depth)]
+        packed += [] if model.head_mlp is None else [model.packed_head]
+        maps = [linear.native for linear in packed if linear is not None and linear.native is not None]
+        tables = [*self._input_tables, *self._head_tables, model.pos_emb_d, *model.classifier.layer_norm.parameters()]
+        stack = model.head_transformer.packed_step
+        if len(maps) < len(packed) or not isinstance(stack, NativeStack):
+            return None
+        if not all(native.serves(table.detach()) for table in tables):
+            return None
+        return NativePosition(
+            HeadParts(
+                stack=stack,
+                norm=model.classifier.layer_norm,
+                classifiers=maps[: model.depth],
+                project=None if model.head_mlp is None else maps[-1],
+                tokens_DC=model.pos_emb_d[0].detach().contiguous(),
+                input_tables=[table.detach().contiguous() for table in self._input_tables],
+                head_tables=[table.detach().contiguous() for table in self._head_tables],
+                cumulate=model.config.cumsum_depth_ctx,
+                vocab_sizes=model.classifier.vocab_sizes,
+            ),
+            request.settings,
+        )
+
+    def draw_position(self, compiled: NativePosition, uniform_DB: Tensor) -> Tensor:
+        """Codes (B, D) of the whole position; moves on to the next."""
+        codes_BD, self._input_sum = compiled(self._context_BC, uniform_DB, self._head_cache)
+        self._finish_position()
+        return codes_BD
+
+    def _finish_position(self) -> None:
+        self.position, self.depth = self.position + 1, 0
+        if self.position < self.model.num_positions:
+            self._context_BC = self._slot_BC = self._body_step()
+        self._input_sum = self._head_sum = None
+        self._head_cache.reset()
+
+    def keep_context_in(self, static_BC: Tensor) -> None:
+        """Moves the body's output to a fixed place, from which a replayed step reads it."""
+        self._context_BC = self._slot_BC = static_BC.copy_(self._context_BC)
+
+    @property
+    def context(self) -> Tensor:
+        """The body's output (B, C) for the current position."""
+        return self._context_BC
+
+    def _head_token(self, code_B: Tensor, input_vector: Tensor) -> Tensor:
+        shared = self._head_tables is self._input_tables
+        vector = input_vector if shared else F.embedding(code_B, self._head_tables[self.depth])
+        if self.model.head_mlp is None:
+            return vector
+        if self.model.config.cumsum_depth_ctx and self._head_sum is not None:
+            vector = vector + self._head_sum
+        self._head_sum = vector
+        return self.model.project_head(vector)
+
+    def _body_step(self) -> Tensor:
+        token_BC = self._input_sum
+        assert token_BC is not None, "a position ends with its codes pushed"
+        if self.model.input_mlp is not None:
+            token_BC = self.model.project_input(token_BC)
+        place = self.model.pos_emb_hw
+        if self._body_cache.index is None:
+            token_BC = token_BC + place[:, self.position - 1]
+        else:
+            token_BC = token_BC + place[0].index_select(0, self._body_cache.index - self._cond_length)
+        return self.model.body_transformer(token_BC.unsqueeze(1), self._body_cache).squeeze(1)
+
+
+def _look_up(tables: Sequence[Tensor], codes_BPD: Tensor) -> Tensor:
+    return torch.stack([F.embedding(codes_BPD[..., d], table) for d, table in enumerate(tables)], dim=-2)

@@ -1,0 +1,94 @@
+"""A stack of blocks: the body or the head of an RQ-Transformer, or a level of a hierarchical transformer.
+
+Legend: B batch, L sequence length, C width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rqtransformer.attention import Block, head_sizes
+from rqtransformer.config import StackConfig
+from rqtransformer.fast.packed_step import STACK_SETTINGS, knows_blocks, make_step, step_fits
+from rqtransformer.fast.packing import WeightFormat
+from rqtransformer.fast.served import has_only, is_plain, knows_settings
+from rqtransformer.kv_cache import KVCache
+
+
+class TransformerStack(nn.Module):
+    """`config.n_layer` blocks in a row, without a norm at the end.
+
+    Attributes:
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        packed_step: one new position (B, C) through the packed stack, where there is a faster way than `forward`.
+    """
+
+    def __init__(self, embed_dim: int, config: StackConfig):
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
+        _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
+        self.gradient_checkpointing = False
+        self.packed_step: Callable[[Tensor, KVCache], Tensor] | None = None
+
+    def forward(self, x_BLC: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Runs all blocks over new positions, after those in `cache`, which then holds the new ones too."""
+        if self.packed_step is not None and not self.training and cache is not None and step_fits(cache, x_BLC):
+            return self.packed_step(x_BLC.squeeze(1), cache).unsqueeze(1)
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        for layer, block in enumerate(self.blocks):
+            if recompute:
+                x_BLC = checkpoint(block, x_BLC, use_reentrant=False)
+            else:
+                x_BLC = block(x_BLC, cache, layer)
+        if cache is not None:
+            cache.advance(x_BLC.shape[1])
+        return x_BLC
+
+    def new_cache(
+        self, batch_size: int, max_length: int, dtype: torch.dtype, device: torch.device, on_device: bool = False
+    ) -> KVCache:
+        """An empty cache that fits this stack; see `KVCache`."""
+        return KVCache(
+            len(self.blocks),
+            batch_size,
+            self.kv_heads,
+            max_length,
+            self.head_dim,
+            dtype=dtype,
+            device=device,
+            on_device=on_device,
+        )
+
+    def pack(self, form: WeightFormat) -> None:
+        """See `SelfAttention.pack`; a step through all layers at once only where it knows all of them."""
+        for block in self.blocks:
+            block.attn.pack(form)
+            block.mlp.pack(form)
+        self.packed_step = make_step(self.blocks) if is_known_stack(self) else None
+
+    def unpack(self, keep: bool) -> None:
+        """See `SelfAttention.unpack`."""
+        self.packed_step = None
+        for block in self.blocks:
+            block.attn.unpack(keep)
+            block.mlp.unpack(keep)
+
+
+# What the fast paths know of a stack besides its blocks.
+STACK_NAMES = frozenset({"blocks", "config", "kv_heads", "head_dim", "gradient_checkpointing", "packed_step"})
+
+
+def is_known_stack(stack: nn.Module) -> bool:
+    """Whether the stack, its settings and its blocks are those that the fast paths were written for."""
+    return (
+        is_plain(stack, TransformerStack)
+        and has_only(stack, STACK_NAMES)
+        and is_plain(stack.blocks, nn.ModuleList)
+        and knows_settings(stack.config, STACK_SETTINGS)
+        and knows_blocks(stack.blocks)
+    )
