@@ -1,19 +1,34 @@
-# Every target sets itself up: a virtual environment in .venv with requirements.txt, made once and again when that changes.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
-	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
+# Every target sets itself up: an environment in .venv, made once and again when what is asked of it changes.
+#   make LATEST=1 ...    the newest releases that requirements.txt allows, not the tested ones of constraints.txt
+PYTHON ?= $(call first_python,python3.11 python3.12 python3.13 python3.10 python3,(3, 10),(3, 13))
+# The oldest numpy and scipy that are claimed have no wheels for later ones.
+OLDEST_PYTHON ?= $(call first_python,python3.10 python3.11 python3.12 python3,(3, 10),(3, 12))
 VENV ?= .venv
 WORKERS ?= 2
+LATEST ?=
+
+first_python = $(shell for p in $(1); do \
+	$$p -c 'import sys; sys.exit(not $(2) <= sys.version_info[:2] <= $(3))' >/dev/null 2>&1 && echo $$p && break; done)
+# An environment is complete when it holds the stamp of all that it was made from.
+stamp = $(1)/.installed-$(shell cat $(2) | cksum | cut -d ' ' -f 1)
+PIP := -m pip --quiet --disable-pip-version-check
+
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.requirements-$(shell cksum < requirements.txt | cut -d ' ' -f 1)
+STAMP := $(call stamp,$(VENV),requirements.txt $(if $(LATEST),,constraints.txt))$(if $(LATEST),-latest)
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(call stamp,$(OLDEST),requirements.txt constraints-oldest.txt)
+WHEEL := .venv-wheel
+WHEEL_OLDEST := .venv-wheel-oldest
 
 # One thread per test process: the workers already use the cores, and sums then do not depend on their number.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST_OPTIONS := -n $(WORKERS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 PEERS := vector-quantize-pytorch==1.32.0
 # Without their dependencies, all of which are here: they must not move torch.
 PEERS_ALONE := torch-fidelity==0.4.0 prdc==0.2
 
-.PHONY: demo demo-text test test-slow test-peers lint setup clean
+.PHONY: demo demo-text test test-oldest test-slow test-peers wheel-test wheel-test-oldest lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/python -m demo
@@ -27,26 +42,57 @@ test: lint
 	$(PYTEST) $(LIBRARIES:%=tests/%) $(LIBRARIES:%=--cov=%) --cov-report=term --cov-fail-under=90
 	$(PYTEST) $(LIBRARIES:%=--ignore=tests/%)
 
+# The oldest releases that requirements.txt allows.
+test-oldest: $(OLDEST_STAMP)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(PYTEST_OPTIONS)
+
 test-slow: $(STAMP)
 	$(PYTEST) -m "slow and not peer"
 
 # `-m "peer and slow"` is left out here: FID of thousands of images through Inception, an hour on a CPU.
 test-peers: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PEERS)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS_ALONE)
+	$(BIN)/python $(PIP) install $(PEERS)
+	$(BIN)/python $(PIP) install --no-deps $(PEERS_ALONE)
 	$(PYTEST) -m "peer and not slow" tests/peers
+
+# The wheel in an environment of its own, with what pip takes for it. The check runs outside of the checkout.
+wheel-test:
+	rm -rf build dist $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python $(PIP) wheel --no-deps --wheel-dir dist .
+	$(WHEEL)/bin/python $(PIP) install dist/*.whl
+	cd / && $(CURDIR)/$(WHEEL)/bin/python -I $(CURDIR)/tests/wheel_alone.py
+
+# The same on the oldest releases that it claims, and the libraries' tests, which ask for no more than the wheel does.
+wheel-test-oldest:
+	rm -rf build dist $(WHEEL_OLDEST)
+	$(OLDEST_PYTHON) -m venv $(WHEEL_OLDEST)
+	$(WHEEL_OLDEST)/bin/python $(PIP) wheel --no-deps --wheel-dir dist .
+	$(WHEEL_OLDEST)/bin/python $(PIP) install -c constraints-wheel.txt dist/*.whl
+	cd / && $(CURDIR)/$(WHEEL_OLDEST)/bin/python -I $(CURDIR)/tests/wheel_alone.py
+	$(WHEEL_OLDEST)/bin/python $(PIP) install -c constraints-wheel.txt "$$(echo dist/*.whl)[losses,dev]"
+	OMP_NUM_THREADS=1 $(WHEEL_OLDEST)/bin/python -m pytest $(PYTEST_OPTIONS) $(LIBRARIES:%=tests/%)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 setup: $(STAMP)
 
-$(STAMP): requirements.txt
+$(STAMP): requirements.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.13 found; set one with make PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@rm -f $(VENV)/.requirements-*
+	$(BIN)/python $(PIP) install -r requirements.txt $(if $(LATEST),--upgrade --upgrade-strategy eager,-c constraints.txt)
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+$(OLDEST_STAMP): requirements.txt constraints-oldest.txt
+	@test -n "$(OLDEST_PYTHON)" || { echo "error: no Python 3.10 to 3.12 found; set one with make OLDEST_PYTHON=..." >&2; exit 2; }
+	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python $(PIP) install -r requirements.txt -c constraints-oldest.txt
+	@rm -f $(OLDEST)/.installed-*
 	@touch $@
 
 clean:
-	rm -rf .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov build dist *.egg-info
+	rm -rf $(OLDEST) $(WHEEL) $(WHEEL_OLDEST)
