@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_last
@@ -18,7 +18,7 @@ from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_l
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
-from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
+from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.methods.scalar_perturbation import ACTIVATIONS, ScalarBins
 
 Information = dict[str, Tensor | dict[str, Tensor]]  # what `FSP` tells beside its result
@@ -68,9 +68,8 @@ class FSP(LevelNumbers):
         self.codebook_dim, self.codebook_size = len(levels), math.prod(levels)
         self.dim, self.channel_first = len(levels) if dim is None else dim, channel_first
         self.has_projections = self.dim != len(levels)
-        sizes = (self.dim, len(levels))
-        self.project_in = nn.Linear(*sizes, projection_has_bias) if self.has_projections else nn.Identity()
-        self.project_out = nn.Linear(*sizes[::-1], projection_has_bias) if self.has_projections else nn.Identity()
+        pair = projection_pair(self.dim, len(levels), self.has_projections, projection_has_bias)
+        self.project_in, self.project_out = pair
         self.bins = ScalarBins(levels, act_name, quantize_rate, need_inv_act)
         self.moment_targets = VECTOR_NORMS[vector_norm]
 

@@ -21,7 +21,7 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import (
 )
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
-from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
+from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.methods.finite_scalar import MARGIN, ScalarGrid
 
 
@@ -66,8 +66,8 @@ class FSQ(KeepsFloat32, LevelNumbers):
         self.effective_codebook_dim = inner = len(levels) * num_codebooks
         self.dim = inner if dim is None else dim
         self.has_projections = self.dim != inner
-        self.project_in = nn.Linear(self.dim, inner, projection_has_bias) if self.has_projections else nn.Identity()
-        self.project_out = nn.Linear(inner, self.dim, projection_has_bias) if self.has_projections else nn.Identity()
+        pair = projection_pair(self.dim, inner, self.has_projections, projection_has_bias)
+        self.project_in, self.project_out = pair
         bound = "hard_tanh" if bound_hard_clamp else "tanh"
         self.grid = ScalarGrid(levels, preserve_symmetry, bound, counted=return_indices)
         self.orthogonal_rotation = orthogonal_rotation

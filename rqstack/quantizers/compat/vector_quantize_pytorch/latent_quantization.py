@@ -19,7 +19,7 @@ from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
-from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
+from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.methods.latent_quantization import (
     distance_gradients,
     initial_values,
@@ -66,8 +66,7 @@ class LatentQuantize(LevelNumbers):
         for name, weight in (("commitment", commitment_loss_weight), ("quantization", quantization_loss_weight)):
             self.register_buffer(f"{name}_loss_weight", torch.tensor(weight, dtype=torch.float32), persistent=False)
         self.has_projections = dim != inner
-        self.project_in = nn.Linear(dim, inner) if self.has_projections else nn.Identity()
-        self.project_out = nn.Linear(inner, dim) if self.has_projections else nn.Identity()
+        self.project_in, self.project_out = projection_pair(dim, inner, self.has_projections)
         self.radix, self.optimize_values = MixedRadix(levels), optimize_values
         values = [initial_values(level) for level in levels]
         learned = nn.ParameterList(values)

@@ -20,6 +20,13 @@ def output_projection(inner: int, dim: int) -> nn.Module:
     return nn.Identity() if dim == inner else nn.Linear(inner, dim)
 
 
+def projection_pair(dim: int, inner: int, wanted: bool, bias: bool = True) -> tuple[nn.Module, nn.Module]:
+    """dim -> inner and inner -> dim; two identities unless they are wanted."""
+    if not wanted:
+        return nn.Identity(), nn.Identity()
+    return nn.Linear(dim, inner, bias), nn.Linear(inner, dim, bias)
+
+
 def project(module: nn.Module, x: Tensor) -> Tensor:
     """The projection of x (..., C), at least fp32: half-precision input is raised, fp64 stays where nothing maps it."""
     if isinstance(module, nn.Identity):

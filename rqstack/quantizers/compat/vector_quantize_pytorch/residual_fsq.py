@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_last
@@ -17,7 +17,7 @@ from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
-from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
+from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
     GroupedLevels,
     ResidualLevels,
@@ -59,8 +59,7 @@ class ResidualFSQ(KeepsFloat32, ResidualLevels):
         require(not bound_hard_clamp or soft_clamp_input_value is None, "bound_hard_clamp sets the soft clamp itself")
         self.dim, self.levels, self.num_quantizers = dim, levels, num_quantizers
         self.has_projections, self.is_channel_first = dim != code_dim, is_channel_first
-        self.project_in = nn.Linear(dim, code_dim) if self.has_projections else nn.Identity()
-        self.project_out = nn.Linear(code_dim, dim) if self.has_projections else nn.Identity()
+        self.project_in, self.project_out = projection_pair(dim, code_dim, self.has_projections)
         options: dict[str, Any] = {"preserve_symmetry": True, "bound_hard_clamp": bound_hard_clamp, **kwargs}
         self.layers = ModuleList(FSQ(levels=levels, dim=code_dim, **options) for _ in range(num_quantizers))
         self.codebook_size = self.layers[0].codebook_size

@@ -9,13 +9,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
-from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
+from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
     GroupedLevels,
     ResidualLevels,
@@ -48,8 +48,7 @@ class ResidualLFQ(ResidualLevels):
         super().__init__()
         bits = int(math.log2(codebook_size))
         self.dim, self.num_quantizers, self.has_projections = dim, num_quantizers, bits != dim
-        self.project_in = nn.Linear(dim, bits) if self.has_projections else nn.Identity()
-        self.project_out = nn.Linear(bits, dim) if self.has_projections else nn.Identity()
+        self.project_in, self.project_out = projection_pair(dim, bits, self.has_projections)
         clamp = soft_clamp_input_value
         self.layers = ModuleList(
             LFQ(
