@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqstack.counter_noise import uniform_noise
 from rqtransformer.attention import NORMS
 from rqtransformer.config import BlockConfig, StackConfig
-from rqtransformer.decoding.logits import DrawSettings, sampling_probs, uniform_noise
+from rqtransformer.decoding.logits import DrawSettings, sampling_probs
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.fast.packing import PackedSlot, WeightFormat
 from rqtransformer.kv_cache import KVCache

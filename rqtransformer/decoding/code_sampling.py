@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rqstack.counter_noise import uniform_noise
 from rqtransformer.decoding.decoder import Decoder
-from rqtransformer.decoding.logits import guide, uniform_noise
+from rqtransformer.decoding.logits import guide
 from rqtransformer.decoding.sampling_request import Guidance, SamplingRequest, check_request
 from rqtransformer.decoding.served_model import knows_model, knows_request
 from rqtransformer.decoding.truncation import draw_truncated

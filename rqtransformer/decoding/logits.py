@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MASK_64 = 2**64 - 1
-_GOLDEN_RATIO, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+from rqstack.counter_noise import uniform_noise
 
 
 def filter_top_k(logits: Tensor, k: int | None) -> Tensor:
@@ -99,40 +98,3 @@ def invert_cdf(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     largest_B = torch.nextafter(total_B, torch.zeros_like(total_B))
     value_B = torch.minimum((uniform_B * total_B).to(total_B.dtype), largest_B)
     return (cumulated_BV > value_B.unsqueeze(1)).to(torch.uint8).argmax(dim=-1)
-
-
-def uniform_noise(seed: int, sample_index_B: Tensor, addresses: list[tuple[int, int]]) -> Tensor:
-    """Independent uniform numbers in [0, 1), fp64, one row per (position, depth) and one column per sample.
-
-    A counter-based generator: every number is a hash of its address, so batches, chunks and ranks do not matter.
-    """
-    keys = [_signed(_mix(_mix(_mix(seed & _MASK_64) ^ position) ^ depth)) for position, depth in addresses]
-    device = sample_index_B.device
-    keys_A1 = torch.tensor(keys, dtype=torch.int64).to(device, non_blocking=True).unsqueeze(1)
-    bits_AB = _mix_tensor(_mix_tensor(sample_index_B.to(torch.int64)).unsqueeze(0) ^ keys_A1)
-    return _shift_right(bits_AB, 11).double() * 2.0**-53
-
-
-def _mix(value: int) -> int:
-    """The output function of SplitMix64 (Steele, Lea and Flood 2014), on a Python number."""
-    value = (value + _GOLDEN_RATIO) & _MASK_64
-    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK_64
-    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK_64
-    return value ^ (value >> 31)
-
-
-def _mix_tensor(value: Tensor) -> Tensor:
-    """`_mix` on int64 tensors, whose sums and products wrap around."""
-    value = value + _signed(_GOLDEN_RATIO)
-    value = (value ^ _shift_right(value, 30)) * _signed(_MIX_1)
-    value = (value ^ _shift_right(value, 27)) * _signed(_MIX_2)
-    return value ^ _shift_right(value, 31)
-
-
-def _shift_right(value: Tensor, bits: int) -> Tensor:
-    """Shift that fills with zeros; torch's own repeats the sign bit."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rqstack.counter_noise import hash_int64
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.codebooks.entry_use import count_codes
-from rqstack.quantizers.codebooks.restart_draw import NO_KEY, CodedVectors, draw_candidates, hash_int64, sums_by_code
+from rqstack.quantizers.codebooks.restart_draw import NO_KEY, CodedVectors, draw_candidates, sums_by_code
 
 
 def counts_and_sums(batches: Sequence[CodedVectors], num_codes: int) -> tuple[Tensor, Tensor]:

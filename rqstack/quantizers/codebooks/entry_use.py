@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rqstack.counter_noise import hash_int64
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
-from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candidates, hash_int64, repeat_noise
+from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candidates, repeat_noise
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rqstack.counter_noise import hash_uniform
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
-from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candidates, hash_uniform, sums_by_code
+from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candidates, sums_by_code
 
 REPEAT_NOISE = 0.01  # spread of repeated start vectors, relative to their length
 

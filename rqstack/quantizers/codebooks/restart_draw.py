@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rqstack.counter_noise import INT64_MAX, hash_int64, hash_uniform
 from rqstack.quantizers.arithmetic import sync
 
-NO_KEY = torch.iinfo(torch.int64).max
+NO_KEY = INT64_MAX
 REPEAT_NOISE = 0.01  # spread of repeated restart vectors, times 1 / sqrt(E)
 
 
@@ -27,18 +28,6 @@ class CodedVectors(NamedTuple):
     x_NE: Tensor
     codes_N: Tensor
     valid_N: Tensor
-
-
-def hash_int64(value: Tensor) -> Tensor:
-    """A bijective mix of int64 values whose result is spread evenly over 0 .. 2**63 - 1 (SplitMix64 finaliser)."""
-    value = (value ^ ((value >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    value = (value ^ ((value >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return (value ^ ((value >> 31) & 0x1FFFFFFFF)) & NO_KEY
-
-
-def hash_uniform(value: Tensor) -> Tensor:
-    """int64 values -> reproducible numbers in [-1, 1), fp32."""
-    return (hash_int64(value) >> 39).float() / 2**23 - 1
 
 
 def _keys(batches: Sequence[CodedVectors], seed: Tensor) -> tuple[Tensor, Tensor]:

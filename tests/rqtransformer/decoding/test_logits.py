@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from rqstack.counter_noise import uniform_noise
 from rqtransformer.decoding.logits import (
     draw,
     filter_top_k,
@@ -13,7 +14,6 @@ from rqtransformer.decoding.logits import (
     guide,
     invert_cdf,
     sampling_probs,
-    uniform_noise,
 )
 
 INF = float("inf")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
+from rqstack.counter_noise import uniform_noise
 from rqtransformer.decoding import truncation
-from rqtransformer.decoding.logits import DrawSettings, invert_cdf, sampling_probs, uniform_noise
+from rqtransformer.decoding.logits import DrawSettings, invert_cdf, sampling_probs
 from rqtransformer.decoding.truncation import draw_truncated, kept_codes
 
 SETTINGS = [(1.0, 256, 0.95), (1.0, None, 0.9), (0.7, 10, None), (1.3, 100, 0.999), (1.0, 2000, 0.5), (1.0, None, None)]

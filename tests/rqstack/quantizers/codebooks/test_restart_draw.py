@@ -3,12 +3,11 @@
 import pytest
 import torch
 
+from rqstack.counter_noise import hash_int64, hash_uniform
 from rqstack.quantizers import ResidualQuantizer, ResidualVectorOptions, ResidualVectorQuantizer, RestartRule
 from rqstack.quantizers.codebooks.restart_draw import (
     CodedVectors,
     draw_candidates,
-    hash_int64,
-    hash_uniform,
     sums_by_code,
 )
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rqstack.counter_noise import hash_uniform
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.codebooks.entry_use import count_codes
-from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candidates, hash_uniform
+from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candidates
 
 NOISE = 0.01
 
