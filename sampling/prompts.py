@@ -14,8 +14,7 @@ from pathlib import Path
 from data import DatasetConfig, ImageDataset
 from data.build import dataset_row
 from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
-from data.tokenizers.tokenizer_loading import TokenizerNotFound, load_tokenizer
-from data.tokenizers.tokenizer_loading import find_tokenizer as tokenizer_named
+from data.tokenizers.tokenizer_loading import TokenizerNotFound, load_tokenizer, tokenizer_named
 from rqtransformer import RQTransformerConfig
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError

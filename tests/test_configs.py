@@ -14,7 +14,7 @@ import torch
 from data import build_dataset
 from data.build import dataset_request
 from data.captions import pair_grammar, shape_grammar
-from data.tokenizers.tokenizer_loading import find_tokenizer
+from data.tokenizers.tokenizer_loading import tokenizer_named
 from rqtransformer import RQTransformer
 from rqtransformer.model import count_parameters as count_transformer_parameters
 from rqvae import RQVAE
@@ -116,7 +116,7 @@ def test_text_experiments_read_their_words_like_the_model(path, tmp_path, monkey
     files.mkdir()
     (files / "bpe-16k-vocab.json").write_text(json.dumps({"[PAD]": 0, "[UNK]": 1, "a": 2, "a</w>": 3, "aa</w>": 4}))
     (files / "bpe-16k-merges.txt").write_text("#version: 0.2\na a</w>\n")
-    tokenizer = find_tokenizer(config.dataset)
+    tokenizer = tokenizer_named(config.dataset)
     assert tokenizer.settings.bpe_dropout == 0.1
     assert tokenizer.encode("A aa b") == [3, 4, 1] + [0] * (config.arch.block_size_cond - 3)
 

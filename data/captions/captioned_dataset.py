@@ -19,7 +19,7 @@ from data.images.file_dataset import FileDataset
 from data.noise import hash_keys, uniforms
 from data.request import DatasetRequest
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
-from data.tokenizers.tokenizer_loading import find_or_warn
+from data.tokenizers.tokenizer_loading import tokenizer_named_or_warn
 
 _CHOICE_STREAM = 0x4343  # keep these draws apart from every other use of the same seed
 _SEGMENTATION_STREAM = 0x4353
@@ -42,7 +42,7 @@ def build_captioned(
 ) -> CaptionedDataset:
     """The data set of (path below root, captions) pairs, with the tokenizer that the config names, if it does."""
     source, table = PackedPaths(root, [name for name, _ in pairs]), CaptionTable(texts for _, texts in pairs)
-    return CaptionedDataset(request, source, table, find_or_warn(request.config))
+    return CaptionedDataset(request, source, table, tokenizer_named_or_warn(request.config))
 
 
 class CaptionTable:

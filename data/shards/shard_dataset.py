@@ -27,7 +27,7 @@ from data.shards.shard_files import ShardFiles, default_cache, filesystem, is_re
 from data.shards.shard_index import CAPTION, FIELDS, IMAGE, NO_LABEL, ShardIndex
 from data.shards.shard_manifest import IMAGES, read_manifest
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
-from data.tokenizers.tokenizer_loading import find_tokenizer
+from data.tokenizers.tokenizer_loading import tokenizer_named
 
 LAYOUT = "tar files of images (<key>.jpg, <key>.cls, <key>.txt), with train or val in their names for given splits"
 _SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -243,7 +243,7 @@ def _dataset(
     config = request.config
     if (config.tokenizer or config.txt_tok_name) is None or (samples.size_NF[:, CAPTION] < 0).all():
         return FileDataset(request, samples, labels_N, class_names)
-    return CaptionedShards(request, samples, labels_N, class_names, find_tokenizer(config))
+    return CaptionedShards(request, samples, labels_N, class_names, tokenizer_named(config))
 
 
 def _missing(root: str | Sequence[str]) -> FileNotFoundError:

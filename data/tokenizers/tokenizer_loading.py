@@ -64,7 +64,7 @@ class TokenizerNotFound(ValueError):
     """No tokenizer is named, or the files of a published one are not there; one line that says where they go."""
 
 
-def find_tokenizer(config: DatasetConfig, beside: Path | None = None) -> CaptionTokenizer:
+def tokenizer_named(config: DatasetConfig, beside: Path | None = None) -> CaptionTokenizer:
     """The tokenizer of a `dataset` section: that of dataset.tokenizer, else the published one of dataset.txt_tok_name.
 
     Args:
@@ -98,10 +98,10 @@ def tokenizer_beside(config: DatasetConfig, folder: Path) -> str | None:
     return str(place) if place.is_file() or find_pair(place) else None
 
 
-def find_or_warn(config: DatasetConfig) -> CaptionTokenizer | None:
-    """`find_tokenizer` for a data set whose images are of use without captions: None, and a warning, for none."""
+def tokenizer_named_or_warn(config: DatasetConfig) -> CaptionTokenizer | None:
+    """`tokenizer_named` for a data set whose images are of use without captions: None, and a warning, for none."""
     try:
-        return find_tokenizer(config)
+        return tokenizer_named(config)
     except TokenizerNotFound as error:
         _log.warning("%s gives images without captions: %s", config.name, error)
         return None

@@ -16,7 +16,7 @@ from data.build import dataset_request
 from data.captions.captioned_dataset import CaptionTable
 from data.images.transforms import Pipeline
 from data.tokenizers.bpe_training import train_bpe
-from data.tokenizers.tokenizer_loading import find_tokenizer, load_tokenizer, tokenizer_beside
+from data.tokenizers.tokenizer_loading import load_tokenizer, tokenizer_beside, tokenizer_named
 
 LENGTH = 12
 COCO_DOG = ["a dog", "the dog sits", "one brown dog", "dogs are nice"]
@@ -226,7 +226,7 @@ def test_images_are_of_use_without_a_tokenizer(tmp_path, caplog):
 
 def test_which_tokenizer(tokenizer, tmp_path, monkeypatch):
     def build(beside=None, **settings):
-        return find_tokenizer(DatasetConfig(**settings), beside)
+        return tokenizer_named(DatasetConfig(**settings), beside)
 
     with pytest.raises(ValueError, match="dataset.tokenizer is missing: captions need a folder"):
         build()

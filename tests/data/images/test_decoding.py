@@ -1,0 +1,93 @@
+"""Decoding: what is an image, what is refused before it costs memory, and the order in which threads give images."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images.decoding import UNREADABLE, decode_in_order, decode_rgb, image_format
+from data.images.listing import IMAGE_EXTENSIONS, holds_image, list_images
+from data.shards.tar_members import IMAGE_KINDS
+from runtime.errors import UserError
+
+
+def encoded(pixels, form="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
+
+
+def test_limits_are_checked_before_decoding():
+    assert decode_rgb(encoded(GREY), 48).size == (8, 6)
+    with pytest.raises(ValueError, match="8x6 pixels are more than max_image_pixels 47"):
+        decode_rgb(encoded(GREY), 47)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", encoded(GREY)[:40]])
+def test_what_is_no_whole_image(content):
+    with pytest.raises(UNREADABLE):
+        decode_rgb(content)
+
+
+def test_more_than_8_bits_are_cut_off_for_training_and_refused_for_scores():
+    deep = encoded(GREY.astype(np.uint16) * 300)
+    assert decode_rgb(deep).mode == "RGB"
+    with pytest.raises(ValueError, match=r"more than 8 bits \(mode I;16"):
+        decode_rgb(deep, deep=False)
+    np.testing.assert_array_equal(np.asarray(decode_rgb(encoded(GREY), deep=False))[..., 1], GREY)
+
+
+def test_the_format_is_read_from_the_file():
+    assert [image_format(encoded(GREY, form)) for form in ("PNG", "JPEG", "BMP")] == ["PNG", "JPEG", "BMP"]
+
+
+class Rows:
+    """Images whose first pixel is their number; number 3 is none, and the first one comes last."""
+
+    def __init__(self):
+        self.others = threading.Semaphore(0)
+
+    def __len__(self):
+        return 12
+
+    def name(self, index):
+        return f"row {index}"
+
+    def read(self, index):
+        if index == 0:
+            assert self.others.acquire(timeout=60)
+        else:
+            self.others.release()
+        return b"" if index == 3 else encoded(np.full((2, 2), index, dtype=np.uint8))
+
+
+def test_threads_give_images_in_order_and_errors_in_their_place():
+    decoded = list(decode_in_order(Rows(), range(12), threads=2))
+    assert [index for index, _ in decoded] == list(range(12))
+    for index, image_HWC in decoded:
+        if index == 3:
+            assert isinstance(image_HWC, UserError) and "row 3 cannot be read" in str(image_HWC)
+        else:
+            assert image_HWC.shape == (2, 2, 3) and (image_HWC == index).all()
+
+
+def test_the_same_files_are_images_in_folders_and_in_shards(tmp_path):
+    names = [f"x{extension}" for extension in IMAGE_EXTENSIONS]
+    assert [f"x.{kind}" for kind in IMAGE_KINDS] == names
+    assert not holds_image(tmp_path) and list_images(tmp_path) == []
+    for name in (".x.png", ".hidden/x.png", "x.txt", "png", "x.png.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert not holds_image(tmp_path) and list_images(tmp_path) == []
+    for name in (*names, "b/A.JPEG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert holds_image(tmp_path) and holds_image(tmp_path / "b")
+    assert list_images(tmp_path) == sorted([*names, "b/A.JPEG"])
