@@ -22,7 +22,7 @@ from runtime.device import use_device
 from runtime.errors import UserError, exit_on_user_error
 from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor
 from sampling.trained_models import config_beside, resolve_checkpoint
-from training.launch.data_checks import check_images, check_resolution
+from training.stages.data_checks import check_images, check_resolution
 from training.stages.stage1 import Stage1Config
 from training.stages.stage2 import Stage2Config
 

@@ -105,7 +105,7 @@ def stage_of(snapshot: Path, dataset: DatasetConfig, batch_size: int, num_images
     config.dataset = dataset
     torch.manual_seed(SEED)
     env = DistEnv(0, 1, 0, torch.device("cpu"), "none")
-    return Stage2(config, plan_batches(config.experiment, num_images, 1), env, lambda: iter(()))
+    return Stage2(config, plan_batches(config.experiment, num_images, 1), env)
 
 
 def measure(folder: Path, stage1: Path, batch_size: int, rounds: int, cpu_time: bool) -> dict[str, dict[str, Any]]:

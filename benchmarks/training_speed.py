@@ -106,14 +106,9 @@ def write_random_vgg16(file: Path) -> Path:
     return file
 
 
-def no_batches() -> list:
-    """There is no validation split here."""
-    return []
-
-
 def build_stage1(config: Stage1Config, env: DistEnv) -> Stage1:
     torch.manual_seed(0)
-    return Stage1(config, plan_batches(config.experiment, NUM_IMAGES, 1), env, no_batches)
+    return Stage1(config, plan_batches(config.experiment, NUM_IMAGES, 1), env)
 
 
 def build_stage2(config: Stage2Config, tokenizer: Stage1, env: DistEnv) -> Stage2:
@@ -123,7 +118,7 @@ def build_stage2(config: Stage2Config, tokenizer: Stage1, env: DistEnv) -> Stage
         save_snapshot(snapshot, tokenizer.snapshot()[0], tokenizer.config, {"step": 0, "epoch": 0.0})
         config.vqvae.ckpt = str(snapshot)
         torch.manual_seed(0)
-        return Stage2(config, plan_batches(config.experiment, NUM_IMAGES, 1), env, no_batches)
+        return Stage2(config, plan_batches(config.experiment, NUM_IMAGES, 1), env)
 
 
 def prepare(name: str, stage: Stage1 | Stage2, resolution: int, env: DistEnv) -> Case:

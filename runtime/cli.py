@@ -46,7 +46,9 @@ class ProcessSettings:
 class ArgumentParser(argparse.ArgumentParser):
     """`argparse` with one-line errors that suggest the nearest flag. `parse_args` gives `overrides`, a list of str."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+    def parse_args(  # type: ignore[override]  # argparse writes the same in overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         tokens, overrides = self._split_overrides(list(sys.argv[1:] if args is None else args))
         result, unknown = self.parse_known_args(tokens, namespace)
         if unknown:
@@ -77,15 +79,14 @@ class ArgumentParser(argparse.ArgumentParser):
         return f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else "; -h lists the flags")
 
 
-def build_parser(description: str, *, distributed: bool = True) -> ArgumentParser:
-    """A parser with `--seed` and, where `distributed`, the flags of the published launch scripts.
+def build_parser(description: str) -> ArgumentParser:
+    """A parser with `--seed` and the flags of the published launch scripts.
 
     Entry scripts add their own flags; `parse_args().overrides` holds the `key=value` words.
     """
     parser = ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    if distributed:
-        _add_distributed_flags(parser)
+    _add_distributed_flags(parser)
     return parser
 
 

@@ -78,7 +78,7 @@ def _compose(path: Path, groups: list[Override]) -> DictConfig:
     search = [] if root == directory else [f"hydra.searchpath=['file://{_quoted(str(root))}']"]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
-            return compose(path.stem, overrides=[*search, *(override.input_line for override in groups)])
+            return compose(path.stem, overrides=[*search, *(override.input_line or "" for override in groups)])
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -139,11 +139,11 @@ def _merge(config: DictConfig, loaded: DictConfig, source: str) -> DictConfig:
 
 def _merge_section(root: DictConfig, node: DictConfig, loaded: DictConfig, source: str, prefix: str) -> None:
     for name in loaded:
-        key = f"{prefix}{name}"
+        key = prefix + str(name)
         target = _child(node, str(name))
         if target is None and _is_typed(node):
             raise UserError(f"{source}: {_unknown_key(root, node, key)}")
-        value = loaded._get_node(name)
+        value: Any = loaded._get_node(name)
         if _is_typed(target) and isinstance(value, DictConfig) and _is_filled(value):
             _merge_section(root, _filled_section(node, str(name)), value, source, f"{key}.")
         else:
@@ -225,12 +225,13 @@ def _unknown_key(config: DictConfig, node: Container | None, key: str) -> str:
 
 
 def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:
-    keys = []
+    keys: list[str] = []
     for name in node:
-        keys.append(f"{prefix}{name}")
+        key = prefix + str(name)
+        keys.append(key)
         child = node._get_node(name)
         if isinstance(child, DictConfig) and _is_filled(child):
-            keys.extend(_all_keys(child, f"{prefix}{name}."))
+            keys.extend(_all_keys(child, f"{key}."))
     return keys
 
 

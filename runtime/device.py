@@ -16,4 +16,4 @@ def use_device(env: DistEnv) -> None:
         torch.backends.cudnn.benchmark = True
         # the newer of PyTorch's two TF32 switches: the quantizer uses it too, and they must not be mixed
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]  # torch adds it when imported

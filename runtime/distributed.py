@@ -17,6 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # its stub does not say that it exports it
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.rendezvous import rendezvous
 
 from runtime.errors import UserError, one_line
 from runtime.rounds import agree_on_round
@@ -200,7 +203,7 @@ class HostAgreement:
 
     def __init__(self) -> None:
         needs_group = _has_group() and dist.get_backend() != "gloo"
-        self._group = dist.new_group(backend="gloo") if needs_group else None
+        self._group: Any = dist.new_group(backend="gloo") if needs_group else None
 
     def any(self, answer: bool) -> bool:
         """Whether any rank says yes."""
@@ -219,8 +222,8 @@ class Board:
     """
 
     def __init__(self, name: str) -> None:
-        shared = dist.distributed_c10d._get_default_store().clone() if _has_group() else dist.HashStore()
-        self._store = dist.PrefixStore(name, shared)
+        shared = _get_default_store().clone() if _has_group() else HashStore()
+        self._store = PrefixStore(name, shared)
 
     def write(self, key: str, text: str) -> None:
         self._store.set(key, text)
@@ -290,9 +293,9 @@ def _join_group(backend: str, rank: int, world_size: int, timeout: float, device
     if missing:
         raise UserError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start with torchrun")
     limit = timedelta(seconds=timeout)
-    store, _, _ = next(iter(dist.rendezvous("env://", rank, world_size, timeout=limit)))
+    store, _, _ = next(iter(rendezvous("env://", rank, world_size, timeout=limit)))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = dist.PrefixStore(agree_on_round(store, rank, world_size, timeout), store)
+        store = PrefixStore(agree_on_round(store, rank, world_size, timeout), store)
     dist.init_process_group(
         backend,
         store=store,

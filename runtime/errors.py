@@ -33,7 +33,9 @@ def exit_on_user_error(*also: type[BaseException]) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, *also) as error:
+    except BaseException as error:
+        if not isinstance(error, (UserError, *also)):
+            raise
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         rank = os.environ.get("RANK", "0")

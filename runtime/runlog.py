@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from PIL import Image
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from runtime.atomic import write_text_atomically
 from runtime.progress import Progress, TqdmStream
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 LOGGER_NAME = "rq"
 METRICS_FILE = "metrics.jsonl"
@@ -49,15 +52,15 @@ class RunLog:
     ) -> None:
         self.run_dir = Path(run_dir) if run_dir is not None and is_main else None
         self.is_main = is_main
-        self._metrics = None
-        self._writer = None
+        self._metrics: TextIO | None = None
+        self._writer: SummaryWriter | None = None
         self._progress: Progress | None = None
         self._logger = self._build_logger(rank)
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._open_metrics(resume_step)
+            self._metrics = _open_metrics(self.run_dir, resume_step)
             if tensorboard:
-                self._open_tensorboard(resume_step)
+                self._writer = _open_tensorboard(self.run_dir, resume_step)
 
     def info(self, message: str) -> None:
         """A line on the console and in `train.log`, from rank 0 alone."""
@@ -76,7 +79,6 @@ class RunLog:
         *,
         epoch: float | None = None,
         timing: Mapping[str, float] | None = None,
-        console: bool = True,
     ) -> None:
         """Record named numbers after `step` steps.
 
@@ -86,7 +88,6 @@ class RunLog:
             prefix: put before every name: `train` makes `train/loss`.
             epoch: passes over the data so far, where that means something.
             timing: numbers that two equal runs need not share (images/s, waiting): kept apart, under `timing`.
-            console: also print them as one line, with the time left.
         """
         if not self.is_main:
             return
@@ -97,10 +98,9 @@ class RunLog:
             spread = _flat(values) + [(f"timing/{name}", number) for name, number in _flat(times)]
             for name, number in spread:
                 self._writer.add_scalar(name, number, step)
-        if console:
-            shown = {name.removeprefix(f"{prefix}/"): value for name, value in values.items()} | times
-            text = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
-            self._logger.info(f"{prefix or 'metrics'} {self._position(step)}: {text}")
+        shown = {name.removeprefix(f"{prefix}/"): value for name, value in values.items()} | times
+        text = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
+        self._logger.info(f"{prefix or 'metrics'} {self._position(step)}: {text}")
 
     def log_images(self, name: str, grid_CHW: Tensor, step: int) -> Path | None:
         """Save one uint8 image (1 or 3 channels), usually a grid, to `samples/` and TensorBoard; returns its file."""
@@ -169,18 +169,20 @@ class RunLog:
         left = timedelta(seconds=round(self._progress.eta_seconds))
         return f"step {step}/{self._progress.total} ({left} left)"
 
-    def _open_metrics(self, resume_step: int | None) -> None:
-        path = self.run_dir / METRICS_FILE
-        if resume_step is not None and path.exists():
-            truncate_metrics(path, resume_step)
-        self._metrics = open(path, "a", encoding="utf-8")
 
-    def _open_tensorboard(self, resume_step: int | None) -> None:
-        # Imported here because it takes longer than everything else together and other ranks do not need it.
-        from torch.utils.tensorboard import SummaryWriter
+def _open_metrics(run_dir: Path, resume_step: int | None) -> TextIO:
+    path = run_dir / METRICS_FILE
+    if resume_step is not None and path.exists():
+        truncate_metrics(path, resume_step)
+    return open(path, "a", encoding="utf-8")
 
-        purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge_step)
+
+def _open_tensorboard(run_dir: Path, resume_step: int | None) -> SummaryWriter:
+    # Imported here because it takes longer than everything else together and other ranks do not need it.
+    from torch.utils.tensorboard import SummaryWriter
+
+    purge_step = None if resume_step is None else resume_step + 1
+    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
 
 
 def truncate_metrics(path: Path, last_step: int) -> None:

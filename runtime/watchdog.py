@@ -66,7 +66,7 @@ class Watchdog:
         self.rank, self.world_size = get_rank(), get_world_size()
         self.interval = min(MAX_INTERVAL_SECONDS, (timeout or 0.0) / 5)
         self._beat = (0, "start", time.monotonic())
-        self._main_thread = threading.main_thread().ident
+        self._main_thread = threading.main_thread().ident or 0
         self._read: dict[int, tuple[str, float]] = {}
         self._is_judge = False
         self._ended = threading.Event()
@@ -118,6 +118,7 @@ class Watchdog:
         # rank 1 judges as well, later, because it may be rank 0 whose whole process stands still
         if verdict is not None or self.rank > 1:
             return verdict
+        assert self.timeout is not None, "without a timeout nothing is watched"
         standings = self._all_standings()
         if max(standing.idle for standing in standings) < self.timeout + 3 * self.interval * self.rank:
             return None

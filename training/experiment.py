@@ -1,12 +1,32 @@
 """The `experiment` section of a YAML file, and the batch and step arithmetic that follows from it."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from omegaconf import MISSING
 
 IN_LOOP_FEATURES = ("auto", "inception", "classifier")
+POSITIVE_OR_UNSET = (
+    "batch_size",
+    "total_batch_size",
+    "epochs",
+    "max_steps",
+    "save_steps",
+    "test_steps",
+    "log_steps",
+    "save_ckpt_freq",
+    "test_freq",
+    "keep_checkpoints",
+    "keep_every_steps",
+    "keep_snapshots",
+    "test_images",
+    "grid_images",
+    "spike_factor",
+    "spike_window",
+    "hang_timeout",
+    "signal_steps",
+)
 
 
 @dataclass
@@ -121,6 +141,14 @@ class BatchPlan:
         return step / self.steps_per_epoch
 
 
+@dataclass(frozen=True)
+class RunPosition:
+    """Where a run stands: `step` optimizer steps done, on `images_seen` images of all ranks."""
+
+    step: int = 0
+    images_seen: int = 0
+
+
 def plan_batches(
     config: ExperimentConfig,
     num_images: int,
@@ -133,26 +161,13 @@ def plan_batches(
     Raises:
         ValueError: naming the keys and values that do not fit, before anything is built.
     """
-    _check_positive(config)
-    per_micro_step = config.batch_size * world_size
-    accumulation = grad_accm_steps
-    if config.total_batch_size is not None:
-        accumulation, remainder = divmod(config.total_batch_size, per_micro_step)
-        if remainder or not accumulation:
-            raise ValueError(
-                f"experiment.total_batch_size={config.total_batch_size} is not a multiple of experiment.batch_size="
-                f"{config.batch_size} x {world_size} processes = {per_micro_step}"
-            )
-        if grad_accm_steps not in (1, accumulation):
-            raise ValueError(
-                f"optimizer.grad_accm_steps={grad_accm_steps} contradicts experiment.total_batch_size="
-                f"{config.total_batch_size}, which needs {accumulation}"
-            )
-    global_batch = per_micro_step * accumulation
+    _check(config)
+    accumulation = _accumulation(config, world_size, grad_accm_steps)
+    global_batch = config.batch_size * world_size * accumulation
     steps_per_epoch = math.ceil(num_images / global_batch)
     if (config.epochs is None) == (config.max_steps is None):
         raise ValueError("set exactly one of experiment.epochs and experiment.max_steps")
-    total_steps = config.max_steps or math.ceil(config.epochs * steps_per_epoch)
+    total_steps = config.max_steps or math.ceil((config.epochs or 0) * steps_per_epoch)
 
     def in_steps(steps: int | None, epochs: float) -> int:
         return steps if steps is not None else max(1, round(epochs * steps_per_epoch))
@@ -171,11 +186,33 @@ def plan_batches(
     )
 
 
-def fit_to_ranks(config: ExperimentConfig, optimizer: Any, global_batch: int, world_size: int) -> None:
+def _accumulation(config: ExperimentConfig, world_size: int, grad_accm_steps: int) -> int:
+    """Micro-steps of one optimizer step."""
+    per_micro_step = config.batch_size * world_size
+    if config.total_batch_size is None:
+        return grad_accm_steps
+    accumulation, remainder = divmod(config.total_batch_size, per_micro_step)
+    if remainder or not accumulation:
+        raise ValueError(
+            f"experiment.total_batch_size={config.total_batch_size} is not a multiple of experiment.batch_size="
+            f"{config.batch_size} x {world_size} processes = {per_micro_step}"
+        )
+    if grad_accm_steps not in (1, accumulation):
+        raise ValueError(
+            f"optimizer.grad_accm_steps={grad_accm_steps} contradicts experiment.total_batch_size="
+            f"{config.total_batch_size}, which needs {accumulation}"
+        )
+    return accumulation
+
+
+def fit_to_ranks(
+    config: ExperimentConfig, grad_accm_steps: int, global_batch: int, world_size: int
+) -> tuple[ExperimentConfig, int]:
     """Makes a resumed run keep its `global_batch`, and so its order of samples, on another number of processes.
 
-    Batch size and accumulation per process are changed in place, the batch size never upwards; nothing changes where
-    they give `global_batch` already.
+    Returns:
+        The section and the accumulation to go on with; the batch size per process is never a larger one, and nothing
+        changes where the given ones make `global_batch` already.
 
     Raises:
         ValueError: the processes cannot share that batch, or `total_batch_size` was set to another one.
@@ -185,9 +222,9 @@ def fit_to_ranks(config: ExperimentConfig, optimizer: Any, global_batch: int, wo
             f"experiment.total_batch_size={config.total_batch_size}: the resumed run takes {global_batch} images "
             "per step"
         )
-    accumulation = 1 if config.total_batch_size is not None else optimizer.grad_accm_steps
+    accumulation = 1 if config.total_batch_size is not None else grad_accm_steps
     if config.total_batch_size is None and config.batch_size * world_size * accumulation == global_batch:
-        return
+        return config, grad_accm_steps
     per_process, remainder = divmod(global_batch, world_size)
     if remainder or not per_process:
         fitting = [str(ranks) for ranks in range(1, global_batch + 1) if global_batch % ranks == 0]
@@ -196,32 +233,12 @@ def fit_to_ranks(config: ExperimentConfig, optimizer: Any, global_batch: int, wo
             f"{', '.join(fitting)} processes"
         )
     sizes = range(1, min(config.batch_size, per_process) + 1)
-    config.batch_size = max(size for size in sizes if per_process % size == 0)
-    config.total_batch_size, optimizer.grad_accm_steps = global_batch, 1
+    batch_size = max(size for size in sizes if per_process % size == 0)
+    return replace(config, batch_size=batch_size, total_batch_size=global_batch), 1
 
 
-def _check_positive(config: ExperimentConfig) -> None:
-    names = (
-        "batch_size",
-        "total_batch_size",
-        "epochs",
-        "max_steps",
-        "save_steps",
-        "test_steps",
-        "log_steps",
-        "save_ckpt_freq",
-        "test_freq",
-        "keep_checkpoints",
-        "keep_every_steps",
-        "keep_snapshots",
-        "test_images",
-        "grid_images",
-        "spike_factor",
-        "spike_window",
-        "hang_timeout",
-        "signal_steps",
-    )
-    for name in names:
+def _check(config: ExperimentConfig) -> None:
+    for name in POSITIVE_OR_UNSET:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise ValueError(f"experiment.{name}={value} must be positive")
@@ -237,7 +254,12 @@ def _check_positive(config: ExperimentConfig) -> None:
         )
     if config.non_finite not in ("stop", "skip"):
         raise ValueError(f"experiment.non_finite={config.non_finite!r}: choose from stop, skip")
-    score = config.score
+    if config.num_workers < 0:
+        raise ValueError(f"experiment.num_workers={config.num_workers} must not be negative")
+    _check_score(config.score)
+
+
+def _check_score(score: InLoopScoreConfig) -> None:
     if score.every_steps is not None and score.every_steps < 1 or score.num_images < 2:
         raise ValueError(
             f"experiment.score.every_steps={score.every_steps} must be positive and experiment.score.num_images="
@@ -245,5 +267,3 @@ def _check_positive(config: ExperimentConfig) -> None:
         )
     if score.features not in IN_LOOP_FEATURES:
         raise ValueError(f"experiment.score.features={score.features!r}: choose from {', '.join(IN_LOOP_FEATURES)}")
-    if config.num_workers < 0:
-        raise ValueError(f"experiment.num_workers={config.num_workers} must not be negative")

@@ -155,9 +155,8 @@ class AdversarialSchedule:
     """
 
     def __init__(self, config: GANLossConfig, steps_per_epoch: float = 1):
-        self.disc_start = config.disc_start_step
-        if self.disc_start is None:
-            self.disc_start = round(config.disc_start * steps_per_epoch)
+        in_steps = config.disc_start_step
+        self.disc_start = round(config.disc_start * steps_per_epoch) if in_steps is None else in_steps
         self.gen_start = self.disc_start if config.gen_start_step is None else config.gen_start_step
         self.gen_ramp_steps = config.gen_ramp_steps
         if min(self.disc_start, self.gen_start, self.gen_ramp_steps) < 0:

@@ -34,6 +34,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.ranks import children_of, free_port, launcher_variables
+from tests.training.checkpoint_files import load_checkpoint
 from tests.training.tiny_runs import (
     checkpoint_tensors,
     differing,
@@ -42,7 +43,6 @@ from tests.training.tiny_runs import (
     stage1,
     write_config,
 )
-from training.checkpoints.checkpoint import load_checkpoint
 from training.checkpoints.checkpoint_directories import complete_checkpoints
 from training.launch.flags import LaunchSettings, training_parser
 from training.launch.launching import launch

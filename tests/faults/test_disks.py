@@ -64,10 +64,10 @@ def test_data_that_vanish(monkeypatch, capsys, tmp_path):
 
     original = Stage1.train_step
 
-    def train_step(self, micro_batches, step):
+    def train_step(self, micro_batches, step, *args):
         if step == 3:
             shutil.rmtree(root)
-        return original(self, micro_batches, step)
+        return original(self, micro_batches, step, *args)
 
     monkeypatch.setattr(Stage1, "train_step", train_step)
     line = fails(capsys, "-m", config, "-r", tmp_path / "runs")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoints.checkpoint import load_checkpoint
+from tests.training.checkpoint_files import load_checkpoint
 from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
 import itertools, sys, torch
-from training.checkpoints.checkpoint import save_checkpoint
+from tests.training.checkpoint_files import save_checkpoint
 for step in itertools.count(int(sys.argv[2]) + 1):
     state = {"value": torch.full((500_000,), float(step)), "step": step}
     save_checkpoint(sys.argv[1], step, {"model": state, "optimizer": state}, keep_last=2)

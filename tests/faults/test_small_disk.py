@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.checkpoint_files import load_checkpoint
 from tests.training.tiny_runs import REPOSITORY, only_run, stage1, train, write_config
-from training.checkpoints.checkpoint import load_checkpoint
 from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
 
 # a file system of its own, which ends with the process: no rights on this machine's disks are needed

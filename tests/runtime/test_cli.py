@@ -70,12 +70,6 @@ def test_a_wrong_flag_gives_one_line_and_exit_code_2(parser, line, capsys):
     assert output.out == ""
 
 
-def test_a_parser_for_one_process_has_no_process_flags(capsys):
-    with pytest.raises(SystemExit):
-        build_parser("A tool.", distributed=False).parse_args(["--local-rank=0"])
-    assert "unknown flag --local-rank" in capsys.readouterr().err
-
-
 def test_the_arguments_default_to_those_of_the_process(parser, monkeypatch):
     monkeypatch.setattr("sys.argv", ["script", "--eval", "a=1"])
     args = parser.parse_args()

@@ -21,11 +21,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from runtime.runlog import read_metrics
-from training.checkpoints.checkpoint import load_checkpoint
+from tests.training.checkpoint_files import load_checkpoint
 from training.checkpoints.state_tree import encode
 from training.launch.flags import LaunchSettings, training_parser
 from training.launch.launching import launch
 from training.launch.session import Session
+from training.loop.loop import validate
 from training.stages.stage1 import Stage1, Stage1Config
 from training.stages.stage2 import Stage2, Stage2Config
 
@@ -138,9 +139,9 @@ def train(stage: str, *flags: Any, on_step: Callable[[int], None] | None = None)
     if on_step is not None:
         original = run.stage.train_step
 
-        def train_step(micro_batches, step):
+        def train_step(micro_batches, step, *args):
             on_step(step)
-            return original(micro_batches, step)
+            return original(micro_batches, step, *args)
 
         run.stage.train_step = train_step
     with run.log:
@@ -151,6 +152,16 @@ def train(stage: str, *flags: Any, on_step: Callable[[int], None] | None = None)
 def launch_in_process(stage: str, *flags: Any) -> None:
     """The whole entry script after parsing: errors end in SystemExit."""
     launch(*STAGES[stage], parse(stage, *flags))
+
+
+def validated(run: Session) -> dict[str, Any]:
+    """What the loop would measure now of the validation split."""
+    return validate(run.stage, lambda: run.batches(run.val_set))[0]
+
+
+def pictured(run: Session) -> dict[str, torch.Tensor]:
+    """What the loop would show now of the validation split."""
+    return validate(run.stage, lambda: run.batches(run.val_set))[1]
 
 
 class Stopped(Exception):

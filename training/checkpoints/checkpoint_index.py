@@ -17,8 +17,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.distributed.checkpoint import ChunkStorageMetadata, Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from runtime.errors import UserError, one_line
 from runtime.step_directories import read_json
@@ -88,7 +94,7 @@ def state_text(step: int, meta: Any, trees: Mapping[str, Any]) -> str:
 def index_text(metadata: Metadata, file_of: Mapping[MetadataIndex, str]) -> str:
     """`index.json`, from what `torch.distributed.checkpoint` planned and the file each chunk was written to."""
     tensors = {}
-    for name, tensor in metadata.state_dict_metadata.items():
+    for name, tensor in tensors_of(metadata).items():
         chunks = [
             [file_of[MetadataIndex(name, chunk.offsets)], list(chunk.offsets), list(chunk.sizes)]
             for chunk in tensor.chunks
@@ -152,8 +158,18 @@ def _first_format(directory: Path, objects: Mapping[str, Any], files: Mapping[st
             raise UserError(f"{directory / file} cannot be read: {one_line(error)}") from error
 
 
+def tensors_of(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+    """What the metadata say of every tensor; there is nothing else in them."""
+    entries = metadata.state_dict_metadata.items()
+    tensors = {name: entry for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
+    assert len(tensors) == len(metadata.state_dict_metadata), "what is no tensor stands in state.json"
+    return tensors
+
+
 def _metadata(directory: Path, tensors: Iterator[_Tensor], files: Mapping[str, Mapping[str, Any]]) -> Metadata:
-    entries, places, bytes_in = {}, {}, dict.fromkeys(files, 0)
+    entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    places: dict[MetadataIndex, Place] = {}
+    bytes_in = dict.fromkeys(files, 0)
     for tensor in tensors:
         _check_chunks(directory, tensor, files)
         chunks = [ChunkStorageMetadata(torch.Size(at), torch.Size(place.sizes)) for place, at in tensor.chunks]

@@ -16,22 +16,18 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint import (
-    DefaultSavePlanner,
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_local_save_plan
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import (
     LoadPlan,
     LoadPlanner,
-    Metadata,
     ReadItem,
     SavePlan,
     SavePlanner,
-    StorageReader,
-    StorageWriter,
     WriteItem,
+    WriteItemType,
 )
-from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
-from torch.distributed.checkpoint.metadata import MetadataIndex
-from torch.distributed.checkpoint.planner import WriteItemType
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.distributed.checkpoint.utils import find_state_dict_object
 from torch.futures import Future
 
@@ -59,15 +55,17 @@ class RankShare(DefaultSavePlanner):
         self.items: list[WriteItem] = []
         load = [0] * world_size
         for item in create_default_local_save_plan(dict(tensors), rank == 0).items:
+            about, num_bytes = item.tensor_data, item.tensor_storage_size()
+            assert about is not None and num_bytes is not None, "every item is a tensor"
             if item.type is WriteItemType.SHARD:
-                mine = 0 not in item.tensor_data.chunk.sizes or 0 in item.tensor_data.size and rank == 0
+                mine = 0 not in about.chunk.sizes or 0 in about.size and rank == 0
             else:
-                owner = 0 if len(item.tensor_data.size) < 2 else load.index(min(load))
-                load[owner] += item.tensor_storage_size()
+                owner = 0 if len(about.size) < 2 else load.index(min(load))
+                load[owner] += num_bytes
                 mine = owner == rank
             if mine:
                 self.items.append(item)
-        self.copies = {item.index: plain_copy(find_state_dict_object(tensors, item.index)) for item in self.items}
+        self.copies = {item.index: plain_copy(find_state_dict_object(dict(tensors), item.index)) for item in self.items}
 
     def create_local_plan(self) -> SavePlan:
         """Called by the engine on every rank."""
@@ -106,12 +104,12 @@ class SafetensorsWriter(StorageWriter):
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         file = partial_of(self.final) / f"rank_{self.rank:05d}.safetensors"
         try:
-            save_file({item.index.fqn: planner.resolve_data(item) for item in plan.items}, file)
+            save_file({item.index.fqn: _tensor(planner, item) for item in plan.items}, file)
         except SafetensorError as error:  # the others get to know of it; this class cannot be sent
             raise OSError(one_line(error)) from None
         flush_to_disk(file)
         about = {"file": file.name, "sha256": sha256_of_file(file), "bytes": file.stat().st_size}
-        return [WriteResult(item.index, item.tensor_storage_size(), about) for item in plan.items]
+        return [WriteResult(item.index, item.tensor_storage_size() or 0, about) for item in plan.items]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On rank 0, when every rank has written: the descriptions, the completion mark, the final name."""
@@ -143,6 +141,12 @@ class SafetensorsWriter(StorageWriter):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         """The engine asks this only of writers that it chooses itself."""
         return True
+
+
+def _tensor(planner: SavePlanner, item: WriteItem) -> Tensor:
+    tensor = planner.resolve_data(item)
+    assert isinstance(tensor, Tensor), "`RankShare` plans nothing else"
+    return tensor
 
 
 class SafetensorsReader(StorageReader):

@@ -93,7 +93,8 @@ class _Encoder:
         return {"$dict": [[self.encode(key, path), item] for key, item in items]}
 
     def _encode_tensor(self, tensor: Tensor, path: str) -> dict[str, Any]:
-        local = tensor.to_local() if is_sharded(tensor) else tensor
+        to_local = getattr(tensor, "to_local", None)
+        local = tensor if to_local is None else to_local()
         identity = (local.device, local.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         # Empty tensors all have address 0 and are not one.
         if local.numel() and identity in self._references:
@@ -131,6 +132,11 @@ def _inverse(order: list[int]) -> list[int]:
     return [order.index(dim) for dim in range(len(order))]
 
 
+def state_of(item: Any) -> Any:
+    """The state of something with `state_dict()`; anything else is a state itself."""
+    return item.state_dict() if hasattr(item, "state_dict") else item
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a part of the tensor only (a DTensor)."""
     return hasattr(tensor, "to_local")
@@ -140,5 +146,5 @@ def _dense_order(tensor: Tensor) -> list[int] | None:
     """The order of dims in memory of a dense tensor that is not plainly contiguous (channels-last), else None."""
     if tensor.is_contiguous():
         return None
-    order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+    order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride()[dim])
     return order if tensor.permute(order).is_contiguous() else None

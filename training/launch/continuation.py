@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,18 @@ from training.launch.flags import LaunchSettings
 LAUNCH_FILE = "launch.json"
 
 
-def run_to_continue(settings: LaunchSettings) -> Path | None:
-    """The run directory that this start continues without having been told its name; None for a new run, or for the
-    one that `--resume` names.
+def with_run_to_continue(settings: LaunchSettings) -> LaunchSettings:
+    """Settings that name the run that this start continues without having been told so; the same ones for a new run,
+    or where `--resume` names it.
 
     A restarted process takes the run of its launch; with `--auto-resume` it is the newest run of the config. Only runs
     with a complete checkpoint count.
     """
-    if settings.evaluate:
-        return None
+    run_dir = None if settings.evaluate else _run_to_continue(settings)
+    return settings if run_dir is None else replace(settings, resume=True, load_path=run_dir)
+
+
+def _run_to_continue(settings: LaunchSettings) -> Path | None:
     if _restarts() > 0:
         mine = [run for run in _candidates(settings) if _launch_of(run) == launch_id()]
         if mine:

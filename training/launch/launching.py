@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from data.errors import DataError
 from runtime import distributed
 from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
 from training.launch.flags import LaunchSettings
-from training.launch.session import Session
+from training.launch.session import BuildStage, Session
+from training.stage import Config
 
 SETUP_ERRORS = (ValueError, OSError)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES)
 
 
-def launch(
-    schema: type,
-    build_stage: Callable[..., Any],
-    settings: LaunchSettings,
-) -> None:
+def launch(schema: type[Config], build_stage: BuildStage[Config], settings: LaunchSettings) -> None:
     """Runs one training script.
 
     Args:
         schema: dataclass of the YAML file.
-        build_stage: `(config, plan, env, validation_batches) -> stage`.
+        build_stage: the stage's class, called with config, plan and env.
         settings: what the command line says.
     """
     with exit_on_user_error(DataError):
@@ -51,11 +46,7 @@ def launch(
             distributed.shutdown()
 
 
-def _run(
-    schema: type,
-    build_stage: Callable[..., Any],
-    settings: LaunchSettings,
-) -> None:
+def _run(schema: type[Config], build_stage: BuildStage[Config], settings: LaunchSettings) -> None:
     with exit_on_user_error(*SETUP_ERRORS):
         session = Session(schema, build_stage, settings)
     with session.log:

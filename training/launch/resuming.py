@@ -1,83 +1,73 @@
-"""What `--resume` and `-l` name: the checkpoint of a run, its config, or the weights to start from."""
+"""A run that goes on where its checkpoint was taken."""
 
 from __future__ import annotations
 
-import os
-import sys
-from operator import attrgetter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.config import load_config
 from runtime.errors import UserError
-from runtime.rundir import runs
-from runtime.step_directories import CHECKPOINTS, SNAPSHOTS, complete_steps
-from sampling.trained_models import find_latest_snapshot, read_metadata
-from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
-from training.launch.flags import LaunchSettings
+from runtime.step_directories import CHECKPOINTS, SNAPSHOTS, discard_after
+from training.checkpoints.checkpoint_restoring import read_progress, restore_checkpoint
+from training.checkpoints.snapshot_writer import discard_best_after
+from training.experiment import RunPosition
+from training.stage import Stage
 
 
-def find_checkpoint(settings: LaunchSettings) -> Path:
-    """The checkpoint that --resume continues: -l names it or its run, else the newest run of the config."""
-    if settings.load_path is not None:
-        if not settings.load_path.exists():
-            raise UserError(f"-l {settings.load_path} does not exist")
-        run_dir = settings.load_path
-    else:
-        if not settings.model_config:
-            raise UserError("--resume needs -l RUN, or -m CONFIG to find the newest run of it")
-        candidates = runs(settings.result_path, Path(settings.model_config).stem)
-        run_dir = next((run for run in candidates if complete_checkpoints(run)), None)
-        if run_dir is None:
-            raise UserError(
-                f"nothing to resume: no run of {settings.model_config} under {settings.result_path} has a complete "
-                "checkpoint"
-            )
-    checkpoint = find_sound_checkpoint(run_dir, report=_say_once)
-    if checkpoint is None:
-        raise UserError(f"nothing to resume: {run_dir} has no complete checkpoint")
-    return checkpoint
+@dataclass(frozen=True)
+class ResumedRun:
+    """A checkpoint to go on from, and what it says about its run."""
 
+    checkpoint: Path
+    progress: Mapping[str, Any]
 
-def _say_once(line: str) -> None:
-    """On stderr, from the main process alone; there is no log and no process group yet."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+    @classmethod
+    def at(cls, checkpoint: Path) -> ResumedRun:
+        """Reads what a checkpoint says about its run."""
+        return cls(checkpoint, read_progress(checkpoint))
 
+    @property
+    def run_dir(self) -> Path:
+        """The directory that the run goes on writing to."""
+        return self.checkpoint.parent.parent
 
-def load_run_config(schema: type, settings: LaunchSettings, checkpoint_dir: Path | None) -> Any:
-    """The config of -m; a resumed run keeps its own, which only `key=value` words and flags change."""
-    if checkpoint_dir is None:
-        config = load_config(schema, settings.model_config, settings.overrides)
-    else:
-        config = load_config(schema, checkpoint_dir.parent.parent / "config.yaml", settings.overrides)
-        if settings.seed not in (None, config.seed):
-            raise UserError(f"--seed {settings.seed} differs from the resumed run's seed {config.seed}")
-    seed = {} if settings.seed is None else {"seed": settings.seed}
-    for key, value in {**settings.config_values, **seed}.items():
-        section, _, name = key.rpartition(".")
-        setattr(attrgetter(section)(config) if section else config, name, value)
-    return config
+    @property
+    def position(self) -> RunPosition:
+        """Where it stands."""
+        return RunPosition(self.progress["step"], self.progress["images_seen"])
 
+    @property
+    def global_batch(self) -> int:
+        """Images of one of its steps."""
+        return self.progress.get("global_batch", self.progress["images_seen"] // self.progress["step"])
 
-def find_weights(path: Path, epoch: float) -> Path:
-    """What -l names: a published file, a snapshot, or a run, of which the snapshot of `epoch` (-1: newest) is taken."""
-    if not path.exists():
-        raise UserError(f"-l {path} does not exist")
-    if path.parent.name == CHECKPOINTS:
-        # a checkpoint is for resuming; the snapshot of the same step holds the same weights for use
-        path = path.parent.parent / SNAPSHOTS / path.name
-        if not path.exists():
-            raise UserError(f"there is no snapshot {path}; a checkpoint itself can only be resumed (--resume)")
-    if not (path / SNAPSHOTS).is_dir():
-        return path
-    if epoch < 0:
-        snapshot = find_latest_snapshot(path)
-        if snapshot is None:
-            raise UserError(f"-l {path} has no complete snapshot")
-        return snapshot
-    by_epoch = {round(read_metadata(entry)["epoch"], 3): entry for entry in complete_steps(path / SNAPSHOTS)}
-    if round(epoch, 3) not in by_epoch:
-        choices = ", ".join(f"{value:g}" for value in sorted(by_epoch))
-        raise UserError(f"-e {epoch:g}: {path} has no snapshot of that epoch; choose from {choices}")
-    return by_epoch[round(epoch, 3)]
+    @property
+    def schedule_ranks(self) -> int | None:
+        """The processes it was started with, where the checkpoint says so."""
+        return self.progress.get("schedule_ranks")
+
+    @property
+    def flops_per_step(self) -> Mapping[str, int]:
+        """What was counted of its steps."""
+        return self.progress.get("flops_per_step", {})
+
+    def restore(self, stage: Stage) -> None:
+        """Puts everything back into a stage; all ranks call it.
+
+        Raises:
+            UserError: the checkpoint is of another stage, or of one that was trained on something else.
+        """
+        # its files were verified when it was found
+        restore_checkpoint(self.checkpoint, stage.objects(), verify=False)
+        for name, value in stage.provenance().items():
+            known = self.progress.get(name)
+            if known != value:
+                raise UserError(f"{self.checkpoint}: this run was trained with {name} {known}, not {value}")
+
+    def abandon_later_steps(self) -> None:
+        """A run resumed from an earlier step writes another history: what lies after that step must not be found."""
+        step = self.position.step
+        for directory in (self.run_dir / CHECKPOINTS, self.run_dir / SNAPSHOTS):
+            discard_after(directory, step)
+        discard_best_after(self.run_dir / SNAPSHOTS, step)

@@ -1,97 +1,106 @@
-"""From a command line to a running stage: flags, config, processes, data, run directory, weights, loop.
+"""From settings to a running stage: config, processes, data, weights, run directory, loop.
 
-Both entry scripts are this function with another schema and another stage. Everything a user can get wrong is found
-before the first step and ends in one line and exit code 2.
+Everything a user can get wrong is found before the first step.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import Generic
 
 from data import EvalLoader, ImageDataset, TrainLoader, build_dataset
 from data.dataset import unreadable_images
 from runtime import distributed
 from runtime.config import save_config
 from runtime.device import use_device
-from runtime.errors import UserError
+from runtime.distributed import DistEnv
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
-from runtime.step_directories import CHECKPOINTS, SNAPSHOTS, discard_after, step_name
+from runtime.step_directories import CHECKPOINTS, SNAPSHOTS
 from scoring.scoring_data import ScoringData
-from training.checkpoints.checkpoint import CheckpointWriter, read_progress, restore_checkpoint
-from training.checkpoints.snapshots import save_snapshot
-from training.experiment import BatchPlan, fit_to_ranks, plan_batches
-from training.launch.continuation import note_launch, run_to_continue
-from training.launch.data_checks import tokenizer_files
+from training.checkpoints.checkpoint_writer import CheckpointWriter
+from training.checkpoints.snapshot_writer import SnapshotWriter
+from training.experiment import BatchPlan, RunPosition
+from training.launch.continuation import note_launch, with_run_to_continue
 from training.launch.flags import LaunchSettings
-from training.launch.resuming import find_checkpoint, find_weights, load_run_config
+from training.launch.resuming import ResumedRun
+from training.launch.run_config import load_run_config, plan_run
+from training.launch.starting_points import find_checkpoint, find_weights
+from training.loop.faults import FaultRecorder
 from training.loop.feed import Feed, Survivor
 from training.loop.guards import Guards
-from training.loop.in_loop_scores import InLoopScores, discard_best_after
-from training.loop.loop import Loop
+from training.loop.in_loop_scores import InLoopScores, find_features
+from training.loop.loop import Loop, Records
+from training.loop.throughput import SpeedMeter, StepFlops
+from training.stage import Batch, Config, Stage
 
 INITIAL_STEP = -1  # the step number that seeds initial weights
+BuildStage = Callable[[Config, BatchPlan, DistEnv], Stage]
 
 
-class Session:
-    """Everything that exists between the command line and the loop."""
+class Session(Generic[Config]):
+    """Everything that exists between the command line and the loop.
 
-    def __init__(
-        self,
-        schema: type,
-        build_stage: Callable[..., Any],
-        settings: LaunchSettings,
-    ):
+    Args:
+        schema: dataclass of the YAML file.
+        build_stage: the stage's class.
+        settings: what the command line says.
+    """
+
+    def __init__(self, schema: type[Config], build_stage: BuildStage[Config], settings: LaunchSettings) -> None:
         settings.check()
-        if (run_dir := run_to_continue(settings)) is not None:
-            settings = replace(settings, resume=True, load_path=run_dir)
-        self.settings = settings
+        self.settings = settings = with_run_to_continue(settings)
         # ranks that resume share the hashing of the checkpoint's files
         joined = settings.processes.join() if settings.resume else None
-        self.checkpoint_dir = find_checkpoint(settings) if settings.resume else None
-        self.config = load_run_config(schema, settings, self.checkpoint_dir)
-        self.env = joined or settings.processes.join()
-        use_device(self.env)
-        config, env = self.config, self.env
+        self.resumed = ResumedRun.at(find_checkpoint(settings)) if settings.resume else None
+        config = load_run_config(schema, settings, self.resumed)
+        self.env = env = joined or settings.processes.join()
+        use_device(env)
         self.train_set = build_dataset(config.dataset, "train", config.seed)
         self.val_set = build_dataset(config.dataset, "val", config.seed)
-        self.plan = self._plan()
+        self.config, self.plan = plan_run(config, len(self.train_set), env.world_size, self.resumed)
         # initial weights are the same on every rank, and never those of any step's noise
         seed_everything_for_step(config.seed, 0, INITIAL_STEP)
-        self.stage = build_stage(config, self.plan, env, partial(self.batches, self.val_set))
+        self.stage = build_stage(self.config, self.plan, env)
         self.stage.check_data(self.train_set)
-        self.step = self.images_seen = 0
-        self.known_flops: Mapping[str, int] = {}
-        self.guards: Guards | None = None
-        self._restore()
+        if self.resumed is not None:
+            self.resumed.restore(self.stage)
+        elif settings.load_path is not None:
+            self.stage.load_weights(find_weights(settings.load_path, settings.test_epoch))
         self.run_dir = self._open_run_dir()
         distributed.run_on_main(lambda: note_launch(self.run_dir, env.world_size))
-        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=self.step if settings.resume else None)
+        resume_step = None if self.resumed is None else self.resumed.position.step
+        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=resume_step)
 
-    def _plan(self) -> BatchPlan:
-        """The counts of the run; one that is resumed keeps its global batch on any number of processes."""
-        experiment, optimizer = self.config.experiment, self.config.optimizer
-        schedule_ranks = None
-        if self.checkpoint_dir is not None:
-            progress = read_progress(self.checkpoint_dir)
-            schedule_ranks = progress.get("schedule_ranks")
-            global_batch = progress.get("global_batch", progress["images_seen"] // progress["step"])
-            fit_to_ranks(experiment, optimizer, global_batch, self.env.world_size)
-        return plan_batches(
-            experiment, len(self.train_set), self.env.world_size, optimizer.grad_accm_steps, schedule_ranks
-        )
+    @property
+    def start(self) -> RunPosition:
+        """Where the run stands before it is trained on."""
+        return RunPosition() if self.resumed is None else self.resumed.position
 
-    def batches(self, dataset: ImageDataset) -> Iterator[dict[str, Tensor]]:
-        """This rank's share of a split for evaluation, every image once."""
+    def _open_run_dir(self) -> Path:
+        if self.resumed is not None:
+            distributed.run_on_main(self.resumed.abandon_later_steps)
+            return self.resumed.run_dir
+        settings = self.settings
+        assert settings.model_config, "`LaunchSettings.check` lets no new run start without"
+        stem = Path(settings.model_config).stem + ("-eval" if settings.evaluate else "")
+        run_dir = new_run_dir(settings.result_path, stem, settings.postfix)
+        distributed.run_on_main(lambda: save_config(self.stage.config, run_dir / "config.yaml"))
+        return run_dir
+
+    def batches(self, dataset: ImageDataset, pulse: Callable[[], None] | None = None) -> Iterator[Batch]:
+        """This rank's share of a split for evaluation, every image once.
+
+        Args:
+            pulse: called for every batch, to show that something moves.
+        """
         experiment = self.config.experiment
         loader = EvalLoader(
             dataset,
-            self.settings.test_batch_size or experiment.batch_size,
+            self._test_batch_size,
             self.env.rank,
             self.env.world_size,
             experiment.num_workers,
@@ -99,83 +108,65 @@ class Session:
             device=self.env.device,
         )
         for batch in Survivor(experiment.max_worker_deaths, self.log.warning).iterate_once(loader):
-            if self.guards is not None:
-                self.guards.watchdog.pulse()
+            if pulse is not None:
+                pulse()
             yield batch
 
-    def _restore(self) -> None:
-        if self.checkpoint_dir is not None:
-            # its files were verified when it was found
-            progress = restore_checkpoint(self.checkpoint_dir, self.stage.objects(), verify=False)
-            self.step, self.images_seen = progress["step"], progress["images_seen"]
-            self.known_flops = progress.get("flops_per_step", {})
-            for name, value in self.stage.provenance().items():
-                if progress.get(name) != value:
-                    raise UserError(
-                        f"{self.checkpoint_dir}: this run was trained with {name} {progress.get(name)}, not {value}"
-                    )
-        elif self.settings.load_path is not None:
-            self.stage.load_weights(find_weights(self.settings.load_path, self.settings.test_epoch))
-
-    def _open_run_dir(self) -> Path:
-        if self.checkpoint_dir is not None:
-            run_dir = self.checkpoint_dir.parent.parent
-            distributed.run_on_main(lambda: self._abandon_later_steps(run_dir))
-            return run_dir
-        settings = self.settings
-        assert settings.model_config is not None, "`LaunchSettings.check` lets no new run start without"
-        stem = Path(settings.model_config).stem + ("-eval" if settings.evaluate else "")
-        run_dir = new_run_dir(settings.result_path, stem, settings.postfix)
-        distributed.run_on_main(lambda: save_config(self.stage.config, run_dir / "config.yaml"))
-        return run_dir
-
-    def _abandon_later_steps(self, run_dir: Path) -> None:
-        """A run resumed from an earlier step writes another history: what lies after that step must not be found."""
-        for directory in (run_dir / CHECKPOINTS, run_dir / SNAPSHOTS):
-            discard_after(directory, self.step)
-        discard_best_after(run_dir / SNAPSHOTS, self.step)
+    @property
+    def _test_batch_size(self) -> int:
+        return self.settings.test_batch_size or self.config.experiment.batch_size
 
     def train(self) -> None:
         """Trains to the end of the plan."""
-        plan, log, stage = self.plan, self.log, self.stage
+        self._say_what_is_trained()
+        feed, meter, snapshots = self._feed(), self._meter(), self._snapshots()
+        recorder = FaultRecorder(self.run_dir, feed, self.config.seed, self.plan.global_batch, self.log.warning)
+        guards = Guards(self.config.experiment, self.plan, self.log, recorder)
+        self.log.info(meter.describe())
+        Loop(
+            self.stage,
+            feed,
+            self.plan,
+            Records(self.log, self._checkpoints(), snapshots),
+            guards=guards,
+            meter=meter,
+            validation=partial(self.batches, self.val_set, guards.watchdog.pulse),
+            start=self.start,
+            scores=self._scores(snapshots),
+        ).run()
+        self._report_unreadable()
+
+    def evaluate(self) -> None:
+        """Metrics of the loaded weights on both splits (and of the averaged weights where there are any)."""
+        results = {
+            "train": self.stage.evaluate(self.batches(self.train_set)),
+            "val": self.stage.evaluate(self.batches(self.val_set)),
+        }
+        if self.stage.keeps_average:
+            with self.stage.averaged():
+                results["val_ema"] = self.stage.evaluate(self.batches(self.val_set))
+        for split, metrics in results.items():
+            self.log.log_metrics(self.start.step, metrics, prefix=split)
+        self._report_unreadable()
+
+    def _say_what_is_trained(self) -> None:
+        plan, log = self.plan, self.log
         log.info(f"run directory {self.run_dir}")
-        log.info(stage.describe())
+        log.info(self.stage.describe())
         log.info(
             f"{self.train_set.name}: {plan.num_images} training images, {len(self.val_set)} validation images; "
             f"{plan.global_batch} per step = {plan.micro_batch} x {plan.world_size} processes x {plan.accumulation} "
             f"micro-steps; {plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all; "
-            f"{self.env.device}, {stage.precision.name}"
+            f"{self.env.device}, {self.stage.precision.name}"
         )
-        if self.step:
-            log.info(f"resumed from {self.checkpoint_dir} at step {self.step}, {self.images_seen} images seen")
-        feed = self._feed()
-        self.guards = Guards(
-            self.config.experiment,
-            plan,
-            log,
-            self.run_dir,
-            feed,
-            seed=self.config.seed,
-            device=self.env.device,
-            precision=stage.precision.name,
-            known_flops=self.known_flops,
-        )
-        log.info(self.guards.describe())
-        Loop(
-            stage,
-            feed,
-            plan,
-            log,
-            self.run_dir,
-            self._save_snapshot,
-            guards=self.guards,
-            seed=self.config.seed,
-            start_step=self.step,
-            images_seen=self.images_seen,
-            checkpoints=self._checkpoints(),
-            scores=self._scores(),
-        ).run()
-        self._report_unreadable()
+        if self.resumed is not None:
+            start = self.start
+            log.info(f"resumed from {self.resumed.checkpoint} at step {start.step}, {start.images_seen} images seen")
+
+    def _report_unreadable(self) -> None:
+        for dataset in (self.train_set, self.val_set):
+            if line := unreadable_images(dataset):
+                self.log.warning(line)
 
     def _feed(self) -> Feed:
         """The training batches from where the run stands."""
@@ -198,12 +189,17 @@ class Session:
         return Feed(
             open_at,
             experiment.num_workers,
-            images_seen=self.images_seen,
+            images_seen=self.start.images_seen,
             global_batch=plan.global_batch,
             accumulation=plan.accumulation,
             max_deaths=experiment.max_worker_deaths,
             warn=self.log.warning,
         )
+
+    def _meter(self) -> SpeedMeter:
+        known = {} if self.resumed is None else self.resumed.flops_per_step
+        flops = StepFlops(self.config.experiment.count_flops, known)
+        return SpeedMeter(self.env.device, self.stage.precision.name, flops)
 
     def _checkpoints(self) -> CheckpointWriter:
         experiment = self.config.experiment
@@ -214,72 +210,34 @@ class Session:
             asynchronous=experiment.async_checkpoint,
         )
 
-    def _scores(self) -> InLoopScores | None:
+    def _snapshots(self) -> SnapshotWriter:
+        return SnapshotWriter(
+            self.run_dir / SNAPSHOTS,
+            self.stage.config,
+            facts={"stage": self.stage.name, "seed": self.config.seed},
+            files=self.stage.snapshot_files(self.train_set),
+            keep_last=self.config.experiment.keep_snapshots,
+        )
+
+    def _scores(self, snapshots: SnapshotWriter) -> InLoopScores | None:
+        """Of rFID or FID; None where none is asked for, or, with a warning, where no feature network can be had."""
         experiment = self.config.experiment
         if experiment.score.every_steps is None:
             return None
         data = ScoringData(
             self.config.dataset,
-            self.settings.test_batch_size or experiment.batch_size,
+            self._test_batch_size,
             self.env,
             experiment.num_workers,
             {"train": self.train_set, "val": self.val_set},
             experiment.score.features_cache,
         )
-        return InLoopScores(
-            experiment.score, self.stage, data, self.log, self.run_dir / SNAPSHOTS, self._write_snapshot
-        )
-
-    def evaluate(self) -> None:
-        """Metrics of the loaded weights on both splits (and of the EMA weights where there are any)."""
-        results = {
-            "train": self.stage.evaluate(self.batches(self.train_set)),
-            "val": self.stage.evaluate(self.batches(self.val_set)),
-        }
-        if self.stage.ema is not None:
-            with self.stage.averaged():
-                results["val_ema"] = self.stage.evaluate(self.batches(self.val_set))
-        for split, metrics in results.items():
-            self.log.log_metrics(self.step, metrics, prefix=split)
-        self._report_unreadable()
-
-    def _report_unreadable(self) -> None:
-        for dataset in (self.train_set, self.val_set):
-            if line := unreadable_images(dataset):
-                self.log.warning(line)
-
-    def _save_snapshot(self, progress: dict[str, Any], metrics: dict[str, Any]) -> None:
-        self._write_snapshot(
-            step_name(progress["step"]), progress, metrics, keep_last=self.config.experiment.keep_snapshots
-        )
-
-    def _write_snapshot(
-        self,
-        name: str,
-        progress: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        extra: Mapping[str, Any] | None = None,
-        keep_last: int | None = None,
-    ) -> None:
-        tensors, ema_tensors = self.stage.snapshot()
-        metadata = {
-            **progress,
-            "stage": self.stage.name,
-            "seed": self.config.seed,
-            "metrics": dict(metrics),
-            **self.stage.provenance(),
-            **(extra or {}),
-        }
-
-        def write() -> None:
-            save_snapshot(
-                self.run_dir / SNAPSHOTS / name,
-                tensors,
-                self.stage.config,
-                metadata,
-                ema_tensors,
-                keep_last=keep_last,
-                extra_files=tokenizer_files(self.stage.config, self.train_set),
-            )
-
-        distributed.run_on_main(write)
+        try:
+            extractor = find_features(experiment.score, data)
+        except ValueError as error:
+            if self.env.is_main:
+                self.log.warning(f"no {self.stage.score_kind} while training: {error}")
+            return None
+        scores = InLoopScores(experiment.score, self.stage, extractor, data, snapshots)
+        self.log.info(scores.describe())
+        return scores

@@ -22,7 +22,8 @@ from runtime import distributed
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError, one_line
 from runtime.seeding import derive_seed
-from training.loop.feed import Batch, Feed
+from training.loop.feed import Feed
+from training.stage import Batch
 
 FAULTS = "faults"
 FAULT_FILE = "fault.json"

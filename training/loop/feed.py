@@ -14,11 +14,9 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from torch import Tensor
-
 from runtime.errors import UserError, one_line
+from training.stage import Batch
 
-Batch = dict[str, Tensor]
 _DEATH = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
 
 

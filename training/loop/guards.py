@@ -1,13 +1,10 @@
-"""What watches over a training run: stop signals, the watchdog, alarms, fault records and how fast it goes."""
+"""What watches over a training run: stop signals, the watchdog, alarms and fault records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from runtime.distributed import HostAgreement
 from runtime.preemption import StopSignals
@@ -15,8 +12,6 @@ from runtime.runlog import RunLog
 from runtime.watchdog import Watchdog
 from training.experiment import BatchPlan, ExperimentConfig
 from training.loop.faults import CollapseAlarm, FaultRecorder, SpikeAlarm
-from training.loop.feed import Feed
-from training.loop.throughput import StepFlops, device_peak, peak_memory_gib
 
 
 class Guards:
@@ -26,35 +21,16 @@ class Guards:
         config: the experiment section, which sets every limit.
         plan: counts of the run.
         log: gets warnings and alarms.
-        run_dir: receives fault records.
-        feed: the loop's batches.
-        seed: the run's seed.
-        device, precision: what the step computes on and in.
-        known_flops: what a resumed run counted before.
+        recorder: keeps steps that are not finite.
     """
 
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        plan: BatchPlan,
-        log: RunLog,
-        run_dir: Path,
-        feed: Feed,
-        *,
-        seed: int,
-        device: torch.device,
-        precision: str,
-        known_flops: Mapping[str, int] | None = None,
-    ) -> None:
-        self.log, self.policy = log, config.non_finite
-        self.device, self.precision = device, precision
+    def __init__(self, config: ExperimentConfig, plan: BatchPlan, log: RunLog, recorder: FaultRecorder) -> None:
+        self.log, self.policy, self.recorder = log, config.non_finite, recorder
         self.world_size, self.signal_steps = plan.world_size, config.signal_steps
         self.signals, self.agreement = StopSignals(), HostAgreement()
         self.watchdog = Watchdog(config.hang_timeout, log.warning)
         self.spikes = SpikeAlarm(config.spike_factor, config.spike_window, self._alarm)
         self.collapse = CollapseAlarm(config.min_code_usage, self._alarm)
-        self.recorder = FaultRecorder(run_dir, feed, seed, plan.global_batch, log.warning)
-        self.flops = StepFlops(config.count_flops, known_flops)
         self._entered = ExitStack()
 
     def __enter__(self) -> Guards:
@@ -86,20 +62,6 @@ class Guards:
             named = ", ".join(f"{name} {value}" for name, value in terms.items())
             self._alarm(f"step {step} was skipped: {named}; {where}")
         return where
-
-    def timing(self, steps_per_second: float) -> dict[str, float]:
-        """Model FLOPs utilisation and TFLOP/s of this process, where FLOPs were counted, and its peak memory."""
-        timing = {"peak_memory_gib": peak_memory_gib(self.device)}
-        if self.flops.last is None:
-            return timing
-        rate = self.flops.last * steps_per_second
-        peak = device_peak(self.device, self.precision)
-        return {"mfu": rate / peak.flops, "tflops": rate / 1e12, **timing}
-
-    def describe(self) -> str:
-        """One line on what MFU is measured against."""
-        peak = device_peak(self.device, self.precision)
-        return f"MFU is of {peak.flops / 1e12:.4g} TFLOP/s per process ({peak.source})"
 
     def _alarm(self, line: str) -> None:
         # what is looked at is equal on all ranks: one of them says it

@@ -6,9 +6,9 @@ the step's scalars on the device, and reads them back only at log boundaries, so
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,47 +17,20 @@ from runtime import distributed
 from runtime.preemption import Preempted
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
-from runtime.step_directories import CHECKPOINTS
-from training.checkpoints.checkpoint import CheckpointWriter
-from training.experiment import BatchPlan
+from training.checkpoints.checkpoint_writer import CheckpointWriter
+from training.checkpoints.snapshot_writer import SnapshotWriter
+from training.experiment import BatchPlan, RunPosition
 from training.loop.faults import NonFiniteStep
 from training.loop.guards import Guards
 from training.loop.in_loop_scores import InLoopScores
-from training.optimization.update import ScaledUpdate
-
-
-class Stage(Protocol):
-    """What the loop needs of a stage."""
-
-    def train_step(self, micro_batches: Iterable[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
-        """One optimizer step over `plan.accumulation` micro-batches, read one at a time.
-
-        Returns named scalars that still live on the device.
-        """
-
-    def window_metrics(self) -> dict[str, Any]:
-        """Statistics gathered since the last call: numbers, or lists with one per depth; equal on every rank."""
-
-    def validate(self) -> dict[str, Any]:
-        """Metrics of the validation split, equal on every rank."""
-
-    def pictures(self) -> dict[str, Tensor]:
-        """Named image grids, uint8 (C, H, W), made on the main process; empty on the others."""
-
-    def objects(self) -> dict[str, Any]:
-        """Named stateful objects: everything a checkpoint holds."""
-
-    def provenance(self) -> dict[str, Any]:
-        """What identifies the run's data and inputs; a resumed run must have the same."""
-
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """Raw and EMA weights in the form that users load, on the main process; every rank must call it."""
+from training.loop.throughput import SpeedMeter
+from training.stage import Batch, Stage
 
 
 class StepMetrics:
     """Scalars of the steps since the last log line, kept on the device until they are drained."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._labels: list[tuple[int, str]] = []
         self._rows: list[Tensor] = []
 
@@ -100,53 +73,63 @@ def means(window: Iterable[tuple[int, str, float]]) -> dict[str, float]:
     return {name: sum(group) / len(group) for name, group in values.items()}
 
 
+def validate(stage: Stage, batches: Callable[[], Iterable[Batch]]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metrics and pictures of a split, with the averaged weights where the run keeps them; every rank must call it."""
+    with stage.averaged():
+        return stage.evaluate(batches()), stage.pictures(batches())
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a run leaves behind.
+
+    Args:
+        log: where metrics and pictures go.
+        checkpoints: to resume from.
+        snapshots: to use.
+    """
+
+    log: RunLog
+    checkpoints: CheckpointWriter
+    snapshots: SnapshotWriter
+
+
 class Loop:
-    """Runs a stage from `start_step` to `plan.total_steps`.
+    """Runs a stage from where it stands to `plan.total_steps`.
 
     Args:
         stage: the stage to train.
-        loader: batches in training order, positioned at the image where the run stands; endless.
-        guards: what watches over the run; entered here.
+        feed: batches in training order, positioned at the image where the run stands; endless.
         plan: counts and frequencies.
-        log: where metrics and pictures go.
-        run_dir: the run directory that receives the checkpoints.
-        save_snapshot: writes a snapshot, given the progress and the validation metrics of this step (or none); called
-            on every rank.
-        seed: the run's seed; with rank and step it determines every random draw of a step.
-        start_step, images_seen: where the run stands (both 0 for a new one).
-        checkpoints: writes the run's checkpoints; closed here. Without one they go to the run directory at once.
+        records: what the run leaves behind; the checkpoint writer is closed here.
+        guards: what watches over the run; entered here.
+        meter: how fast it goes.
+        validation: opens this rank's share of the validation split.
+        start: where the run stands.
         scores: rFID or FID while training, if any.
     """
 
     def __init__(
         self,
         stage: Stage,
-        loader: Iterable[dict[str, Tensor]],
+        feed: Iterable[Batch],
         plan: BatchPlan,
-        log: RunLog,
-        run_dir: Path,
-        save_snapshot: Callable[[dict[str, Any], dict[str, Any]], None],
+        records: Records,
         *,
         guards: Guards,
-        seed: int,
-        start_step: int = 0,
-        images_seen: int = 0,
-        checkpoints: CheckpointWriter | None = None,
+        meter: SpeedMeter,
+        validation: Callable[[], Iterable[Batch]],
+        start: RunPosition,
         scores: InLoopScores | None = None,
-    ):
-        self.stage, self.plan, self.log, self.run_dir = stage, plan, log, run_dir
-        self.loader = iter(loader)
-        self.save_snapshot = save_snapshot
-        self.guards, self.seed = guards, seed
-        self.step, self.images_seen = start_step, images_seen
-        self.checkpoints = checkpoints or CheckpointWriter(run_dir / CHECKPOINTS, asynchronous=False)
-        self.scores = scores
+    ) -> None:
+        self.stage, self.plan, self.guards, self.meter, self.scores = stage, plan, guards, meter, scores
+        self.log, self.checkpoints, self.snapshots = records.log, records.checkpoints, records.snapshots
+        self.batches, self.validation = iter(feed), validation
+        self.step, self.images_seen = start.step, start.images_seen
         self.metrics = StepMetrics()
+        self._bar = records.log.progress(plan.total_steps, self.step, plan.global_batch)
         self._window_start = time.perf_counter()
         self._waited = 0.0
-        for item in stage.objects().values():
-            if isinstance(item, ScaledUpdate):
-                item.on_skip = self._keep_skipped
 
     def run(self) -> None:
         """Trains to the end of the plan.
@@ -154,44 +137,51 @@ class Loop:
         Raises:
             Preempted: a rank was told to stop; everything is saved.
         """
-        plan = self.plan
-        bar = self.log.progress(plan.total_steps, self.step, plan.global_batch)
-        with self.guards, self.checkpoints, bar as self._bar:
-            while self.step < plan.total_steps:
+        with self.guards, self.checkpoints, self._bar:
+            while self.step < self.plan.total_steps:
                 self._one_step()
                 self.checkpoints.check()
                 self._bar.update()
-                last = self.step == plan.total_steps
-                stop = self.guards.must_stop(self.step)
-                save = last or stop or self.step % plan.save_steps == 0
-                test = last or self.step % plan.test_steps == 0
-                score = self.scores is not None and self.scores.due(self.step, last)
-                # a line before every checkpoint makes the log of a resumed run that of an uninterrupted one
-                if save or test or score or self.step % plan.log_steps == 0:
-                    self._log_window()
-                measured = self._validate() if test else {}
-                if score:
-                    measured = self._score(measured)
-                if save:
-                    self._save(measured)
-                if stop and not last:
-                    self.checkpoints.wait()
-                    self.log.info(f"told to stop: step {self.step} is saved, --resume goes on from there")
-                    raise Preempted
+                self._do_what_is_due()
+
+    def _do_what_is_due(self) -> None:
+        """Logs, validates, scores, saves and stops, each when it is time to."""
+        plan, step = self.plan, self.step
+        last = step == plan.total_steps
+        stop = self.guards.must_stop(step)
+        save = last or stop or step % plan.save_steps == 0
+        test = last or step % plan.test_steps == 0
+        scores = self.scores if self.scores is not None and self.scores.due(step, last) else None
+        # a line before every checkpoint makes the log of a resumed run that of an uninterrupted one
+        if save or test or scores is not None or step % plan.log_steps == 0:
+            self._log_window()
+        measured = self._validate() if test else {}
+        if scores is not None:
+            measured = self._score(scores, measured)
+        if save:
+            self._save(measured)
+        if stop and not last:
+            self.checkpoints.wait()
+            self.log.info(f"told to stop: step {step} is saved, --resume goes on from there")
+            raise Preempted
 
     def _one_step(self) -> None:
-        seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
-        with self.guards.flops.counting() as metrics:
-            metrics.update(self.stage.train_step(self._micro_batches(), self.step))
+        self._seed()
+        with self.meter.flops.counting() as metrics:
+            metrics.update(self.stage.train_step(self._micro_batches(), self.step, self._keep_skipped))
         self.metrics.add(self.step, metrics)
         self.step += 1
         self.images_seen += self.plan.global_batch
 
-    def _micro_batches(self) -> Iterator[dict[str, Tensor]]:
+    def _seed(self) -> None:
+        """Run, rank and step determine every random draw of a step."""
+        seed_everything_for_step(self.stage.config.seed, distributed.get_rank(), self.step)
+
+    def _micro_batches(self) -> Iterator[Batch]:
         for _ in range(self.plan.accumulation):
             self.guards.watchdog.beat(self.step, "waiting for data")
             waiting = time.perf_counter()
-            batch = next(self.loader)
+            batch = next(self.batches)
             self._waited += time.perf_counter() - waiting
             self.guards.watchdog.beat(self.step, "training step")
             yield batch
@@ -210,7 +200,7 @@ class Loop:
         timing = {
             "images_per_second": num_steps * self.plan.global_batch / elapsed,
             "data_wait_share": self._waited / elapsed,
-            **self.guards.timing(num_steps / elapsed),
+            **self.meter.timing(num_steps / elapsed),
         }
         self.log.log_metrics(self.step, metrics, prefix="train", epoch=self.plan.epoch(self.step), timing=timing)
         self._restart_clock()
@@ -219,26 +209,26 @@ class Loop:
         """How many images the run had seen when `step` began."""
         return self.images_seen - (self.step - step) * self.plan.global_batch
 
-    def _keep_skipped(self, step: int, terms: dict[str, float]) -> None:
+    def _keep_skipped(self, step: int, terms: Mapping[str, float]) -> None:
         self.guards.record(step, self._first_image(step), terms)
 
     def _validate(self) -> dict[str, Any]:
         self.guards.watchdog.beat(self.step, "validation")
-        seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
-        metrics = self.stage.validate()
+        self._seed()
+        metrics, pictures = validate(self.stage, self.validation)
         self.log.log_metrics(self.step, metrics, prefix="val", epoch=self.plan.epoch(self.step))
-        for name, grid in self.stage.pictures().items():
+        for name, grid in pictures.items():
             self.log.log_images(name, grid, self.step)
         self._restart_clock()
         return metrics
 
-    def _score(self, validation: dict[str, Any]) -> dict[str, Any]:
+    def _score(self, measuring: InLoopScores, validation: dict[str, Any]) -> dict[str, Any]:
         """Logs the scores, keeps the best snapshot, and returns the scores beside the validation metrics."""
         self.guards.watchdog.beat(self.step, "scoring")
-        seed_everything_for_step(self.seed, distributed.get_rank(), self.step)
-        scores = self.scores.measure()
+        self._seed()
+        scores = measuring.measure()
         self.log.log_metrics(self.step, scores, prefix="score", epoch=self.plan.epoch(self.step))
-        self.scores.keep_best(self._progress(), scores, validation)
+        measuring.keep_best(self._progress(), scores, validation)
         self._restart_clock()
         return {**validation, **scores}
 
@@ -249,7 +239,7 @@ class Loop:
             "epoch": self.plan.epoch(self.step),
             "global_batch": self.plan.global_batch,
             "schedule_ranks": self.plan.schedule_ranks,
-            "flops_per_step": self.guards.flops.state_dict(),
+            "flops_per_step": self.meter.flops.state_dict(),
             **self.stage.provenance(),
         }
 
@@ -257,7 +247,7 @@ class Loop:
         self.guards.watchdog.beat(self.step, "checkpoint")
         progress = self._progress()
         self.checkpoints.save(self.step, self.stage.objects(), progress)
-        self.save_snapshot(progress, validation)
+        self.snapshots.save(self.stage.snapshot(), progress, validation)
         self._restart_clock()
 
     def _restart_clock(self) -> None:

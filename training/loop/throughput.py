@@ -181,3 +181,29 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class SpeedMeter:
+    """How fast steps go, measured against what the device can do.
+
+    Args:
+        device, precision: what a step computes on and in.
+        flops: counts those of a step.
+    """
+
+    def __init__(self, device: torch.device, precision: str, flops: StepFlops) -> None:
+        self.device, self.precision, self.flops = device, precision, flops
+
+    def timing(self, steps_per_second: float) -> dict[str, float]:
+        """Model FLOPs utilisation and TFLOP/s of this process, where FLOPs were counted, and its peak memory."""
+        timing = {"peak_memory_gib": peak_memory_gib(self.device)}
+        if self.flops.last is None:
+            return timing
+        rate = self.flops.last * steps_per_second
+        peak = device_peak(self.device, self.precision)
+        return {"mfu": rate / peak.flops, "tflops": rate / 1e12, **timing}
+
+    def describe(self) -> str:
+        """One line on what MFU is measured against."""
+        peak = device_peak(self.device, self.precision)
+        return f"MFU is of {peak.flops / 1e12:.4g} TFLOP/s per process ({peak.source})"

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from training.optimization.parallel import copy_into, local
 
-BUFFER_MODES = ("average", "copy")
-
 
 def effective_decay(step: int | None, mu: float) -> float:
     """Decay applied after optimizer step `step`: min(mu, (1 + step) / (10 + step)), so that the start fades fast.
@@ -29,34 +27,29 @@ class EMA:
     """Averages of a model's floating-point state, held in float32 whatever the model's precision; integers are copied.
 
     The published average covers buffers too: the code vectors (buffers here) move with the averaged encoder and decoder
-    that use them, so `buffers='average'` is the default. `buffers='copy'` takes the current buffers instead.
+    that use them.
 
     Args:
         model: the model itself, not its DDP or compile wrapper (their names differ). The average starts as its copy.
         mu: the decay, in [0, 1).
-        buffers: 'average' or 'copy'.
 
-    Raises ValueError for another `mu` or `buffers`.
+    Raises ValueError for another `mu`.
     """
 
-    def __init__(self, model: nn.Module, mu: float, buffers: str = "average"):
+    def __init__(self, model: nn.Module, mu: float) -> None:
         if isinstance(mu, bool) or not isinstance(mu, (int, float)) or not 0.0 <= mu < 1.0:
             raise ValueError(f"the decay of the weight average must be a number in [0, 1), got {mu!r}")
-        if buffers not in BUFFER_MODES:
-            raise ValueError(f"unknown buffers {buffers!r} for the weight average, choose one of {list(BUFFER_MODES)}")
         self.mu = float(mu)
-        self.buffers = buffers
         self.shadow = {name: _as_shadow(value) for name, value in _state(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int | None = None) -> None:
         """average <- decay * average + (1 - decay) * model after optimizer step `step`; see `effective_decay`."""
         state = _state(model)
-        parameters = {name for name, _ in model.named_parameters()}
-        averaged, copied = [], []
+        averaged: list[str] = []
+        copied: list[str] = []
         for name in self.shadow:
-            average = state[name].is_floating_point() and (self.buffers == "average" or name in parameters)
-            (averaged if average else copied).append(name)
+            (averaged if state[name].is_floating_point() else copied).append(name)
         if copied:
             torch._foreach_copy_([local(self.shadow[name]) for name in copied], [local(state[name]) for name in copied])
         if averaged:

@@ -51,10 +51,9 @@ def build_optimizer(
     Raises ValueError for an unknown type, bad numbers, or nothing to train.
     """
     kind = _check(config)
-    if isinstance(params, nn.Module):
-        params = params.parameters()
-    params = [entry for entry in params if isinstance(entry, dict) or entry.requires_grad]
-    if not params:
+    given = params.parameters() if isinstance(params, nn.Module) else params
+    trained: List[Any] = [entry for entry in given if isinstance(entry, dict) or entry.requires_grad]
+    if not trained:
         raise ValueError("nothing to optimize: no parameter requires a gradient")
     options: Dict[str, Any] = {"lr": config.init_lr, "weight_decay": config.weight_decay}
     if kind == "sgd":
@@ -62,7 +61,7 @@ def build_optimizer(
     else:
         options.update(betas=tuple(config.betas), eps=config.eps)
     options["fused" if _use_fused(config.fused, kind, device) else "foreach"] = True
-    return OPTIMIZERS[kind](params, **options)
+    return OPTIMIZERS[kind](trained, **options)
 
 
 def _check(config: OptimizerConfig) -> str:
@@ -98,12 +97,13 @@ def clip_gradients(params: Iterable[Tensor], max_norm: Optional[float] = None) -
     Returns the norm before clipping, a float32 scalar on the gradients' device. A non-finite one is the caller's to
     judge: nothing waits for the device here.
     """
-    params = [param for param in params if param.grad is not None]
-    if not params:
+    trained = [param for param in params if param.grad is not None]
+    gradients = [param.grad for param in trained if param.grad is not None]
+    if not gradients:
         return torch.zeros(())
-    norm = full(torch.nn.utils.get_total_norm([param.grad for param in params]))
+    norm = full(torch.nn.utils.get_total_norm(gradients))
     if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
     return norm.float()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ PARALLEL = ("ddp", "fsdp", "none")
 # Whether every forward broadcasts rank 0's buffers; renamed in torch 2.15, which warns at the older name.
 _DDP_PARAMETERS = signature(DistributedDataParallel).parameters
 _FORWARD_BUFFER_FLAG = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_PARAMETERS else "broadcast_buffers"
+_KEEP_BUFFERS: dict[str, Any] = {_FORWARD_BUFFER_FLAG: False}
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def check_parallel(name: str, env: DistEnv, choices: Sequence[str] = PARALLEL, why: str = "") -> str:
@@ -64,7 +66,7 @@ def wrap(
     return DistributedDataParallel(
         model,
         device_ids=[env.device.index] if env.device.type == "cuda" else None,
-        **{_FORWARD_BUFFER_FLAG: False},
+        **_KEEP_BUFFERS,
         gradient_as_bucket_view=True,
         static_graph=static_graph,
         find_unused_parameters=find_unused_parameters,
@@ -123,9 +125,10 @@ def materialise(model: nn.Module, device: torch.device) -> None:
         live = {name: tensor for name, tensor in tensors if tensor is not None}
         if not live:
             continue
-        assert hasattr(module, "reset_parameters"), f"{type(module).__name__} has no reset_parameters()"
+        reset_parameters = getattr(module, "reset_parameters", None)
+        assert reset_parameters is not None, f"{type(module).__name__} has no reset_parameters()"
         with _whole_on_cpu(module, live):
-            module.reset_parameters()
+            reset_parameters()
 
 
 @contextmanager
@@ -143,18 +146,8 @@ def _whole_on_cpu(module: nn.Module, live: dict[str, Tensor]) -> Iterator[None]:
             copy_into(tensor.detach(), getattr(module, name).detach())
     finally:
         for name, tensor in live.items():
-            (module._parameters if name in module._parameters else module._buffers)[name] = tensor
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module itself, under whatever DistributedDataParallel and torch.compile put around it."""
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        else:
-            return model
+            own: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+            own[name] = tensor
 
 
 @contextmanager
@@ -215,7 +208,7 @@ def copy_into(target: Tensor, source: Tensor) -> None:
     A sharded source for another placement is gathered, which is collective; everything else is local.
     """
     if isinstance(target, DTensor) and _same_placement(source, target):
-        target.to_local().copy_(source.to_local())
+        local(target).copy_(local(source))
         return
     source = full(source)
     if source.shape != target.shape:
@@ -243,6 +236,7 @@ def _share(whole: Tensor, like: DTensor) -> Tensor:
     (placement,), mesh = like.placements, like.device_mesh
     if isinstance(placement, Replicate):
         return whole
+    assert isinstance(placement, Shard), "`shard_over` places in no other way"
     chunks = whole.chunk(mesh.size(), dim=placement.dim)
     rank = mesh.get_local_rank()
     return chunks[rank] if rank < len(chunks) else whole.narrow(placement.dim, 0, 0)
@@ -278,9 +272,7 @@ def gather_to_main(tensors: dict[str, Tensor], is_main: bool) -> dict[str, Tenso
 
 
 @torch.no_grad()
-def whole_copy(
-    model: nn.Module, build: Callable[[], nn.Module], device: torch.device, wanted: bool = True
-) -> nn.Module | None:
+def whole_copy(model: nn.Module, build: Callable[[], Model], device: torch.device, wanted: bool = True) -> Model | None:
     """A plain model with the values of a sharded one, for what is not collective; every rank must call it.
 
     Args:

@@ -48,16 +48,26 @@ class ScaledUpdate:
         self.skip_non_finite = experiment.non_finite == "skip"
         self.max_skipped = experiment.max_skipped_steps
         self.skipped = 0
-        # told the step and the non-finite numbers of every skipped step, on every rank
-        self.on_skip: Callable[[int, dict[str, float]], None] | None = None
         self.learning_rate = schedule.at(0)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the gradients gathered since the last step."""
         self.scaler.scale(loss).backward()
 
-    def step(self, step: int, metrics: dict[str, Tensor], prefix: str = "") -> bool:
+    def step(
+        self,
+        step: int,
+        metrics: dict[str, Tensor],
+        on_skip: Callable[[int, dict[str, float]], None] | None = None,
+        prefix: str = "",
+    ) -> bool:
         """Applies the gathered gradients with the learning rate of `step`; adds the gradient norm to `metrics`.
+
+        Args:
+            step: the training step.
+            metrics: the losses of the step; a number that is not finite skips it, where that is allowed.
+            on_skip: told the step and the non-finite numbers, on every rank.
+            prefix: of the names that are added.
 
         Returns:
             False when the step was skipped because a gradient was not finite.
@@ -69,7 +79,7 @@ class ScaledUpdate:
         norm = clip_gradients(self.parameters, self.max_norm)
         # loss scaling overflows now and then by design: under fp16 only the losses are judged, not the gradients
         judged = list(metrics.values()) if self.scaler.is_enabled() else [norm, *metrics.values()]
-        healthy = not self.skip_non_finite or self._finite(judged, metrics, step)
+        healthy = not self.skip_non_finite or self._finite(judged, metrics, step, on_skip)
         applied = self._apply(healthy)
         self.optimizer.zero_grad(set_to_none=True)
         if not self.scaler.is_enabled():
@@ -91,14 +101,20 @@ class ScaledUpdate:
         # the scale falls exactly when a gradient had overflowed
         return healthy and self.scaler.get_scale() >= scale
 
-    def _finite(self, judged: list[Tensor], metrics: dict[str, Tensor], step: int) -> bool:
+    def _finite(
+        self,
+        judged: list[Tensor],
+        metrics: dict[str, Tensor],
+        step: int,
+        on_skip: Callable[[int, dict[str, float]], None] | None,
+    ) -> bool:
         bad = (~torch.isfinite(torch.stack([value.detach().float().reshape(()) for value in judged]))).any()
         if distributed.all_reduce_sum_(bad.float()).item() == 0:
             return True
         self.skipped += 1
-        if self.on_skip is not None:
+        if on_skip is not None:
             norm = {} if len(judged) == len(metrics) else {"gradient norm": judged[0]}
-            self.on_skip(step, _non_finite({**metrics, **norm}))
+            on_skip(step, _non_finite({**metrics, **norm}))
         for name, value in metrics.items():
             metrics[name] = torch.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
         if self.skipped > self.max_skipped:

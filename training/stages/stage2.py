@@ -3,47 +3,44 @@
 Legend: B batch, C channels, H W image or code grid, D code depth, K codebook size, V vocabulary, E code-vector size.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset
-from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
 from rqstack.snapshots import weights_digest
-from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer, sample
+from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer
 from rqtransformer.decoding.sampling_request import settings_per_depth
 from rqtransformer.model import count_parameters
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
-from rqvae import RQVAE, load_rqvae
-from runtime import distributed
+from rqvae import RQVAE
 from runtime.distributed import DistEnv
 from runtime.precision import Precision
-from sampling.picture_grids import image_grid
-from sampling.trained_models import check_stages_fit, resolve_checkpoint
-from scoring.scoring_data import Batches, ScoringData
+from sampling.conditions import Conditions
+from sampling.picture_grids import uint8_grid
+from sampling.sampler import Sampler, SamplingSettings
+from sampling.trained_models import check_stages_fit
+from scoring.scoring_data import ScoringData
 from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
-from training.launch.data_checks import check_condition, check_resolution
-from training.launch.start_weights import load_into
 from training.optimization.ema import EMA
 from training.optimization.optimizer import OptimizerConfig
 from training.optimization.parallel import check_parallel, gather_to_main, is_sharded, no_sync, whole_copy
 from training.optimization.update import accumulate, build_update
+from training.stage import Batch, OnSkip, SnapshotWeights, Stateful, tell_nobody
+from training.stages.code_counts import CodeCounts
+from training.stages.conditions import condition_of, conditions_of_samples, first_batches
+from training.stages.data_checks import check_condition, check_resolution, tokenizer_files
+from training.stages.frozen_tokenizer import VQVAEConfig, freeze, load_tokenizer
+from training.stages.start_weights import load_into
 from training.stages.training_codes import check_tokenizer, training_codes
 from training.stages.transformer_building import build_transformer
-from training.stages.validation import CodeCounts, condition_of, validate_stage2
-
-
-@dataclass
-class VQVAEConfig:
-    """The `vqvae` section: which stage-1 checkpoint makes the codes, and whether its EMA weights do."""
-
-    ckpt: Optional[str] = None
-    ema: bool = False
+from training.stages.validation import validate_stage2
 
 
 @dataclass
@@ -70,58 +67,32 @@ def complete_arch(config: Stage2Config, tokenizer: RQVAE) -> RQTransformerConfig
     return arch
 
 
-def find_tokenizer(config: VQVAEConfig) -> VQVAEConfig:
-    """The section with the very checkpoint it stands for: the newest snapshot of a run, not the run, which goes on."""
-    if not config.ckpt:
-        raise ValueError("no stage-1 checkpoint: give -v/--vqvae PATH or vqvae.ckpt")
-    return replace(config, ckpt=str(resolve_checkpoint(config.ckpt)))
-
-
 class Stage2:
-    """The RQ-Transformer with everything that trains it, on the codes of a frozen RQ-VAE.
+    """The RQ-Transformer with everything that trains it, on the codes of a frozen RQ-VAE; a `training.stage.Stage`.
 
     Args:
         config: the typed experiment; its `arch` is completed from the tokenizer here.
         plan: batch and step counts.
         env: rank, world size and device.
-        validation_batches: callable giving this rank's share of the validation split, each image once.
     """
 
     name = "stage2"
     score_kind, score_split = "fid", "train"
 
-    def __init__(
-        self,
-        config: Stage2Config,
-        plan: BatchPlan,
-        env: DistEnv,
-        validation_batches: Callable[[], Iterable[dict[str, Tensor]]],
-    ):
+    def __init__(self, config: Stage2Config, plan: BatchPlan, env: DistEnv) -> None:
         config.loss.validate()
-        vqvae = find_tokenizer(config.vqvae)
-        tokenizer = load_rqvae(vqvae.ckpt, ema=vqvae.ema)
-        if config.loss.type == "soft_target_cross_entropy" and not tokenizer.quantizer.fixed_code_vectors:
-            raise ValueError(
-                f"loss.type {config.loss.type!r} needs code vectors that follow from their codes alone; bottleneck "
-                f"{tokenizer.config.bottleneck_type!r} has others: choose cross_entropy"
-            )
-        config = replace(
-            config,
-            vqvae=vqvae,
-            arch=complete_arch(config, tokenizer),
-            sampling=config.sampling or config.experiment.sample,
-        )
-        self.config, self.plan, self.env = config, plan, env
-        self.validation_batches = validation_batches
+        vqvae, tokenizer = load_tokenizer(config.vqvae, config.loss)
         experiment = config.experiment
+        self.sampling = config.sampling or experiment.sample
+        config = replace(config, vqvae=vqvae, arch=complete_arch(config, tokenizer), sampling=self.sampling)
+        self.config, self.plan, self.env = config, plan, env
         self.precision = Precision(experiment.precision, env.device, experiment.amp)
         check_parallel(experiment.parallel, env)
-        self.tokenizer = tokenizer.to(env.device).eval().requires_grad_(False)
-        if experiment.channels_last:
-            self.tokenizer = self.tokenizer.to(memory_format=torch.channels_last)
+        self.tokenizer = freeze(tokenizer, env.device, experiment.channels_last)
         self.tokenizer_digest = weights_digest(tokenizer)
-        for settings in (experiment.sample, config.sampling):
-            self._check_sampling(settings)
+        for settings in (experiment.sample, self.sampling):
+            # refuses settings that could not draw
+            settings_per_depth(config.arch.block_size[2], settings.temp, settings.top_k, settings.top_p)
         self.model, self.parallel = build_transformer(
             config.arch, experiment, env, self.precision, accumulates=plan.accumulation > 1
         )
@@ -129,18 +100,14 @@ class Stage2:
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.code_counts = CodeCounts(tokenizer.quantizer.num_codes, env.device)
 
-    def _check_sampling(self, settings: SampleConfig) -> None:
-        """Refuses settings that could not draw."""
-        settings_per_depth(self.config.arch.block_size[2], settings.temp, settings.top_k, settings.top_p)
-
     def check_data(self, dataset: ImageDataset) -> None:
         """ValueError when the model cannot be trained on these images and their labels or captions."""
         check_resolution(dataset, self.tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
         check_condition(dataset, self.config.arch)
         check_tokenizer(dataset, self.tokenizer_digest, self.config.loss)
 
-    def train_step(self, micro_batches: Iterable[dict[str, Tensor]], step: int) -> dict[str, Tensor]:
-        """One step on the global batch; see `training.loop.loop.Stage`."""
+    def train_step(self, micro_batches: Iterable[Batch], step: int, on_skip: OnSkip = tell_nobody) -> dict[str, Tensor]:
+        """One step on the global batch; see `training.stage.Stage`."""
         self.model.train()
         sums: dict[str, Tensor] = {}
         count = self.plan.accumulation
@@ -149,17 +116,18 @@ class Stage2:
                 loss, terms = self._loss(batch)
                 self.update.backward(loss / count)
             accumulate(sums, terms, count)
-        applied = self.update.step(step, sums)
+        applied = self.update.step(step, sums, on_skip)
         if self.ema is not None and applied:
             self.ema.update(self.model, step)
         return sums
 
-    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config.loss
         residual_BHWDE, codes_BHWD = training_codes(self.tokenizer, batch, config, self.env.device)
         self.code_counts.add(codes_BHWD)
         targets = None
         if config.type == "soft_target_cross_entropy":
+            assert residual_BHWDE is not None, "`check_tokenizer` refuses codes without latents"
             depths = range(codes_BHWD.shape[-1])
             books = [self.tokenizer.searched_codebook(d) for d in depths]
             targets = SoftTargets(residual_BHWDE, books, config.temp)
@@ -173,100 +141,64 @@ class Stage2:
         self.code_counts.reduce()
         return {"lr": self.update.learning_rate}
 
-    def averaged(self) -> contextlib.AbstractContextManager:
-        """Context with the EMA weights in place; does nothing without EMA."""
-        return self.ema.swap(self.model) if self.ema is not None else contextlib.nullcontext()
+    @property
+    def keeps_average(self) -> bool:
+        """Whether `arch.ema` asks for averaged weights."""
+        return self.ema is not None
 
-    def validate(self) -> dict[str, Any]:
-        """Per-depth likelihood and accuracy of the validation split, with EMA weights where the run keeps them."""
-        with self.averaged():
-            return self.evaluate(self.validation_batches())
+    def averaged(self) -> AbstractContextManager[None]:
+        """Context with the averaged weights in place; does nothing without."""
+        return nullcontext() if self.ema is None else self.ema.swap(self.model)
 
-    def evaluate(self, batches: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """`validate_stage2` of any batches with the current weights, beside the unigrams of the training codes."""
         return validate_stage2(self.model, self.tokenizer, batches, self.env.device, self.precision, self.code_counts)
 
-    def _model_to_sample(self, wanted: bool = True) -> RQTransformer | None:
-        """The whole model with its current weights; every rank must call it, those that want none get None."""
-        if not is_sharded(self.model):
-            return self.model
-        return whole_copy(self.model, lambda: RQTransformer(self.config.arch), self.env.device, wanted)
-
-    def pictures(self) -> dict[str, Tensor]:
-        """A grid of samples, classes in rows, made on the main process."""
-        if not (distributed.is_main() or is_sharded(self.model)):
+    def pictures(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """A square of samples, classes in rows, made on the main process."""
+        model = self._model_to_sample(self.env.is_main)
+        if model is None:
             return {}
-        with self.averaged():
-            model = self._model_to_sample(wanted=distributed.is_main())
-            if model is None:
-                return {}
-            settings = self.config.experiment.sample
-            conditions = self._preview_conditions(settings.num_images)
-            codes_BHWD = sample(
-                model,
-                self.tokenizer,
-                conditions,
-                num_samples=settings.num_images,
-                temperature=settings.temp,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                seed=self.config.seed,
-                amp_dtype=self.precision.amp_dtype,
-            )
-        images = [self.tokenizer.decode_code(part) for part in codes_BHWD.split(16)]
-        return {"samples": image_grid(torch.cat(images).float(), columns=max(1, round(settings.num_images**0.5)))}
+        settings = self.config.experiment.sample
+        number = settings.num_images
+        conditions = conditions_of_samples(self.config.arch, first_batches(batches, number))
+        (drawn,) = self._sampler(model, conditions, settings, batch_size=number).images(number)
+        return {"samples": uint8_grid(drawn["image"], columns=max(1, round(number**0.5)))}
 
-    def images_to_score(self, data: ScoringData, num_images: int) -> Batches:
+    def images_to_score(self, data: ScoringData, num_images: int) -> Iterator[Batch]:
         """Samples 0, 1, ... with the run's `sampling` settings, as `main_sampling_fid.py` draws them.
 
         Their conditions are the classes in turn, or captions of the validation split.
         """
-        settings = self.config.sampling
-        conditions = self._conditions_to_score(data, num_images)
-        mine = torch.tensor(shard_indices(num_images, self.env.rank, self.env.world_size), dtype=torch.long)
+        captions = data.spread_float_batches("val", num_images, shared=False)
+        conditions = conditions_of_samples(self.config.arch, captions)
         model = self._model_to_sample()
-        for index_B in mine.split(data.batch_size):
-            codes_BHWD = sample(
-                model,
-                self.tokenizer,
-                None if conditions is None else conditions[index_B],
-                indices=index_B,
-                temperature=settings.temp,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                seed=self.config.seed,
-                amp_dtype=self.precision.amp_dtype,
-            )
-            yield {"image": to_uint8(self.tokenizer.decode_code(codes_BHWD)), "index": index_B}
+        assert model is not None, "every rank asked for one"
+        sampler = self._sampler(model, conditions, self.sampling, data.batch_size)
+        return sampler.images(num_images, self.env.rank, self.env.world_size)
 
-    def _conditions_to_score(self, data: ScoringData, num_images: int) -> Tensor | None:
-        if self.config.arch.block_size_cond > 1:
-            batches = data.spread_float_batches("val", num_images, shared=False)
-            captions = torch.cat([batch["cond"] for batch in batches])
-            return captions[torch.arange(num_images) % len(captions)].to(self.env.device)
-        if self.config.arch.vocab_size_cond > 1:
-            return balanced_conditions(num_images, self.config.arch.vocab_size_cond).to(self.env.device)
-        return None
+    def _model_to_sample(self, wanted: bool = True) -> RQTransformer | None:
+        """The whole model with the weights in place; every rank must call it, those that want none get None."""
+        if is_sharded(self.model):
+            return whole_copy(self.model, lambda: RQTransformer(self.config.arch), self.env.device, wanted)
+        return self.model if wanted else None
 
-    def _preview_conditions(self, num_images: int) -> Tensor | None:
-        if self.config.arch.block_size_cond > 1:
-            captions = torch.cat([batch["cond"] for batch in self._first_batches(num_images)])
-            return captions[torch.arange(num_images) % len(captions)].to(self.env.device)
-        if self.config.arch.vocab_size_cond > 1:
-            return balanced_conditions(num_images, self.config.arch.vocab_size_cond).to(self.env.device)
-        return None
+    def _sampler(
+        self, model: RQTransformer, conditions: Conditions, settings: SampleConfig, batch_size: int
+    ) -> Sampler:
+        return Sampler(
+            self.tokenizer,
+            model,
+            conditions,
+            SamplingSettings(
+                settings.temp, settings.top_k, settings.top_p, seed=self.config.seed, batch_size=batch_size
+            ),
+            self.precision.amp_dtype,
+        )
 
-    def _first_batches(self, num_images: int) -> Iterator[dict[str, Tensor]]:
-        """Validation batches until they hold `num_images`, or all there are."""
-        for batch in self.validation_batches():
-            yield batch
-            num_images -= len(batch["label"])
-            if num_images <= 0:
-                return
-
-    def objects(self) -> dict[str, Any]:
+    def objects(self) -> dict[str, Stateful]:
         """Everything that a resumed run needs; schedules and random states are derived, not stored."""
-        objects = {"model": self.model, "update": self.update, "code_counts": self.code_counts}
+        objects: dict[str, Stateful] = {"model": self.model, "update": self.update, "code_counts": self.code_counts}
         if self.ema is not None:
             objects["ema"] = self.ema
         return objects
@@ -291,10 +223,14 @@ class Stage2:
         """What a snapshot's metadata says beyond the progress: which stage-1 weights its codes come from."""
         return {"dataset": self.config.dataset.name, "tokenizer": self.tokenizer_digest}
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    def snapshot(self) -> SnapshotWeights:
         """Raw and (where kept) EMA weights in the form that `rqtransformer.load_rqtransformer` reads.
 
         Empty on all but the main process; every rank must call it.
         """
         raw = gather_to_main(self.model.state_dict(), self.env.is_main)
         return raw, None if self.ema is None else gather_to_main(self.ema.state_dict(), self.env.is_main)
+
+    def snapshot_files(self, dataset: ImageDataset) -> dict[str, str]:
+        """The tokenizer of the captions, for a model that is conditioned on them."""
+        return tokenizer_files(dataset) if self.config.arch.block_size_cond > 1 else {}

@@ -4,19 +4,21 @@ Legend: B batch, C channels, H W image or code grid, D code depth, K codebook si
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rqstack.quantizers.usage import CodeUsage, code_histogram
+from rqstack.quantizers.usage import CodeUsage
 from rqtransformer import RQTransformer
 from rqtransformer.targets import per_depth_statistics
 from rqvae import RQVAE
 from runtime import distributed
 from runtime.precision import Precision
 from training.optimization.parallel import in_step
+from training.stages.code_counts import CodeCounts
+from training.stages.conditions import condition_of
 from training.stages.training_codes import nearest_codes
 
 
@@ -84,7 +86,7 @@ def validate_stage1(
             sums.add("lpips", perceptual(recon_BCHW.float(), image_BCHW).float().mean() * len(image_BCHW))
     means = sums.means()
     recon_mse_by_depth = means.pop("recon_mse_by_depth").reshape(-1).tolist()
-    metrics = {name: value.item() for name, value in means.items()}
+    metrics: dict[str, Any] = {name: value.item() for name, value in means.items()}
     metrics |= {"recon_mse_by_depth": recon_mse_by_depth, "recon_mse": recon_mse_by_depth[-1]}
     return metrics if usage is None else {**metrics, **usage_metrics(usage)}
 
@@ -106,7 +108,7 @@ def validate_stage2(
     batches: Iterable[dict[str, Tensor]],
     device: torch.device,
     precision: Precision,
-    code_counts: "CodeCounts",
+    code_counts: CodeCounts,
 ) -> dict[str, Any]:
     """Negative log-likelihood (nats per code) and accuracy of the hard codes, per depth, beside two baselines.
 
@@ -138,70 +140,22 @@ def validate_stage2(
         sums.add("nll", nll_D * len(codes_BHWD))
         sums.add("accuracy", accuracy_D * len(codes_BHWD))
         split_counts.add(codes_BHWD)
-        if output.cond_logits is not None:
+        if output.cond_logits is not None and cond is not None:
             loss = torch.nn.functional.cross_entropy(output.cond_logits.float().flatten(0, 1), cond[:, 1:].flatten())
             sums.add("cond_nll", loss * len(codes_BHWD))
     split_counts.reduce()
     if not code_counts.total_DK.any():
         code_counts.load_state_dict(split_counts.state_dict())
+    means = {**sums.means(), "unigram_nll": code_counts.unigram_nll(split_counts)}
+    sizes = model.config.vocab_sizes
+    return {**_by_depth(means), "uniform_nll": sum(math.log(size) for size in sizes) / len(sizes)}
+
+
+def _by_depth(means: dict[str, Tensor]) -> dict[str, Any]:
+    """Means over depths and, of what has some, the depths themselves."""
     metrics: dict[str, Any] = {}
-    for name, value in {**sums.means(), "unigram_nll": code_counts.unigram_nll(split_counts)}.items():
+    for name, value in means.items():
         metrics[name] = value.mean().item()
         if name != "cond_nll":
             metrics[f"{name}_by_depth"] = value.reshape(-1).tolist()
-    sizes = model.config.vocab_sizes
-    metrics["uniform_nll"] = sum(math.log(size) for size in sizes) / len(sizes)
     return metrics
-
-
-def condition_of(model: RQTransformer, batch: dict[str, Tensor], device: torch.device) -> Tensor | None:
-    """The condition that the model takes from a batch: nothing, class labels (B,), or token ids (B, L).
-
-    Raises:
-        ValueError: when the data set has no captions but the model wants a text condition.
-    """
-    if model.config.block_size_cond > 1:
-        if "cond" not in batch:
-            raise ValueError(
-                f"arch.block_size_cond={model.config.block_size_cond} wants a text condition, "
-                "but the data set gives no caption tokens"
-            )
-        return batch["cond"].to(device)
-    if model.config.vocab_size_cond > 1:
-        return batch["label"].to(device)
-    return None
-
-
-class CodeCounts:
-    """How often each code was used at each depth, on all ranks: of the training codes, the unigram baseline."""
-
-    def __init__(self, sizes: Sequence[int], device: torch.device):
-        self.sizes = sizes
-        self.total_DK = torch.zeros(len(sizes), max(sizes), dtype=torch.float64, device=device)
-        self._window_DK = torch.zeros_like(self.total_DK)
-
-    def add(self, codes_BHWD: Tensor) -> None:
-        """Counts this rank's codes of one batch."""
-        self._window_DK += code_histogram(codes_BHWD, self.sizes)
-
-    def reduce(self) -> None:
-        """Adds what all ranks counted since the last call to the total; every rank must call it."""
-        self.total_DK += distributed.all_reduce_sum_(self._window_DK)
-        self._window_DK = torch.zeros_like(self.total_DK)
-
-    def unigram_nll(self, other: "CodeCounts") -> Tensor:
-        """Nats per code (D,) that the codes counted in `other` cost under the (add-one smoothed) frequencies here."""
-        nll = []
-        for size, own_K, other_K in zip(self.sizes, self.total_DK, other.total_DK, strict=True):
-            smoothed_K = own_K[:size] + 1.0
-            log_frequency_K = (smoothed_K / smoothed_K.sum()).log()
-            nll.append(-(other_K[:size] * log_frequency_K).sum() / other_K.sum())
-        return torch.stack(nll).cpu()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The totals; complete when `reduce` was just called."""
-        return {"total": self.total_DK}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave."""
-        self.total_DK.copy_(state["total"])

@@ -10,13 +10,14 @@ import torch
 
 from runtime.errors import UserError
 from runtime.step_directories import discard_after
+from tests.training.checkpoint_files import load_checkpoint, save_checkpoint
 from training.checkpoints import checkpoint_storage
-from training.checkpoints.checkpoint import load_checkpoint, restore_checkpoint, save_checkpoint
 from training.checkpoints.checkpoint_directories import (
     complete_checkpoints,
     find_latest_checkpoint,
     find_sound_checkpoint,
 )
+from training.checkpoints.checkpoint_restoring import restore_checkpoint
 
 
 class Run:

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from runtime.errors import UserError
-from training.checkpoints.checkpoint import load_checkpoint, restore_checkpoint, save_checkpoint
+from tests.training.checkpoint_files import load_checkpoint, save_checkpoint
+from training.checkpoints.checkpoint_restoring import restore_checkpoint
 
 STEP = "checkpoints/step_00000001"
 PART = "rank_00000.safetensors"

@@ -15,9 +15,11 @@ from torch.distributed.fsdp import fully_shard
 from runtime import distributed
 from runtime.atomic import sha256_of_file
 from runtime.errors import UserError
+from tests.training.checkpoint_files import load_checkpoint, save_checkpoint
 from training.checkpoints import checkpoint_directories, checkpoint_storage
-from training.checkpoints.checkpoint import CheckpointWriter, load_checkpoint, restore_checkpoint, save_checkpoint
 from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
+from training.checkpoints.checkpoint_restoring import restore_checkpoint
+from training.checkpoints.checkpoint_writer import CheckpointWriter
 from training.checkpoints.state_tree import encode, is_sharded
 from training.optimization.optimizer import allocate_optimizer_state
 

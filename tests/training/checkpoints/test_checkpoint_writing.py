@@ -12,9 +12,10 @@ import torch
 
 from runtime import atomic
 from runtime.errors import UserError
+from tests.training.checkpoint_files import load_checkpoint, save_checkpoint
 from training.checkpoints import checkpoint_storage
-from training.checkpoints.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint
 from training.checkpoints.checkpoint_directories import complete_checkpoints
+from training.checkpoints.checkpoint_writer import CheckpointWriter
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -140,7 +141,7 @@ def test_a_write_that_the_system_cuts_off_is_one_line(tmp_path):
     program = (
         "import resource, sys, torch\n"
         "from runtime.errors import exit_on_user_error\n"
-        "from training.checkpoints.checkpoint import CheckpointWriter\n"
+        "from training.checkpoints.checkpoint_writer import CheckpointWriter\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         "with exit_on_user_error(), CheckpointWriter(sys.argv[1]) as writer:\n"
         "    writer.save(1, {'x': {'small': torch.zeros(10)}})\n"

@@ -140,7 +140,7 @@ def test_resume_finds_the_newest_run_of_the_config(tmp_path):
     resumed = session("stage1", "-m", config, "-r", tmp_path / "runs", "--resume")
     resumed.log.close()
     assert resumed.run_dir.name.endswith("_newer")
-    assert (resumed.step, resumed.images_seen) == (HALF, HALF * 4)
+    assert (resumed.start.step, resumed.start.images_seen) == (HALF, HALF * 4)
 
 
 def test_a_finished_run_resumes_to_nothing_and_can_be_made_longer(tmp_path):

@@ -24,7 +24,6 @@ from tests.training.tiny_runs import (
     write_config,
 )
 from training.experiment import ExperimentConfig, fit_to_ranks, plan_batches
-from training.optimization.optimizer import OptimizerConfig
 
 SAVED, LAST = 2, 7
 GLOBAL_BATCH = 8
@@ -132,9 +131,9 @@ def test_on_four_ranks(train_on, parallel, started, tmp_path):
     ],
 )
 def test_the_global_batch_is_fitted_to_any_number_of_ranks(batch_size, ranks, global_batch, fits):
-    experiment, optimizer = ExperimentConfig(batch_size=batch_size, max_steps=1), OptimizerConfig()
-    fit_to_ranks(experiment, optimizer, global_batch, ranks)
-    plan = plan_batches(experiment, 100, ranks, optimizer.grad_accm_steps)
+    started_with = ExperimentConfig(batch_size=batch_size, max_steps=1)
+    experiment, accumulation = fit_to_ranks(started_with, 1, global_batch, ranks)
+    plan = plan_batches(experiment, 100, ranks, accumulation)
     assert (plan.micro_batch, plan.accumulation, plan.global_batch) == (*fits, global_batch)
     orders = [TrainOrder(100, 0, plan.micro_batch, rank, ranks, plan.accumulation) for rank in range(ranks)]
     parts = [order.micro_batch(part)[0] for order in orders for part in range(plan.accumulation)]
@@ -145,7 +144,7 @@ def test_the_global_batch_is_fitted_to_any_number_of_ranks(batch_size, ranks, gl
 @pytest.mark.parametrize("ranks", [3, 16])
 def test_ranks_that_cannot_share_the_batch_are_told_which_can(ranks):
     with pytest.raises(ValueError, match=f"8 images per step, which {ranks} processes cannot share: start 1, 2, 4, 8"):
-        fit_to_ranks(ExperimentConfig(batch_size=4, max_steps=1), OptimizerConfig(), 8, ranks)
+        fit_to_ranks(ExperimentConfig(batch_size=4, max_steps=1), 1, 8, ranks)
 
 
 def test_another_global_batch_is_refused(started, tmp_path):

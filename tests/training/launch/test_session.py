@@ -11,7 +11,7 @@ from runtime.errors import UserError
 from runtime.step_directories import complete_steps
 from tests.training.tiny_runs import parse, session, stage1, stage2, train, train_until, write_config
 from training.checkpoints.checkpoint_directories import complete_checkpoints
-from training.launch.resuming import find_checkpoint, find_weights
+from training.launch.starting_points import find_checkpoint, find_weights
 
 SAVE_OFTEN = {"experiment.save_steps": 1, "experiment.max_steps": 3, "experiment.keep_checkpoints": 5}
 
@@ -31,7 +31,7 @@ def resume_flags(config: Path, run_dir: Path) -> list[object]:
 def test_a_resumed_run_keeps_its_overrides(finished):
     run = session("stage1", *resume_flags(*finished))
     assert run.config.optimizer.init_lr == 0.002
-    assert run.step == 3
+    assert run.start.step == 3
     run.log.close()
 
 
@@ -66,7 +66,7 @@ def test_what_lies_after_the_resumed_step_is_gone(tmp_path):
     config = write_config(tmp_path / "tiny.yaml", stage1(SAVE_OFTEN))
     run_dir = train("stage1", "-m", config, "-r", tmp_path / "runs").run_dir
     run = session("stage1", "--resume", "-l", run_dir / "checkpoints" / "step_00000002")
-    assert run.step == 2
+    assert run.start.step == 2
     run.log.close()
     assert [path.name for path in complete_checkpoints(run_dir)] == ["step_00000002", "step_00000001"]
     assert [path.name for path in complete_steps(run_dir / "snapshots")] == ["step_00000002", "step_00000001"]

@@ -185,7 +185,7 @@ def test_a_best_snapshot_beyond_the_checkpoint_is_given_up_and_found_again(cache
     best = run_dir / "snapshots" / "best"
     assert read_metadata(best)["step"] == 4
     resumed = session("stage1", "--resume", "-l", run_dir)
-    assert resumed.step == 3
+    assert resumed.start.step == 3
     assert not best.exists()
     with resumed.log:
         resumed.train()

@@ -22,7 +22,7 @@ from runtime.config import load_config
 from runtime.distributed import DistEnv
 from runtime.precision import Precision
 from runtime.seeding import seed_everything_for_step
-from tests.training.tiny_runs import STAGE2, changed, session, stage2, write_config
+from tests.training.tiny_runs import STAGE2, changed, pictured, session, stage2, validated, write_config
 from training.experiment import ExperimentConfig, plan_batches
 from training.launch.session import Session
 from training.optimization.ema import EMA
@@ -191,11 +191,11 @@ def train_case(run: Session, name: str, folder: Path) -> None:
             [distributed.all_reduce_mean_(metrics[name].double().clone()).item() for name in ("loss", "grad_norm")]
         )
     stage.window_metrics()
-    result = {"losses": losses, "validation": stage.validate(), "tokenizer": digest}
+    result = {"losses": losses, "validation": validated(run), "tokenizer": digest}
     assert weights_digest(stage.tokenizer) == digest
     assert distributed.gather_objects(digest) == [digest] * env.world_size
     raw, averaged = stage.snapshot()
-    pictures = stage.pictures()
+    pictures = pictured(run)
     run.log.close()
     moments = gather_to_main(flat_moments(stage), env.is_main)
     if env.is_main:

@@ -80,16 +80,6 @@ def test_negative_step_copies_exactly():
     assert torch.equal(ema.shadow["layer.weight"], model.layer.weight)
 
 
-def test_buffers_can_be_copied():
-    model = Model()
-    ema = EMA(model, 0.9, buffers="copy")
-    start = ema.shadow["layer.weight"].clone()
-    moved(model)
-    ema.update(model)
-    assert torch.equal(ema.shadow["norm.running_mean"], model.norm.running_mean)
-    torch.testing.assert_close(ema.shadow["layer.weight"], start + 0.1)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_small_changes_are_not_lost_in_low_precision(dtype):
     model = nn.Linear(1, 1, bias=False).to(dtype)
@@ -168,8 +158,3 @@ def test_foreign_state_is_refused():
 def test_wrong_decay(mu):
     with pytest.raises(ValueError, match="decay"):
         EMA(Model(), mu)
-
-
-def test_wrong_buffer_mode():
-    with pytest.raises(ValueError, match=r"'skip'.*average.*copy"):
-        EMA(Model(), 0.9, buffers="skip")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from runtime import distributed
 from runtime.distributed import DistEnv
-from training.optimization.parallel import check_parallel, no_sync, unwrap, wrap
+from training.optimization.parallel import check_parallel, no_sync, wrap
 
 ALONE = DistEnv(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), backend="none")
 BATCH_NC = torch.arange(12.0).view(6, 2) / 10
@@ -27,7 +27,6 @@ def build(seed: int) -> nn.Module:
 def test_alone_there_is_no_wrapper():
     model = build(0)
     assert wrap(model, ALONE) is model
-    assert unwrap(model) is model
     assert isinstance(no_sync(model), nullcontext)
 
 
@@ -43,11 +42,6 @@ def test_choices():
         check_parallel("fdsp", two, ("ddp", "none"), "too small")
 
 
-def test_a_compiled_model_is_unwrapped():
-    model = build(0)
-    assert unwrap(torch.compile(model)) is model
-
-
 def test_a_frozen_model_is_not_wrapped():
     model = build(0).requires_grad_(False)
     two = DistEnv(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"), backend="gloo")
@@ -58,7 +52,6 @@ def train_one_rank(rank: int) -> dict[str, Tensor]:
     env = distributed.initialize()
     model = build(seed=rank)
     parallel = wrap(model, env)
-    assert unwrap(parallel) is model
     seen = {f"buffer.{name}": buffer.clone() for name, buffer in model.named_buffers()}
     mine = BATCH_NC[rank * 3 : rank * 3 + 3]
     with no_sync(parallel, enabled=True):

@@ -16,9 +16,11 @@ from tests.training.tiny_runs import (
     differing,
     launch_in_process,
     metrics_without_time,
+    pictured,
     session,
     stage1,
     train,
+    validated,
     write_config,
 )
 from training.experiment import ExperimentConfig
@@ -180,9 +182,9 @@ def test_validation_uses_the_averaged_weights_and_puts_the_raw_ones_back(build):
     steps(run, 3, batch_of(run))
     raw = state(run.stage.model)
     run.stage.ema.shadow["decoder.conv_out.bias"].fill_(10.0)  # pictures far out of range
-    assert run.stage.validate()["recon_mse"] > 20
+    assert validated(run)["recon_mse"] > 20
     assert differing(raw, state(run.stage.model)) == []
-    assert run.stage.evaluate(run.stage.validation_batches())["recon_mse"] < 5
+    assert run.stage.evaluate(run.batches(run.val_set))["recon_mse"] < 5
 
 
 def test_a_window_reports_its_own_usage(build):
@@ -205,7 +207,7 @@ def test_a_window_reports_its_own_usage(build):
 
 def test_pictures_show_originals_and_all_depths(build):
     run = build({"experiment.grid_images": 3})
-    pictures = run.stage.pictures()
+    pictures = pictured(run)
     assert set(pictures) == {"reconstruction_coarse_to_fine", "reconstruction_single_depths"}
     for picture in pictures.values():
         assert picture.dtype == torch.uint8
@@ -217,9 +219,9 @@ def poison(run, bad_steps: set[int]):
     original_image, original_step = run.stage._image, run.stage.train_step
     current = {}
 
-    def train_step(micro_batches, step):
+    def train_step(micro_batches, step, *args):
         current["step"] = step
-        return original_step(micro_batches, step)
+        return original_step(micro_batches, step, *args)
 
     run.stage.train_step = train_step
     run.stage._image = lambda batch: original_image(batch) * (float("nan") if current["step"] in bad_steps else 1.0)

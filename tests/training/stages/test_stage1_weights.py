@@ -60,7 +60,7 @@ def test_finetunes_from_a_published_checkpoint_and_its_discriminator(published_c
     with run.log:
         run.train()
     assert "encoder.conv_in.weight" in differing(start, state(stage.model))
-    assert (run.step, len(metrics_without_time(run.run_dir))) == (0, 5)
+    assert (run.start.step, len(metrics_without_time(run.run_dir))) == (0, 5)
 
 
 @pytest.mark.parametrize(

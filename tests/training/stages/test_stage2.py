@@ -23,14 +23,16 @@ from tests.training.tiny_runs import (
     launch_in_process,
     metrics_without_time,
     only_run,
+    pictured,
     session,
     stage1,
     stage2,
     train,
+    validated,
     write_config,
 )
 from training.experiment import ExperimentConfig
-from training.stages.validation import CodeCounts
+from training.stages.code_counts import CodeCounts
 
 TEXT = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "loss.txt_weight": 0.1, "loss.img_weight": 0.9}
 
@@ -177,9 +179,9 @@ def test_validation_uses_the_averaged_weights_and_puts_the_raw_ones_back(build):
     run = build({"arch.ema": 0.99})
     steps(run, 2, batch_of(run))
     raw = state(run.stage.model)
-    plain = run.stage.evaluate(run.stage.validation_batches())["nll"]
+    plain = run.stage.evaluate(run.batches(run.val_set))["nll"]
     run.stage.ema.shadow["classifier.linear.bias"][:2] += torch.tensor([30.0, -30.0])
-    assert run.stage.validate()["nll"] > plain + 5
+    assert validated(run)["nll"] > plain + 5
     assert differing(raw, state(run.stage.model)) == []
 
 
@@ -191,7 +193,7 @@ def test_the_tokenizer_may_use_its_averaged_weights(build):
 def test_pictures_are_samples_in_a_square(build):
     for changes in ({}, TEXT, {"arch.vocab_size_cond": 1}):
         run = build({"experiment.sample": {"num_images": 4, "top_k": [16, 5, 3], "top_p": 0.9}} | changes)
-        ((name, picture),) = run.stage.pictures().items()
+        ((name, picture),) = pictured(run).items()
         assert name == "samples"
         assert picture.shape == (3, 2 * (8 + 2) + 2, 2 * (8 + 2) + 2)
 
@@ -210,10 +212,10 @@ def test_a_non_finite_loss(policy, build):
     original_loss, original_step, current = run.stage._loss, run.stage.train_step, {}
     weights = {}
 
-    def train_step(micro_batches, step):
+    def train_step(micro_batches, step, *args):
         current["step"] = step
         weights[step] = state(run.stage.model)
-        return original_step(micro_batches, step)
+        return original_step(micro_batches, step, *args)
 
     def loss(batch):
         value, terms = original_loss(batch)
@@ -306,7 +308,7 @@ def test_finetunes_from_published_checkpoints(published_config, tmp_path):
     assert differing(dict(run.stage.ema.state_dict()), averaged) == []
     with run.log:
         run.train()
-    assert (run.stage.ema.mu, run.step) == (0.9, 0)
+    assert (run.stage.ema.mu, run.start.step) == (0.9, 0)
     assert len(metrics_without_time(run.run_dir)) == 2
 
 
@@ -362,4 +364,4 @@ def test_finetuning_from_a_run_takes_its_newest_snapshot_and_average(trained, to
     assert differing(snapshot_tensors(run.stage.model), snapshot_tensors(load_rqtransformer(newest))) == []
     averaged = snapshot_tensors(load_rqtransformer(newest, ema=True))
     assert differing(dict(run.stage.ema.state_dict()), averaged) == []
-    assert (run.step, json.loads((newest / "metadata.json").read_text())["step"]) == (0, 4)
+    assert (run.start.step, json.loads((newest / "metadata.json").read_text())["step"]) == (0, 4)

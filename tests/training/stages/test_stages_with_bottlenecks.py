@@ -6,7 +6,19 @@ import torch
 from rqtransformer import RQTransformer, RQTransformerConfig
 from rqtransformer.decoding import Decoder
 from rqvae import RQVAE, RQVAEConfig
-from tests.training.tiny_runs import STAGE1, STAGE2, changed, only_run, session, stage1, stage2, train, write_config
+from tests.training.tiny_runs import (
+    STAGE1,
+    STAGE2,
+    changed,
+    only_run,
+    pictured,
+    session,
+    stage1,
+    stage2,
+    train,
+    validated,
+    write_config,
+)
 
 BOTTLENECKS = {
     "rq": {},
@@ -52,13 +64,13 @@ def test_decoding_embeds_codes_as_training_does(name):
 def test_a_run_of_both_stages(name, tmp_path):
     config = stage1({**hparams(name), "experiment.max_steps": 2})
     run = train("stage1", "-m", write_config(tmp_path / "one.yaml", config), "-r", tmp_path / "one")
-    assert (run.stage.validate()["recon_mse"]) < 10
+    assert validated(run)["recon_mse"] < 10
     code_dim = run.stage.model.codebook(0).shape[1]
     second = stage2({"arch.input_embed_dim": code_dim, "experiment.max_steps": 2})
     flags = ["-m", write_config(tmp_path / "two.yaml", second), "-v", only_run(tmp_path / "one")]
-    stage = train("stage2", *flags, "-r", tmp_path / "two").stage
-    assert 0 < stage.validate()["nll"] < 10
-    assert stage.pictures()["samples"].shape[0] == 3
+    run = train("stage2", *flags, "-r", tmp_path / "two")
+    assert 0 < validated(run)["nll"] < 10
+    assert pictured(run)["samples"].shape[0] == 3
 
 
 def test_code_vectors_that_depend_on_codes_need_hard_targets_and_own_embeddings(tmp_path):

@@ -11,7 +11,8 @@ from data import DatasetConfig, EvalLoader, build_dataset
 from rqtransformer import RQTransformer, RQTransformerConfig
 from rqvae import RQVAE, RQVAEConfig
 from runtime.precision import Precision
-from training.stages.validation import CodeCounts, validate_stage1, validate_stage2
+from training.stages.code_counts import CodeCounts
+from training.stages.validation import validate_stage1, validate_stage2
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", CPU)

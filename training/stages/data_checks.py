@@ -3,17 +3,14 @@
 Legend: L caption tokens.
 """
 
-from typing import Any
-
 from data import ImageDataset
 from data.shards.cached_latents import LatentDataset
 from rqtransformer import RQTransformerConfig
 
 
-def tokenizer_files(config: Any, dataset: ImageDataset) -> dict[str, str]:
-    """Name -> content of the files of the tokenizer, where the model of this config is conditioned on captions."""
-    on_captions = getattr(config.arch, "block_size_cond", 1) > 1
-    return dataset.tokenizer.files() if on_captions and dataset.tokenizer is not None else {}
+def tokenizer_files(dataset: ImageDataset) -> dict[str, str]:
+    """Name -> content of the files of the tokenizer of its captions."""
+    return {} if dataset.tokenizer is None else dataset.tokenizer.files()
 
 
 def check_images(dataset: ImageDataset) -> None:

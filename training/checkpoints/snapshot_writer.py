@@ -1,0 +1,91 @@
+"""Snapshots of a run: those of its steps, and the best one by its score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from runtime import distributed
+from runtime.atomic import is_complete, remove_directory
+from runtime.step_directories import step_name
+from sampling.trained_models import read_metadata
+from training.checkpoints.snapshots import save_snapshot
+
+BEST = "best"
+Weights = tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]
+"""Raw weights, and averaged ones where they are kept."""
+
+
+@dataclass(frozen=True)
+class SnapshotWriter:
+    """Writes snapshots from the main process; every rank calls its methods, with weights that only that one needs.
+
+    Args:
+        directory: the run's `snapshots`.
+        config: the resolved config, which lies beside the weights.
+        facts: what the metadata of all snapshots say: stage, seed.
+        files: file name -> text of what else belongs to the model.
+        keep_last: how many snapshots of steps stay; None keeps all.
+    """
+
+    directory: Path
+    config: Any
+    facts: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+    keep_last: int | None = None
+
+    def save(self, weights: Weights, progress: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Writes the snapshot of a step.
+
+        Args:
+            weights: of the main process; those of the others are not looked at.
+            progress: where the run stands; its `step` names the snapshot.
+            metrics: what was measured at this step.
+        """
+        metadata = {**progress, **self.facts, "metrics": dict(metrics)}
+        self._write(step_name(progress["step"]), weights, metadata, self.keep_last)
+
+    def save_best(
+        self,
+        weights: Weights,
+        progress: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        reason: Mapping[str, Any],
+    ) -> None:
+        """Writes `best` in the place of the one before; `reason` is what `best_reason` will give."""
+        metadata = {**progress, **self.facts, "metrics": dict(metrics), BEST: dict(reason)}
+        self._write(BEST, weights, metadata, None)
+
+    def best_reason(self) -> dict[str, Any]:
+        """Why the best snapshot is the best; empty when there is none."""
+        best = self.directory / BEST
+        return read_metadata(best).get(BEST, {}) if is_complete(best) else {}
+
+    def _write(
+        self,
+        name: str,
+        weights: Weights,
+        metadata: Mapping[str, Any],
+        keep_last: int | None,
+    ) -> None:
+        raw, averaged = weights
+
+        def write() -> None:
+            path = self.directory / name
+            save_snapshot(path, raw, self.config, metadata, averaged, keep_last=keep_last, extra_files=self.files)
+
+        distributed.run_on_main(write)
+
+
+def discard_best_after(snapshots: Path, step: int) -> None:
+    """Removes a best snapshot of a later step than the one a run resumes at: that trajectory is given up.
+
+    The steps that are repeated find it again, because nothing before it was better.
+    """
+    best = snapshots / BEST
+    if is_complete(best) and read_metadata(best)["step"] > step:
+        remove_directory(best)
