@@ -138,20 +138,22 @@ def _with_restart(sizes: Sizes, options: Any) -> Any:
     return options
 
 
-def _residual_vector(sizes: Sizes, dim: int, num_codes: Sequence[int], options: ResidualVectorOptions) -> Quantizer:
+def _residual_vector(
+    sizes: Sizes, dim: int, num_codes: Sequence[int], options: ResidualVectorOptions
+) -> TargetQuantizer:
     options, shared = _with_restart(sizes, options), sizes.shared_codebook
     return ResidualVectorQuantizer(dim, num_codes, None, options, shared=shared, decay=sizes.decays[0])
 
 
 def _in_groups(
-    stack: Callable[[Sizes, int, Sequence[int], Stacked], Quantizer], sized: bool = True
-) -> Callable[[Sizes, int, Stacked], Quantizer]:
+    stack: Callable[[Sizes, int, Sequence[int], Stacked], TargetQuantizer], sized: bool = True
+) -> Callable[[Sizes, int, Stacked], TargetQuantizer]:
     """Builder of `groups` stacks of D / groups levels, each on its share of the channels.
 
     stack: from the config, the size of a vector, K of every level (`sized`; otherwise one 0 per level) and the options.
     """
 
-    def build(sizes: Sizes, dim: int, options: Stacked) -> Quantizer:
+    def build(sizes: Sizes, dim: int, options: Stacked) -> TargetQuantizer:
         groups = options.groups
         if groups < 1 or sizes.depth % groups or dim % groups:
             raise ValueError(

@@ -5,15 +5,14 @@ structured configs: a field of type Any takes one number or one number per code 
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
 from rqvae.bottleneck import BOTTLENECKS
+from rqvae.strict_mapping import check_present, typed
 
 LOSS_TYPES = ("mse", "l1")
 CODEBOOK_UPDATES = ("per_depth", "deferred")
@@ -73,7 +72,7 @@ class QuantizerHParams:
         if row is None or row.options is None:
             _check(not self.bottleneck, f"bottleneck_type {self.bottleneck_type!r} takes no bottleneck options")
             return None
-        return _typed(row.options, self.bottleneck, "bottleneck")
+        return typed(row.options, self.bottleneck, "bottleneck")
 
     @property
     def depth(self) -> int:
@@ -111,15 +110,15 @@ class RQVAEConfig(QuantizerHParams):
         or values that do not fit together.
         """
         if "hparams" in mapping:
-            config = _typed(ArchConfig, mapping, "arch").model_config()
+            config = typed(ArchConfig, mapping, "arch").model_config()
         else:
-            config = _typed(cls, mapping, "rqvae")
+            config = typed(cls, mapping, "rqvae")
         config.validate()
         return config
 
     def validate(self) -> None:
         """Check every value and every relation between values; ValueError with the first one that is wrong."""
-        _check_present(self, "")
+        check_present(self)
         _check_choice("bottleneck_type", self.bottleneck_type, tuple(BOTTLENECKS))
         _ = self.bottleneck_options  # typed and complete, or an error
         sized = BOTTLENECKS[self.bottleneck_type].size_in_options
@@ -155,71 +154,6 @@ def _check(condition: bool, message: str) -> None:
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     _check(value in allowed, f"{name} {value!r} is not one of {', '.join(allowed)}")
-
-
-Schema = TypeVar("Schema")
-
-
-def _typed(schema: type[Schema], mapping: Mapping[str, Any], name: str) -> Schema:
-    """Strictly merge a mapping into a dataclass."""
-    plain: dict[Any, Any] = (
-        OmegaConf.to_container(mapping, resolve=True) if isinstance(mapping, DictConfig) else dict(mapping)
-    )
-    plain = {key: _plain(item) for key, item in plain.items()}
-    _check_keys(schema, plain, name)
-    frozen = {
-        key: _typed(kind, plain.pop(key), f"{name}.{key}")
-        for key, kind in _frozen_parts(schema).items()
-        if isinstance(plain.get(key), Mapping)
-    }
-    merged, key = OmegaConf.structured(schema), ""
-    try:
-        for key, value in plain.items():
-            merged = OmegaConf.merge(merged, {key: value})
-        whole = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"{name}.{error.full_key or key}: {first_line}") from None
-    return dataclasses.replace(whole, **frozen)
-
-
-def _plain(value: Any) -> Any:
-    is_instance = dataclasses.is_dataclass(value) and not isinstance(value, type)
-    return dataclasses.asdict(value) if is_instance else value
-
-
-def _parts(schema: type) -> dict[str, type]:
-    """The fields of a dataclass that are dataclasses themselves, perhaps optional ones."""
-    found = {}
-    for name, annotation in get_type_hints(schema).items():
-        for kind in (annotation, *get_args(annotation)):
-            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-                found[name] = kind
-    return found
-
-
-def _frozen_parts(schema: type) -> dict[str, type]:
-    """Parts that OmegaConf would hold as read-only sections, into which nothing can be merged."""
-    return {name: kind for name, kind in _parts(schema).items() if kind.__dataclass_params__.frozen}
-
-
-def _check_keys(schema: type, mapping: Mapping[str, Any], path: str) -> None:
-    known, parts = [f.name for f in dataclasses.fields(schema)], _parts(schema)
-    for key, value in mapping.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            raise ValueError(f"unknown key {path}.{key}; {hint}")
-        if key in parts and isinstance(value, Mapping):
-            _check_keys(parts[key], value, f"{path}.{key}")
-
-
-def _check_present(config: Any, prefix: str) -> None:
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        _check(value != MISSING, f"missing value: {prefix}{f.name}")
-        if dataclasses.is_dataclass(value):
-            _check_present(value, f"{prefix}{f.name}.")
 
 
 def _per_depth(name: str, value: Any, depth: int, kind: type) -> list[Any]:

@@ -47,6 +47,8 @@ class BinaryMapper(SideBySideQuantizer):
     ValueError for a codebook size that is no power of two.
     """
 
+    shifts: Tensor
+
     def __init__(
         self,
         dim: int,

@@ -33,6 +33,13 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
     what share of the half range the bounded scalar may pass the outermost values, where the grid is not symmetric.
     """
 
+    top: Tensor
+    centre: Tensor
+    reach: Tensor
+    offset: Tensor
+    shift: Tensor
+    step: Tensor
+
     def __init__(
         self,
         levels: Sequence[int],
@@ -176,7 +183,9 @@ class ResidualFiniteScalarOptions(StackOptions):
     preserve_symmetry: bool = False
 
 
-def residual_fsq(dim: int, num_quantizers: int, options: ResidualFiniteScalarOptions) -> ResidualStack:
+def residual_fsq(
+    dim: int, num_quantizers: int, options: ResidualFiniteScalarOptions
+) -> ResidualStack[FiniteScalarQuantizer]:
     """FSQ on grids that get finer by the factor L - 1 per level and scalar; the input is bounded once, in front."""
     levels, code_dim = options.levels, len(options.levels)
     of_level = FiniteScalarOptions(levels, options.preserve_symmetry)
@@ -186,19 +195,21 @@ def residual_fsq(dim: int, num_quantizers: int, options: ResidualFiniteScalarOpt
     return _ResidualGrid(dim, books, code_dim=code_dim, scales=scales, bound=_Bound(first), options=options)
 
 
-class _ResidualGrid(ResidualStack):
+class _ResidualGrid(ResidualStack[FiniteScalarQuantizer]):
     """Levels of one finite scalar quantizer without noise: scalars come first all the way, and no level has terms."""
 
     @torch.no_grad()
     def _quantize(self, x: Tensor, mask: Tensor | None, kept: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         grid = self.levels[0].grid
-        residual_CM, total_CM, codes = scalars_first(x), None, []
+        residual_CM, codes = scalars_first(x), []
+        total_CM: Tensor | None = None
         for scale_C1 in self.scale[:kept, :, None]:
             vectors_CM, digits_CM = grid.nearest(residual_CM / scale_C1)
             vectors_CM = vectors_CM * scale_C1
             residual_CM = residual_CM - vectors_CM
             total_CM = vectors_CM if total_CM is None else total_CM + vectors_CM
             codes.append(grid.codes(digits_CM))
+        assert total_CM is not None, "at least one level is kept"
         return scalars_last(total_CM, x.shape[:-1]), torch.stack(codes, -1).view(*x.shape[:-1], kept), {}
 
 

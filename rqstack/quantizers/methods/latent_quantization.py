@@ -8,7 +8,7 @@ Hsu et al., Disentanglement via Latent Quantization, NeurIPS 2023 (arXiv 2305.18
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,7 @@ class LatentQuantizer(SideBySideQuantizer):
 
     def update_codebook(self) -> None:
         """With an optimizer of its own: one step on the mean over all vectors seen since the last call."""
-        if not self._gathered:
+        if self.inplace_optimizer is None or not self._gathered:
             return
         rows = torch.stack([number for number, _ in self._gathered])
         parts = zip(*(gradients for _, gradients in self._gathered), strict=True)
@@ -122,13 +122,13 @@ def initial_values(level: int) -> nn.Parameter:
 
 
 @torch.no_grad()
-def nearest_digits(x_CM: Tensor, values: Sequence[Tensor]) -> Tensor:
+def nearest_digits(x_CM: Tensor, values: Iterable[Tensor]) -> Tensor:
     """Index of the nearest of its own values for every scalar, int64 (C, M)."""
     found = [nearest_scalars(x_M, values_L.detach().to(x_CM.dtype)) for x_M, values_L in zip(x_CM, values, strict=True)]
     return torch.stack(found)
 
 
-def look_up(digits_CM: Tensor, values: Sequence[Tensor]) -> Tensor:
+def look_up(digits_CM: Tensor, values: Iterable[Tensor]) -> Tensor:
     """Values (C, M) of the digits, at least fp32, with the gradient of the values."""
     rows = [
         values_L.to(torch.promote_types(values_L.dtype, torch.float32))[digits_M]
@@ -137,7 +137,7 @@ def look_up(digits_CM: Tensor, values: Sequence[Tensor]) -> Tensor:
     return torch.stack(rows)
 
 
-def distance_gradients(x_NDC: Tensor, values: Sequence[Tensor], mask_N: Tensor | None = None) -> list[Tensor]:
+def distance_gradients(x_NDC: Tensor, values: Iterable[Tensor], mask_N: Tensor | None = None) -> list[Tensor]:
     """Gradient of the mean squared distance of x to its nearest values in these values, (L,) per scalar."""
     with torch.enable_grad():
         leaves = [values_L.detach().clone().requires_grad_() for values_L in values]
@@ -148,7 +148,7 @@ def distance_gradients(x_NDC: Tensor, values: Sequence[Tensor], mask_N: Tensor |
 
 def step_in_place(
     optimizer: torch.optim.Optimizer,
-    values: Sequence[Tensor],
+    values: Iterable[Tensor],
     gradients: Sequence[Tensor],
     rows: Tensor | None = None,
 ) -> None:

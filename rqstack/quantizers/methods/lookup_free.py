@@ -69,6 +69,8 @@ class LookupFreeQuantizer(SideBySideQuantizer):
     ValueError for a codebook size that is no power of two.
     """
 
+    shifts: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -120,7 +122,7 @@ class ResidualLookupFreeOptions(StackOptions, LookupFreeOptions):
 
 def residual_lfq(
     dim: int, codebook_size: int, num_quantizers: int, options: ResidualLookupFreeOptions | None = None
-) -> ResidualStack:
+) -> ResidualStack[LookupFreeQuantizer]:
     """LFQ with a scale that halves at every level."""
     options = ResidualLookupFreeOptions() if options is None else options
     bits = bits_of(codebook_size)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
 from rqstack.quantizers.arithmetic.gradient import straight_through
@@ -77,6 +78,8 @@ class MultiScaleQuantizer(TargetQuantizer):
     learned code vectors.
     """
 
+    initialized: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -97,11 +100,11 @@ class MultiScaleQuantizer(TargetQuantizer):
         _check_counts(options, num_scales)
         self.lengths = [math.prod(shape) for shape in self.shapes]
         self.num_codes = tuple(size for size, length in zip(sizes, self.lengths) for _ in range(length))
-        self.books = nn.ModuleList(
+        self.books = ModuleList(
             VectorQuantizer(dim, k, options.of_scale(i), decay=decay, in_place_optimizer=in_place_optimizer)
             for i, k in enumerate(sizes[: 1 if shared else None])
         )
-        self.convs = nn.ModuleList(BlendedConv(dim, grid_dims, options.blend) for _ in range(options.num_convs))
+        self.convs = ModuleList(BlendedConv(dim, grid_dims, options.blend) for _ in range(options.num_convs))
         self.register_buffer("initialized", torch.tensor(not options.kmeans_init))
         self._known_initialized = not options.kmeans_init
         self._warm_grid: torch.Size | None = None
@@ -233,7 +236,7 @@ class MultiScaleQuantizer(TargetQuantizer):
         self._known_initialized = self._known_initialized or bool(self.initialized)
         return self._known_initialized
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._known_initialized = False
         super()._load_from_state_dict(*args, **kwargs)
 
@@ -302,11 +305,11 @@ class MultiScaleQuantizer(TargetQuantizer):
             self._start_book(0, seen, method, seed + 1)
         self.initialized.fill_(True)
 
-    def _start_book(self, index: int, maps: list, method: str, seed: int) -> None:
+    def _start_book(self, index: int, maps: list[tuple[Tensor, Tensor | None]], method: str, seed: int) -> None:
         # the scales of a map side by side: the same order for every split of the maps over processes
         rows = torch.cat([means.flatten(1, -2) for means, _ in maps], 1)
-        counted = None if maps[0][1] is None else torch.cat([valid.flatten(1) for _, valid in maps], 1)
-        self.books[index].initialize_codebook(rows, counted, method=method, seed=seed)
+        counted = [valid.flatten(1) for _, valid in maps if valid is not None]
+        self.books[index].initialize_codebook(rows, torch.cat(counted, 1) if counted else None, method, seed)
 
 
 def _check_counts(options: MultiScaleOptions, num_scales: int) -> None:

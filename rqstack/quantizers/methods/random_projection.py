@@ -38,6 +38,10 @@ class RandomProjectionQuantizer(KeepsFloat32, SideBySideQuantizer):
     is the code vector. There is no loss; all state is buffers.
     """
 
+    projection: Tensor
+    back_projection: Tensor
+    codebooks: Tensor
+
     def __init__(self, dim: int, codebook_size: int, options: RandomProjectionOptions, *, num_codebooks: int = 1):
         if codebook_size < 1:
             raise ValueError(f"codebook size must be at least 1, got {codebook_size}")

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision
@@ -55,14 +56,14 @@ class ResidualQuantizer(TargetQuantizer):
         self.dim, self.num_codes = dim, tuple(num_codes)
         self.shared = shared
         self.codebook_update = codebook_update
-        self.patch = tuple(patch)
+        self.patch = (patch[0], patch[1])
         decays = [decay] * len(self.num_codes) if isinstance(decay, (int, float)) else list(decay)
         if len(decays) != len(self.num_codes):
             raise ValueError(f"decay has {len(decays)} values for {len(self.num_codes)} depths")
         if shared and len({*zip(self.num_codes, decays, strict=True)}) != 1:
             raise ValueError(f"a shared codebook needs one size and one decay, got {self.num_codes} and {decays}")
         distinct = 1 if shared else len(self.num_codes)
-        self.codebooks = nn.ModuleList(
+        self.codebooks = ModuleList(
             EMACodebook(
                 size,
                 dim * patch[0] * patch[1],
@@ -98,8 +99,8 @@ class ResidualQuantizer(TargetQuantizer):
             x_hwE = self._to_code_grid(z)
             x_NE = x_hwE.reshape(-1, x_hwE.shape[-1])
             mask_N = None if mask is None else mask.reshape(-1)
-            residual_NE, total_NE = x_NE.detach(), None
-            codes, errors = [], []
+            residual_NE, codes, errors = x_NE.detach(), [], []
+            total_NE: Tensor | None = None
             for depth in range(len(self.num_codes)):
                 book = self.codebook_at(depth)
                 codes_N = book.nearest(residual_NE)
@@ -110,6 +111,7 @@ class ResidualQuantizer(TargetQuantizer):
                 total_NE = vectors_NE if total_NE is None else total_NE + vectors_NE
                 codes.append(codes_N)
                 errors.append(_mean_square(x_NE - total_NE, mask_N))
+            assert total_NE is not None, "a quantizer has a depth"
             loss = torch.stack(errors).mean()
             quantized = split_patches(total_NE.view_as(x_hwE), self.patch)
             codes_hwD = torch.stack(codes, -1).view(*x_hwE.shape[:-1], len(codes))

@@ -10,14 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision, linear, without_masked_nonfinite
-from rqstack.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
+
+Level = TypeVar("Level", bound=TargetQuantizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,7 @@ class StackOptions:
     dropout_multiple: int = 1
 
 
-class ResidualStack(KeepsFloat32, TargetQuantizer):
+class ResidualStack(KeepsFloat32, TargetQuantizer, Generic[Level]):
     """Level l quantizes residual / scales[l] of the residual that levels 0 .. l - 1 leave; the output is the sum.
 
     dim: E, projected to `code_dim` = C and back where they differ. levels: quantizers of C-sized vectors; one object
@@ -46,10 +52,12 @@ class ResidualStack(KeepsFloat32, TargetQuantizer):
     not fit.
     """
 
+    scale: Tensor
+
     def __init__(
         self,
         dim: int,
-        levels: Sequence[Quantizer],
+        levels: Sequence[Level],
         *,
         code_dim: int | None = None,
         scales: Sequence[float | Sequence[float]] | None = None,
@@ -68,7 +76,8 @@ class ResidualStack(KeepsFloat32, TargetQuantizer):
         if options.groups != 1:
             raise ValueError(f"groups {options.groups}: this is one stack; `Grouped` puts several side by side")
         self.dim, code_dim = dim, code_dim or dim
-        self.levels, self.bound = nn.ModuleList(dict.fromkeys(levels)), bound  # a shared level is stored once
+        self.levels = ModuleList(dict.fromkeys(levels))  # a shared level is stored once
+        self.bound = bound
         self.order = [list(self.levels).index(level) for level in levels]
         self.num_codes = tuple(size for level in levels for size in level.num_codes)
         self.options = options
@@ -98,7 +107,7 @@ class ResidualStack(KeepsFloat32, TargetQuantizer):
         """Codes (..., D) -> vectors (..., E). Negative codes and missing last levels count as zero."""
         self._check_codes(codes)
         with full_precision(codes.device):
-            return self._from_space(sum(self._level_vectors(codes)))
+            return self._from_space(reduce(add, self._level_vectors(codes)))
 
     def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the part of every depth (..., D, E); they add up to `decode`. Depth 0 has the bias."""
@@ -110,7 +119,7 @@ class ResidualStack(KeepsFloat32, TargetQuantizer):
                 parts[..., 0, :] += self.project_out.bias.float()
         return parts
 
-    def level_at(self, level: int) -> Quantizer:
+    def level_at(self, level: int) -> Level:
         """The quantizer of a level."""
         return self.levels[self.order[level]]
 
@@ -179,13 +188,15 @@ class ResidualStack(KeepsFloat32, TargetQuantizer):
 
     def _quantize(self, x: Tensor, mask: Tensor | None, kept: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The sum of the code vectors of the first levels, without a gradient, their codes and the terms."""
-        residual, total, codes, terms = x, None, [], []
+        residual, codes, terms = x, [], []
+        total: Tensor | None = None
         for level, scale in enumerate(self.scale[:kept]):
             vectors, level_codes, level_terms = self.level_at(level).as_level(residual / scale, mask)
             vectors = vectors * scale
             residual, total = residual - vectors, vectors if total is None else total + vectors
             codes.append(level_codes)
             terms.append(level_terms)
+        assert total is not None, "at least one level is kept"
         return total, torch.cat(codes, -1), _mean_terms(terms, x.device)
 
     def _levels_kept(self, device: torch.device | None = None) -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ class ResidualVectorOptions(StackOptions, VectorOptions):
         return dataclasses.replace(self, codebook_dim=None, estimator=estimator, seed=self.seed + index)
 
 
-class ResidualVectorQuantizer(ResidualStack):
+class ResidualVectorQuantizer(ResidualStack[VectorQuantizer]):
     """D vector quantizers, each on what those before it left over; channels-last (..., dim), codes (..., D).
 
     num_codes: K of every level, or one number and `num_quantizers` = D. shared: one codebook for all levels. decay: of
@@ -83,7 +85,7 @@ class ResidualVectorQuantizer(ResidualStack):
             for index, size in enumerate(sizes[:1] if shared else sizes)
         ]
         super().__init__(dim, levels * len(sizes) if shared else levels, code_dim=code_dim, options=options)
-        self.loss_weights = options.loss_weights or [1.0] * len(sizes)
+        self.loss_weights = [1.0] * len(sizes) if options.loss_weights is None else list(options.loss_weights)
         if len(self.loss_weights) != len(sizes):
             raise ValueError(f"{len(sizes)} levels need as many loss_weights, got {self.loss_weights}")
         self.beam_width, self.eval_beam_width = options.beam_width, options.eval_beam_width or options.beam_width
@@ -154,9 +156,9 @@ class ResidualVectorQuantizer(ResidualStack):
     def _estimate(self, x: Tensor, total: Tensor, outs: list[QuantizerOutput], codes: Tensor) -> Tensor:
         """The value of `total` with the gradient of the estimator."""
         if self.options.estimator == "gumbel":
-            return sum(out.quantized for out in outs) if self.training else straight_through(x, total)
+            return reduce(add, [out.quantized for out in outs]) if self.training else straight_through(x, total)
         if self.options.estimator == "directional" and any(level.learned for level in self.levels):
-            total = sum(self._level_vectors(codes))
+            total = reduce(add, self._level_vectors(codes))
         return ESTIMATORS[self.options.estimator](x, total)
 
     def _weighted(self, terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -59,6 +59,8 @@ class SimQuantizer(KeepsFloat32, SideBySideQuantizer):
     same, pulls the input. ValueError where dim is no multiple of num_codebooks.
     """
 
+    frozen: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -123,7 +125,7 @@ def residual_simvq(
     options: ResidualSimOptions | None = None,
     *,
     code_dim: int | None = None,
-) -> ResidualStack:
+) -> ResidualStack[SimQuantizer]:
     """SimVQ at every level, each with its own codebook and map or all with the same, in a space of size `code_dim`."""
     options = ResidualSimOptions() if options is None else options
     of_level = SimOptions(options.codebook_dim, options.codebook_weight, options.commitment_weight)

@@ -9,11 +9,15 @@ al., Vector-quantized Image Modeling with Improved VQGAN, arXiv 2110.04627.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.code_losses import expected_vectors, orthogonal_term, vector_terms
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through, synchronised
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
@@ -42,6 +46,8 @@ class VectorQuantizer(HeadedQuantizer):
     the place of SGD.
     """
 
+    initialized: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -60,9 +66,9 @@ class VectorQuantizer(HeadedQuantizer):
         self.learned, self.averaged = options.codebook != "ema", options.codebook != "learned"
         books = range(heads if separate_codebooks else 1)
         size = num_codes, self.codebook_dim
-        self.codebooks = nn.ModuleList(_make_codebook(*size, options, decay, options.seed + index) for index in books)
+        self.codebooks = ModuleList(_make_codebook(*size, options, decay, options.seed + index) for index in books)
         affine = options.affine
-        self.affines = nn.ModuleList() if affine is None else nn.ModuleList(affine.build(*size) for _ in books)
+        self.affines = ModuleList([] if affine is None else [affine.build(*size) for _ in books])
         self.inplace_optimizer = self._make_optimizer(own_optimizer(options.inplace_lr, in_place_optimizer))
         gathers = self.averaged or options.restart is not None or self._running()
         self._gathers = gathers or self.inplace_optimizer is not None
@@ -103,7 +109,7 @@ class VectorQuantizer(HeadedQuantizer):
             if self.training and not self.frozen and not self._is_initialized():
                 self._initialize(x_NHE, mask_N, "kmeans")
             weights = self._weights()
-            codes, chosen, terms = [], [], []
+            found, chosen, terms = [], [], []
             for head, x_NE in enumerate(x_NHE.unbind(1)):
                 weight_KE = weights[head % len(weights)]
                 if given is None:
@@ -113,15 +119,15 @@ class VectorQuantizer(HeadedQuantizer):
                 vectors_NE = F.embedding(codes_N, weight_KE)
                 if self.training and self._gathers and not self.frozen:
                     self._pending_of(head).append(_coded(x_NE, codes_N, mask_N))
-                codes.append(codes_N)
+                found.append(codes_N)
                 chosen.append(vectors_NE)
                 terms.append(vector_terms(self.options.losses, x_NE, vectors_NE, codes_N, weight_KE, mask_N))
             quantized = self._from_heads(self._estimate(parts_NHE, x_NHE, chosen, weights), z.shape)
-            mean = {name: sum(term[name] for term in terms) / self.heads for name in terms[0]}
+            mean = {name: reduce(add, [term[name] for term in terms]) / self.heads for name in terms[0]}
             if self.options.losses.orthogonal > 0:
-                mean["orthogonal"] = orthogonal_term(self.options.losses, weights, codes, mask_N)
+                mean["orthogonal"] = orthogonal_term(self.options.losses, weights, found, mask_N)
             loss = sum(mean.values(), torch.zeros((), device=z.device))
-        codes = torch.stack(codes, -1).view(*z.shape[:-1], self.heads)
+        codes = torch.stack(found, -1).view(*z.shape[:-1], self.heads)
         return QuantizerOutput(quantized.to(z.dtype), codes, loss, mean)
 
     def top_codes(self, z: Tensor, k: int) -> TopCodes:
@@ -132,7 +138,8 @@ class VectorQuantizer(HeadedQuantizer):
             books = [weights[head % len(weights)] for head in range(self.heads)]
             found = [nearest_k(x_NHE[:, head], weight_KE.detach(), k) for head, weight_KE in enumerate(books)]
             vectors = [F.embedding(codes, weight_KE) for (codes, _), weight_KE in zip(found, books, strict=True)]
-        stacked = (torch.stack(parts, 1) for parts in (vectors, *zip(*found, strict=True)))
+        parts = vectors, [codes for codes, _ in found], [distances for _, distances in found]
+        stacked = (torch.stack(part, 1) for part in parts)
         return TopCodes(*(part.view(*z.shape[:-1], *part.shape[1:]) for part in stacked))
 
     def initialize_codebook(self, z: Tensor, mask: Tensor | None = None, method: str = "kmeans", seed: int = 0) -> None:
@@ -232,8 +239,8 @@ class VectorQuantizer(HeadedQuantizer):
         self,
         parts_NHE: Tensor,
         x_NHE: Tensor,
-        chosen: Sequence[Tensor],
-        weights: Sequence[Tensor],
+        chosen: list[Tensor],
+        weights: list[Tensor],
     ) -> Tensor:
         """The chosen code vectors, with their lengths if those are kept, with the gradient of the estimator."""
         vectors_NHE = torch.stack(chosen, 1) if self.heads > 1 else chosen[0][:, None]
@@ -246,8 +253,10 @@ class VectorQuantizer(HeadedQuantizer):
         elif not (self.training and torch.is_grad_enabled()):
             out_NHE = straight_through(source_NHE, vectors_NHE)
         else:
+            temp = self.options.sample_temp
+            assert temp is not None, "'gumbel' has one"
             rows = enumerate(x_NHE.unbind(1))
-            means = [expected_vectors(x_NE, weights[h % len(weights)], self.options.sample_temp) for h, x_NE in rows]
+            means = [expected_vectors(x_NE, weights[h % len(weights)], temp) for h, x_NE in rows]
             mean_NHE = torch.stack(means, 1) if length_NH1 is None else length_NH1 * torch.stack(means, 1)
             out_NHE = straight_through(mean_NHE, vectors_NHE)
         if self.options.sync_nu > 0:
@@ -260,7 +269,7 @@ class VectorQuantizer(HeadedQuantizer):
             self._known_initialized = bool(self.initialized)
         return self._known_initialized
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._known_initialized = False
         super()._load_from_state_dict(*args, **kwargs)
 

@@ -7,13 +7,14 @@ Yang et al., HiFi-Codec: Group-residual Vector Quantization for High Fidelity Au
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.base import Quantizer, QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
 
 
 class Grouped(TargetQuantizer):
@@ -22,11 +23,11 @@ class Grouped(TargetQuantizer):
     groups: quantizers of vectors of size dim / G. ValueError where the split is not even.
     """
 
-    def __init__(self, dim: int, groups: Sequence[Quantizer]):
+    def __init__(self, dim: int, groups: Sequence[TargetQuantizer]):
         super().__init__()
         if not groups or dim % len(groups):
             raise ValueError(f"dim {dim} does not split evenly over {len(groups)} groups")
-        self.dim, self.groups = dim, nn.ModuleList(groups)
+        self.dim, self.groups = dim, ModuleList(groups)
         self.num_codes = tuple(size for group in groups for size in group.num_codes)
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
@@ -108,7 +109,7 @@ class Grouped(TargetQuantizer):
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
 
-    def _split(self, codes: Tensor):
+    def _split(self, codes: Tensor) -> Iterator[tuple[TargetQuantizer, Tensor]]:
         """(group, its codes) for every group that has codes here."""
         start = 0
         for group in self.groups:

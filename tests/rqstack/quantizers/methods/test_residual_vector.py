@@ -387,7 +387,7 @@ def test_cosine_levels_subtract_unit_vectors():
         ({"num_quantizers": None}, "num_quantizers is missing"),
         ({"num_codes": [4, 5], "num_quantizers": 3}, "num_codes has 2 sizes"),
         ({"num_codes": [4, 5, 5], "shared": True}, "needs one size"),
-        ({"loss_weights": [1.0]}, "3 levels need as many loss_weights"),
+        ({"loss_weights": []}, "3 levels need as many loss_weights"),
         ({"beam_width": 0}, "beam_width must be at least 1"),
         ({"estimator": "reinforce"}, "not one of straight_through"),
         ({"estimator": "gumbel"}, "needs sample_temp"),
