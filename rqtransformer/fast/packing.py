@@ -107,6 +107,10 @@ class PackedLinear:
         return self.native(x, residual, activation)
 
     def _blocked_product(self, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
+        if x.numel() == x.shape[-1]:  # of a single long row the sums have another order: it is computed twice
+            pair = x.reshape(1, -1).expand(2, -1)
+            others = None if residual is None else residual.reshape(1, -1).expand(2, -1)
+            return self._blocked_product(pair, others, gelu)[0].view(*x.shape[:-1], self.out_features)
         product = torch.ops.mkldnn._linear_pointwise
         if residual is None:
             return product(x, self.blocked, self.bias, "gelu" if gelu else "none", [], "none")

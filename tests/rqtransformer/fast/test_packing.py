@@ -35,7 +35,7 @@ def test_values_are_those_of_the_plain_map(linear, either_path):
         torch.testing.assert_close(packed(linear)(x, **changes), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(768, 256), (256, 1024), (32, 48)])
+@pytest.mark.parametrize("shape", [(768, 256), (256, 1024), (256, 2048), (32, 48)])
 def test_a_row_is_the_same_bits_in_any_batch(shape, either_path):
     torch.manual_seed(0)
     weight, bias, x = torch.randn(shape), torch.randn(shape[0]), torch.randn(64, shape[1])
