@@ -44,7 +44,7 @@ class _RowStream:
         ValueError: not an array, or one of Python objects.
     """
 
-    def __init__(self, stream: IO[bytes]):
+    def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
         self.header, self.column_major = _read_header(stream)
         self.left = self.header.shape[0] if self.header.shape else 1

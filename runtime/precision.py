@@ -19,7 +19,7 @@ class Precision:
         ValueError: for an unknown name, or fp16 on a CPU.
     """
 
-    def __init__(self, name: str, device: torch.device, amp: bool | None = None):
+    def __init__(self, name: str, device: torch.device, amp: bool | None = None) -> None:
         if name not in PRECISIONS:
             raise ValueError(f"experiment.precision={name!r}: choose from {', '.join(PRECISIONS)}")
         if name == "auto":

@@ -7,17 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from runtime import distributed
 from runtime.atomic import is_complete, remove_directory
 from runtime.step_directories import step_name
 from sampling.trained_models import read_metadata
 from training.checkpoints.snapshots import save_snapshot
+from training.stage import SnapshotWeights
 
 BEST = "best"
-Weights = tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None]
-"""Raw weights, and averaged ones where they are kept."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class SnapshotWriter:
     files: Mapping[str, str] = field(default_factory=dict)
     keep_last: int | None = None
 
-    def save(self, weights: Weights, progress: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    def save(self, weights: SnapshotWeights, progress: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         """Writes the snapshot of a step.
 
         Args:
@@ -51,7 +48,7 @@ class SnapshotWriter:
 
     def save_best(
         self,
-        weights: Weights,
+        weights: SnapshotWeights,
         progress: Mapping[str, Any],
         metrics: Mapping[str, Any],
         reason: Mapping[str, Any],
@@ -68,7 +65,7 @@ class SnapshotWriter:
     def _write(
         self,
         name: str,
-        weights: Weights,
+        weights: SnapshotWeights,
         metadata: Mapping[str, Any],
         keep_last: int | None,
     ) -> None:

@@ -33,7 +33,8 @@ class EMA:
         model: the model itself, not its DDP or compile wrapper (their names differ). The average starts as its copy.
         mu: the decay, in [0, 1).
 
-    Raises ValueError for another `mu`.
+    Raises:
+        ValueError: another `mu`.
     """
 
     def __init__(self, model: nn.Module, mu: float) -> None:
@@ -84,7 +85,8 @@ class EMA:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continues from `state_dict()`, of a sharded or a whole model.
 
-        Raises ValueError naming a missing or unexpected entry.
+        Raises:
+            ValueError: naming a missing or unexpected entry.
         """
         wrong = sorted(set(state) ^ set(self.shadow))
         if wrong:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, List, Optional
 
 import torch
 from torch import Tensor, nn
@@ -39,23 +39,24 @@ class OptimizerConfig:
 
 
 def build_optimizer(
-    params: Union[nn.Module, Iterable[Tensor], Iterable[Dict[str, Any]]],
+    params: nn.Module | Iterable[Tensor] | Iterable[dict[str, Any]],
     config: OptimizerConfig,
-    device: Union[torch.device, str, None] = None,
+    device: torch.device | str | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer of `config` over a module's trainable parameters (or given parameters or groups).
 
     As published there is one group: weight decay also covers biases, norms and embeddings. Its `lr` is `init_lr`; the
     loop sets the rate of every step from the schedule. Kernels are fused as `fused` says, else multi-tensor ones.
 
-    Raises ValueError for an unknown type, bad numbers, or nothing to train.
+    Raises:
+        ValueError: an unknown type, bad numbers, or nothing to train.
     """
     kind = _check(config)
     given = params.parameters() if isinstance(params, nn.Module) else params
-    trained: List[Any] = [entry for entry in given if isinstance(entry, dict) or entry.requires_grad]
+    trained: list[Any] = [entry for entry in given if isinstance(entry, dict) or entry.requires_grad]
     if not trained:
         raise ValueError("nothing to optimize: no parameter requires a gradient")
-    options: Dict[str, Any] = {"lr": config.init_lr, "weight_decay": config.weight_decay}
+    options: dict[str, Any] = {"lr": config.init_lr, "weight_decay": config.weight_decay}
     if kind == "sgd":
         options["momentum"] = config.momentum
     else:
@@ -80,7 +81,7 @@ def _check(config: OptimizerConfig) -> str:
     return kind
 
 
-def _use_fused(fused: Any, kind: str, device: Union[torch.device, str, None]) -> bool:
+def _use_fused(fused: Any, kind: str, device: torch.device | str | None) -> bool:
     if isinstance(fused, bool):
         return fused
     if fused != "auto":
@@ -89,13 +90,14 @@ def _use_fused(fused: Any, kind: str, device: Union[torch.device, str, None]) ->
     return kind != "sgd" and device is not None and torch.device(device).type in ("cuda", "cpu")
 
 
-def clip_gradients(params: Iterable[Tensor], max_norm: Optional[float] = None) -> Tensor:
+def clip_gradients(params: Iterable[Tensor], max_norm: float | None = None) -> Tensor:
     """Scales all gradients so that their joint 2-norm is at most `max_norm`; None only measures.
 
     Gradients may be sharded; the norm is then that of all shares, and every rank must call this.
 
-    Returns the norm before clipping, a float32 scalar on the gradients' device. A non-finite one is the caller's to
-    judge: nothing waits for the device here.
+    Returns:
+        The norm before clipping, a float32 scalar on the gradients' device. A non-finite one is the caller's to judge:
+        nothing waits for the device here.
     """
     trained = [param for param in params if param.grad is not None]
     gradients = [param.grad for param in trained if param.grad is not None]
@@ -107,7 +109,7 @@ def clip_gradients(params: Iterable[Tensor], max_norm: Optional[float] = None) -
     return norm.float()
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """`optimizer.load_state_dict` for moments that are whole or sharded, into parameters that are whole or sharded."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
 

@@ -46,12 +46,13 @@ class LearningRateSchedule:
         max_epoch: planned length in epochs; fractions allowed.
         world_size: number of ranks, for the modes that scale with it.
 
-    Raises ValueError for an unknown mode, negative values, or an empty run.
+    Raises:
+        ValueError: an unknown mode, negative values, or an empty run.
     """
 
     def __init__(
         self, init_lr: float, warmup: WarmupConfig, steps_per_epoch: float, max_epoch: float, world_size: int = 1
-    ):
+    ) -> None:
         _check(init_lr, warmup)
         if steps_per_epoch <= 0 or max_epoch <= 0:
             raise ValueError(f"a schedule needs steps: steps_per_epoch {steps_per_epoch}, max_epoch {max_epoch}")

@@ -41,7 +41,7 @@ class ScaledUpdate:
         max_norm: float | None,
         experiment: ExperimentConfig,
         first_step: int = 0,
-    ):
+    ) -> None:
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.optimizer, self.schedule, self.scaler = optimizer, schedule, scaler
         self.max_norm, self.first_step = max_norm, first_step

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data import ImageDataset
 from data.shards.cached_latents import LatentDataset
+from rqstack.quantizers import TargetQuantizer
 from rqtransformer.targets import Stage2LossConfig
 from rqvae import RQVAE
 
@@ -47,7 +48,7 @@ def training_codes(
         return None, batch["codes"].to(device)
     if "latent" in batch:
         latent_BHWE = batch["latent"].to(device).float()
-        return tokenizer.quantizer.targets(latent_BHWE, loss.temp, loss.stochastic_codes)
+        return _quantizer(tokenizer).targets(latent_BHWE, loss.temp, loss.stochastic_codes)
     return tokenizer.get_latent_targets(batch["image"].to(device), loss.temp, loss.stochastic_codes)
 
 
@@ -57,5 +58,11 @@ def nearest_codes(tokenizer: RQVAE, batch: dict[str, Tensor], device: torch.devi
     if "codes" in batch:
         return batch["codes"].to(device)
     if "latent" in batch:
-        return tokenizer.quantizer.targets(batch["latent"].to(device).float())[1]
+        return _quantizer(tokenizer).targets(batch["latent"].to(device).float())[1]
     return tokenizer.get_codes(batch["image"].to(device))
+
+
+def _quantizer(tokenizer: RQVAE) -> TargetQuantizer:
+    quantizer = tokenizer.quantizer
+    assert isinstance(quantizer, TargetQuantizer), "a tokenizer has codes"
+    return quantizer

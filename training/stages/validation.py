@@ -28,7 +28,7 @@ class _Sums:
     Names and lengths are declared, so that a rank without images takes part like the others.
     """
 
-    def __init__(self, device: torch.device, lengths: dict[str, int]):
+    def __init__(self, device: torch.device, lengths: dict[str, int]) -> None:
         zeros = torch.zeros(1 + sum(lengths.values()), dtype=torch.float64, device=device)
         self._count, *values = zeros.split([1, *lengths.values()])
         self._values = dict(zip(lengths, values, strict=True))
