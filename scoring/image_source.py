@@ -34,7 +34,8 @@ from data.images.decoding import decode_in_order
 from data.images.encoded_images import Chosen, Encoded, PackedPaths
 from data.images.listing import IMAGE_EXTENSIONS, list_images
 from data.loader import stored_batches
-from data.shards.image_shards import ShardImages, expand_shards
+from data.shards.image_shards import ShardImages
+from data.shards.shard_names import shards_named
 from evaluation.protocol import shard_indices
 from runtime.errors import UserError, one_line
 from runtime.npz import Header, npy_header, read_arrays, read_headers, stream_array
@@ -87,7 +88,7 @@ def open_source(
     path = Path(spec).expanduser()
     if path.suffix in (".npz", ".npy") and not path.is_dir():
         return ArrayImages(path)
-    if shards := expand_shards(spec):
+    if shards := shards_named(spec):
         members = ShardImages(shards, MAX_ENCODED_BYTES)
         return EncodedImages(spec, members, members.labels_N, skip_unreadable, threads)
     if not path.is_dir():

@@ -5,19 +5,13 @@ Axes: N images.
 
 from __future__ import annotations
 
-import glob
-import os
 import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.images.listing import holds_image
 from data.shards.tar_members import IMAGE_KINDS, LABEL_KIND, key_and_kind, label_text, whole_members
 from runtime.errors import UserError, one_line
-
-MAX_SHARDS = 1_000_000
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class ShardImages:
@@ -58,40 +52,6 @@ class ShardImages:
         with open(self.shards[number], "rb") as file:
             file.seek(start)
             return file.read(min(size, self.max_bytes))
-
-
-def expand_shards(spec: str) -> list[Path]:
-    """The shards that a name stands for: one `.tar`, `{000..009}` and `*` patterns, or a folder of `.tar` files.
-
-    Empty when it does not stand for shards. UserError when shards are missing, or lie among images.
-    """
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        shards = sorted(path.glob("*.tar"))
-        if shards and holds_image(path):
-            raise UserError(f"{spec} holds both images and .tar files; name the one you mean")
-        return shards
-    if path.suffix != ".tar":
-        return []
-    shards = []
-    for name in _braces_expanded(str(path)):
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-        if missing := [place for place in found if not os.path.isfile(place)] or ([] if found else [name]):
-            raise UserError(f"no shard {missing[0]}")
-        shards += map(Path, found)
-    return shards
-
-
-def _braces_expanded(name: str) -> list[str]:
-    match = _BRACES.search(name)
-    if not match:
-        return [name]
-    first, last = int(match[1]), int(match[2])
-    if not 0 <= last - first < MAX_SHARDS:
-        raise UserError(f"{name}: {match[0]} must count upwards, over at most {MAX_SHARDS} shards")
-    before, after = name[: match.start()], name[match.end() :]
-    numbers = [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
-    return [before + number + rest for number in numbers for rest in _braces_expanded(after)]
 
 
 def _images_and_labels(shard: Path) -> tuple[dict[str, tuple[str, int, int]], dict[str, int]]:

@@ -22,14 +22,14 @@ from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
 from data.images.file_dataset import FileDataset
 from data.order import Groups
 from data.request import DatasetRequest
-from data.roots import ENVIRONMENT, find_root
-from data.shards.shard_files import ShardFiles, default_cache, filesystem, is_remote, load_index, local_path
+from data.roots import find_root
+from data.shards.shard_files import ShardFiles, default_cache, is_remote, load_index, local_path
 from data.shards.shard_index import CAPTION, FIELDS, IMAGE, NO_LABEL, ShardIndex
 from data.shards.shard_manifest import IMAGES, read_manifest
+from data.shards.shard_names import LAYOUT, missing_shards, shards_of_root
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from data.tokenizers.tokenizer_loading import tokenizer_named
 
-LAYOUT = "tar files of images (<key>.jpg, <key>.cls, <key>.txt), with train or val in their names for given splits"
 _SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _INDEX_THREADS = 16
 
@@ -138,7 +138,7 @@ def build_shards(request: DatasetRequest) -> ImageDataset:
         indexes = load_indexes(places, config)
         samples, labels_N = ShardSamples(places, indexes, config), _labels(indexes, root)
         return _dataset(request, samples, labels_N, manifest["class_names"])
-    by_split = _by_split(expand(root), root)
+    by_split = _by_split(shards_of_root(root))
     found = {name: load_indexes(places, config) for name, places in by_split.items()}
     labels = {name: _labels(indexes, root) for name, indexes in found.items()}
     class_names = [str(label) for label in range(1 + max(labels_N.max() for labels_N in labels.values()))]
@@ -150,7 +150,7 @@ def build_shards(request: DatasetRequest) -> ImageDataset:
         samples = ShardSamples(by_split["train"], found["train"], config, chosen_N)
         labels_N = labels["train"][chosen_N]
     else:
-        raise _missing(root)
+        raise missing_shards(root)
     return _dataset(request, samples, labels_N, class_names)
 
 
@@ -172,44 +172,13 @@ def cache_folder(config: DatasetConfig) -> Path:
     return Path(config.shard_cache).expanduser() if config.shard_cache else default_cache()
 
 
-def expand(root: str | Sequence[str]) -> list[str]:
-    """Every shard that a folder, a brace pattern, or a list of these stands for, in order.
-
-    Raises:
-        FileNotFoundError: there are none, or not all of a pattern.
-    """
-    from braceexpand import braceexpand
-
-    found: list[str] = []
-    for pattern in [root] if isinstance(root, str) else root:
-        try:
-            places = list(braceexpand(pattern))
-        except ValueError as error:
-            raise ValueError(f"dataset.root {pattern!r} is no brace pattern: {error}") from error
-        for place in places:
-            found += [place] if re.search(r"\.(tar|tgz|tar\.\w+)$", place) else _list_folder(place)
-    if not found:
-        raise _missing(root)
-    if missing := [place for place in found if not is_remote(place) and not local_path(place).is_file()]:
-        raise FileNotFoundError(f"shards: there is no {missing[0]} ({len(missing)} of {len(found)} are missing)")
-    return found
-
-
 def load_indexes(places: Sequence[str], config: DatasetConfig) -> list[ShardIndex]:
     """The indexes of all shards, several at a time."""
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
         return list(pool.map(lambda place: load_index(place, cache_folder(config)), places))
 
 
-def _list_folder(place: str) -> list[str]:
-    if is_remote(place):
-        system, path = filesystem(place)
-        return sorted(system.unstrip_protocol(found) for found in system.find(path) if found.endswith(".tar"))
-    folder = local_path(place)
-    return sorted(str(path) for path in folder.rglob("*.tar") if not path.name.startswith("."))
-
-
-def _by_split(places: Sequence[str], root: str | Sequence[str]) -> dict[str, list[str]]:
+def _by_split(places: Sequence[str]) -> dict[str, list[str]]:
     """The shards of each split, by the words in their names or their folders'; all are for training where no name
     tells."""
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
@@ -244,10 +213,3 @@ def _dataset(
     if (config.tokenizer or config.txt_tok_name) is None or (samples.size_NF[:, CAPTION] < 0).all():
         return FileDataset(request, samples, labels_N, class_names)
     return CaptionedShards(request, samples, labels_N, class_names, tokenizer_named(config))
-
-
-def _missing(root: str | Sequence[str]) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"shards: no shards found in {root}; expected {LAYOUT}. Set dataset.root=<folder, URL, brace pattern or list> "
-        f"or the environment variable {ENVIRONMENT} (see docs/data_at_scale.md)"
-    )
