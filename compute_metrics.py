@@ -10,40 +10,23 @@ it); alone it needs no `ref_dataset`.
 """
 
 import argparse
-import json
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
-from torch import Tensor
-
-from evaluation.metrics.class_scores import classification_accuracy_score
-from evaluation.metrics.clip_score import ClipScore
-from evaluation.report import ImageSet, write_report
-from evaluation.scores import score_images
 from runtime import distributed
-from runtime.cli import build_parser
+from runtime.cli import ProcessSettings, build_parser
 from runtime.config import load_config
 from runtime.errors import UserError, exit_on_user_error
-from scoring.clip_scoring import (
-    CLIP_METRIC,
-    add_clip_flags,
-    add_clip_score,
-    line_without_reference,
-    load_clip,
-    saved_captions,
-    with_captions,
-)
+from scoring.clip_scoring import CLIP_METRIC, load_clip, saved_captions
 from scoring.comparison import Comparison, ComparisonConfig
+from scoring.flags import add_clip_flags, add_scoring_flags, clip_settings_from, feature_settings_from
 from scoring.image_source import ImageSource, open_source
 from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
-from scoring.scoring_data import add_scoring_flags, file_part, reference_facts, write_result
+from scoring.result_lines import file_part, write_result
+from scoring.saved_scores import SavedScores
 
 PLAIN_WORDS = ("fake_path", "ref_dataset", "metrics", "ref_split")
-RUN_FACTS = ("seed", "sampling", "checkpoint", "tokenizer", "dataset")
 
 
 @dataclass
@@ -92,36 +75,11 @@ def open_samples(config: MetricsConfig) -> ImageSource:
     return open_source(str(path), skip_unreadable=config.skip_unreadable)
 
 
-def add_accuracy_score(line: dict[str, Any], samples: ImageSource, comparison: Comparison, bs: int) -> None:
-    """Trains the classifier on the samples and tests it on the reference images."""
-    if comparison.num_classes is None or comparison.images is None:
-        raise UserError("metrics=cas needs ref_dataset to be a data set or images with classes")
-    line["metrics"] |= distributed.run_on_main(
-        lambda: classification_accuracy_score(
-            samples.batches(bs),
-            comparison.images(shared=False),
-            comparison.num_classes,
-            reference=comparison.name,
-            cache_dir=comparison.args.features_cache,
-        )
-    )
-
-
-def run_facts(path: Path) -> dict[str, Any]:
-    """Seed, settings and hashes that a sampling run wrote beside its images; nothing for other images."""
-    for folder in (path, path.parent):
-        file = folder / "result.json"
-        if file.is_file():
-            written = json.loads(file.read_text(encoding="utf-8"))
-            return {name: written[name] for name in RUN_FACTS if name in written}
-    return {}
-
-
 def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Path:
     """Beside the images: inside a folder, next to a file."""
     if args.out:
         return Path(args.out)
-    network = CLIP_METRIC if metrics.names == (CLIP_METRIC,) else file_part(args.features)
+    network = file_part(args.features) if metrics.by_features else CLIP_METRIC
     name = f"metrics_{network}.json"
     return path / name if path.is_dir() else path.parent / f"{path.name.split('.')[0]}_{name}"
 
@@ -130,91 +88,26 @@ def main(args: argparse.Namespace) -> None:
     config = read_words(args.overrides)
     metrics = MetricSet.parse(config.metrics)
     samples = open_samples(config)
-    path = Path(config.fake_path).expanduser()
+    path = Path(config.fake_path or "").expanduser()
     first = next(iter(samples.batches(1)))
-    env = distributed.initialize(
-        args.timeout,
-        args.dist_backend,
-        local_rank=args.local_rank,
-        world_size=args.world_size,
-        node_rank=args.node_rank,
-    )
-    batches = samples.batches(config.batch_size, env.rank, env.world_size)
-    clip_score = None
-    if metrics.names == (CLIP_METRIC,) and args.report:
+    env = ProcessSettings.from_flags(args).join()
+    if not metrics.by_features and args.report:
         raise UserError(f"--report shows reference images, and metrics={CLIP_METRIC} compares with none")
+    clip, captions = None, []
     if CLIP_METRIC in metrics:
         captions = saved_captions(path, len(samples))
-        clip_score = ClipScore(load_clip(args, env))
-        batches = clip_score.watch(with_captions(batches), captions)
-    if metrics.names == (CLIP_METRIC,):
-        started, comparison = time.perf_counter(), None
-        for _ in batches:  # the score watches them
-            pass
-        line = line_without_reference(clip_score.network, len(samples), fake_path=config.fake_path, **run_facts(path))
-        line["seconds"] = round(time.perf_counter() - started, 3)
+        clip = load_clip(clip_settings_from(args), env)
+    scores = SavedScores(config.fake_path, samples, "label" in first, metrics, env, config.batch_size, clip, captions)
+    target, comparison = result_file(args, path, metrics), None
+    if metrics.by_features:
+        comparison = Comparison(config, feature_settings_from(args), env, first["image"].shape[-1])
+        line = scores.against(comparison, target.with_name("metrics.html") if args.report else None)
     else:
-        comparison = Comparison(config, args, env, first["image"].shape[-1])
-        line = compare(args, config, metrics, samples, batches, comparison, "label" in first)
-    if clip_score is not None:
-        add_clip_score(line, clip_score, len(samples))
+        line = scores.against_captions()
     if env.is_main:
-        write_result(result_file(args, path, metrics), line)
+        write_result(target, line)
     if comparison is not None and comparison.data is not None:
         comparison.data.report_unreadable()
-
-
-def compare(
-    args: argparse.Namespace,
-    config: MetricsConfig,
-    metrics: MetricSet,
-    samples: ImageSource,
-    batches: Iterable[dict[str, Tensor]],
-    comparison: Comparison,
-    labelled: bool,
-) -> dict[str, Any]:
-    """The result line of everything that needs a reference; with `--report` also the page."""
-    env, path = comparison.env, Path(config.fake_path).expanduser()
-    if args.report and comparison.images is None:
-        raise UserError(f"--report shows reference images, and {config.ref_dataset} holds none")
-    metrics.check_name(args.features)
-    for name in ("accuracy", "cas", "class-fid"):
-        if name in metrics and not labelled:
-            raise UserError(
-                f"metrics={name} needs the classes of the samples: files such as 000012_class7.png, or an "
-                "array `labels`"
-            )
-    extractor = comparison.features()
-    metrics.check(extractor)
-    reference = comparison.reference(extractor, metrics.needs_features or args.report, metrics.needs_spatial)
-    banks: list[Any] = []
-    line = score_images(
-        batches,
-        extractor,
-        num_images=len(samples),
-        reduce=distributed.all_reduce_sum_,
-        rank=env.rank,
-        world_size=env.world_size,
-        keep_bank=banks.append if args.report else None,
-        **metrics.arguments(reference),
-    )
-    line |= run_facts(path) | {
-        "fake_path": config.fake_path,
-        "ref_dataset": config.ref_dataset,
-        "reference": reference_facts(reference),
-        "unreadable": len(samples.skipped),
-    }
-    if "cas" in metrics:
-        add_accuracy_score(line, samples, comparison, config.batch_size)
-    if args.report and env.is_main:
-        line["neighbours"] = write_report(
-            result_file(args, path, metrics).with_name("metrics.html"),
-            line,
-            ImageSet(config.fake_path, banks[0].features_NF, partial(samples.batches, config.batch_size)),
-            ImageSet(reference.source, reference.features_NF, partial(comparison.images, shared=False)),
-            env.device,
-        )
-    return line
 
 
 if __name__ == "__main__":

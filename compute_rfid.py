@@ -8,14 +8,17 @@ goes beside the checkpoint (`rfid_<split>_<features>.json`) and to the console.
 import argparse
 from typing import Any
 
+from evaluation.scores import Origin
 from rqstack.snapshots import weights_digest
 from rqvae import load_rqvae
 from runtime import distributed
-from runtime.cli import build_parser
+from runtime.cli import ProcessSettings, build_parser
 from runtime.errors import UserError, exit_on_user_error
 from sampling.trained_models import config_beside, resolve_checkpoint
+from scoring.flags import add_scoring_flags, feature_settings_from
 from scoring.reconstruction_scores import find_perceptual, score_reconstructions
-from scoring.scoring_data import ScoringData, add_scoring_flags, file_part, reference_facts, split_name, write_result
+from scoring.result_lines import file_part, reference_facts, write_result
+from scoring.scoring_data import ScoringData, split_name
 from training.stages.stage1 import Stage1Config
 
 
@@ -36,20 +39,15 @@ def main(args: argparse.Namespace) -> None:
     if args.per_depth and args.depth is not None:
         raise UserError("--depth and --per-depth exclude each other")
     config = config_beside(path, Stage1Config, args.overrides)
-    env = distributed.initialize(
-        args.timeout,
-        args.dist_backend,
-        local_rank=args.local_rank,
-        world_size=args.world_size,
-        node_rank=args.node_rank,
-    )
+    env = ProcessSettings.from_flags(args).join()
     model = load_rqvae(path, ema=args.ema, device=env.device)
     deepest = len(model.quantizer.num_codes)
     depth = deepest if args.depth is None else args.depth
     if not 1 <= depth <= deepest:
         raise UserError(f"--depth {args.depth} is not in 1..{deepest}")
-    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=args.features_cache)
-    extractor = data.features(args)
+    settings = feature_settings_from(args)
+    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=settings.cache)
+    extractor = data.features(settings)
     reference = data.reference(split, extractor)
     perceptual, missing = find_perceptual(data.split(split).resolution, env.device)
     digest = weights_digest(model)
@@ -57,14 +55,11 @@ def main(args: argparse.Namespace) -> None:
         codes: score_reconstructions(
             model,
             data,
-            split,
             extractor,
             reference,
             codes,
             perceptual,
-            seed=args.seed,
-            sampling={"codes": codes, "ema": args.ema},
-            checkpoint=digest,
+            Origin(args.seed, {"codes": codes, "ema": args.ema}, digest),
         )
         for codes in (range(1, deepest + 1) if args.per_depth else [depth])
     }

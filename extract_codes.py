@@ -16,7 +16,7 @@ from data.shards.shard_manifest import dataset_settings
 from rqstack.snapshots import weights_digest
 from rqvae import load_rqvae
 from runtime import distributed
-from runtime.cli import build_parser
+from runtime.cli import ProcessSettings, build_parser
 from runtime.config import load_config
 from runtime.device import use_device
 from runtime.errors import UserError, exit_on_user_error
@@ -57,13 +57,7 @@ def dataset_section(checkpoint: Path, model_config: str | None, overrides: list[
 def main(args: argparse.Namespace) -> None:
     checkpoint = resolve_checkpoint(args.vqvae)
     config = dataset_section(checkpoint, args.model_config, args.overrides)
-    env = distributed.initialize(
-        args.timeout,
-        args.dist_backend,
-        local_rank=args.local_rank,
-        world_size=args.world_size,
-        node_rank=args.node_rank,
-    )
+    env = ProcessSettings.from_flags(args).join()
     use_device(env)
     tokenizer = load_rqvae(checkpoint, ema=args.ema)
     if not tokenizer.quantizer.num_codes:

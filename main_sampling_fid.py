@@ -5,6 +5,8 @@ any batch size and number of processes. FID is taken against the training split.
 """
 
 import argparse
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from evaluation.networks.class_judge import OWN_CLASSIFIER, build_judge
 from runtime import distributed
-from runtime.cli import build_parser
+from runtime.cli import ProcessSettings, build_parser
 from runtime.errors import UserError, exit_on_user_error
 from runtime.precision import Precision
 from runtime.rundir import new_run_dir
@@ -24,9 +26,11 @@ from sampling.picture_grids import keep_images, save_grid
 from sampling.rejection import RejectionPlan, RejectionSampler
 from sampling.sampler import Sampler
 from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
+from scoring.flags import add_scoring_flags, feature_settings_from
 from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
-from scoring.sample_scores import check_reference, count_samples, score_samples
-from scoring.scoring_data import ScoringData, add_scoring_flags, write_result
+from scoring.result_lines import write_result
+from scoring.sample_scores import Comparing, SampleScores, SampleSet
+from scoring.scoring_data import ScoringData
 from training.stages.stage2 import Stage2Config
 
 SAMPLE_METRICS = tuple(name for name in METRICS if name not in ("cas", "clip"))
@@ -69,7 +73,7 @@ def find_rejection(args: argparse.Namespace, sampler: Sampler, data: ScoringData
     if num_classes < 2:
         raise UserError("rejection sampling needs a class-conditional model: this one has no classes")
     plan = RejectionPlan(args.n_samples, num_classes, args.reject_keep)
-    own = partial(data.features, argparse.Namespace(**{**vars(args), "features": OWN_CLASSIFIER}))
+    own = partial(data.features, replace(feature_settings_from(args), name=OWN_CLASSIFIER))
     judge = build_judge(
         args.reject_model or OWN_CLASSIFIER, num_classes=num_classes, own_classifier=own, device=data.env.device
     )
@@ -79,17 +83,12 @@ def find_rejection(args: argparse.Namespace, sampler: Sampler, data: ScoringData
 def main(args: argparse.Namespace) -> None:
     if args.n_samples < 1 or args.batch_size < 1:
         raise UserError(f"-n {args.n_samples} and -bs {args.batch_size} must be at least 1")
-    metrics = check_scores(args)
+    features, comparing = feature_settings_from(args), Comparing(args.reference, args.report)
+    metrics = wanted_metrics(args, comparing)
     check_rejection(args)
     checkpoint = resolve_checkpoint(args.model_ar_path)
     config = config_beside(checkpoint, Stage2Config, args.overrides)
-    env = distributed.initialize(
-        args.timeout,
-        args.dist_backend,
-        local_rank=args.local_rank,
-        world_size=args.world_size,
-        node_rank=args.node_rank,
-    )
+    env = ProcessSettings.from_flags(args).join()
     stage1, stage2 = load_models(
         args.model_vqvae_path, args.model_ar_path, env.device, stage1_ema=config.vqvae.ema, stage2_ema=args.ema
     )
@@ -98,38 +97,35 @@ def main(args: argparse.Namespace) -> None:
     amp_dtype = Precision(args.precision, env.device).amp_dtype
     conditions = ClassConditions(stage2.config.vocab_size_cond)
     sampler = Sampler(stage1, stage2, conditions, sampling_settings_from(args), amp_dtype)
-    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=args.features_cache)
+    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=features.cache)
     rejection = find_rejection(args, sampler, data)
     sampling = {**sampler.arguments, "ema": args.ema, **({} if rejection is None else rejection.facts())}
-    extractor = data.features(args) if args.score else None
+    extractor = data.features(features) if metrics.names else None
+    labelled = False
     if extractor is not None:
         metrics.check(extractor)
+        labelled = extractor.recognises_labels and conditions.num == data.split("train").num_classes
     base = Path(args.save_dir) if args.save_dir else directory_beside(checkpoint)
     directory = new_run_dir(base, "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
         log.info(f"{args.n_samples} samples to {directory}, settings {sampling}")
-        kept: dict[int, Tensor] = {}
-        resolution = (stage1.config.ddconfig.resolution,) * 2
+        batches: Iterable[dict[str, Tensor]]
         if rejection is None:
             batches = sampler.images(args.n_samples, env.rank, env.world_size)
         else:
             batches = rejection.images(env.rank, env.world_size)
-        batches = keep_images(batches, kept)
-        batches = save_images(batches, directory, args.format, args.n_samples, resolution)
-        if extractor is None:
-            count_samples(batches, args.n_samples, env.device)
-        else:
-            knows_classes = extractor.recognises_labels and sampler.conditions.num == data.split("train").num_classes
-            line = score_samples(
-                args, batches, data, extractor, sampler, args.n_samples, directory, metrics, sampling, knows_classes
-            )
-            if env.is_main:
-                write_result(directory / "result.json", line)
+        kept: dict[int, Tensor] = {}
+        resolution = (stage1.config.ddconfig.resolution,) * 2
+        batches = save_images(keep_images(batches, kept), directory, args.format, args.n_samples, resolution)
+        samples = SampleSet(args.n_samples, directory, args.seed, sampling, stage1, stage2)
+        line = SampleScores(metrics, data, comparing, extractor, labelled=labelled).line(batches, samples)
+        if line is not None and env.is_main:
+            write_result(directory / "result.json", line)
         save_grid(kept, log, directory)
     data.report_unreadable()
 
 
-def check_scores(args: argparse.Namespace) -> MetricSet:
+def wanted_metrics(args: argparse.Namespace, comparing: Comparing) -> MetricSet:
     """The metrics; UserError for metrics and references that cannot work, before any model is read."""
     metrics = MetricSet.parse(args.metrics)
     if "cas" in metrics:
@@ -137,8 +133,8 @@ def check_scores(args: argparse.Namespace) -> MetricSet:
     if "clip" in metrics:
         raise UserError("metrics=clip needs captions: main_sampling_txt2img.py samples for texts")
     metrics.check_name(args.features)
-    check_reference(args)
-    return metrics
+    comparing.check(args.score)
+    return metrics if args.score else MetricSet(())
 
 
 def check_rejection(args: argparse.Namespace) -> None:

@@ -10,19 +10,15 @@ CLIP score against the captions.
 
 import argparse
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
 from torch import Tensor
 
-from evaluation.metrics.clip_score import CaptionJudge, ClipScore
+from evaluation.metrics.clip_score import CaptionJudge
 from evaluation.networks.clip_features import ClipFeatures
-from evaluation.networks.feature_networks import FeatureExtractor
-from rqstack.snapshots import weights_digest
 from rqtransformer import RQTransformer
 from runtime import distributed
-from runtime.cli import build_parser
+from runtime.cli import ProcessSettings, build_parser
 from runtime.errors import UserError, exit_on_user_error
 from runtime.precision import Precision
 from runtime.rundir import new_run_dir
@@ -42,10 +38,12 @@ from sampling.prompts import (
 from sampling.rejection import RejectionPlan, RejectionSampler
 from sampling.sampler import Sampler
 from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
-from scoring.clip_scoring import CLIP_METRIC, add_clip_flags, add_clip_score, line_without_reference, load_clip
+from scoring.clip_scoring import CLIP_METRIC, load_clip
+from scoring.flags import add_clip_flags, add_scoring_flags, clip_settings_from, feature_settings_from
 from scoring.metric_set import METRICS, MetricSet
-from scoring.sample_scores import check_reference, count_samples, score_samples
-from scoring.scoring_data import ScoringData, add_scoring_flags, write_result
+from scoring.result_lines import write_result
+from scoring.sample_scores import Comparing, SampleScores, SampleSet
+from scoring.scoring_data import ScoringData
 from training.stages.stage2 import Stage2Config
 
 TEXT_METRICS = tuple(name for name in METRICS if name not in ("cas", "class-fid", "accuracy"))
@@ -89,27 +87,27 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def wanted_metrics(args: argparse.Namespace) -> tuple[MetricSet | None, bool]:
-    """(Metrics of images or None, whether the CLIP score is asked for); UserError for what cannot work."""
+def wanted_metrics(args: argparse.Namespace, comparing: Comparing) -> MetricSet:
+    """The metrics, none where nothing is to be scored; UserError for what cannot work."""
     is_file = args.dataset is not None and caption_file(args.dataset) is not None
     default = "none" if args.prompt else CLIP_METRIC if is_file else f"fid,{CLIP_METRIC}"
     names = [name.strip().lower() for name in (args.metrics or default).split(",") if name.strip()]
     if not args.score or names == ["none"]:
-        return None, False
+        return MetricSet(())
     unknown = [name for name in names if name not in TEXT_METRICS]
     if unknown:
         raise UserError(f"--metrics {unknown[0]}: choose from {', '.join(TEXT_METRICS)}, or none")
-    of_images = [name for name in names if name != CLIP_METRIC]
-    metrics = MetricSet.parse(",".join(of_images)) if of_images else None
-    if metrics is not None:
+    metrics = MetricSet(tuple(dict.fromkeys(names)))
+    if metrics.by_features:
         metrics.check_name(args.features)
-        check_reference(args)
-        if (args.prompt or is_file) and not args.reference.endswith(".npz"):
+        comparing.check()
+        if (args.prompt or is_file) and not comparing.is_file:
+            of_images = next(name for name in names if name != CLIP_METRIC)
             raise UserError(
-                f"--metrics {of_images[0]} compares with images, and {args.dataset or '--prompt'} has "
+                f"--metrics {of_images} compares with images, and {args.dataset or '--prompt'} has "
                 f"none: give --reference FILE.npz, or --metrics {CLIP_METRIC}"
             )
-    return metrics, CLIP_METRIC in names
+    return metrics
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -152,27 +150,23 @@ def preview(num_prompts: int, num_each: int, shown: int) -> tuple[list[int], int
 
 def main(args: argparse.Namespace) -> None:
     check_flags(args)
-    metrics, with_clip_score = wanted_metrics(args)
+    features, comparing = feature_settings_from(args), Comparing(args.reference, args.report)
+    metrics = wanted_metrics(args, comparing)
     checkpoint = resolve_checkpoint(args.model_ar_path)
     config = config_beside(checkpoint, Stage2Config, args.overrides)
     named = None if args.dataset is None or caption_file(args.dataset) else args.dataset
-    env = distributed.initialize(
-        args.timeout,
-        args.dist_backend,
-        local_rank=args.local_rank,
-        world_size=args.world_size,
-        node_rank=args.node_rank,
-    )
+    env = ProcessSettings.from_flags(args).join()
     data = ScoringData(
         dataset_named(config.dataset, named, args.overrides),
         args.batch_size,
         env,
         config.experiment.num_workers,
-        cache=args.features_cache,
+        cache=features.cache,
     )
     prompts = find_prompts(args, data)
-    clip = load_clip(args, env) if with_clip_score or args.reject_keep is not None else None
-    extractor = None if metrics is None else data.features(args)
+    with_clip = CLIP_METRIC in metrics or args.reject_keep is not None
+    clip = load_clip(clip_settings_from(args), env) if with_clip else None
+    extractor = data.features(features) if metrics.by_features else None
     if extractor is not None:
         metrics.check(extractor)
     stage1, stage2 = load_models(
@@ -190,70 +184,26 @@ def main(args: argparse.Namespace) -> None:
         order, columns = preview(
             len(prompts.captions) if args.prompt else 1, args.num if args.prompt else num_samples, GRID_IMAGES
         )
-        kept: dict[int, Tensor] = {}
+        batches: Iterable[dict[str, Tensor]]
         if rejection is None:
             batches = sampler.images(num_samples, env.rank, env.world_size)
         else:
             batches = rejection.images(env.rank, env.world_size)
+        kept: dict[int, Tensor] = {}
         batches = keep_images(batches, kept, set(order))
         batches = save_images(batches, directory, args.format, num_samples, (stage1.config.ddconfig.resolution,) * 2)
-        line = score(
-            args,
-            batches,
-            data,
-            sampler,
-            num_samples,
-            prompts,
-            directory,
-            metrics,
-            extractor,
-            clip if with_clip_score else None,
-            sampling,
-        )
+        started = time.perf_counter()
+        samples = SampleSet(num_samples, directory, args.seed, sampling, stage1, stage2)
+        scores = SampleScores(metrics, data, comparing, extractor, clip, prompts.captions)
+        line = scores.line(batches, samples)
         if env.is_main:
             prompts.write(directory, num_samples, args.format)
             if line is not None:
-                write_result(directory / "result.json", line)
+                seconds = round(time.perf_counter() - started, 3)
+                write_result(directory / "result.json", line | {"captions": prompts.facts(), "seconds": seconds})
         save_grid(kept, log, directory, columns, order)
         log.info(f"images, {directory / 'samples.png'} and {directory / 'captions.jsonl'} are written")
     data.report_unreadable()
-
-
-def score(
-    args: argparse.Namespace,
-    batches: Iterator[dict[str, Tensor]],
-    data: ScoringData,
-    sampler: Sampler,
-    num_samples: int,
-    prompts: Prompts,
-    directory: Path,
-    metrics: MetricSet | None,
-    extractor: FeatureExtractor | None,
-    clip: ClipFeatures | None,
-    sampling: dict[str, Any],
-) -> dict[str, Any] | None:
-    """Draws everything and scores it by what is given; the result line, or None where nothing is asked for."""
-    started = time.perf_counter()
-    clip_score = None if clip is None else ClipScore(clip)
-    if clip_score is not None:
-        batches = clip_score.watch(batches, prompts.captions)
-    if extractor is not None:
-        line = score_samples(args, batches, data, extractor, sampler, num_samples, directory, metrics, sampling, False)
-    else:
-        count_samples(batches, num_samples, data.env.device)
-        if clip is None:
-            return None
-        line = line_without_reference(
-            clip,
-            num_samples,
-            seed=args.seed,
-            sampling=sampling,
-            checkpoint=weights_digest(sampler.stage2),
-            tokenizer=weights_digest(sampler.stage1),
-        )
-    if clip_score is not None:
-        add_clip_score(line, clip_score, num_samples)
-    return line | {"captions": prompts.facts(), "seconds": round(time.perf_counter() - started, 3)}
 
 
 def find_rejection(
@@ -262,6 +212,7 @@ def find_rejection(
     """What `--reject-keep` asks for."""
     if args.reject_keep is None:
         return None
+    assert clip is not None, "CLIP is loaded for --reject-keep"
     plan = RejectionPlan(num_samples, len(prompts.captions), args.reject_keep)
     return RejectionSampler(plan, sampler, CaptionJudge(clip, prompts.captions))
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.metrics.frechet import frechet_between
+from evaluation.metrics.frechet import FrechetDistance, frechet_between
 from evaluation.networks.feature_networks import build_features
 from evaluation.protocol import to_uint8
 from evaluation.scores import metric_value, score_images
@@ -52,14 +52,14 @@ def measure(stage1: Path, stage2: Path, sampling: Path, classifier_cache: Path) 
     train, val, num_val = data.moments("train", extractor), data.moments("val", extractor), len(data.split("val"))
 
     def distance_to_train(images: Iterable[dict[str, Tensor]], num_images: int) -> float:
-        line = score_images(images, extractor, num_images=num_images, references={"train": train}, splits=None)
+        line = score_images(images, [FrechetDistance(extractor, {"train": train})], extractor, num_images=num_images)
         return metric_value(line, "fid", "train")
 
     def rfid(depth: int) -> float:
         images = reconstructed(
             data.float_batches("val"), lambda image: model.decode_code(model.get_codes(image)[..., :depth])
         )
-        line = score_images(images, extractor, num_images=num_val, references={"val": val}, kind="rfid", splits=None)
+        line = score_images(images, [FrechetDistance(extractor, {"val": val}, "rfid")], extractor, num_images=num_val)
         return metric_value(line, "rfid", "val")
 
     num_samples = result["num_images"]

@@ -1,223 +1,195 @@
-"""From batches of uint8 images to one result line: every score asked for in one pass over exactly N images.
+"""From batches of uint8 images to one result line: every metric asked for in one pass over exactly N images.
 
-The images go through the feature network once; every score is a small accumulator (`metrics.accumulators`), or is
-taken at the end on a bank of all features. Axes: B batch, C channels, H W image, F features, N images.
+The images go through the feature network once; a metric sees batches, or at the end the features of all images.
+Axes: B batch, C channels, H W image, F features, N images.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evaluation.metrics.accumulators import (
-    Accumulator,
-    BankFeeder,
-    FrechetScores,
-    InceptionScores,
-    RecognitionAccuracy,
-    SampleLedger,
-    ScoredBatch,
-    SpatialFrechetScores,
-)
-from evaluation.metrics.class_scores import ClassFrechetScores, ClassMoments, count_images
 from evaluation.metrics.feature_bank import FeatureBank
-from evaluation.metrics.kid import KernelScores, KernelSettings
-from evaluation.metrics.manifold import ManifoldScores, ManifoldSettings
-from evaluation.networks.feature_networks import FeatureExtractor
+from evaluation.metrics.frechet import FrechetDistance
+from evaluation.metrics.metric import NO_ROWS, Metric, Network, ScoredBatch, WholeSet
+from evaluation.networks.feature_networks import FeatureExtractor, spatial_extractor
 from evaluation.protocol import shard_indices
-from evaluation.statistics import Gaussian, Reduce, no_reduce
-
-PUBLISHED_KID, PUBLISHED_MANIFOLD = KernelSettings(), ManifoldSettings()
+from evaluation.sample_ledger import SampleLedger
+from evaluation.statistics import ALONE, Gaussian, Ranks
 
 ImageBatch = Tensor | Mapping[str, Tensor]
-"""uint8 images (B, C, H, W), alone or as {"image", "index" (global, optional), "label" (optional)}."""
+"""uint8 images (B, C, H, W), alone or as {"image", "index" (global), "label", "caption", "original"}, of which all but
+the first are optional: see `ScoredBatch`."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the images came about, written into the result line as given.
+
+    Args:
+        seed, sampling: of the draws, and their settings.
+        checkpoint: hash of the weights.
+        facts: further entries.
+    """
+
+    seed: int | None = None
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    checkpoint: str | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Any]) -> Origin:
+        """Of the entries of a result line."""
+        own = {name: value for name, value in entries.items() if name in ("seed", "sampling", "checkpoint")}
+        return cls(**own, facts={name: value for name, value in entries.items() if name not in own})
 
 
 def score_images(
     batches: Iterable[ImageBatch],
-    extractor: FeatureExtractor,
+    metrics: Iterable[Metric],
+    extractor: FeatureExtractor | None = None,
     *,
     num_images: int,
-    references: Mapping[str, Gaussian] | None = None,
-    kind: str = "fid",
-    splits: int | None = 10,
-    accuracy: bool = False,
-    reduce: Reduce = no_reduce,
-    rank: int = 0,
-    world_size: int = 1,
-    seed: int | None = None,
-    sampling: Mapping[str, object] | None = None,
-    checkpoint: str | None = None,
-    keep_moments: Callable[[Gaussian], None] | None = None,
-    kid: Mapping[str, Tensor] | None = None,
-    manifold: Mapping[str, Tensor] | None = None,
-    spatial: Mapping[str, Gaussian] | None = None,
-    per_class: Mapping[str, Mapping[int, ClassMoments]] | None = None,
-    kid_settings: KernelSettings = PUBLISHED_KID,
-    manifold_settings: ManifoldSettings = PUBLISHED_MANIFOLD,
-    keep_bank: Callable[[FeatureBank], None] | None = None,
-) -> dict[str, object]:
+    ranks: Ranks = ALONE,
+    origin: Origin = Origin(),
+) -> dict[str, Any]:
     """Scores exactly `num_images` images and returns the result line (JSON-ready, the same on every rank).
 
     Args:
         batches: this rank's images, uint8. Without an `index` they are taken in the order of
             `shard_indices(num_images, rank, world_size)`.
-        extractor: the feature network.
+        metrics: in the order in which their values stand in the line. Where one needs the features of all images, a
+            `FeatureBank` among them serves it.
+        extractor: the feature network; None where no metric needs one.
         num_images: images over all ranks.
-        references: name (`train`, `val`, ...) -> moments; one FID each.
-        kind: `fid` or `rfid`, the first part of that metric's name.
-        splits: splits of the inception score (at most one per image); None leaves it out, and so does a feature
-            network without classes.
-        accuracy: also the share of images recognised as their `label`.
-        reduce: in-place sum of a tensor over ranks.
-        seed, sampling, checkpoint: written into the line as given (checkpoint: a hash).
-        keep_moments: called with the moments of the images' features, on every rank (needs `references`).
-        kid, manifold: name -> reference features (N, F): KID; precision, recall, density and coverage.
-        spatial: name -> moments of the spatial features: sFID (`inception` only).
-        per_class: name -> class -> moments or features (N, F) of that class: one FID per class, and their mean.
-        kid_settings, manifold_settings: written into the metrics' names, the seed of KID into the line.
-        keep_bank: called with all images' features, on every rank.
 
     Returns:
-        The line. `warnings` lists what makes a Frechet distance less than it seems: fewer than 2,048 images, singular
-        covariances, classes left out. `per_class` (only when asked for): metric name -> class -> FID.
+        The line. `warnings` lists what makes a value less than it seems, such as fewer than 2,048 images or singular
+        covariances behind a Frechet distance. `references` has the images behind every name, 0 where that is unknown.
 
     Raises:
         ValueError: not exactly `num_images` images, images that are not uint8, missing labels, fewer than 2 images,
-            references of other features.
+            references of other features, or one name for references of different sizes.
     """
     started = time.perf_counter()
-    accumulators: list[Accumulator] = []
-    if references:
-        accumulators.append(FrechetScores(extractor, references, kind))
-    if spatial:
-        accumulators.append(SpatialFrechetScores(extractor, spatial, "s" + kind))
-    if splits is not None and extractor.num_classes:
-        accumulators.append(InceptionScores(extractor, num_images, min(splits, num_images)))
-    if accuracy:
-        accumulators.append(RecognitionAccuracy(extractor))
-    finishers: list[Any] = []
-    if kid or manifold or per_class or keep_bank is not None:
-        bank = FeatureBank(extractor.dim, num_images, extractor.device)
-        accumulators.append(BankFeeder(bank))
-        if kid:
-            finishers.append(KernelScores(extractor, bank, kid, kid_settings))
-        if manifold:
-            finishers.append(ManifoldScores(extractor, bank, manifold, manifold_settings))
-        if per_class:
-            finishers.append(ClassFrechetScores(extractor, bank, per_class, "class-" + kind))
-    accumulate(
-        batches,
-        extractor,
-        accumulators,
-        num_images,
-        reduce=reduce,
-        rank=rank,
-        world_size=world_size,
-        spatial=bool(spatial),
-    )
-    if keep_moments is not None and references:
-        keep_moments(accumulators[0].statistics.gaussian())  # type: ignore[attr-defined]
-    if keep_bank is not None:
-        keep_bank(bank)
-    scores = [*accumulators, *finishers]
-    metrics = {name: value for score in scores for name, value in score.metrics().items()}
-    line: dict[str, object] = {
-        "metrics": metrics,
+    metrics = list(metrics)
+    sizes = reference_sizes(metrics)
+    bank = _bank(metrics, extractor, num_images)
+    watching = metrics if bank is None or bank in metrics else [*metrics, bank]
+    accumulate(batches, extractor, watching, num_images, ranks)
+    whole = WholeSet(NO_ROWS, torch.zeros(0, dtype=torch.int64)) if bank is None else bank.whole_set()
+    results = [metric.result(whole) for metric in metrics]
+    networks = {entry: network for result in results for entry, network in result.networks.items()}
+    described = next(iter(networks.values()), None) if extractor is None else extractor
+    line: dict[str, Any] = {
+        "metrics": {name: value for result in results for name, value in result.values.items()},
         "num_images": num_images,
-        "references": {
-            name: {"num_images": count}
-            for name, count in _reference_sizes(references, spatial, kid, manifold, per_class).items()
-        },
-        "features": {
-            "name": extractor.name,
-            "dim": extractor.dim,
-            "num_classes": extractor.num_classes,
-            "resize": extractor.resize,
-            "fingerprint": extractor.fingerprint,
-        },
-        "seed": seed,
-        "sampling": dict(sampling or {}),
-        "checkpoint": checkpoint,
-        "warnings": [text for score in scores if hasattr(score, "warnings") for text in score.warnings()],
+        "references": {name: {"num_images": size} for name, size in sizes.items()},
+        "features": None if described is None else _features(described),
+        "seed": origin.seed,
+        "sampling": dict(origin.sampling),
+        "checkpoint": origin.checkpoint,
+        "warnings": [text for result in results for text in result.warnings],
     }
-    if kid:
-        line["kid_seed"] = kid_settings.seed
-    if per_class:
-        line["per_class"] = finishers[-1].tables()
-    return {**line, "seconds": round(time.perf_counter() - started, 3)}
+    for result in results:
+        line |= result.facts
+    line |= {"seconds": round(time.perf_counter() - started, 3), **origin.facts}
+    return line | {
+        entry: {"name": network.name, "resize": network.resize, "fingerprint": network.fingerprint}
+        for entry, network in networks.items()
+    }
 
 
-def _reference_sizes(
-    references: Mapping[str, Gaussian] | None,
-    spatial: Mapping[str, Gaussian] | None,
-    kid: Mapping[str, Tensor] | None,
-    manifold: Mapping[str, Tensor] | None,
-    per_class: Mapping[str, Mapping[int, ClassMoments]] | None,
-) -> dict[str, int]:
+def _bank(metrics: Sequence[Metric], extractor: FeatureExtractor | None, num_images: int) -> FeatureBank | None:
+    for metric in metrics:
+        if isinstance(metric, FeatureBank):
+            return metric
+    if not any(metric.needs_whole_set for metric in metrics):
+        return None
+    assert extractor is not None, "whole sets are sets of features"
+    return FeatureBank(extractor.dim, num_images, extractor.device)
+
+
+def _features(network: Network) -> dict[str, object]:
+    return {
+        "name": network.name,
+        "dim": network.dim,
+        "num_classes": network.num_classes,
+        "resize": network.resize,
+        "fingerprint": network.fingerprint,
+    }
+
+
+def reference_sizes(metrics: Iterable[Metric]) -> dict[str, int]:
     """Images behind every reference by name, 0 where that is not known (published moments may not say it).
 
     Raises:
         ValueError: one name stands for sets of different sizes.
     """
     sizes: dict[str, int] = {}
-    found = [(name, gaussian.num) for part in (references, spatial) for name, gaussian in (part or {}).items()]
-    found += [(name, len(features_NF)) for part in (kid, manifold) for name, features_NF in (part or {}).items()]
-    for name, size in found:
-        known = sizes.get(name) or size
-        if size and known != size:
-            raise ValueError(f"reference {name!r} stands for {known} images and for {size}: give them two names")
-        sizes[name] = known
-    for name, classes in (per_class or {}).items():
-        sizes.setdefault(name, sum(count_images(moments) for moments in classes.values()))
+    for metric in metrics:
+        for name, size in metric.reference_sizes().items():
+            known = sizes.get(name) or size
+            if size and known != size:
+                raise ValueError(f"reference {name!r} stands for {known} images and for {size}: give them two names")
+            sizes[name] = known
     return sizes
 
 
 def reference_statistics(
-    batches: Iterable[ImageBatch],
-    extractor: FeatureExtractor,
-    *,
-    num_images: int,
-    reduce: Reduce = no_reduce,
-    rank: int = 0,
-    world_size: int = 1,
+    batches: Iterable[ImageBatch], extractor: FeatureExtractor, *, num_images: int, ranks: Ranks = ALONE
 ) -> Gaussian:
     """Moments of the features of exactly `num_images` images; arguments and errors as for `score_images`."""
-    scores = FrechetScores(extractor, {})
-    accumulate(batches, extractor, [scores], num_images, reduce=reduce, rank=rank, world_size=world_size)
-    return scores.statistics.gaussian()
+    distance = FrechetDistance(extractor, {})
+    accumulate(batches, extractor, [distance], num_images, ranks)
+    return distance.statistics.gaussian()
 
 
 def accumulate(
     batches: Iterable[ImageBatch],
-    extractor: FeatureExtractor,
-    accumulators: Iterable[Accumulator],
+    extractor: FeatureExtractor | None,
+    metrics: Sequence[Metric],
     num_images: int,
-    *,
-    reduce: Reduce = no_reduce,
-    rank: int = 0,
-    world_size: int = 1,
-    spatial: bool = False,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Runs every batch through the network once, feeds all accumulators, checks N and sums over ranks.
-
-    With `spatial` the batches carry the extractor's spatial features too.
-    """
-    accumulators = list(accumulators)
-    ledger = SampleLedger(num_images, extractor.device)
-    for image_BCHW, index_B, label_B in _numbered(batches, shard_indices(num_images, rank, world_size)):
+    """Runs every batch through the network once, feeds all metrics, checks N and sums over ranks."""
+    assert extractor is not None or not any(metric.needs_network for metric in metrics), "a metric needs a network"
+    spatial = any(metric.needs_spatial for metric in metrics)
+    ledger = SampleLedger(num_images, ranks.device if extractor is None else extractor.device)
+    for batch, index_B in _numbered(batches, shard_indices(num_images, ranks.rank, ranks.world_size)):
         ledger.update(index_B)
-        features_BF, logits_BY, *more = (extractor.with_spatial if spatial else extractor)(image_BCHW)
-        scored = ScoredBatch(features_BF, logits_BY, index_B, label_B, *more)
-        for accumulator in accumulators:
-            accumulator.update(scored)
-    ledger.close(reduce)
-    for accumulator in accumulators:
-        accumulator.all_reduce(reduce)
+        scored = _scored(batch, index_B, extractor, spatial)
+        for metric in metrics:
+            metric.update(scored)
+    ledger.close(ranks.reduce)
+    for metric in metrics:
+        metric.all_reduce(ranks.reduce)
+
+
+def _scored(
+    batch: Mapping[str, Tensor], index_B: Tensor, extractor: FeatureExtractor | None, spatial: bool
+) -> ScoredBatch:
+    image_BCHW = batch["image"]
+    features_BF = logits_BY = spatial_BF = NO_ROWS
+    if extractor is not None and spatial:
+        features_BF, logits_BY, spatial_BF = spatial_extractor(extractor).with_spatial(image_BCHW)
+    elif extractor is not None:
+        features_BF, logits_BY = extractor(image_BCHW)
+    return ScoredBatch(
+        image_BCHW,
+        index_B,
+        features_BF,
+        logits_BY,
+        spatial_BF,
+        batch.get("label"),
+        batch.get("caption"),
+        batch.get("original"),
+    )
 
 
 def metric_value(line: Mapping[str, object], kind: str, reference: str | None = None) -> float:
@@ -226,7 +198,8 @@ def metric_value(line: Mapping[str, object], kind: str, reference: str | None = 
     Raises:
         ValueError: none or several; the message lists the names there are.
     """
-    metrics: Mapping[str, float] = line["metrics"]  # type: ignore[assignment]
+    metrics = line["metrics"]
+    assert isinstance(metrics, Mapping), "not a result line"
     ending = "" if reference is None else f"_vs_{reference}"
     names = [name for name in metrics if name.startswith(f"{kind}_") and name.endswith(ending)]
     if len(names) != 1:
@@ -234,15 +207,15 @@ def metric_value(line: Mapping[str, object], kind: str, reference: str | None = 
     return metrics[names[0]]
 
 
-def _numbered(batches: Iterable[ImageBatch], expected: range) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Images, global indices (given, or the shard's in order) and labels if any."""
+def _numbered(batches: Iterable[ImageBatch], expected: range) -> Iterator[tuple[Mapping[str, Tensor], Tensor]]:
+    """Batches and their global indices: given, or the shard's in order."""
     position = 0
-    for batch in batches:
-        batch = batch if isinstance(batch, Mapping) else {"image": batch}
-        image_BCHW, index_B = batch["image"], batch.get("index")
+    for given in batches:
+        batch = given if isinstance(given, Mapping) else {"image": given}
+        index_B = batch.get("index")
         if index_B is None:
             # Beyond the shard's end the numbering goes on, so that the ledger sees the surplus.
-            positions_B = torch.arange(position, position + len(image_BCHW))
+            positions_B = torch.arange(position, position + len(batch["image"]))
             index_B = expected.start + positions_B * expected.step
-        position += len(image_BCHW)
-        yield image_BCHW, index_B, batch.get("label")
+        position += len(batch["image"])
+        yield batch, index_B

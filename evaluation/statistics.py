@@ -6,6 +6,7 @@ Axes: N vectors, F features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,24 @@ Reduce = Callable[[Tensor], object]
 
 def no_reduce(tensor: Tensor) -> None:
     """The reduction of a single process: nothing to add."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share a set of images: this one's place among them, and how sums go over all.
+
+    Args:
+        reduce: sums a tensor over all ranks, in place.
+        device: where it can see tensors.
+    """
+
+    reduce: Reduce = no_reduce
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | str = "cpu"
+
+
+ALONE = Ranks()
 
 
 class Gaussian(NamedTuple):

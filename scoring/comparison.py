@@ -5,7 +5,6 @@ Legend: B batch, N images.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +24,7 @@ from runtime.errors import UserError
 from runtime.npz import read_headers
 from scoring.image_source import ImageSource, default_name, open_source
 from scoring.reference_loading import load_reference
-from scoring.scoring_data import REFERENCES, ScoringData, split_name
+from scoring.scoring_data import REFERENCES, FeatureSettings, ScoringData, split_name
 
 Batches = Callable[..., Iterable[dict[str, Tensor]]]
 
@@ -50,7 +49,7 @@ class Comparison:
     """The reference side: where its images and its features come from.
 
     Args:
-        args: the flags of `add_scoring_flags`.
+        features: which feature network, and where references are kept.
         resolution: of a data set whose settings give none: that of the samples.
 
     Attributes:
@@ -69,8 +68,9 @@ class Comparison:
     data: Optional[ScoringData] = None
     source: Optional[ImageSource] = None
 
-    def __init__(self, config: ComparisonConfig, args: argparse.Namespace, env: DistEnv, resolution: int):
-        self.config, self.args, self.env = config, args, env
+    def __init__(self, config: ComparisonConfig, features: FeatureSettings, env: DistEnv, resolution: int) -> None:
+        self.config, self.settings, self.env = config, features, env
+        assert config.ref_dataset is not None, "there is something to compare with"
         self.spec, split = config.ref_dataset, split_name(config.ref_split)
         path = Path(self.spec).expanduser()
         self.is_file_of_moments = path.suffix == ".npz" and path.is_file() and "mu" in read_headers(path)
@@ -87,7 +87,7 @@ class Comparison:
         if dataset.transforms is None and dataset.resolution is None:
             dataset.resolution = resolution
         self.data = ScoringData(
-            dataset, self.config.batch_size, self.env, self.config.num_workers, cache=self.args.features_cache
+            dataset, self.config.batch_size, self.env, self.config.num_workers, cache=self.settings.cache
         )
         self.images = partial(self.data.uint8_batches, self.name)
         self.num_classes = self.data.split("train").num_classes
@@ -106,19 +106,19 @@ class Comparison:
         return self.source.batches(self.config.batch_size, *place)
 
     def features(self) -> FeatureExtractor:
-        """The feature network of the flags; the classifier is trained on the data set, or on labelled images."""
+        """The feature network; the classifier is trained on the data set, or on labelled images."""
         if self.data is not None:
-            return self.data.features(self.args)
-        if self.args.features == "classifier" and (self.images is None or self.num_classes is None):
+            return self.data.features(self.settings)
+        if self.settings.name == "classifier" and (self.images is None or self.num_classes is None):
             raise UserError("--features classifier needs ref_dataset to be a data set or images with classes")
         return build_features(
-            self.args.features,
+            self.settings.name,
             device=self.env.device,
-            weights=self.args.features_weights,
-            resize=self.args.features_resize,
+            weights=self.settings.weights,
+            resize=self.settings.resize,
             train=partial(self.images, shared=False) if self.images else None,
             num_classes=self.num_classes,
-            cache_dir=self.args.features_cache,
+            cache_dir=self.settings.cache,
         )
 
     def reference(self, extractor: FeatureExtractor, keep_features: bool, spatial: bool) -> Reference:
@@ -128,7 +128,7 @@ class Comparison:
         if self.data is not None:
             return self.data.reference(self.name, extractor, keep_features, spatial)
         return cached_reference(
-            Path(self.args.features_cache) / REFERENCES,
+            Path(self.settings.cache) / REFERENCES,
             self.name,
             self.images,
             extractor,

@@ -3,14 +3,11 @@
 Legend: B batch, C channels, H W image, N images.
 """
 
-import argparse
-import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +16,12 @@ from data import DatasetConfig, EvalLoader, ImageDataset, build_dataset
 from data.build import images_behind
 from data.dataset import unreadable_images
 from data.shards.cached_latents import LatentDataset
-from evaluation.networks.feature_networks import FEATURES, FeatureExtractor, build_features
-from evaluation.protocol import RESIZES, to_uint8
+from evaluation.networks.feature_networks import FeatureExtractor, build_features
+from evaluation.protocol import to_uint8
 from evaluation.references.reference_cache import cached_reference
 from evaluation.references.reference_files import Reference
-from evaluation.statistics import Gaussian
+from evaluation.statistics import Gaussian, Ranks
 from runtime import distributed
-from runtime.atomic import write_text_atomically
 from runtime.distributed import DistEnv
 from runtime.errors import UserError, one_line
 
@@ -35,36 +31,26 @@ CLASSIFIER_CACHE = Path("runs") / "classifiers"
 REFERENCES = "references"
 
 
-def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose the feature network."""
-    parser.add_argument(
-        "--features",
-        choices=FEATURES,
-        default="inception",
-        help="inception: the FID network (inception768, ... its earlier layers); classifier: a small "
-        f"network trained on the data set itself; or {', '.join(FEATURES)}, clip:NAME, timm:NAME",
-    )
-    parser.add_argument(
-        "--features-weights",
-        default=None,
-        help="its weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)",
-    )
-    parser.add_argument(
-        "--features-resize",
-        choices=tuple(RESIZES),
-        default="bilinear",
-        help="how images reach Inception's 299 pixels; part of every metric's name (default: bilinear)",
-    )
-    parser.add_argument(
-        "--features-cache",
-        default=str(CLASSIFIER_CACHE),
-        help=f"where trained classifiers and measured references are kept (default: {CLASSIFIER_CACHE})",
-    )
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Which feature network; see `evaluation.networks.feature_networks.build_features`.
+
+    Args:
+        name: one of `FEATURES`.
+        weights: its file; None looks where its kind keeps them.
+        resize: of Inception.
+        cache: folder of trained classifiers and measured references.
+    """
+
+    name: str = "inception"
+    weights: str | None = None
+    resize: str = "bilinear"
+    cache: str = str(CLASSIFIER_CACHE)
 
 
-def file_part(features: str) -> str:
-    """The name of a feature network as a part of a file name."""
-    return re.sub(r"[^\w.-]+", "-", features)
+def ranks_of(env: DistEnv) -> Ranks:
+    """All processes, sharing a set of images."""
+    return Ranks(distributed.all_reduce_sum_, env.rank, env.world_size, env.device)
 
 
 def split_name(name: str) -> str:
@@ -129,18 +115,18 @@ class ScoringData:
         for batch in self.spread_float_batches(name, num_images):
             yield {**_counted(batch), "image": to_uint8(batch["image"])}
 
-    def features(self, args: argparse.Namespace) -> FeatureExtractor:
-        """The feature network of the flags; a classifier is trained on all training images, alike on every rank.
+    def features(self, settings: FeatureSettings) -> FeatureExtractor:
+        """The feature network; a classifier is trained on all training images, alike on every rank.
 
         Raises:
             ValueError, OSError: it cannot be had; then on every rank.
         """
-        if args.features == "classifier" and self.env.is_distributed:
+        if settings.name == "classifier" and self.env.is_distributed:
             # the main process trains and stores it, the others find it stored
-            distributed.run_on_main(lambda: self._build_features(args).fingerprint)
+            distributed.run_on_main(lambda: self._build_features(settings).fingerprint)
         extractor, failure = None, None
         try:
-            extractor = self._build_features(args)
+            extractor = self._build_features(settings)
         except (ValueError, OSError) as error:
             failure = error
         known = distributed.gather_objects([failure and one_line(failure), extractor and extractor.fingerprint])
@@ -151,18 +137,19 @@ class ScoringData:
                 raise UserError(f"rank {rank}: {reason}")
         if len({fingerprint for _, fingerprint in known}) > 1:
             raise UserError("the processes have different feature networks; give all of them the same --features-cache")
+        assert extractor is not None
         return extractor
 
-    def _build_features(self, args: argparse.Namespace) -> FeatureExtractor:
+    def _build_features(self, settings: FeatureSettings) -> FeatureExtractor:
         return build_features(
-            args.features,
+            settings.name,
             device=self.env.device,
-            weights=args.features_weights,
-            resize=getattr(args, "features_resize", "bilinear"),
+            weights=settings.weights,
+            resize=settings.resize,
             train=partial(self.uint8_batches, "train", shared=False),
             validation=partial(self.uint8_batches, "val", shared=False),
-            num_classes=self.split("train").num_classes if args.features == "classifier" else None,
-            cache_dir=args.features_cache,
+            num_classes=self.split("train").num_classes if settings.name == "classifier" else None,
+            cache_dir=settings.cache,
         )
 
     def report_unreadable(self) -> None:
@@ -199,25 +186,12 @@ def _counted(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def reconstructed(batches: Iterable[dict[str, Tensor]], reconstruct: Callable[[Tensor], Tensor]) -> Batches:
-    """Batches of uint8 images after `reconstruct` ([-1, 1] in and out), under the numbers of the originals."""
+    """Batches of uint8 images after `reconstruct` ([-1, 1] in and out), each with its `original`, under its number."""
     with torch.no_grad():
         for batch in batches:
-            yield {**_counted(batch), "image": to_uint8(reconstruct(batch["image"]))}
-
-
-def reference_facts(reference: Reference) -> dict[str, Any]:
-    """What a result line says about the reference beside its name: source, number of images, hash."""
-    return {"source": reference.source, "num_images": reference.moments.num or None, "digest": reference.digest}
-
-
-def write_result(path: Path, line: Mapping[str, Any]) -> None:
-    """Writes the result line as JSON, and prints its warnings, a readable table and the line itself, last."""
-    text = json.dumps(line)
-    write_text_atomically(path, text + "\n")
-    for warning in line.get("warnings", ()):
-        print(f"warning: {warning}", file=sys.stderr)
-    width = max((len(name) for name in line["metrics"]), default=0)
-    print(f"{line['num_images']} images, features {line['features']['name']}, {line['seconds']:.1f} s")
-    for name, value in line["metrics"].items():
-        print(f"  {name:<{width}}  {value:.4f}")
-    print(text, flush=True)
+            original_BCHW = to_uint8(batch["image"])
+            yield {
+                **_counted(batch),
+                "image": to_uint8(reconstruct(batch["image"])),
+                "original": original_BCHW,
+            }

@@ -6,22 +6,22 @@ apart. Axes: B batch, C channels, H W image, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluation.metrics.metric import Metric, MetricResult, Network, ScoredBatch, WholeSet
 from evaluation.protocol import metric_name
-from evaluation.statistics import Reduce, no_reduce
+from evaluation.statistics import Reduce
 
 
-class TextImageNetwork(Protocol):
+class TextImageNetwork(Network, Protocol):
     """What the score needs of a network; `evaluation.networks.clip_features.ClipFeatures` is one."""
 
     label: str
-    resize: str
     device: torch.device
 
     def __call__(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,66 +42,41 @@ def caption_cosine(network: TextImageNetwork, image_BCHW: Tensor, captions: Sequ
     return F.cosine_similarity(network(image_BCHW)[0].double(), network.text_features(captions).double())
 
 
-class ClipScore:
-    """Mean cosine of images and captions, summed up batch by batch and over ranks."""
+class ClipScore(Metric):
+    """Mean cosine of images and captions: `clip-cosine_<network>_<resize>` in [-1, 1], and the same times 100.
 
-    def __init__(self, network: TextImageNetwork):
-        self.network = network
+    Args:
+        captions: by number; the `caption` of a batch says which, without it the images' own numbers do.
+    """
+
+    needs_network = False
+
+    def __init__(self, network: TextImageNetwork, captions: Sequence[str]) -> None:
+        self.network, self.captions = network, captions
         self.total_and_count = torch.zeros(2, dtype=torch.float64, device=network.device)
 
-    def update(self, image_BCHW: Tensor, captions: Sequence[str]) -> None:
-        """Adds pairs; errors as for `caption_cosine`."""
-        if len(captions) or len(image_BCHW):
-            cosine_B = caption_cosine(self.network, image_BCHW, captions)
+    def update(self, batch: ScoredBatch) -> None:
+        number_B = batch.index_B if batch.caption_B is None else batch.caption_B
+        if len(number_B):
+            captions = [self.captions[number] for number in number_B.tolist()]
+            cosine_B = caption_cosine(self.network, batch.image_BCHW, captions)
             self.total_and_count += torch.stack([cosine_B.sum(), cosine_B.new_tensor(len(captions))])
 
-    def watch(self, batches: Iterable[Mapping[str, Tensor]], captions: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
-        """Passes batches on and adds their images; `caption` holds the numbers of their captions."""
-        for batch in batches:
-            self.update(batch["image"], [captions[number] for number in batch["caption"].tolist()])
-            yield batch
-
-    def metrics(self, num_images: int, reduce: Reduce = no_reduce) -> dict[str, float]:
-        """`clip-cosine_<network>_<resize>` in [-1, 1], and `clip-score100_...`, the same times 100.
-
-        Raises:
-            ValueError: not exactly `num_images` pairs on all ranks.
-        """
+    def all_reduce(self, reduce: Reduce) -> None:
         reduce(self.total_and_count)
+
+    def result(self, whole: WholeSet) -> MetricResult:
         total, count = self.total_and_count.tolist()
-        if count != num_images or not count:
-            raise ValueError(f"{num_images} images announced, got {int(count)}")
         names = [
             metric_name(kind, self.network.label, self.network.resize) for kind in ("clip-cosine", "clip-score100")
         ]
-        return dict(zip(names, (total / count, 100 * total / count)))
-
-
-def clip_score(
-    batches: Iterable[tuple[Tensor, Sequence[str]]],
-    network: TextImageNetwork,
-    *,
-    num_images: int,
-    reduce: Reduce = no_reduce,
-) -> dict[str, float]:
-    """Mean cosine over exactly `num_images` pairs on all ranks: {metric name: value}; see `ClipScore.metrics`.
-
-    Args:
-        batches: this rank's uint8 images with one caption each.
-
-    Raises:
-        ValueError: as for `ClipScore`.
-    """
-    score = ClipScore(network)
-    for image_BCHW, captions in batches:
-        score.update(image_BCHW, captions)
-    return score.metrics(num_images, reduce)
+        return MetricResult(dict(zip(names, (total / count, 100 * total / count))), networks={"clip": self.network})
 
 
 class CaptionJudge:
     """Scores images by how well they fit their captions: what rejection sampling of texts keeps."""
 
-    def __init__(self, network: TextImageNetwork, captions: Sequence[str]):
+    def __init__(self, network: TextImageNetwork, captions: Sequence[str]) -> None:
         self.network, self.captions, self.label = network, captions, network.label
 
     def __call__(self, image_BCHW: Tensor, label_B: Tensor) -> Tensor:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evaluation.metrics.metric import Metric, MetricResult, ScoredBatch, WholeSet
 from evaluation.statistics import Reduce
 
 _ROWS_PER_REDUCTION = 8192
 
 
-class FeatureBank:
-    """float32 features on the CPU; row i belongs to the image of global index i, whichever rank or batch it came by.
+class FeatureBank(Metric):
+    """A metric without values of its own: the features of all images, float32 on the CPU.
+
+    Row i belongs to the image of global index i, whichever rank or batch it came by.
 
     Args:
         dim: number of features F.
@@ -27,7 +30,7 @@ class FeatureBank:
         label_N: int64 classes, -1 where an image came without one.
     """
 
-    def __init__(self, dim: int, num_images: int, device: torch.device | str = "cpu"):
+    def __init__(self, dim: int, num_images: int, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.features_NF = torch.zeros(num_images, dim)
         self._label_plus_one_N = torch.zeros(num_images, dtype=torch.int64)
@@ -36,7 +39,10 @@ class FeatureBank:
     def label_N(self) -> Tensor:
         return self._label_plus_one_N - 1
 
-    def update(self, features_BF: Tensor, index_B: Tensor, label_B: Tensor | None = None) -> None:
+    def update(self, batch: ScoredBatch) -> None:
+        self.store(batch.features_BF, batch.index_B, batch.label_B)
+
+    def store(self, features_BF: Tensor, index_B: Tensor, label_B: Tensor | None = None) -> None:
         """Stores the rows of a batch.
 
         Raises:
@@ -58,3 +64,10 @@ class FeatureBank:
             shared = rows.to(self.device)
             reduce(shared)
             rows.copy_(shared)
+
+    def whole_set(self) -> WholeSet:
+        """What metrics over whole sets are taken on."""
+        return WholeSet(self.features_NF, self.label_N)
+
+    def result(self, whole: WholeSet) -> MetricResult:
+        return MetricResult()

@@ -5,6 +5,7 @@ Axes: F features, R rank of a covariance.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +13,10 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from evaluation.statistics import Gaussian
+from evaluation.metrics.metric import Metric, MetricResult, ScoredBatch, WholeSet
+from evaluation.networks.feature_networks import FeatureExtractor
+from evaluation.protocol import metric_name
+from evaluation.statistics import Gaussian, Reduce, StreamingStatistics
 
 Array: TypeAlias = "Tensor | np.ndarray"
 
@@ -137,3 +141,58 @@ def _root_on_range(covariance_FF: Tensor) -> Tensor:
     tolerance = eigenvalues_F.max().clamp(min=0) * len(eigenvalues_F) * torch.finfo(torch.float64).eps
     kept_F = eigenvalues_F > tolerance
     return vectors_FF[:, kept_F] * eigenvalues_F[kept_F].sqrt()
+
+
+class FrechetDistance(Metric):
+    """FID (or rFID) against any number of named references.
+
+    Args:
+        references: name (`train`, `val`, ...) -> moments.
+        kind: `fid` or `rfid`, the first part of the metric's name.
+        detail: settings that change the number, a part of its name.
+
+    Raises:
+        ValueError: the moments of a reference are of another number of features.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        references: Mapping[str, Gaussian],
+        kind: str = "fid",
+        detail: str | None = None,
+    ) -> None:
+        self._start(extractor, references, kind, detail, extractor.label, extractor.dim)
+
+    def _start(
+        self,
+        extractor: FeatureExtractor,
+        references: Mapping[str, Gaussian],
+        kind: str,
+        detail: str | None,
+        label: str,
+        dim: int,
+    ) -> None:
+        for name, reference in references.items():
+            if len(reference.mean_F) != dim:
+                raise ValueError(f"reference {name!r} has {len(reference.mean_F)} features, {label} has {dim}")
+        self.statistics, self.label = StreamingStatistics(dim, extractor.device), label
+        self.references = dict(references)
+        self.names = {name: metric_name(kind, label, extractor.resize, name, detail=detail) for name in references}
+
+    def reference_sizes(self) -> dict[str, int]:
+        return {name: reference.num for name, reference in self.references.items()}
+
+    def update(self, batch: ScoredBatch) -> None:
+        self.statistics.update(batch.features_BF)
+
+    def all_reduce(self, reduce: Reduce) -> None:
+        self.statistics = self.statistics.all_reduce(reduce)
+
+    def result(self, whole: WholeSet) -> MetricResult:
+        gaussian = self.statistics.gaussian()
+        values, warnings = {}, [f"{self.label}: {text}" for text in frechet_warnings(gaussian, "the samples")]
+        for reference, name in self.names.items():
+            values[name] = frechet_between(gaussian, self.references[reference])
+            warnings += [f"{name}: {text}" for text in frechet_warnings(self.references[reference], "the reference")]
+        return MetricResult(values, warnings)

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from evaluation.metrics.metric import Metric, MetricResult, ScoredBatch, WholeSet
+from evaluation.networks.feature_networks import FeatureExtractor
+from evaluation.protocol import metric_name
 from evaluation.statistics import Reduce
 
 
@@ -76,3 +79,31 @@ def inception_score(logits: Tensor | Iterable[Tensor], splits: int = 10) -> tupl
     score = StreamingInceptionScore(len(logits_NY), logits_NY.shape[1], splits, logits_NY.device)
     score.update(logits_NY, torch.arange(len(logits_NY)))
     return score.result()
+
+
+class InceptionScore(Metric):
+    """Inception score and its deviation over splits.
+
+    Args:
+        num_images: over all ranks.
+        splits: at most one per image.
+
+    Raises:
+        ValueError: the feature network has no classes.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, num_images: int, splits: int = 10) -> None:
+        if not extractor.num_classes:
+            raise ValueError(f"{extractor.label} has no classes, which the inception score needs")
+        splits = min(splits, num_images)
+        self.names = [metric_name(k, extractor.label, extractor.resize, splits=splits) for k in ("is", "is-std")]
+        self.score = StreamingInceptionScore(num_images, extractor.num_classes, splits, extractor.device)
+
+    def update(self, batch: ScoredBatch) -> None:
+        self.score.update(batch.logits_BY, batch.index_B)
+
+    def all_reduce(self, reduce: Reduce) -> None:
+        self.score.all_reduce(reduce)
+
+    def result(self, whole: WholeSet) -> MetricResult:
+        return MetricResult(dict(zip(self.names, self.score.result())))

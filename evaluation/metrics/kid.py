@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.metrics.feature_bank import FeatureBank
+from evaluation.metrics.metric import Metric, MetricResult, WholeSet
 from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.protocol import metric_name
 
@@ -98,8 +98,8 @@ def kernel_distance(
     return distance_S.mean().item(), std
 
 
-class KernelScores:
-    """KID of a bank's features against any number of named reference features (N, F).
+class KernelDistance(Metric):
+    """KID against any number of named reference features (N, F).
 
     A set smaller than `settings.subset_size` lowers the size of the subsets, and the metric's name says so.
 
@@ -107,27 +107,31 @@ class KernelScores:
         ValueError: reference features of another network.
     """
 
+    needs_whole_set = True
+
     def __init__(
         self,
         extractor: FeatureExtractor,
-        bank: FeatureBank,
         references: Mapping[str, Tensor],
         settings: KernelSettings = KernelSettings(),
-    ):
-        self.extractor, self.bank, self.references, self.settings = extractor, bank, references, settings
+    ) -> None:
+        self.extractor, self.references, self.settings = extractor, references, settings
         check_reference_features(extractor, references)
 
-    def metrics(self) -> dict[str, float]:
+    def reference_sizes(self) -> dict[str, int]:
+        return {name: len(features_NF) for name, features_NF in self.references.items()}
+
+    def result(self, whole: WholeSet) -> MetricResult:
         values: dict[str, float] = {}
         for reference, reference_NF in self.references.items():
-            size = min(self.settings.subset_size, len(self.bank.features_NF), len(reference_NF))
+            size = min(self.settings.subset_size, len(whole.features_NF), len(reference_NF))
             settings = KernelSettings(self.settings.subsets, size, self.settings.seed)
-            scores = kernel_distance(self.bank.features_NF, reference_NF, settings, self.extractor.device)
+            scores = kernel_distance(whole.features_NF, reference_NF, settings, self.extractor.device)
             for kind, value in zip(("kid", "kid-std"), scores):
                 detail = f"subsets{settings.subsets}x{size}"
                 name = metric_name(kind, self.extractor.label, self.extractor.resize, reference, detail=detail)
                 values[name] = value
-        return values
+        return MetricResult(values, facts={"kid_seed": self.settings.seed})
 
 
 def check_reference_features(extractor: FeatureExtractor, references: Mapping[str, Tensor]) -> None:

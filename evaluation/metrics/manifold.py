@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evaluation.metrics.feature_bank import FeatureBank
 from evaluation.metrics.kid import check_reference_features
+from evaluation.metrics.metric import Metric, MetricResult, WholeSet
 from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.protocol import metric_name
 
@@ -132,36 +132,41 @@ def _squared_distances(rows_RF: Tensor, columns_CF: Tensor) -> Tensor:
     return (squares_R[:, None] + squares_C).addmm_(rows_RF, columns_CF.T, alpha=-2).clamp_(min=0)
 
 
-class ManifoldScores:
-    """Precision, recall, density and coverage of a bank's features against named reference features (N, F).
+class ManifoldOverlap(Metric):
+    """Precision, recall, density and coverage against named reference features (N, F).
 
     Raises:
         ValueError: reference features of another network.
     """
 
+    needs_whole_set = True
+
     def __init__(
         self,
         extractor: FeatureExtractor,
-        bank: FeatureBank,
         references: Mapping[str, Tensor],
         settings: ManifoldSettings = ManifoldSettings(),
-    ):
-        self.extractor, self.bank, self.references, self.settings = extractor, bank, references, settings
+    ) -> None:
+        self.extractor, self.references, self.settings = extractor, references, settings
         check_reference_features(extractor, references)
 
-    def metrics(self) -> dict[str, float]:
+    def reference_sizes(self) -> dict[str, int]:
+        return {name: len(features_NF) for name, features_NF in self.references.items()}
+
+    def result(self, whole: WholeSet) -> MetricResult:
         neighbours = {
             "precision": self.settings.pr_k,
             "recall": self.settings.pr_k,
             "density": self.settings.dc_k,
             "coverage": self.settings.dc_k,
         }
-        return {
+        values = {
             metric_name(
                 kind, self.extractor.label, self.extractor.resize, reference, detail=f"k{neighbours[kind]}"
             ): value
             for reference, reference_NF in self.references.items()
-            for kind, value in overlap(self.bank.features_NF, reference_NF, self.settings, self.extractor.device)
+            for kind, value in overlap(whole.features_NF, reference_NF, self.settings, self.extractor.device)
             ._asdict()
             .items()
         }
+        return MetricResult(values)

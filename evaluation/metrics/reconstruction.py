@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluation.metrics.metric import Metric, MetricResult, ScoredBatch, WholeSet
 from evaluation.protocol import check_uint8_images, from_uint8, metric_name
 from evaluation.statistics import Reduce, no_reduce
 
@@ -122,3 +123,63 @@ def reconstruction_scores(
     if count != num_images or not count:
         raise ValueError(f"{num_images} pairs announced, got {int(count)}")
     return {name: total / count for name, total in zip(names, sums)}
+
+
+class PairSimilarity(Metric):
+    """Means over reconstructions and their originals: PSNR, and where images hold its window SSIM and `perceptual`.
+
+    Args:
+        reference: split of the originals, for the names.
+        resolution: of the images.
+        detail: settings for the names, such as the number of codes decoded.
+        perceptual: name, such as `lpips-vgg`, -> distance.
+
+    Raises:
+        ValueError: a batch without `original`.
+    """
+
+    needs_network = False
+
+    def __init__(
+        self,
+        reference: str,
+        resolution: int,
+        detail: str | None = None,
+        perceptual: Mapping[str, PerceptualDistance] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.reference, self.detail, self.perceptual, self.device = reference, detail, dict(perceptual or {}), device
+        self.names = [self._name("psnr", "rgb")]
+        if resolution >= SSIM_WINDOW:
+            self.names += [self._name("ssim", f"gauss{SSIM_WINDOW}")]
+            self.names += [self._name(name, "rgb") for name in self.perceptual]
+        # the same on every rank, also on one without images
+        self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64, device=device)
+
+    def _name(self, kind: str, features: str) -> str:
+        return metric_name(kind, features, reference=self.reference, detail=self.detail)
+
+    def update(self, batch: ScoredBatch) -> None:
+        if batch.original_BCHW is None:
+            raise ValueError("reconstructions are compared with their originals (`original`)")
+        count = len(batch.image_BCHW)
+        if len(self.names) == 1:
+            means = {self.names[0]: psnr(batch.original_BCHW, batch.image_BCHW).mean().item()}
+        else:
+            means = reconstruction_scores(
+                [(batch.original_BCHW, batch.image_BCHW)],
+                num_images=count,
+                reference=self.reference,
+                detail=self.detail,
+                perceptual=self.perceptual,
+                device=self.device,
+            )
+        totals = [*(means[name] * count for name in self.names), count]
+        self.sums += torch.tensor(totals, dtype=torch.float64, device=self.device)
+
+    def all_reduce(self, reduce: Reduce) -> None:
+        reduce(self.sums)
+
+    def result(self, whole: WholeSet) -> MetricResult:
+        *sums, count = self.sums.tolist()
+        return MetricResult({name: total / count for name, total in zip(self.names, sums)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -38,6 +38,31 @@ class FeatureExtractor(Protocol):
 
     def __call__(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 images -> float32 features (B, F) and logits (B, Y)."""
+
+
+class SpatialExtractor(FeatureExtractor, Protocol):
+    """A feature network that also sees where things are.
+
+    Attributes:
+        spatial_dim, spatial_label: of the features that `with_spatial` adds.
+    """
+
+    spatial_dim: int
+    spatial_label: str
+
+    def with_spatial(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 images -> features (B, F), logits (B, Y) and spatial features (B, S)."""
+
+
+def spatial_extractor(extractor: FeatureExtractor) -> SpatialExtractor:
+    """The same network, when it has spatial features.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not hasattr(extractor, "with_spatial"):
+        raise ValueError(f"{extractor.name} has no spatial features: sFID needs the inception features")
+    return cast(SpatialExtractor, extractor)
 
 
 def build_features(

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-from evaluation.metrics.accumulators import BankFeeder, FrechetScores, SpatialFrechetScores
 from evaluation.metrics.feature_bank import FeatureBank
+from evaluation.metrics.frechet import FrechetDistance
+from evaluation.metrics.metric import Metric
+from evaluation.metrics.spatial_frechet import SpatialFrechetDistance
 from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.references.image_digest import ImageDigest
 from evaluation.references.reference_files import FORMAT, Reference, network_of
 from evaluation.scores import accumulate
-from evaluation.statistics import Gaussian, Reduce, no_reduce
+from evaluation.statistics import Gaussian, Ranks, Reduce, no_reduce
 from runtime.errors import UserError
 
 
@@ -50,23 +52,21 @@ def measure_reference(
     """
     if num_images < 2:
         raise UserError(f"{source or name}: a covariance needs at least 2 images, there are {num_images}")
-    moments = FrechetScores(extractor, {})
-    accumulators: list = [moments]
-    if spatial:
-        accumulators.append(SpatialFrechetScores(extractor, {}))
+    moments = FrechetDistance(extractor, {})
+    metrics: list[Metric] = [moments]
+    spatial_moments = SpatialFrechetDistance(extractor, {}) if spatial else None
+    if spatial_moments is not None:
+        metrics.append(spatial_moments)
     bank = FeatureBank(extractor.dim, num_images, extractor.device) if keep_features else None
     if bank is not None:
-        accumulators.append(BankFeeder(bank))
+        metrics.append(bank)
     digest = ImageDigest()
     accumulate(
         digested(batches, digest),
         extractor,
-        accumulators,
+        metrics,
         num_images,
-        reduce=reduce,
-        rank=rank,
-        world_size=world_size,
-        spatial=spatial,
+        Ranks(reduce, rank, world_size),
     )
     digest.all_reduce(reduce, extractor.device)
     label_N = bank.label_N if bank is not None and bool((bank.label_N >= 0).all()) else None
@@ -74,7 +74,7 @@ def measure_reference(
         name=name,
         moments=_on_cpu(moments.statistics.gaussian()),
         features_NF=None if bank is None else bank.features_NF,
-        spatial=_on_cpu(accumulators[1].statistics.gaussian()) if spatial else None,
+        spatial=None if spatial_moments is None else _on_cpu(spatial_moments.statistics.gaussian()),
         label_N=label_N,
         digest=reference_digest(digest.hexdigest(), extractor),
         source=source,

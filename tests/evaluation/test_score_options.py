@@ -7,12 +7,16 @@ import json
 import pytest
 import torch
 
+from evaluation.metrics.class_frechet import ClassFrechetDistance
 from evaluation.metrics.feature_bank import FeatureBank
-from evaluation.metrics.frechet import frechet_between
-from evaluation.metrics.kid import KernelSettings, kernel_distance
-from evaluation.metrics.manifold import ManifoldSettings, overlap
+from evaluation.metrics.frechet import FrechetDistance, frechet_between
+from evaluation.metrics.inception_score import InceptionScore
+from evaluation.metrics.kid import KernelDistance, KernelSettings, kernel_distance
+from evaluation.metrics.manifold import ManifoldOverlap, ManifoldSettings, overlap
+from evaluation.metrics.recognition import RecognitionAccuracy
+from evaluation.metrics.spatial_frechet import SpatialFrechetDistance
 from evaluation.scores import metric_value, score_images
-from evaluation.statistics import statistics_of
+from evaluation.statistics import Ranks, statistics_of
 from runtime import distributed
 from tests.evaluation.pixel_features import PixelFeatures
 
@@ -24,32 +28,40 @@ def images(num, seed, high=256):
     return torch.randint(high, (num, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
-def options():
-    """References of 80 other images, for every score."""
+def references():
+    """References of 80 other images, for every metric."""
     other_NCHW = images(80, 1, 230)
     features_NF, _, spatial_NF = PixelFeatures().with_spatial(other_NCHW)
     label_N = torch.arange(80) % 4
     return {
-        "references": {"train": statistics_of([features_NF], 12).gaussian()},
+        "moments": {"train": statistics_of([features_NF], 12).gaussian()},
         "spatial": {"train": statistics_of([spatial_NF], 6).gaussian()},
-        "kid": {"train": features_NF},
-        "manifold": {"train": features_NF},
+        "features": {"train": features_NF},
         "per_class": {"train": {c: features_NF[label_N == c] for c in range(4)}},
-        "kid_settings": KID,
-        "manifold_settings": ManifoldSettings(2, 4),
-        "splits": 5,
-        "accuracy": True,
     }
 
 
-def rank_line(rank, reduce, world_size, batch_size, image_NCHW=None):
-    image_NCHW = images(NUM, 0) if image_NCHW is None else image_NCHW
-    label_N = torch.arange(len(image_NCHW)) % 4
+def rank_line(rank, reduce, world_size, batch_size):
+    image_NCHW, label_N, extractor, given = images(NUM, 0), torch.arange(NUM) % 4, PixelFeatures(), references()
     shards = zip(image_NCHW[rank::world_size].split(batch_size), label_N[rank::world_size].split(batch_size))
-    return score_images(
-        [{"image": i, "label": y} for i, y in shards], PixelFeatures(), num_images=len(image_NCHW), reduce=reduce,
-        rank=rank, world_size=world_size, **options(),
-    )  # fmt: skip
+    metrics = [
+        FrechetDistance(extractor, given["moments"]),
+        SpatialFrechetDistance(extractor, given["spatial"]),
+        InceptionScore(extractor, NUM, splits=5),
+        RecognitionAccuracy(extractor),
+        KernelDistance(extractor, given["features"], KID),
+        ManifoldOverlap(extractor, given["features"], ManifoldSettings(2, 4)),
+        ClassFrechetDistance(extractor, given["per_class"]),
+    ]
+    batches = [{"image": i, "label": y} for i, y in shards]
+    return score_images(batches, metrics, extractor, num_images=NUM, ranks=Ranks(reduce, rank, world_size))
+
+
+def score(*metrics, image_NCHW=None, label_N=None):
+    """The line of nine images, or of these."""
+    image_NCHW = images(9, 3) if image_NCHW is None else image_NCHW
+    batch = {"image": image_NCHW} | ({} if label_N is None else {"label": label_N})
+    return score_images([batch], metrics, PixelFeatures(), num_images=len(image_NCHW))
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +71,8 @@ def whole():
 
 def test_the_scores_are_those_of_the_parts(whole):
     features_NF, _, spatial_NF = PixelFeatures().with_spatial(images(NUM, 0))
-    given = options()
-    reference_NF = given["kid"]["train"]
+    given = references()
+    reference_NF = given["features"]["train"]
     kid, kid_std = kernel_distance(features_NF, reference_NF, KID)
     parts = overlap(features_NF, reference_NF, ManifoldSettings(2, 4))
     label_N = torch.arange(NUM) % 4
@@ -123,23 +135,17 @@ def test_two_processes_with_gloo(whole, on_ranks):
 
 
 def test_small_sets_lower_the_subsets_and_the_name_says_so():
-    given = {"kid": options()["kid"], "splits": None}
-    names = score_images([images(9, 3)], PixelFeatures(), num_images=9, **given)["metrics"]
+    names = score(KernelDistance(PixelFeatures(), references()["features"]))["metrics"]
     assert set(names) == {f"{kind}_pixels12_none_subsets100x9_vs_train" for kind in ("kid", "kid-std")}
 
 
 def test_classes_that_cannot_be_compared_are_listed():
-    features_NF = options()["kid"]["train"]
+    features_NF = references()["features"]["train"]
     moments = statistics_of([features_NF[:40]], 12).gaussian()
     classes = {0: moments, 1: features_NF[40:], 2: features_NF[:1], 7: moments}
     image_NCHW, label_N = images(20, 4), torch.tensor([0] * 15 + [1] * 2 + [2] * 2 + [3])
-    line = score_images(
-        [{"image": image_NCHW, "label": label_N}],
-        PixelFeatures(),
-        num_images=20,
-        splits=None,
-        per_class={"val": classes},
-    )
+    distance = ClassFrechetDistance(PixelFeatures(), {"val": classes})
+    line = score(distance, image_NCHW=image_NCHW, label_N=label_N)
     own = statistics_of([PixelFeatures()(image_NCHW[:15])[0]], 12).gaussian()
     table = line["per_class"]["class-fid_pixels12_none_vs_val"]
     assert set(table) == {0, 1}
@@ -148,62 +154,60 @@ def test_classes_that_cannot_be_compared_are_listed():
         "class-fid_pixels12_none_vs_val: 3 classes left out, under 2 images here or there: 2, 3, 7"
     ]
     with pytest.raises(ValueError, match="needs the class that each image was asked for"):
-        score_images([image_NCHW], PixelFeatures(), num_images=20, splits=None, per_class={"val": classes})
+        score(distance, image_NCHW=image_NCHW)
     with pytest.raises(ValueError, match="no class has 2 images"):
-        score_images(
-            [{"image": image_NCHW, "label": label_N}],
-            PixelFeatures(),
-            num_images=20,
-            splits=None,
-            per_class={"val": {9: moments}},
-        )
+        strangers = ClassFrechetDistance(PixelFeatures(), {"val": {9: moments}})
+        score(strangers, image_NCHW=image_NCHW, label_N=label_N)
 
 
 def test_warnings_of_few_images_and_singular_covariances():
-    reference = options()["references"]["train"]
-    line = score_images([images(5, 2)], PixelFeatures(), num_images=5, references={"train": reference}, splits=None)
+    line = score(FrechetDistance(PixelFeatures(), references()["moments"]), image_NCHW=images(5, 2))
     assert line["warnings"] == [
         "pixels12: only 5 images behind the samples, under 2048: compare with equally many only",
         "pixels12: the covariance of the samples is singular (5 images, 12 features)",
         "fid_pixels12_none_vs_train: only 80 images behind the reference, under 2048: compare with equally many only",
     ]
     many = statistics_of([torch.randn(3000, 12)], 12).gaussian()
-    line = score_images([images(2048, 2)], PixelFeatures(), num_images=2048, references={"train": many}, splits=None)
+    line = score(FrechetDistance(PixelFeatures(), {"train": many}), image_NCHW=images(2048, 2))
     assert line["warnings"] == []
 
 
 def test_networks_without_classes_have_no_inception_score():
     extractor = PixelFeatures()
     extractor.num_classes = 0
-    assert score_images([images(9, 3)], extractor, num_images=9)["metrics"] == {}
+    with pytest.raises(ValueError, match="pixels12 has no classes, which the inception score needs"):
+        InceptionScore(extractor, 9)
 
 
 def test_references_of_other_features_are_errors():
-    given = options()
+    given = references()
     wrong = [
-        ({"references": {"train": given["spatial"]["train"]}}, "'train' has 6 features, pixels12 has 12"),
-        ({"spatial": given["references"]}, "'train' has 12 features, pixels-columns6 has 6"),
-        ({"kid": {"val": torch.zeros(5, 3)}}, r"'val' must hold features \(at least 2, 12\).*\(5, 3\)"),
-        ({"manifold": {"val": torch.zeros(1, 12)}}, r"'val' must hold features .*got \(1, 12\)"),
-        ({"per_class": {"val": {3: torch.zeros(4, 5)}}}, "'val' has 5 features for class 3, pixels has 12"),
-        ({"references": given["references"], "kid": {"train": torch.zeros(9, 12)}}, "80 images and for 9"),
+        (FrechetDistance, given["spatial"], "'train' has 6 features, pixels12 has 12"),
+        (SpatialFrechetDistance, given["moments"], "'train' has 12 features, pixels-columns6 has 6"),
+        (KernelDistance, {"val": torch.zeros(5, 3)}, r"'val' must hold features \(at least 2, 12\).*\(5, 3\)"),
+        (ManifoldOverlap, {"val": torch.zeros(1, 12)}, r"'val' must hold features .*got \(1, 12\)"),
+        (ClassFrechetDistance, {"val": {3: torch.zeros(4, 5)}}, "'val' has 5 features for class 3, pixels has 12"),
     ]
-    for arguments, message in wrong:
+    for kind, reference, message in wrong:
         with pytest.raises(ValueError, match=message):
-            score_images([images(9, 3)], PixelFeatures(), num_images=9, splits=None, **arguments)
+            kind(PixelFeatures(), reference)
+    few = KernelDistance(PixelFeatures(), {"train": torch.zeros(9, 12)})
+    with pytest.raises(ValueError, match="80 images and for 9"):
+        score(FrechetDistance(PixelFeatures(), given["moments"]), few)
     extractor = type("Plain", (), {n: getattr(PixelFeatures, n) for n in ("label", "resize", "dim", "device")})()
     extractor.name = "plain"
     with pytest.raises(ValueError, match="plain has no spatial features: sFID needs"):
-        score_images([images(9, 3)], extractor, num_images=9, spatial=given["spatial"])
+        SpatialFrechetDistance(extractor, given["spatial"])
 
 
 def test_published_moments_may_not_know_their_size():
-    given = options()
-    unknown = {"train": given["references"]["train"]._replace(num=0)}
-    line = score_images([images(9, 3)], PixelFeatures(), num_images=9, references=unknown, splits=None)
+    given = references()
+    unknown = {"train": given["moments"]["train"]._replace(num=0)}
+    distance = FrechetDistance(PixelFeatures(), unknown)
+    line = score(distance)
     assert line["references"] == {"train": {"num_images": 0}}
     assert all("the samples" in text for text in line["warnings"])
-    line = score_images([images(9, 3)], PixelFeatures(), num_images=9, references=unknown, kid=given["kid"])
+    line = score(FrechetDistance(PixelFeatures(), unknown), KernelDistance(PixelFeatures(), given["features"]))
     assert line["references"] == {"train": {"num_images": 80}}
 
 
@@ -214,7 +218,7 @@ def test_a_bank_orders_rows_by_index_over_ranks(run_ranks):
     def of_rank(rank, reduce):
         bank = FeatureBank(2, 20_001)
         for index_B in order_N[rank::3].split(5000):
-            bank.update(features_NF[index_B].double(), index_B, index_B % 7)
+            bank.store(features_NF[index_B].double(), index_B, index_B % 7)
         bank.all_reduce(reduce)
         return bank
 
@@ -224,6 +228,6 @@ def test_a_bank_orders_rows_by_index_over_ranks(run_ranks):
     bank = FeatureBank(2, 3)
     assert bank.label_N.tolist() == [-1] * 3
     with pytest.raises(ValueError, match=r"\(2, 2\), got \(2, 3\)"):
-        bank.update(torch.zeros(2, 3), torch.arange(2))
+        bank.store(torch.zeros(2, 3), torch.arange(2))
     with pytest.raises(ValueError, match=r"0\.\.2, got 2\.\.3"):
-        bank.update(torch.zeros(2, 2), torch.arange(2, 4))
+        bank.store(torch.zeros(2, 2), torch.arange(2, 4))

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from evaluation.metrics.frechet import frechet_between
-from evaluation.metrics.inception_score import inception_score
+from evaluation.metrics.frechet import FrechetDistance, frechet_between
+from evaluation.metrics.inception_score import InceptionScore, inception_score
+from evaluation.metrics.recognition import RecognitionAccuracy
 from evaluation.networks.classifier import ClassifierConfig
 from evaluation.networks.feature_networks import FEATURES, build_features
-from evaluation.scores import metric_value, reference_statistics, score_images
-from evaluation.statistics import statistics_of
+from evaluation.scores import Origin, metric_value, reference_statistics, score_images
+from evaluation.statistics import ALONE, Ranks, statistics_of
 from tests.evaluation.pixel_features import PixelFeatures
 
 NUM = 61
@@ -33,13 +34,18 @@ def reference():
     return reference_statistics(other_NCHW.split(9), PixelFeatures(), num_images=50)
 
 
+def inception_scores(batches, num_images):
+    extractor = PixelFeatures()
+    return score_images(batches, [InceptionScore(extractor, num_images)], extractor, num_images=num_images)["metrics"]
+
+
 def test_the_line_holds_the_scores_of_the_parts(image_NCHW, label_N, reference):
     batches = [{"image": i, "label": y} for i, y in zip(image_NCHW.split(8), label_N.split(8))]
     references = {"train": reference, "val": reference._replace(mean_F=reference.mean_F + 1)}
-    line = score_images(
-        batches, PixelFeatures(), num_images=NUM, references=references, accuracy=True, seed=3,
-        sampling={"top_k": 7}, checkpoint="abc",
-    )  # fmt: skip
+    extractor = PixelFeatures()
+    metrics = [FrechetDistance(extractor, references), InceptionScore(extractor, NUM), RecognitionAccuracy(extractor)]
+    origin = Origin(3, {"top_k": 7}, "abc", {"dataset": "dots"})
+    line = score_images(batches, metrics, extractor, num_images=NUM, origin=origin)
     features_NF, logits_NY = PixelFeatures()(image_NCHW)
     own = statistics_of([features_NF], 12).gaussian()
     assert line["metrics"] == pytest.approx(
@@ -57,10 +63,13 @@ def test_the_line_holds_the_scores_of_the_parts(image_NCHW, label_N, reference):
     assert line["sampling"] == {"top_k": 7}
     assert line["references"] == {"train": {"num_images": 50}, "val": {"num_images": 50}}
     assert line["features"]["fingerprint"] == "0" * 64
+    assert list(line)[-2:] == ["seconds", "dataset"]
 
 
 def test_metric_values_are_found_by_kind(image_NCHW, reference):
-    line = score_images([image_NCHW], PixelFeatures(), num_images=NUM, references={"a": reference, "b": reference})
+    extractor = PixelFeatures()
+    metrics = [FrechetDistance(extractor, {"a": reference, "b": reference}), InceptionScore(extractor, NUM)]
+    line = score_images([image_NCHW], metrics, extractor, num_images=NUM)
     assert metric_value(line, "fid", "a") == line["metrics"]["fid_pixels12_none_vs_a"]
     assert metric_value(line, "is") == line["metrics"]["is_pixels12_none_splits10"]
     for arguments in [("fid",), ("rfid", "a"), ("fid", "c")]:
@@ -71,44 +80,44 @@ def test_metric_values_are_found_by_kind(image_NCHW, reference):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_ranks_and_batches_do_not_change_the_line(run_ranks, image_NCHW, label_N, reference, world_size, batch_size):
-    expected = score_images(
-        [{"image": image_NCHW, "label": label_N}], PixelFeatures(), num_images=NUM,
-        references={"val": reference}, kind="rfid", accuracy=True,
-    )  # fmt: skip
+    def rank_line(batches, ranks):
+        extractor = PixelFeatures()
+        distance = FrechetDistance(extractor, {"val": reference}, "rfid")
+        metrics = [distance, InceptionScore(extractor, NUM), RecognitionAccuracy(extractor)]
+        return score_images(batches, metrics, extractor, num_images=NUM, ranks=ranks)
 
-    def rank_line(rank, reduce):
+    def of_rank(rank, reduce):
         shards = zip(image_NCHW[rank::world_size].split(batch_size), label_N[rank::world_size].split(batch_size))
-        return score_images(
-            [{"image": i, "label": y} for i, y in shards], PixelFeatures(), num_images=NUM,
-            references={"val": reference}, kind="rfid", accuracy=True, reduce=reduce, rank=rank, world_size=world_size,
-        )  # fmt: skip
+        return rank_line([{"image": i, "label": y} for i, y in shards], Ranks(reduce, rank, world_size))
 
-    for line in run_ranks(world_size, rank_line):
+    expected = rank_line([{"image": image_NCHW, "label": label_N}], ALONE)
+
+    for line in run_ranks(world_size, of_rank):
         assert line["metrics"] == pytest.approx(expected["metrics"], rel=1e-9)
 
 
 def test_given_indices_decide_not_the_order(image_NCHW, reference):
     order_N = torch.randperm(NUM)
     shuffled = [{"image": image_NCHW[index_B], "index": index_B} for index_B in order_N.split(8)]
-    expected = score_images([image_NCHW], PixelFeatures(), num_images=NUM)
-    assert score_images(shuffled, PixelFeatures(), num_images=NUM)["metrics"] == pytest.approx(expected["metrics"])
+    expected = inception_scores([image_NCHW], NUM)
+    assert inception_scores(shuffled, NUM) == pytest.approx(expected)
 
 
 def test_few_images_have_few_splits_and_scores_can_be_left_out(image_NCHW):
-    assert "is_pixels12_none_splits3" in score_images([image_NCHW[:3]], PixelFeatures(), num_images=3)["metrics"]
-    assert score_images([image_NCHW], PixelFeatures(), num_images=NUM, splits=None)["metrics"] == {}
+    assert "is_pixels12_none_splits3" in inception_scores([image_NCHW[:3]], 3)
+    assert score_images([image_NCHW], [], PixelFeatures(), num_images=NUM)["metrics"] == {}
 
 
 def test_the_number_of_images_is_exact(image_NCHW, run_ranks):
     with pytest.raises(ValueError, match="1 missing, 0 more than once"):
-        score_images([image_NCHW], PixelFeatures(), num_images=NUM + 1)
+        inception_scores([image_NCHW], NUM + 1)
     with pytest.raises(ValueError, match=f"more images than the {NUM - 1}"):
-        score_images(image_NCHW.split(20), PixelFeatures(), num_images=NUM - 1)
+        inception_scores(image_NCHW.split(20), NUM - 1)
     twice = {"image": image_NCHW[:3], "index": torch.tensor([0, 1, 1])}
     with pytest.raises(ValueError, match="1 missing, 1 more than once"):
-        score_images([twice], PixelFeatures(), num_images=3)
+        inception_scores([twice], 3)
     with pytest.raises(ValueError, match="0 missing, 1 more than once"):
-        score_images([twice], PixelFeatures(), num_images=2)
+        inception_scores([twice], 2)
     with pytest.raises(ValueError, match="3 missing"):
         run_ranks(
             2,
@@ -116,25 +125,24 @@ def test_the_number_of_images_is_exact(image_NCHW, run_ranks):
                 [image_NCHW[rank:6:2]][: 1 - rank],
                 PixelFeatures(),
                 num_images=6,
-                reduce=reduce,
-                rank=rank,
-                world_size=2,
+                ranks=Ranks(reduce, rank, 2),
             ),
         )
 
 
 def test_labels_are_asked_for(image_NCHW, label_N):
     with pytest.raises(ValueError, match="label"):
-        score_images([image_NCHW], PixelFeatures(), num_images=NUM, accuracy=True)
+        score_images([image_NCHW], [RecognitionAccuracy(PixelFeatures())], PixelFeatures(), num_images=NUM)
     stranger = PixelFeatures()
     stranger.recognises_labels = False
     with pytest.raises(ValueError, match="pixels does not know"):
-        score_images([{"image": image_NCHW, "label": label_N}], stranger, num_images=NUM, accuracy=True)
+        RecognitionAccuracy(stranger)
 
 
 def test_one_image_has_no_frechet_distance(image_NCHW, reference):
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
-        score_images([image_NCHW[:1]], PixelFeatures(), num_images=1, references={"train": reference})
+        distance = FrechetDistance(PixelFeatures(), {"train": reference})
+        score_images([image_NCHW[:1]], [distance], PixelFeatures(), num_images=1)
 
 
 def test_features_by_name():

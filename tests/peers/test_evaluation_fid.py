@@ -16,6 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluation.metrics.frechet import FrechetDistance
+from evaluation.metrics.inception_score import InceptionScore
+from evaluation.metrics.metric import Metric
 from evaluation.networks.inception import InceptionFeatures
 from evaluation.networks.weight_files import FID_INCEPTION
 from evaluation.scores import metric_value, score_images
@@ -98,7 +101,10 @@ def test_fid_of_a_folder_equals_pytorch_fids_command(dim, hub, folder, tmp_path)
 
     reference = {"stats": Gaussian(mean_F, covariance_FF, 0)}
     for kind in ("fid", "rfid") if dim == 64 else ("fid",):
-        line = score_images(batches(folder), extractor, num_images=NUM, references=reference, kind=kind)
+        metrics: list[Metric] = [FrechetDistance(extractor, reference, kind)]
+        if dim == 2048:
+            metrics.append(InceptionScore(extractor, NUM))
+        line = score_images(batches(folder), metrics, extractor, num_images=NUM)
         ours = metric_value(line, kind, "stats")
         print(f"{kind} at {dim}: ours {ours:.8g}, pytorch-fid {theirs:.8g}, relative {ours / theirs - 1:.1e}")
         assert ours == pytest.approx(theirs, rel=1e-3)

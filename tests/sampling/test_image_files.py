@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.metrics.frechet import FrechetDistance
+from evaluation.metrics.inception_score import InceptionScore
+from evaluation.metrics.recognition import RecognitionAccuracy
 from evaluation.networks.classifier import ClassifierConfig, train_classifier
 from evaluation.networks.inception import InceptionFeatures, fid_inception_network
 from evaluation.protocol import from_uint8, to_uint8
@@ -58,15 +61,10 @@ def extractor(request, decoded_NCHW, tmp_path_factory):
 def scores_of(batches, extractor):
     mixing_FF = torch.randn(extractor.dim, extractor.dim, generator=torch.Generator().manual_seed(1)).double()
     reference = Gaussian(torch.zeros(extractor.dim, dtype=torch.float64), mixing_FF @ mixing_FF.T, 50_000)
-    line = score_images(
-        batches,
-        extractor,
-        num_images=NUM_IMAGES,
-        references={"train": reference},
-        splits=3,
-        accuracy=extractor.recognises_labels,
-    )
-    return line["metrics"]
+    metrics = [FrechetDistance(extractor, {"train": reference})]
+    if extractor.recognises_labels:
+        metrics += [InceptionScore(extractor, NUM_IMAGES, splits=3), RecognitionAccuracy(extractor)]
+    return score_images(batches, metrics, extractor, num_images=NUM_IMAGES)["metrics"]
 
 
 def test_scores_from_disk_equal_scores_from_memory_bit_for_bit(decoded_NCHW, saved, extractor):

@@ -8,17 +8,17 @@ Legend: B batch, C channels, H W image, N images.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from evaluation.metrics.frechet import FrechetDistance
 from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.scores import reference_statistics, score_images
 from evaluation.statistics import Gaussian
 from runtime import distributed
 from runtime.errors import one_line
-from scoring.scoring_data import ScoringData
+from scoring.scoring_data import FeatureSettings, ScoringData, ranks_of
 from training.checkpoints.snapshot_writer import SnapshotWriter
 from training.experiment import InLoopScoreConfig
 from training.stage import Stage
@@ -35,11 +35,9 @@ def find_features(config: InLoopScoreConfig, data: ScoringData) -> FeatureExtrac
     names = AUTOMATIC if config.features == "auto" else (config.features,)
     reasons = []
     for name in names:
-        flags = argparse.Namespace(
-            features=name, features_weights=config.features_weights, features_cache=config.features_cache
-        )
+        settings = FeatureSettings(name, config.features_weights, cache=config.features_cache)
         try:
-            return data.features(flags)
+            return data.features(settings)
         except (ValueError, OSError) as error:
             reasons.append(one_line(error))
     raise ValueError("; ".join(reasons))
@@ -81,17 +79,14 @@ class InLoopScores:
     def measure(self) -> dict[str, float]:
         """The distance under its full name, the same on every rank, and the number of images."""
         name, moments = self.reference()
+        distance = FrechetDistance(self.extractor, {name: moments}, self.stage.score_kind)
         with self.stage.averaged():
             line = score_images(
                 self.stage.images_to_score(self.data, self.num_images),
+                [distance],
                 self.extractor,
                 num_images=self.num_images,
-                references={name: moments},
-                kind=self.stage.score_kind,
-                splits=None,
-                reduce=distributed.all_reduce_sum_,
-                rank=self.data.env.rank,
-                world_size=self.data.env.world_size,
+                ranks=ranks_of(self.data.env),
             )
         return {**line["metrics"], "num_images": self.num_images}
 
@@ -113,9 +108,7 @@ class InLoopScores:
                         self.data.spread_batches(split, self.num_images),
                         self.extractor,
                         num_images=self.num_images,
-                        reduce=distributed.all_reduce_sum_,
-                        rank=self.data.env.rank,
-                        world_size=self.data.env.world_size,
+                        ranks=ranks_of(self.data.env),
                     ),
                 )
         return self._reference

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from evaluation.metrics.clip_score import clip_score
+from evaluation.metrics.clip_score import ClipScore, caption_cosine
 from evaluation.networks.clip_features import ClipFeatures
 from evaluation.networks.extra_networks import PixelInput, weights_sha256
 from evaluation.networks.feature_networks import build_features
 from evaluation.networks.timm_features import TimmFeatures
 from evaluation.networks.weight_files import file_sha256
+from evaluation.scores import score_images
+from evaluation.statistics import ALONE, Ranks
 
 
 class TinyClip(torch.nn.Module):
@@ -124,30 +126,38 @@ def test_clip_weights_by_tag_and_without(open_clip):
         build_features("clip:RN9")
 
 
+def clip_scores(batches, network, captions, ranks=ALONE):
+    return score_images(batches, [ClipScore(network, captions)], num_images=4, ranks=ranks)
+
+
 def test_clip_score_is_the_mean_cosine(open_clip, clip_file, image_BCHW):
     network = ClipFeatures("ViT-B-32", clip_file)
     captions = ["a dog", "two cats", "red", "blue"]
     image_BF, text_BF = network(image_BCHW)[0], network.text_features(captions)
     cosine_B = torch.tensor([i @ t / i.norm() / t.norm() for i, t in zip(image_BF, text_BF)])
-    batches = [(image_BCHW[:3], captions[:3]), (image_BCHW[3:], captions[3:])]
-    scores = clip_score(batches, network, num_images=4)
+    line = clip_scores(image_BCHW.split(3), network, captions)
     name = f"{network.label}_cleanbicubic8crop"
-    assert scores == pytest.approx(
-        {f"clip-cosine_{name}": cosine_B.mean().item(), f"clip-score100_{name}": 100 * cosine_B.mean().item()}, rel=1e-5
+    mean = cosine_B.mean().item()
+    assert line["metrics"] == pytest.approx(
+        {f"clip-cosine_{name}": mean, f"clip-score100_{name}": 100 * mean}, rel=1e-5
     )
-    with pytest.raises(ValueError, match="5 images announced, got 4"):
-        clip_score(batches, network, num_images=5)
+    assert line["clip"] == {"name": network.name, "resize": network.resize, "fingerprint": network.fingerprint}
+    assert line["features"]["num_classes"] == 0
+    turned = {"image": image_BCHW, "caption": torch.tensor([3, 2, 1, 0])}
+    assert clip_scores([turned], network, captions[::-1])["metrics"] == pytest.approx(line["metrics"], rel=1e-5)
+    with pytest.raises(ValueError, match="1 missing"):
+        clip_scores([image_BCHW[:3]], network, captions)
     with pytest.raises(ValueError, match="4 images with 3 captions"):
-        clip_score([(image_BCHW, captions[:3])], network, num_images=4)
+        caption_cosine(network, image_BCHW, captions[:3])
 
 
 def test_clip_score_over_ranks(open_clip, clip_file, image_BCHW, run_ranks):
     network = ClipFeatures("ViT-B-32", clip_file)
     captions = ["a dog", "two cats", "red", "blue"]
-    expected = clip_score([(image_BCHW, captions)], network, num_images=4)
+    expected = clip_scores([image_BCHW], network, captions)["metrics"]
 
     def of_rank(rank, reduce):
-        return clip_score([(image_BCHW[rank::3], captions[rank::3])], network, num_images=4, reduce=reduce)
+        return clip_scores([image_BCHW[rank::3]], network, captions, Ranks(reduce, rank, 3))["metrics"]
 
     assert all(scores == pytest.approx(expected, rel=1e-5) for scores in run_ranks(3, of_rank))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evaluation.metrics.class_scores import classification_accuracy_score
+from evaluation.metrics.classification_accuracy import classification_accuracy_score
 from evaluation.networks.classifier import ClassifierConfig
 
 CONFIG = ClassifierConfig(resolution=8, dim=16, min_presentations=1000, batch_size=20)
