@@ -142,7 +142,7 @@ def mapped_codebook(transform: nn.Module, frozen_KF: Tensor, code_dim: int) -> T
     """
     weights = {name: parameter.float() for name, parameter in transform.named_parameters()}
     state = {name: buffer.float() for name, buffer in transform.named_buffers() if buffer.is_floating_point()}
-    weight_KC = torch.func.functional_call(transform, {**state, **weights}, (frozen_KF.float(),))
+    weight_KC: Tensor = torch.func.functional_call(transform, {**state, **weights}, (frozen_KF.float(),))
     if weight_KC.shape != (len(frozen_KF), code_dim):
         raise ValueError(
             f"the codebook transform gives {tuple(weight_KC.shape)} instead of {(len(frozen_KF), code_dim)}"
