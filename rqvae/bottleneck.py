@@ -41,7 +41,6 @@ from rqstack.quantizers import (
     SimOptions,
     SimQuantizer,
     StackOptions,
-    TargetQuantizer,
     VectorOptions,
     VectorQuantizer,
     residual_fsq,
@@ -138,22 +137,20 @@ def _with_restart(sizes: Sizes, options: Any) -> Any:
     return options
 
 
-def _residual_vector(
-    sizes: Sizes, dim: int, num_codes: Sequence[int], options: ResidualVectorOptions
-) -> TargetQuantizer:
+def _residual_vector(sizes: Sizes, dim: int, num_codes: Sequence[int], options: ResidualVectorOptions) -> Quantizer:
     options, shared = _with_restart(sizes, options), sizes.shared_codebook
     return ResidualVectorQuantizer(dim, num_codes, None, options, shared=shared, decay=sizes.decays[0])
 
 
 def _in_groups(
-    stack: Callable[[Sizes, int, Sequence[int], Stacked], TargetQuantizer], sized: bool = True
-) -> Callable[[Sizes, int, Stacked], TargetQuantizer]:
+    stack: Callable[[Sizes, int, Sequence[int], Stacked], Quantizer], sized: bool = True
+) -> Callable[[Sizes, int, Stacked], Quantizer]:
     """Builder of `groups` stacks of D / groups levels, each on its share of the channels.
 
     stack: from the config, the size of a vector, K of every level (`sized`; otherwise one 0 per level) and the options.
     """
 
-    def build(sizes: Sizes, dim: int, options: Stacked) -> TargetQuantizer:
+    def build(sizes: Sizes, dim: int, options: Stacked) -> Quantizer:
         groups = options.groups
         if groups < 1 or sizes.depth % groups or dim % groups:
             raise ValueError(
@@ -248,7 +245,5 @@ def build_quantizer(config: BottleneckConfig) -> Quantizer:
     quantizer = row.build(config, config.embed_dim * rows * columns, config.bottleneck_options)
     if quantizer.num_codes and config.n_embed is not None and quantizer.num_codes != config.code_sizes:
         raise ValueError(f"n_embed {config.n_embed} does not fit: the bottleneck has {quantizer.num_codes[0]} codes")
-    if rows * columns == 1 or row.joins_patches:
-        return quantizer
-    assert isinstance(quantizer, TargetQuantizer), "only a quantizer with targets goes in patches"
-    return InPatches(quantizer, (rows, columns))
+    joined = rows * columns > 1 and not row.joins_patches
+    return InPatches(quantizer, (rows, columns)) if joined else quantizer

@@ -4,7 +4,7 @@ Codebooks, arithmetic and the calls of other libraries (`compat`) are in the roo
 """
 
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses
-from rqstack.quantizers.base import NullQuantizer, Quantizer, QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.base import NullQuantizer, Quantizer, QuantizerOutput
 from rqstack.quantizers.codebooks.affine import AffineRule
 from rqstack.quantizers.codebooks.entry_use import RestartRule
 from rqstack.quantizers.codebooks.moving_average import EMACodebook
@@ -78,7 +78,6 @@ __all__ = [
     "SimQuantizer",
     "SoftmaxVectorPool2d",
     "StackOptions",
-    "TargetQuantizer",
     "VectorLosses",
     "VectorOptions",
     "VectorQuantizer",

@@ -34,7 +34,8 @@ class QuantizerOutput(NamedTuple):
 class Quantizer(nn.Module, abc.ABC):
     """Channels-last vectors -> codes -> vectors.
 
-    `num_codes` holds the codebook size of every depth; its length is the code depth D.
+    `num_codes` holds the codebook size of every depth; its length is the code depth D. Every depth searches
+    `codebook(depth)` with a vector that `targets` gives.
     """
 
     num_codes: tuple[int, ...]
@@ -79,10 +80,6 @@ class Quantizer(nn.Module, abc.ABC):
     def uses_all_parameters(self) -> bool:
         """Whether every train-mode forward uses every trainable parameter. Not where levels are dropped at random."""
         return True
-
-
-class TargetQuantizer(Quantizer):
-    """A quantizer whose depths each search `codebook(depth)` with a vector that `targets` can give."""
 
     @abc.abstractmethod
     def targets(
@@ -171,3 +168,9 @@ class NullQuantizer(Quantizer):
     def codebook(self, depth: int) -> Tensor:
         """There is no codebook."""
         raise ValueError("bottleneck_type 'none' has no codebook; choose 'rq'")
+
+    def targets(
+        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """There is nothing to search."""
+        raise ValueError("bottleneck_type 'none' has no codes; choose 'rq'")

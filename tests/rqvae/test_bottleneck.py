@@ -202,6 +202,16 @@ def test_values_that_do_not_fit_are_one_line(name, changes, message):
     assert "\n" not in str(error.value)
 
 
+def test_without_a_bottleneck_there_is_nothing_to_ask_for():
+    model, x = RQVAE(stage1("rq", {"n_embed": 16}, bottleneck_type="none")).eval(), images()
+    assert model(x).recon.shape == x.shape
+    for ask in (model.get_codes, model.get_latent_targets, model.get_soft_codes):
+        with pytest.raises(ValueError, match="bottleneck_type 'none' has no codes; choose 'rq'"):
+            ask(x)
+    with pytest.raises(ValueError, match="bottleneck_type 'none' has no codebook"):
+        model.codebook(0)
+
+
 def test_patches_need_a_grid_of_whole_ones():
     with pytest.raises(ValueError, match=r"patches of 2 x 2 need a \(B, H, W, E\) grid of them, got \(2, 3, 4, 5\)"):
         InPatches(VectorQuantizer(20, 4), (2, 2))(torch.zeros(2, 3, 4, 5))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rqstack.quantizers import EMACodebook
+from rqstack.quantizers import EMACodebook, RestartRule
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 from rqvae import RQVAE, load_rqvae
 from rqvae.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
@@ -123,7 +123,7 @@ def test_train_forward_gradients_and_codebook(shared):
 
 def test_restart_of_one_codebook(shared):
     io = shared.io
-    book = EMACodebook(64, 16, restart_unused_codes=True, keep_unused=False)
+    book = EMACodebook(64, 16, restart=RestartRule(), keep_unused=False)
     book.weight.copy_(io["restart.before.weight"][:-1])
     book.cluster_size_ema.copy_(io["restart.before.cluster_size_ema"])
     book.embed_ema.copy_(io["restart.before.embed_ema"])

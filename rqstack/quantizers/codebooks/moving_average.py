@@ -27,8 +27,8 @@ class EMACodebook(CountedCodebook):
 
     keep_unused: entries that no vector of a step chose keep their vector, and a new codebook starts with cluster
     sizes of 1. Without it (the published behaviour) a never used entry has cluster size 0 and its vector explodes.
-    restart_unused_codes: True for the published rule, or a `RestartRule`; seed: of its draws. normalize: code vectors
-    have length 1.
+    restart: which entries `update` replaces by vectors of the step; seed: of these draws. normalize: code vectors have
+    length 1.
     """
 
     weight: Tensor
@@ -40,19 +40,18 @@ class EMACodebook(CountedCodebook):
         dim: int,
         *,
         decay: float = 0.99,
-        restart_unused_codes: bool | RestartRule = False,
+        restart: RestartRule | None = None,
         keep_unused: bool = True,
         normalize: bool = False,
         seed: int = 0,
     ):
         super().__init__()
-        rule = RestartRule() if restart_unused_codes is True else restart_unused_codes or None
         self.keep_unused = keep_unused
         self.normalize = normalize
         weight = torch.randn(num_codes, dim, dtype=torch.float32)
         weight = F.normalize(weight, dim=1) if normalize else weight
         self._hold(weight)
-        self._count_entries(num_codes, float(keep_unused), decay, rule, seed)
+        self._count_entries(num_codes, float(keep_unused), decay, restart, seed)
         self.register_buffer("embed_ema", weight.clone())
 
     def _hold(self, weight_KE: Tensor) -> None:

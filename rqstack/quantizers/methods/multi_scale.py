@@ -24,7 +24,7 @@ from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
-from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.base import Quantizer, QuantizerOutput
 from rqstack.quantizers.codebooks.alternating import OptimizerMaker
 from rqstack.quantizers.codebooks.entry_use import RestartRule
 from rqstack.quantizers.methods.vector import VectorQuantizer
@@ -64,7 +64,7 @@ class MultiScaleOptions:
         )
 
 
-class MultiScaleQuantizer(TargetQuantizer):
+class MultiScaleQuantizer(Quantizer):
     """Every scale quantizes what the coarser scales left over, pooled to its grid, and adds it back interpolated.
 
     Input (B, ..., dim) with a grid of `grid_dims` dims. A whole map is one stack of codes (B, 1, ..., 1, S), a code

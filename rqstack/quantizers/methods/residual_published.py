@@ -17,7 +17,8 @@ from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.base import Quantizer, QuantizerOutput
+from rqstack.quantizers.codebooks.entry_use import RestartRule
 from rqstack.quantizers.codebooks.moving_average import EMACodebook
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 from rqstack.quantizers.wrappers.patches import join_patches, split_patches
@@ -26,7 +27,7 @@ CODEBOOK_UPDATES = ("per_depth", "deferred")
 MAX_PENDING = 1024
 
 
-class ResidualQuantizer(TargetQuantizer):
+class ResidualQuantizer(Quantizer):
     """D codes per vector; each quantizes what the codes before it left over. # Eq. 2-3
 
     dim: E, size of the input vectors. num_codes: codebook size of every depth. shared: one codebook for all depths.
@@ -68,7 +69,7 @@ class ResidualQuantizer(TargetQuantizer):
                 size,
                 dim * patch[0] * patch[1],
                 decay=one_decay,
-                restart_unused_codes=restart_unused_codes,
+                restart=RestartRule() if restart_unused_codes else None,
                 keep_unused=codebook_update == "deferred",
                 seed=depth,  # the rows with which one depth restarts are those that leave no residual to the next
             )

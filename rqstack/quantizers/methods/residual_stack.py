@@ -21,9 +21,9 @@ from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision, linear, without_masked_nonfinite
-from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
-Level = TypeVar("Level", bound=TargetQuantizer)
+Level = TypeVar("Level", bound=Quantizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class StackOptions:
     dropout_multiple: int = 1
 
 
-class ResidualStack(KeepsFloat32, TargetQuantizer, Generic[Level]):
+class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
     """Level l quantizes residual / scales[l] of the residual that levels 0 .. l - 1 leave; the output is the sum.
 
     dim: E, projected to `code_dim` = C and back where they differ. levels: quantizers of C-sized vectors; one object

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision, linear, without_masked_nonfinite
-from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
 
-class SideBySideQuantizer(TargetQuantizer):
+class SideBySideQuantizer(Quantizer):
     """D codebooks side by side in a space of D x C scalars, which a linear map joins to E where the sizes differ.
 
     dim: E. code_dim: C. num_codebooks: D. num_codes: K of each. project: learned maps E -> D x C -> E; None: only

@@ -323,9 +323,7 @@ def _make_codebook(
     if options.codebook == "learned":
         return LearnedCodebook(num_codes, dim, normalize=normalize, decay=decay, restart=options.restart, seed=seed)
     book = TrainedEMACodebook if options.codebook == "both" else EMACodebook
-    return book(
-        num_codes, dim, decay=decay, restart_unused_codes=options.restart or False, normalize=normalize, seed=seed
-    )
+    return book(num_codes, dim, decay=decay, restart=options.restart, normalize=normalize, seed=seed)
 
 
 @torch.no_grad()

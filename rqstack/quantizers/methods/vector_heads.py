@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision, linear
-from rqstack.quantizers.base import TargetQuantizer
+from rqstack.quantizers.base import Quantizer
 
 
-class HeadedQuantizer(TargetQuantizer):
+class HeadedQuantizer(Quantizer):
     """Base of quantizers whose code vectors stand for the H parts of a vector. Subclasses say what `codebook(h)` is.
 
     dim: of the input (..., dim). codebook_dim: E, by default dim / H; where H * E is not dim, learned projections lead

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
 
-class Grouped(TargetQuantizer):
+class Grouped(Quantizer):
     """Channels split evenly over `groups`; codes follow each other group by group; the loss is the mean over groups.
 
     groups: quantizers of vectors of size dim / G. ValueError where the split is not even.
     """
 
-    def __init__(self, dim: int, groups: Sequence[TargetQuantizer]):
+    def __init__(self, dim: int, groups: Sequence[Quantizer]):
         super().__init__()
         if not groups or dim % len(groups):
             raise ValueError(f"dim {dim} does not split evenly over {len(groups)} groups")
@@ -109,7 +109,7 @@ class Grouped(TargetQuantizer):
         if z.shape[-1] != self.dim:
             raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
 
-    def _split(self, codes: Tensor) -> Iterator[tuple[TargetQuantizer, Tensor]]:
+    def _split(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]:
         """(group, its codes) for every group that has codes here."""
         start = 0
         for group in self.groups:

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rqstack.quantizers.base import QuantizerOutput, TargetQuantizer
+from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
 
 def join_patches(z_BHWE: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -31,7 +31,7 @@ def split_patches(vectors_BhwP: Tensor, patch: tuple[int, int]) -> Tensor:
     return rearrange(vectors_BhwP, "b h w (p q e) -> b (h p) (w q) e", p=rows, q=columns)
 
 
-class InPatches(TargetQuantizer):
+class InPatches(Quantizer):
     """Any quantizer on joined vectors: input (B, H, W, E), codes (B, h, w, D).
 
     quantizer: of vectors of size P = E x rows x columns. patch: (rows, columns) of latent vectors that share their
@@ -39,7 +39,7 @@ class InPatches(TargetQuantizer):
     grid; a mask has the shape of the code grid. ValueError for a grid that is not made of whole patches.
     """
 
-    def __init__(self, quantizer: TargetQuantizer, patch: tuple[int, int]):
+    def __init__(self, quantizer: Quantizer, patch: tuple[int, int]):
         super().__init__()
         if min(patch) < 1:
             raise ValueError(f"a patch needs at least one row and one column, got {tuple(patch)}")

@@ -17,7 +17,7 @@ def coded(x, codes):
 def make(kind, num_codes, rule, **settings):
     if kind == "learned":
         return LearnedCodebook(num_codes, 2, restart=rule, **settings)
-    return (TrainedEMACodebook if kind == "both" else EMACodebook)(num_codes, 2, restart_unused_codes=rule, **settings)
+    return (TrainedEMACodebook if kind == "both" else EMACodebook)(num_codes, 2, restart=rule, **settings)
 
 
 def changed_entries(book, chosen_at_each_update):
@@ -41,9 +41,9 @@ def test_entries_restart_when_so_many_updates_in_a_row_have_not_chosen_them(kind
 
 
 def test_least_recent_use_ignores_cluster_sizes_and_respects_the_grace_period():
-    book = EMACodebook(3, 2, decay=0.1, restart_unused_codes=RestartRule(below=100.0, unused_for=2))
+    book = EMACodebook(3, 2, decay=0.1, restart=RestartRule(below=100.0, unused_for=2))
     assert changed_entries(book, [[0, 1]] * 3) == [[], [2], []]
-    book = EMACodebook(3, 2, decay=0.1, restart_unused_codes=RestartRule(unused_for=1, grace=3))
+    book = EMACodebook(3, 2, decay=0.1, restart=RestartRule(unused_for=1, grace=3))
     assert changed_entries(book, [[0, 1]] * 7) == [[], [], [], [2], [], [], [2]]
 
 
@@ -73,7 +73,7 @@ def test_seeds_give_other_draws_and_the_default_is_that_of_before():
     x, codes = torch.randn(50, 2), [0] * 50
     drawn = []
     for seed in (0, 0, 1, 2):
-        book = EMACodebook(6, 2, restart_unused_codes=True, seed=seed)
+        book = EMACodebook(6, 2, restart=RestartRule(), seed=seed)
         book.update([coded(x, codes)])
         drawn.append(book.embed_ema[1:])
     assert torch.equal(drawn[0], drawn[1])

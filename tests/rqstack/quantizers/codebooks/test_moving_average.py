@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rqstack.quantizers import EMACodebook
+from rqstack.quantizers import EMACodebook, RestartRule
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 
 
@@ -54,7 +54,7 @@ def test_used_entries_converge_to_the_mean_of_their_vectors():
 
 
 def test_restart_repeats_with_noise_when_vectors_are_few():
-    book = EMACodebook(10, 4, restart_unused_codes=True)
+    book = EMACodebook(10, 4, restart=RestartRule())
     x = torch.randn(3, 4)
     book.update([coded(x, [0, 0, 0])])
     assert (book.cluster_size_ema == 1).sum() == 9
@@ -66,7 +66,7 @@ def test_restart_repeats_with_noise_when_vectors_are_few():
 
 @pytest.mark.parametrize("keep_unused", [False, True])
 def test_restarted_entries_are_searched_with_their_new_vector(keep_unused):
-    book = EMACodebook(6, 4, restart_unused_codes=True, keep_unused=keep_unused)
+    book = EMACodebook(6, 4, restart=RestartRule(), keep_unused=keep_unused)
     x = torch.randn(50, 4)
     book.update([coded(x, [0] * 50)])
     torch.testing.assert_close(book.weight[1:], book.embed_ema[1:], atol=1e-3, rtol=0)
@@ -74,7 +74,7 @@ def test_restarted_entries_are_searched_with_their_new_vector(keep_unused):
 
 def test_restart_draws_differ_from_update_to_update_and_repeat_with_the_state():
     x, codes = torch.randn(200, 4), torch.zeros(200, dtype=torch.int64)
-    books = [EMACodebook(10, 4, restart_unused_codes=True) for _ in range(2)]
+    books = [EMACodebook(10, 4, restart=RestartRule()) for _ in range(2)]
     books[1].load_state_dict(books[0].state_dict())
     for book in books:
         book.update([coded(x, codes)])
@@ -85,11 +85,11 @@ def test_restart_draws_differ_from_update_to_update_and_repeat_with_the_state():
     assert not (books[0].embed_ema[1:, None] == first).all(-1).any(1).all()
 
 
-@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("restart", [None, RestartRule()])
 def test_invalid_and_non_finite_rows_leave_no_trace(restart):
     x, codes = torch.randn(40, 4), torch.randint(0, 8, (40,))
     bad = torch.full((2, 4), float("nan"))
-    clean, dirty = EMACodebook(8, 4, restart_unused_codes=restart), EMACodebook(8, 4, restart_unused_codes=restart)
+    clean, dirty = EMACodebook(8, 4, restart=restart), EMACodebook(8, 4, restart=restart)
     dirty.load_state_dict(clean.state_dict())
     clean.update([coded(x, codes)])
     mixed = torch.cat([x[:20], bad, x[20:]])
@@ -101,7 +101,7 @@ def test_invalid_and_non_finite_rows_leave_no_trace(restart):
 
 
 def test_only_invalid_rows_restart_nothing():
-    book = EMACodebook(4, 2, restart_unused_codes=True)
+    book = EMACodebook(4, 2, restart=RestartRule())
     before = book.weight.clone()
     book.update([coded(torch.full((3, 2), float("inf")), [0, 1, 2], torch.zeros(3, dtype=torch.bool))])
     assert torch.equal(book.weight, before)

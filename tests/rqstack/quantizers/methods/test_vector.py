@@ -101,7 +101,7 @@ def test_data_start_takes_vectors_as_they_are():
 
 def test_restart_relative_to_uniform_use():
     """Four entries, mean size 1: those below half of it are replaced and start with the mean size."""
-    book = EMACodebook(4, 2, decay=0.5, restart_unused_codes=RestartRule(0.5, relative=True))
+    book = EMACodebook(4, 2, decay=0.5, restart=RestartRule(0.5, relative=True))
     book.cluster_size_ema.copy_(torch.tensor([4.0, 1.2, 0.6, 0.0]))
     before = book.weight.clone()
     book.embed_ema.copy_(before * book.cluster_size_ema[:, None])
@@ -113,7 +113,7 @@ def test_restart_relative_to_uniform_use():
 
 
 def test_absolute_restart_starts_with_the_threshold():
-    book = EMACodebook(3, 2, decay=0.5, restart_unused_codes=RestartRule(2.0))
+    book = EMACodebook(3, 2, decay=0.5, restart=RestartRule(2.0))
     x = torch.randn(8, 2)
     book.update([coded(x, [0] * 8)])
     assert book.cluster_size_ema.tolist() == [4.5, 2.0, 2.0]
@@ -121,7 +121,7 @@ def test_absolute_restart_starts_with_the_threshold():
 
 
 def test_grace_period():
-    book = EMACodebook(2, 2, decay=0.1, restart_unused_codes=RestartRule(grace=3))
+    book = EMACodebook(2, 2, decay=0.1, restart=RestartRule(grace=3))
     changes = []
     for _ in range(9):
         before = book.weight[1].clone()
