@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data import ImageDataset
 from data.shards.cached_latents import LatentDataset
-from rqstack.quantizers import TargetQuantizer
+from rqstack.quantizers import Quantizer
 from rqtransformer.targets import Stage2LossConfig
 from rqvae import RQVAE
 
@@ -62,7 +62,7 @@ def nearest_codes(tokenizer: RQVAE, batch: dict[str, Tensor], device: torch.devi
     return tokenizer.get_codes(batch["image"].to(device))
 
 
-def _quantizer(tokenizer: RQVAE) -> TargetQuantizer:
+def _quantizer(tokenizer: RQVAE) -> Quantizer:
     quantizer = tokenizer.quantizer
-    assert isinstance(quantizer, TargetQuantizer), "a tokenizer has codes"
+    assert isinstance(quantizer, Quantizer), "a tokenizer has codes"
     return quantizer
