@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-GOLDEN_ROOT = Path(__file__).resolve().parent / "golden"
+from tests.repository import GOLDEN
 
 
 class GoldenSet:
@@ -26,9 +27,9 @@ class GoldenSet:
     """
 
     def __init__(self, name: str) -> None:
-        self.path = GOLDEN_ROOT / name
+        self.path = GOLDEN / name
         if not self.path.is_dir():
-            known = sorted(entry.name for entry in GOLDEN_ROOT.iterdir() if entry.is_dir())
+            known = sorted(entry.name for entry in GOLDEN.iterdir() if entry.is_dir())
             raise ValueError(f"no golden set {name!r}; there are {', '.join(known)}")
 
     @cached_property
@@ -50,4 +51,11 @@ class GoldenSet:
 
 def published_keys() -> dict[str, Any]:
     """`keys.json`: parameter counts, state-dict names and shapes of every published configuration."""
-    return json.loads((GOLDEN_ROOT / "keys.json").read_text())
+    return json.loads((GOLDEN / "keys.json").read_text())
+
+
+def copies_of(folder: Path, *names: str) -> Path:
+    """Copies the sets of these names into a folder, for tests that write beside them; returns the folder."""
+    for name in names:
+        shutil.copytree(GOLDEN / name, folder / name)
+    return folder

@@ -16,9 +16,8 @@ from PIL import Image
 from tokenizers import CharBPETokenizer
 
 from tests.evaluation.random_inception import write_random_weights
+from tests.repository import GOLDEN, ROOT
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT / "tests" / "golden"
 SCRIPTS = (
     "main_stage1.py",
     "main_sampling_fid.py",

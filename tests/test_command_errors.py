@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.commands import run as run_process
 from tests.training.tiny_runs import (
     GAN,
-    REPOSITORY,
     changed,
-    script_environment,
     stage1,
     stage2,
     train,
@@ -53,16 +49,13 @@ def _machine(monkeypatch, tmp_path) -> None:
 
 
 @pytest.fixture
-def refuse(monkeypatch, capsys) -> Callable[..., str]:
+def refuse(command) -> Callable[..., str]:
     """`refuse(script, *flags)` -> the only line on stderr, after checking the exit code."""
 
     def run(script: str, *flags: Any) -> str:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_info:
-            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
-        lines = capsys.readouterr().err.splitlines()
-        assert exit_info.value.code == 2
+        ended = command(script, *flags)
+        lines = ended.err.splitlines()
+        assert ended.code == 2
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: ")
         assert len(lines[0]) < 700
@@ -333,16 +326,14 @@ def test_runs_without_snapshots_and_epochs_without_one(refuse, trained, tmp_path
     assert "-e 7:" in refuse("main_stage1.py", "-m", one, *results, "--eval", "-l", first, "-e", 7)
 
 
-def test_checkpoints_that_are_all_damaged(monkeypatch, capsys, trained, tmp_path):
+def test_checkpoints_that_are_all_damaged(command, trained, tmp_path):
     run_dir = shutil.copytree(trained[0], tmp_path / "run")
     for file in run_dir.glob("checkpoints/*/rank_*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
     before = sorted(run_dir.rglob("*"))
-    monkeypatch.setattr(sys, "argv", ["main_stage1.py", "--resume", "-l", str(run_dir)])
-    with pytest.raises(SystemExit) as exit_info:
-        runpy.run_path(str(REPOSITORY / "main_stage1.py"), run_name="__main__")
-    lines = capsys.readouterr().err.splitlines()
-    assert exit_info.value.code == 2
+    ended = command("main_stage1.py", "--resume", "-l", run_dir)
+    lines = ended.err.splitlines()
+    assert ended.code == 2
     assert "passing over a damaged checkpoint" in lines[0]
     assert [line for line in lines if line.startswith("error:")] == [lines[-1]]
     assert "every checkpoint in" in lines[-1]
@@ -350,7 +341,7 @@ def test_checkpoints_that_are_all_damaged(monkeypatch, capsys, trained, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("words", "says"),
     [
         (
             ["main_stage1.py", "-m", "configs/demo/stage1/digits.yaml", "arch.hparams.n_embd=3"],
@@ -360,20 +351,11 @@ def test_checkpoints_that_are_all_damaged(monkeypatch, capsys, trained, tmp_path
         (["main_sampling_fid.py", "-a", "/no/run"], "-v/--model-vqvae-path"),
     ],
 )
-def test_as_a_process(command, says, tmp_path):
-    results = ["-r", str(tmp_path)] if "stage" in command[0] else []
-    done = subprocess.run(
-        [sys.executable, *command, *results],
-        cwd=REPOSITORY,
-        env=script_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert says in done.stderr
+def test_as_a_process(words, says, tmp_path):
+    results = ["-r", tmp_path] if "stage" in words[0] else []
+    done = run_process(*words, *results)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert says in done.err
     assert not list(tmp_path.iterdir())

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +16,8 @@ from data import DatasetConfig, build_dataset
 from evaluation.references.reference_files import Reference
 from evaluation.statistics import Gaussian
 from scoring.metric_set import MetricInputs, MetricSet
+from tests.commands import run_here, torchrun
 from tests.evaluation.pixel_features import PixelFeatures
-from tests.training.tiny_runs import REPOSITORY, script_environment
 
 COUNT, SIZE = 33, 16
 DATA = ["dataset.num_samples=64"]
@@ -52,16 +49,14 @@ def folder(tmp_path_factory) -> Path:
     return directory
 
 
-def run(monkeypatch, cache: Path, *words: object) -> None:
+def run(cache: Path, *words: object) -> None:
     features = [] if "--features" in words else ["--features", "classifier"]
-    flags = [*features, "--features-cache", cache]
-    monkeypatch.setattr(sys, "argv", ["compute_metrics.py", *map(str, [*words, *flags])])
-    runpy.run_path(str(REPOSITORY / "compute_metrics.py"), run_name="__main__")
+    run_here("compute_metrics.py", *words, *features, "--features-cache", cache)
 
 
-def scored(monkeypatch, cache: Path, tmp_path: Path, *words: object) -> dict:
+def scored(cache: Path, tmp_path: Path, *words: object) -> dict:
     """The result line."""
-    run(monkeypatch, cache, *words, "--out", tmp_path / "result.json")
+    run(cache, *words, "--out", tmp_path / "result.json")
     return json.loads((tmp_path / "result.json").read_text())
 
 
@@ -76,10 +71,9 @@ def archive(folder: Path, path: Path, **more: np.ndarray) -> Path:
     return path
 
 
-def test_every_metric_has_a_line_and_the_page_is_written(folder, cache, monkeypatch, capsys, tmp_path):
+def test_every_metric_has_a_line_and_the_page_is_written(folder, cache, capsys, tmp_path):
     names = "fid,is,kid,prdc,class-fid,accuracy,cas"
     line = scored(
-        monkeypatch,
         cache,
         tmp_path,
         f"fake_path={folder}",
@@ -119,30 +113,27 @@ def test_every_metric_has_a_line_and_the_page_is_written(folder, cache, monkeypa
     assert float(nearest[1]) < 1e-5, "the copied image is its own nearest training image, features rounded apart"
 
 
-def test_folder_archive_and_shuffled_batches_score_alike(folder, cache, monkeypatch, tmp_path):
+def test_folder_archive_and_shuffled_batches_score_alike(folder, cache, tmp_path):
     words = ["ref_dataset=synthetic", "metrics=[fid, kid, prdc, accuracy]", *DATA]
-    first = scored(monkeypatch, cache, tmp_path, f"fake_path={folder}", *words)
-    second = scored(
-        monkeypatch, cache, tmp_path, f"fake_path={archive(folder, tmp_path / 'x.npz')}", *words, "batch_size=7"
-    )
+    first = scored(cache, tmp_path, f"fake_path={folder}", *words)
+    second = scored(cache, tmp_path, f"fake_path={archive(folder, tmp_path / 'x.npz')}", *words, "batch_size=7")
     assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-6)
     assert first["reference"] == second["reference"]
 
 
-def test_results_go_beside_the_images(folder, cache, monkeypatch, tmp_path):
+def test_results_go_beside_the_images(folder, cache, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     file = archive(folder, tmp_path / "samples.npz")
     for path in (copy, file):
-        run(monkeypatch, cache, f"fake_path={path}", "ref_dataset=synthetic", "metrics=fid", *DATA)
+        run(cache, f"fake_path={path}", "ref_dataset=synthetic", "metrics=fid", *DATA)
     inside = json.loads((copy / "metrics_classifier.json").read_text())
     beside = json.loads((tmp_path / "samples_metrics_classifier.json").read_text())
     assert inside["metrics"] == pytest.approx(beside["metrics"], rel=1e-6)
 
 
-def test_images_as_the_reference(folder, cache, monkeypatch, tmp_path):
+def test_images_as_the_reference(folder, cache, tmp_path):
     """A set has no distance to itself, and covers itself."""
     line = scored(
-        monkeypatch,
         cache,
         tmp_path,
         f"fake_path={folder}",
@@ -156,51 +147,33 @@ def test_images_as_the_reference(folder, cache, monkeypatch, tmp_path):
     assert all(name.endswith(f"_vs_{folder.name}") for name in line["metrics"])
 
 
-def test_samples_of_a_run_bring_their_settings(folder, cache, monkeypatch, tmp_path):
+def test_samples_of_a_run_bring_their_settings(folder, cache, tmp_path):
     directory = tmp_path / "run"
     shutil.copytree(folder, directory / "images")
     Image.new("RGB", (4, 4)).save(directory / "samples.png")
     facts = {"seed": 5, "sampling": {"top_k": 3}, "checkpoint": "abc", "tokenizer": "def", "seconds": 1.0}
     (directory / "result.json").write_text(json.dumps(facts))
-    line = scored(monkeypatch, cache, tmp_path, f"fake_path={directory}", "ref_dataset=synthetic", "metrics=fid", *DATA)
+    line = scored(cache, tmp_path, f"fake_path={directory}", "ref_dataset=synthetic", "metrics=fid", *DATA)
     assert {name: line[name] for name in ("seed", "sampling", "checkpoint", "tokenizer")} == {
         name: facts[name] for name in ("seed", "sampling", "checkpoint", "tokenizer")
     }
     assert line["num_images"] == COUNT
 
 
-def test_damaged_images_are_counted_when_asked_for(folder, cache, monkeypatch, tmp_path):
+def test_damaged_images_are_counted_when_asked_for(folder, cache, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     victim = sorted(copy.glob("*.png"))[4]
     victim.write_bytes(victim.read_bytes()[:60])
     words = [f"fake_path={copy}", "ref_dataset=synthetic", "metrics=fid", *DATA]
-    line = scored(monkeypatch, cache, tmp_path, *words, "skip_unreadable=true")
+    line = scored(cache, tmp_path, *words, "skip_unreadable=true")
     assert (line["num_images"], line["unreadable"]) == (COUNT - 1, 1)
 
 
-def test_two_processes_score_like_one(folder, cache, monkeypatch, tmp_path):
+def test_two_processes_score_like_one(folder, cache, tmp_path):
     words = [f"fake_path={folder}", "ref_dataset=synthetic", "metrics=fid,is,kid,prdc,class-fid,accuracy", *DATA]
-    alone = scored(monkeypatch, cache, tmp_path, *words)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "compute_metrics.py",
-        *words,
-        "--features",
-        "classifier",
-        "--features-cache",
-        str(cache),
-        "--report",
-        "--out",
-        str(tmp_path / "both.json"),
-    ]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=script_environment(), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    alone = scored(cache, tmp_path, *words)
+    flags = ["--features", "classifier", "--features-cache", cache, "--report", "--out", tmp_path / "both.json"]
+    torchrun("compute_metrics.py", *words, *flags)
     both = json.loads((tmp_path / "both.json").read_text())
     assert both["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
     assert both["per_class"].keys() == alone["per_class"].keys()
@@ -247,13 +220,13 @@ def places(folder, tmp_path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_what_is_wrong_is_one_line(case, places, cache, monkeypatch, capsys, tmp_path):
+def test_what_is_wrong_is_one_line(case, places, cache, capsys, tmp_path):
     words, says = ERRORS[case]
     for name, path in places.items():
         words, says = [word.replace(name, path) for word in words], says.replace(name, path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as caught:
-        run(monkeypatch, cache, *words, *DATA)
+        run(cache, *words, *DATA)
     lines = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2
     assert lines[-1].startswith("error: ") and says in lines[-1]

@@ -6,7 +6,6 @@ Legend: B batch, H W code grid, D code depth, V vocabulary.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,11 +21,11 @@ from rqvae.losses.discriminator import PatchDiscriminator
 from rqvae.model import count_parameters
 from runtime.config import load_config
 from tests.golden_files import published_keys
+from tests.repository import CONFIGS
 from training.experiment import plan_batches
 from training.stages.stage1 import Stage1Config
 from training.stages.stage2 import Stage2Config, complete_arch
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PUBLISHED = {
     entry["config"].removeprefix("configs/"): entry for entry in published_keys().values() if "config" in entry
 }

@@ -15,9 +15,8 @@ import yaml
 from rqtransformer import RQTransformer, load_rqtransformer
 from rqvae import RQVAE, load_rqvae
 from rqvae.pretrained import snapshot_tensors
+from tests.repository import GOLDEN
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT / "tests" / "golden"
 MODELS = {
     "rqvae-shared": (RQVAE, load_rqvae),
     "rqtransformer-text": (RQTransformer, load_rqtransformer),

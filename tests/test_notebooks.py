@@ -1,12 +1,12 @@
 """The notebooks: committed without outputs, and run from a clean kernel with a few steps of training."""
 
-from pathlib import Path
-
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+from tests.repository import ROOT
+
+FOLDER = ROOT / "notebooks"
 NAMES = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 PICTURES = {"quickstart.ipynb": 5, "text_to_image.ipynb": 3}
 CELL_SECONDS = 240

@@ -1,11 +1,7 @@
 """`main_sampling_fid.py` and `compute_rfid.py` on checkpoints in the published format."""
 
 import json
-import os
-import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +14,10 @@ from data import DatasetConfig, build_dataset
 from evaluation.protocol import from_uint8, to_uint8
 from rqvae import load_rqvae
 from rqvae.losses.perceptual import VGG16_ENV, PerceptualLoss
+from tests.commands import run_here, torchrun
+from tests.golden_files import copies_of
 from tests.random_vgg16 import write_random_vgg16
 
-ROOT = Path(__file__).parents[1]
 DATA = [
     "dataset.type=synthetic",
     "dataset.transforms=null",
@@ -33,20 +30,12 @@ DATA = [
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> Path:
     """Copies, because results are written beside checkpoints."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for name in ("rqvae-shared", "rqtransformer-class"):
-        shutil.copytree(ROOT / "tests" / "golden" / name, folder / name)
-    return folder
+    return copies_of(tmp_path_factory.mktemp("checkpoints"), "rqvae-shared", "rqtransformer-class")
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("classifiers")
-
-
-def run(monkeypatch, script: str, *args: object) -> None:
-    monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
-    runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def sampling_flags(checkpoints: Path, cache: Path, out: Path) -> list[object]:
@@ -75,8 +64,8 @@ def png_images(directory: Path) -> np.ndarray:
 
 
 @pytest.fixture
-def sampled(monkeypatch, checkpoints, cache, tmp_path) -> Path:
-    run(monkeypatch, "main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "a"), "-n", 13, "-bs", 5)
+def sampled(checkpoints, cache, tmp_path) -> Path:
+    run_here("main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "a"), "-n", 13, "-bs", 5)
     return only_run(tmp_path / "a")
 
 
@@ -99,7 +88,7 @@ def test_files_are_numbered_and_classes_balanced(sampled):
     assert (sampled / "samples.png").exists()
 
 
-def test_npz_in_one_batch_equals_png_in_small_ones(sampled, monkeypatch, checkpoints, cache, tmp_path):
+def test_npz_in_one_batch_equals_png_in_small_ones(sampled, checkpoints, cache, tmp_path):
     flags = [
         *sampling_flags(checkpoints, cache, tmp_path / "b"),
         "--format",
@@ -107,7 +96,7 @@ def test_npz_in_one_batch_equals_png_in_small_ones(sampled, monkeypatch, checkpo
         "--no-stats-saving",
         "--no-tensorboard",
     ]
-    run(monkeypatch, "main_sampling_fid.py", *flags, "-n", 13, "-bs", 13)
+    run_here("main_sampling_fid.py", *flags, "-n", 13, "-bs", 13)
     directory = only_run(tmp_path / "b")
     archive = np.load(directory / "samples.npz")
     np.testing.assert_array_equal(archive["arr_0"], png_images(sampled))
@@ -117,45 +106,25 @@ def test_npz_in_one_batch_equals_png_in_small_ones(sampled, monkeypatch, checkpo
 
 
 def test_two_processes_make_the_same_images_and_scores(sampled, checkpoints, cache, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "main_sampling_fid.py",
-        *map(str, sampling_flags(checkpoints, cache, tmp_path / "c")),
-        "-n",
-        "13",
-    ]
-    finished = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    torchrun("main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "c"), "-n", 13)
     directory = only_run(tmp_path / "c")
     np.testing.assert_array_equal(png_images(directory), png_images(sampled))
     ours = json.loads((directory / "result.json").read_text())["metrics"]
     assert ours == pytest.approx(json.loads((sampled / "result.json").read_text())["metrics"], rel=1e-6)
 
 
-def test_other_settings_give_other_images(sampled, monkeypatch, checkpoints, cache, tmp_path):
+def test_other_settings_give_other_images(sampled, checkpoints, cache, tmp_path):
     flags = [*sampling_flags(checkpoints, cache, tmp_path / "d"), "--no-stats-saving", "-n", 13]
-    run(monkeypatch, "main_sampling_fid.py", *flags, "--seed", 1, "--ema", "-t", 0.9, "--top-k", 4, 4, 8, 8)
+    run_here("main_sampling_fid.py", *flags, "--seed", 1, "--ema", "-t", 0.9, "--top-k", 4, 4, 8, 8)
     assert (png_images(only_run(tmp_path / "d")) != png_images(sampled)).any()
 
 
 @pytest.mark.slow
-def test_rejection_keeps_the_clearest_on_any_number_of_processes(sampled, monkeypatch, checkpoints, cache, tmp_path):
+def test_rejection_keeps_the_clearest_on_any_number_of_processes(sampled, checkpoints, cache, tmp_path):
     torch.manual_seed(0)
     torch.save(models.squeezenet1_1(num_classes=10).state_dict(), tmp_path / "judge.pth")
     flags = ["-n", 13, "--reject-keep", 0.25, "--reject-model", f"squeezenet1_1:{tmp_path / 'judge.pth'}"]
-    run(monkeypatch, "main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "e"), *flags, "-bs", 9)
+    run_here("main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "e"), *flags, "-bs", 9)
     alone = only_run(tmp_path / "e")
     settings = json.loads((alone / "result.json").read_text())["sampling"]
     assert settings["reject_keep"] == 0.25
@@ -163,34 +132,14 @@ def test_rejection_keeps_the_clearest_on_any_number_of_processes(sampled, monkey
     assert settings["candidates"] == 3 * 8 + 7 * 4  # ceil(n / keep) of 3 classes with two samples and 7 with one
     assert len(png_images(alone)) == 13
     assert (png_images(alone) != png_images(sampled)).any()
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "main_sampling_fid.py",
-        *sampling_flags(checkpoints, cache, tmp_path / "f"),
-        *flags,
-        "--no-stats-saving",
-    ]
-    finished = subprocess.run(
-        list(map(str, command)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    torchrun("main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "f"), *flags, "--no-stats-saving")
     np.testing.assert_array_equal(png_images(only_run(tmp_path / "f")), png_images(alone))
 
 
 @pytest.mark.parametrize("split", ["val", "train"])
-def test_rfid_is_written_beside_the_checkpoint(split, monkeypatch, checkpoints, cache, capsys):
+def test_rfid_is_written_beside_the_checkpoint(split, checkpoints, cache, capsys):
     flags = ["--features", "classifier", "--features-cache", cache, f"--split={split}", "--batch-size", 7, *DATA]
-    run(monkeypatch, "compute_rfid.py", "--vqvae", checkpoints / "rqvae-shared" / "model.pt", *flags)
+    run_here("compute_rfid.py", "--vqvae", checkpoints / "rqvae-shared" / "model.pt", *flags)
     line = json.loads((checkpoints / "rqvae-shared" / f"rfid_{split}_classifier.json").read_text())
     name, *others = line["metrics"]
     assert name.startswith("rfid_classifier")
@@ -207,7 +156,7 @@ def test_lpips_of_reconstructions_with_vgg16_at_hand(monkeypatch, checkpoints, c
     monkeypatch.setenv(VGG16_ENV, str(write_random_vgg16(tmp_path / "vgg16.pth")))
     folder = shutil.copytree(checkpoints / "rqvae-shared", tmp_path / "rqvae")
     flags = ["--features", "classifier", "--features-cache", cache, "--batch-size", 4, *DATA]
-    run(monkeypatch, "compute_rfid.py", "--vqvae", folder / "model.pt", *flags)
+    run_here("compute_rfid.py", "--vqvae", folder / "model.pt", *flags)
     line = json.loads((folder / "rfid_val_classifier.json").read_text())
     assert not any("LPIPS" in text for text in line["warnings"])
     ((name, value),) = [(name, value) for name, value in line["metrics"].items() if name.startswith("lpips")]
@@ -222,12 +171,12 @@ def test_lpips_of_reconstructions_with_vgg16_at_hand(monkeypatch, checkpoints, c
     assert value > 0
 
 
-def test_curves_over_depths_end_at_all_codes(monkeypatch, checkpoints, cache, capsys):
+def test_curves_over_depths_end_at_all_codes(checkpoints, cache, capsys):
     flags = ["--features", "classifier", "--features-cache", cache, "--batch-size", 4, *DATA]
     model = checkpoints / "rqvae-shared" / "model.pt"
     lines = []
     for more in (["--per-depth"], ["--depth", 2]):
-        run(monkeypatch, "compute_rfid.py", "--vqvae", model, *flags, *more)
+        run_here("compute_rfid.py", "--vqvae", model, *flags, *more)
         lines.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     curve, second = lines
     assert [point["codes"] for point in curve["per_depth"]] == [1, 2, 3, 4]
@@ -236,16 +185,15 @@ def test_curves_over_depths_end_at_all_codes(monkeypatch, checkpoints, cache, ca
     assert all("_depth2_" in name for name in second["metrics"])
     names = [name for point in curve["per_depth"] for name in point["metrics"]]
     assert len(set(names)) == len(names), "numbers of different depths never share a name"
-    monkeypatch.setattr(sys, "argv", ["compute_rfid.py", "--vqvae", str(model), "--per-depth", "--depth", "2"])
     with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "compute_rfid.py"), run_name="__main__")
+        run_here("compute_rfid.py", "--vqvae", model, "--per-depth", "--depth", 2)
     assert "--depth and --per-depth exclude each other" in capsys.readouterr().err
 
 
-def test_more_metrics_a_page_and_the_same_from_the_saved_images(sampled, monkeypatch, checkpoints, cache, tmp_path):
+def test_more_metrics_a_page_and_the_same_from_the_saved_images(sampled, checkpoints, cache, tmp_path):
     """Scored in memory and from the files: the same line, with the run's own settings."""
     flags = ["-n", 13, "-bs", 5, "--metrics", "fid,is,kid,prdc", "--report", "--format", "npz"]
-    run(monkeypatch, "main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "other"), *flags)
+    run_here("main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "other"), *flags)
     directory = only_run(tmp_path / "other")
     line = json.loads((directory / "result.json").read_text())
     first = json.loads((sampled / "result.json").read_text())
@@ -256,8 +204,7 @@ def test_more_metrics_a_page_and_the_same_from_the_saved_images(sampled, monkeyp
     assert page.count("<svg") == 1 and line["checkpoint"] in page
     words = [f"fake_path={directory}", "ref_dataset=synthetic", "dataset.num_samples=64", "metrics=fid,is,kid,prdc"]
     for source in (directory, sampled):
-        run(
-            monkeypatch,
+        run_here(
             "compute_metrics.py",
             f"fake_path={source}",
             *words[1:],
@@ -274,11 +221,11 @@ def test_more_metrics_a_page_and_the_same_from_the_saved_images(sampled, monkeyp
         }
 
 
-def test_moments_in_a_file_stand_for_the_split(sampled, monkeypatch, checkpoints, cache, tmp_path):
+def test_moments_in_a_file_stand_for_the_split(sampled, checkpoints, cache, tmp_path):
     (file,) = [path for path in (cache / "references").glob("*.npz") if _is_split(path, "synthetic:train")]
     np.savez(tmp_path / "published.npz", **{name: np.load(file)[name] for name in ("mu", "sigma")})
     flags = ["-n", 13, "-bs", 13, "--reference", tmp_path / "published.npz", "--metrics", "fid"]
-    run(monkeypatch, "main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "other"), *flags)
+    run_here("main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "other"), *flags)
     line = json.loads((only_run(tmp_path / "other") / "result.json").read_text())
     first = json.loads((sampled / "result.json").read_text())["metrics"]
     ((name, value),) = line["metrics"].items()

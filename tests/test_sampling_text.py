@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,10 +16,12 @@ from data.tokenizers.tokenizer_loading import load_tokenizer
 from evaluation.protocol import to_uint8
 from rqtransformer import load_rqtransformer, sample
 from rqvae import load_rqvae
+from tests.commands import run_here, torchrun
+from tests.golden_files import copies_of
 from tests.published_workspace import captions, write_tokenizer
+from tests.repository import ROOT
 from tests.training.tiny_runs import stage1, stage2, train, write_config
 
-ROOT = Path(__file__).parents[1]
 STAND_INS = ROOT / "tests" / "stand_ins"
 DATA = [
     "dataset.type=synthetic",
@@ -38,10 +37,7 @@ PROMPT = "a large red circle on a gray background"
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> Path:
     """Copies, because results are written beside checkpoints."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for name in ("rqvae-shared", "rqtransformer-text"):
-        shutil.copytree(ROOT / "tests" / "golden" / name, folder / name)
-    return folder
+    return copies_of(tmp_path_factory.mktemp("checkpoints"), "rqvae-shared", "rqtransformer-text")
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +54,19 @@ def open_clip(monkeypatch):
     sys.modules.pop("open_clip", None)
 
 
-def command(checkpoints: Path, *flags: object) -> list[str]:
-    models = ["-v", checkpoints / "rqvae-shared" / "model.pt", "-a", checkpoints / "rqtransformer-text" / "model.pt"]
-    return ["main_sampling_txt2img.py", *map(str, [*models, *flags])]
+def models_in(checkpoints: Path) -> list[object]:
+    return ["-v", checkpoints / "rqvae-shared" / "model.pt", "-a", checkpoints / "rqtransformer-text" / "model.pt"]
 
 
-def run(monkeypatch, checkpoints: Path, *flags: object) -> None:
-    monkeypatch.setattr(sys, "argv", command(checkpoints, *flags))
-    runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+def run(checkpoints: Path, *flags: object) -> None:
+    run_here("main_sampling_txt2img.py", *models_in(checkpoints), *flags)
 
 
-def refusal(monkeypatch, capsys, checkpoints: Path, *flags: object) -> str:
+def refusal(command, checkpoints: Path, *flags: object) -> str:
     """The one line on stderr of a call that ends with exit code 2."""
-    with pytest.raises(SystemExit) as end:
-        run(monkeypatch, checkpoints, *flags)
-    assert end.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    code, _, error = command("main_sampling_txt2img.py", *models_in(checkpoints), *flags)
+    assert code == 2
+    (line,) = [line for line in error.splitlines() if line.startswith("error")]
     return line
 
 
@@ -94,8 +87,8 @@ def scored(checkpoints: Path, cache: Path, out: Path, *more: object) -> list[obj
     return [*DATA, "--features", "classifier", "--features-cache", cache, "--save-dir", out, *more]
 
 
-def test_captions_of_a_data_set_with_fid_and_clip_score(open_clip, monkeypatch, checkpoints, cache, tmp_path, capsys):
-    run(monkeypatch, checkpoints, *scored(checkpoints, cache, tmp_path, "-bs", 5))
+def test_captions_of_a_data_set_with_fid_and_clip_score(open_clip, checkpoints, cache, tmp_path, capsys):
+    run(checkpoints, *scored(checkpoints, cache, tmp_path, "-bs", 5))
     directory = only_run(tmp_path)
     line = json.loads((directory / "result.json").read_text())
     assert line["num_images"] == 13  # the validation split
@@ -115,15 +108,14 @@ def test_captions_of_a_data_set_with_fid_and_clip_score(open_clip, monkeypatch, 
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
 
 
-def test_saved_samples_have_the_clip_score_they_had_in_memory(open_clip, monkeypatch, checkpoints, tmp_path, capsys):
+def test_saved_samples_have_the_clip_score_they_had_in_memory(open_clip, checkpoints, tmp_path, capsys):
     (tmp_path / "captions.txt").write_text(f"{PROMPT}\na small blue ring on a navy background\n")
     for file_format in ("png", "npz"):
         out = tmp_path / file_format
         flags = ["--dataset", tmp_path / "captions.txt", "-n", 5, "-bs", 2, "--format", file_format]
-        run(monkeypatch, checkpoints, *flags, "--save-dir", out, *DATA)
+        run(checkpoints, *flags, "--save-dir", out, *DATA)
         directory = only_run(out)
-        monkeypatch.setattr(sys, "argv", ["compute_metrics.py", f"fake_path={directory}", "metrics=clip"])
-        runpy.run_path(str(ROOT / "compute_metrics.py"), run_name="__main__")
+        run_here("compute_metrics.py", f"fake_path={directory}", "metrics=clip")
         first = json.loads((directory / "result.json").read_text())
         again = json.loads((directory / "metrics_clip.json").read_text())
         assert again["metrics"] == pytest.approx(first["metrics"], rel=1e-6)
@@ -138,25 +130,16 @@ def test_saved_samples_have_the_clip_score_they_had_in_memory(open_clip, monkeyp
         if content is not None:
             (directory / "captions.jsonl").write_text("\n".join(content))
         with pytest.raises(SystemExit):
-            runpy.run_path(str(ROOT / "compute_metrics.py"), run_name="__main__")
+            run_here("compute_metrics.py", f"fake_path={directory}", "metrics=clip")
         assert says in capsys.readouterr().err
 
 
-def test_two_processes_make_the_same_images_and_scores(open_clip, monkeypatch, checkpoints, cache, tmp_path):
+def test_two_processes_make_the_same_images_and_scores(open_clip, checkpoints, cache, tmp_path):
     flags = ["-n", 7, "--reject-keep", 0.5]
-    run(monkeypatch, checkpoints, *scored(checkpoints, cache, tmp_path / "a", *flags, "-bs", 4))
+    run(checkpoints, *scored(checkpoints, cache, tmp_path / "a", *flags, "-bs", 4))
     alone = only_run(tmp_path / "a")
-    words = command(checkpoints, *scored(checkpoints, cache, tmp_path / "b", *flags, "-bs", 7))
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(STAND_INS)},
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    words = [*models_in(checkpoints), *scored(checkpoints, cache, tmp_path / "b", *flags, "-bs", 7)]
+    torchrun("main_sampling_txt2img.py", *words, PYTHONPATH=str(STAND_INS))
     both = only_run(tmp_path / "b")
     np.testing.assert_array_equal(png_images(both), png_images(alone))
     assert captions_of(both) == captions_of(alone)
@@ -166,13 +149,13 @@ def test_two_processes_make_the_same_images_and_scores(open_clip, monkeypatch, c
     assert ours["sampling"]["candidates"] == 14
 
 
-def test_rejection_raises_the_clip_score(open_clip, monkeypatch, checkpoints, tmp_path):
+def test_rejection_raises_the_clip_score(open_clip, checkpoints, tmp_path):
     (tmp_path / "captions.txt").write_text(f"{PROMPT}\n\na small blue ring on a navy background\n")
     scores = []
     for keep in (None, 0.25):
         out = tmp_path / str(keep)
         flags = [] if keep is None else ["--reject-keep", keep]
-        run(monkeypatch, checkpoints, "--dataset", tmp_path / "captions.txt", "-n", 6, "--save-dir", out, *DATA, *flags)
+        run(checkpoints, "--dataset", tmp_path / "captions.txt", "-n", 6, "--save-dir", out, *DATA, *flags)
         line = json.loads((only_run(out) / "result.json").read_text())
         assert line["captions"]["num"] == 2
         assert [name.split("_")[0] for name in line["metrics"]] == ["clip-cosine", "clip-score100"]
@@ -181,9 +164,9 @@ def test_rejection_raises_the_clip_score(open_clip, monkeypatch, checkpoints, tm
     assert scores[1] > scores[0]
 
 
-def test_a_prompt_gives_a_grid_and_files(monkeypatch, checkpoints, tmp_path):
+def test_a_prompt_gives_a_grid_and_files(checkpoints, tmp_path):
     prompts = ["--prompt", PROMPT, "--prompt", "a small green bar on a black background"]
-    run(monkeypatch, checkpoints, *prompts, "--num", 3, "--save-dir", tmp_path / "a", *DATA)
+    run(checkpoints, *prompts, "--num", 3, "--save-dir", tmp_path / "a", *DATA)
     directory = only_run(tmp_path / "a")
     image_NHWC = png_images(directory)
     assert len(image_NHWC) == 6
@@ -194,26 +177,26 @@ def test_a_prompt_gives_a_grid_and_files(monkeypatch, checkpoints, tmp_path):
     tile = grid[gap : gap + 16, 2 * gap + 16 : 2 * gap + 32]
     np.testing.assert_array_equal(tile, image_NHWC[2])  # the first prompt's second image
     assert not (directory / "result.json").exists()
-    run(monkeypatch, checkpoints, *prompts[:2], "--num", 2, "--save-dir", tmp_path / "b", "--format", "npz", *DATA)
+    run(checkpoints, *prompts[:2], "--num", 2, "--save-dir", tmp_path / "b", "--format", "npz", *DATA)
     archive = np.load(only_run(tmp_path / "b") / "samples.npz")
     assert list(archive) == ["arr_0"]
     np.testing.assert_array_equal(archive["arr_0"][0], image_NHWC[0])
 
 
-def test_the_caption_decides(monkeypatch, checkpoints, tmp_path):
+def test_the_caption_decides(checkpoints, tmp_path):
     images = []
     for number, prompt in enumerate((PROMPT, PROMPT.replace("red", "blue"))):
-        run(monkeypatch, checkpoints, "--prompt", prompt, "--save-dir", tmp_path / str(number), *DATA)
+        run(checkpoints, "--prompt", prompt, "--save-dir", tmp_path / str(number), *DATA)
         images.append(png_images(only_run(tmp_path / str(number))))
     assert (images[0] != images[1]).any()
 
 
-def test_the_published_layout_with_its_own_tokenizer_from_prompts_to_pixels(monkeypatch, checkpoints, tmp_path):
+def test_the_published_layout_with_its_own_tokenizer_from_prompts_to_pixels(checkpoints, tmp_path):
     """The golden model and its RQ-VAE as they are, and a pair of tokenizer files of the model's vocabulary."""
     write_tokenizer(tmp_path, captions(200))
     prompts = ["a small red cat", "the large boat on a tree"]
     words = [word for prompt in prompts for word in ("--prompt", prompt)]
-    run(monkeypatch, checkpoints, *words, "--num", 2, "--tokenizer", tmp_path / "bpe-16k", "--save-dir", tmp_path)
+    run(checkpoints, *words, "--num", 2, "--tokenizer", tmp_path / "bpe-16k", "--save-dir", tmp_path)
     stage1 = load_rqvae(checkpoints / "rqvae-shared")
     stage2 = load_rqtransformer(checkpoints / "rqtransformer-text")
     tokenizer = load_tokenizer(tmp_path / "bpe-16k", context_length=8)
@@ -225,36 +208,35 @@ def test_the_published_layout_with_its_own_tokenizer_from_prompts_to_pixels(monk
     np.testing.assert_array_equal(png_images(only_run(tmp_path)), expected)
 
 
-def test_the_tokenizer_beside_the_weights_is_found(monkeypatch, checkpoints, tmp_path):
+def test_the_tokenizer_beside_the_weights_is_found(checkpoints, tmp_path):
     for name in ("rqvae-shared", "rqtransformer-text"):
         shutil.copytree(checkpoints / name, tmp_path / name)
     write_tokenizer(tmp_path / "rqtransformer-text", captions(200))
-    run(monkeypatch, tmp_path, "--prompt", "a small red cat")
+    run(tmp_path, "--prompt", "a small red cat")
     beside = png_images(only_run(tmp_path / "rqtransformer-text"))
     flags = ["--tokenizer", tmp_path / "rqtransformer-text" / "bpe-16k", "--save-dir", tmp_path / "named"]
-    run(monkeypatch, checkpoints, "--prompt", "a small red cat", *flags)
+    run(checkpoints, "--prompt", "a small red cat", *flags)
     np.testing.assert_array_equal(beside, png_images(only_run(tmp_path / "named")))
 
 
-def test_runs_of_our_own_are_sampled_as_they_are(monkeypatch, tmp_path):
+def test_runs_of_our_own_are_sampled_as_they_are(tmp_path):
     """Both stages trained here: the newest snapshots, and the tokenizer inside the second one."""
     first = train("stage1", "-m", write_config(tmp_path / "1.yaml", stage1()), "-r", tmp_path / "runs").run_dir
     text = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "arch.cond_drop_prob": 0.1}
     config = write_config(tmp_path / "2.yaml", stage2(text))
     second = train("stage2", "-m", config, "-v", first, "-r", tmp_path / "runs").run_dir
     flags = ["-v", first, "-a", second, "--prompt", PROMPT, "--num", 3, "--cfg-scale", 2, "--save-dir", tmp_path]
-    monkeypatch.setattr(sys, "argv", ["main_sampling_txt2img.py", *map(str, flags)])
-    runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+    run_here("main_sampling_txt2img.py", *flags)
     assert png_images(only_run(tmp_path)).shape == (3, 8, 8, 3)
     assert captions_of(only_run(tmp_path))[2] == {"index": 2, "text": PROMPT, "file_name": "images/000002.png"}
 
 
-def test_clip_weights_by_file(open_clip, monkeypatch, checkpoints, tmp_path):
+def test_clip_weights_by_file(open_clip, checkpoints, tmp_path):
     import open_clip as package
 
     torch.save(package.create_model("ViT-B-32").state_dict(), tmp_path / "clip.pt")
     flags = ["--metrics", "clip", "--clip-model", "ViT-B-32", "--clip-weights", tmp_path / "clip.pt"]
-    run(monkeypatch, checkpoints, "--prompt", PROMPT, *flags, "--save-dir", tmp_path, *DATA)
+    run(checkpoints, "--prompt", PROMPT, *flags, "--save-dir", tmp_path, *DATA)
     line = json.loads((only_run(tmp_path) / "result.json").read_text())
     assert line["clip"]["name"] == "clip:ViT-B-32"
     assert len(line["clip"]["fingerprint"]) == 64
@@ -280,25 +262,22 @@ def test_clip_weights_by_file(open_clip, monkeypatch, checkpoints, tmp_path):
         (["--prompt", " "], "--prompt holds no captions"),
     ],
 )
-def test_what_cannot_work_is_one_line(flags, says, monkeypatch, capsys, checkpoints, tmp_path):
-    assert says in refusal(monkeypatch, capsys, checkpoints, *flags, "--save-dir", tmp_path / "out", *DATA)
+def test_what_cannot_work_is_one_line(flags, says, command, checkpoints, tmp_path):
+    assert says in refusal(command, checkpoints, *flags, "--save-dir", tmp_path / "out", *DATA)
     assert not (tmp_path / "out").exists()
 
 
-def test_without_clip_there_is_a_line_and_a_way_out(monkeypatch, capsys, checkpoints, cache, tmp_path):
+def test_without_clip_there_is_a_line_and_a_way_out(monkeypatch, command, checkpoints, cache, tmp_path):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    line = refusal(monkeypatch, capsys, checkpoints, *scored(checkpoints, cache, tmp_path))
+    line = refusal(command, checkpoints, *scored(checkpoints, cache, tmp_path))
     assert "open_clip" in line and "--metrics" in line
     assert not (tmp_path / "samples").exists()
-    run(monkeypatch, checkpoints, *scored(checkpoints, cache, tmp_path, "--metrics", "fid", "-n", 4))
+    run(checkpoints, *scored(checkpoints, cache, tmp_path, "--metrics", "fid", "-n", 4))
     assert list(json.loads((only_run(tmp_path) / "result.json").read_text())["metrics"])[0].startswith("fid")
 
 
-def test_models_of_the_other_kind_are_sent_to_the_other_script(monkeypatch, capsys, checkpoints, tmp_path):
-    classes = shutil.copytree(ROOT / "tests" / "golden" / "rqtransformer-class", tmp_path / "class")
-    line = refusal(monkeypatch, capsys, checkpoints, "-a", classes, "--prompt", PROMPT, *DATA)
+def test_models_of_the_other_kind_are_sent_to_the_other_script(command, checkpoints, tmp_path):
+    classes = copies_of(tmp_path, "rqtransformer-class") / "rqtransformer-class"
+    line = refusal(command, checkpoints, "-a", classes, "--prompt", PROMPT, *DATA)
     assert "main_sampling_fid.py" in line
-    monkeypatch.setattr(sys, "argv", ["main_sampling_fid.py", *command(checkpoints)[1:], "-n", "1", *DATA])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "main_sampling_fid.py"), run_name="__main__")
-    assert "main_sampling_txt2img.py" in capsys.readouterr().err
+    assert "main_sampling_txt2img.py" in command("main_sampling_fid.py", *models_in(checkpoints), "-n", 1, *DATA).err

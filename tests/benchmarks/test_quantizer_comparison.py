@@ -1,7 +1,6 @@
 """The comparison benchmark on a few steps: its output, and that methods differ in nothing but the bottleneck."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from benchmarks import quantizer_comparison as comparison
 from benchmarks.bar_chart import draw_bars
 from benchmarks.comparison_methods import METHODS, config_of
 from rqvae.bottleneck import BOTTLENECKS, build_quantizer
+from tests.repository import ROOT
 
 KEYS = [
     "benchmark",
@@ -78,7 +78,7 @@ def test_the_table_of_a_document_is_replaced(tmp_path):
 
 
 def test_the_committed_document_has_the_marks():
-    text = (Path(comparison.__file__).parents[1] / "docs" / "quantizers.md").read_text()
+    text = (ROOT / "docs" / "quantizers.md").read_text()
     assert text.index("<!-- quantizer_comparison: begin -->") < text.index("<!-- quantizer_comparison: end -->")
     assert all(f"`{method.kind}`" in text for method in METHODS.values())
 

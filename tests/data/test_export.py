@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -88,11 +84,7 @@ def test_memory_does_not_grow_with_the_split(tmp_path):
         (["--dataset", "digits", "--split", "val", "/nowhere/x.npz"], "cannot write /nowhere/x.npz"),
     ],
 )
-def test_command_errors(words, match, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["data.export", *words])
-    with pytest.raises(SystemExit) as end, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it runs as a second copy
-        runpy.run_module("data.export", run_name="__main__")
-    out, error = capsys.readouterr()
-    assert (end.value.code, out, error.count("\n")) == (2, "", 1)
+def test_command_errors(words, match, command):
+    code, out, error = command("data.export", *words)
+    assert (code, out, error.count("\n")) == (2, "", 1)
     assert match in error

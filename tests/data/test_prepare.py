@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +19,7 @@ from data.shards.packing import pack
 from data.shards.shard_index import INDEX_SUFFIX
 from data.tokenizers.bpe_training import train_bpe
 from runtime.errors import UserError, exit_on_user_error
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.commands import run as run_process
 
 
 def run(*words) -> int:
@@ -197,13 +194,9 @@ def test_wrong_commands_end_in_one_line(words, message, tmp_path, capsys, monkey
 
 
 def test_the_command_ends_with_its_code(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "data.prepare", "--verify", tmp_path], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert (
-        done.returncode == 2
-        and done.stderr == f"error: {tmp_path} has no manifest (train.manifest.json, val.manifest.json)\n"
-    )
+    done = run_process("-m", "data.prepare", "--verify", tmp_path)
+    assert done.code == 2
+    assert done.err == f"error: {tmp_path} has no manifest (train.manifest.json, val.manifest.json)\n"
 
 
 def test_captions_are_packed_and_chosen_like_those_of_the_folder(images, tmp_path):

@@ -1,13 +1,12 @@
 """The demo from end to end, a few steps of each stage."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.commands import succeed
+
 STEPS = [
     "experiment.max_steps=2",
     "experiment.test_steps=2",
@@ -32,8 +31,7 @@ NUMBERS = [
 @pytest.fixture(scope="module")
 def output(tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("demo") / "out"
-    command = [
-        sys.executable,
+    done = succeed(
         "-m",
         "demo",
         "--out",
@@ -45,10 +43,9 @@ def output(tmp_path_factory) -> tuple[Path, str]:
         "--stage2",
         *STEPS,
         "experiment.sample.num_images=4",
-    ]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    return out, finished.stdout
+        timeout=600,
+    )
+    return out, done.out
 
 
 def test_summary_has_every_number(output):

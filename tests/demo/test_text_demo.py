@@ -1,8 +1,6 @@
 """The text demo from end to end, a few steps of each stage; its judge and pictures by themselves."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +12,8 @@ from data.captions.pair_grammar import parse_pair_caption
 from demo.text.judge import ANSWERS, agreement, answers, judge_images, train_judge
 from demo.text.measure import SCALES, held_out_scenes
 from demo.text.pictures import COLORS, draw_prompts, draw_sweep
+from tests.commands import succeed
 
-ROOT = Path(__file__).parents[2]
 STEPS = [
     "experiment.max_steps=2",
     "experiment.test_steps=2",
@@ -88,8 +86,7 @@ def test_prompts_stand_above_their_samples(tmp_path):
 @pytest.fixture(scope="module")
 def output(tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("text") / "out"
-    command = [
-        sys.executable,
+    done = succeed(
         "-m",
         "demo.text",
         "--out",
@@ -103,10 +100,9 @@ def output(tmp_path_factory) -> tuple[Path, str]:
         "--stage2",
         *STEPS,
         "experiment.sample.num_images=4",
-    ]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    return out, finished.stdout
+        timeout=600,
+    )
+    return out, done.out
 
 
 def test_summary_has_every_number(output):

@@ -46,7 +46,7 @@ def test_metrics_that_cannot_be_written(number, monkeypatch, capsys, tmp_path):
     monkeypatch.undo()
     run_dir = only_run(tmp_path / "runs")
     assert find_sound_checkpoint(run_dir).name == "step_00000002"
-    assert train("stage1", "--resume", "-l", run_dir).step == 2
+    assert train("stage1", "--resume", "-l", run_dir).start.step == 2
 
 
 def test_data_that_vanish(monkeypatch, capsys, tmp_path):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.commands import start
 from tests.training.checkpoint_files import load_checkpoint
 from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
 import itertools, sys, torch
 from tests.training.checkpoint_files import save_checkpoint
@@ -31,13 +27,7 @@ def test_every_kill_leaves_a_sound_checkpoint(tmp_path):
     moment = random.Random(0)
     done = 0
     for _ in range(8):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(directory), str(done)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        writer = start("-c", WRITER, directory, done)
         first = int(writer.stdout.readline())
         time.sleep(moment.uniform(0.0, 0.2))
         writer.kill()

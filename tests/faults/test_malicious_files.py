@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from PIL import Image
 
 from tests.faults import evil_files
 from tests.faults.evil_files import ARRAYS, PICKLES, SAFETENSORS, TARS, YAML_TEXTS
-from tests.training.tiny_runs import GAN, REPOSITORY, only_run, stage1, stage2, train, write_config
+from tests.training.tiny_runs import GAN, only_run, stage1, stage2, train, write_config
 
 LPIPS = {
     "gan": GAN,
@@ -49,25 +47,19 @@ def trap(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path, trap) -> Callable[..., tuple[int, list[str]]]:
+def run(monkeypatch, command, tmp_path, trap) -> Callable[..., tuple[int, list[str]]]:
     """`run(script, *flags)` -> exit code and stderr, after checking that nothing was executed."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("RQ_TRACEBACK", raising=False)
     monkeypatch.chdir(tmp_path)
 
     def start(script: str, *flags: Any) -> tuple[int, list[str]]:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code
-        lines = capsys.readouterr().err.splitlines()
+        ended = command(script, *flags)
+        lines = ended.err.splitlines()
         assert not trap.exists(), "it was executed"
         assert not Path("/trap").exists() and not list(tmp_path.parent.glob("trap*"))
         assert not any("Traceback" in line for line in lines)
-        return code or 0, lines
+        return ended.code, lines
 
     return start
 

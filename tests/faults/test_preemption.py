@@ -6,20 +6,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from runtime.preemption import PREEMPTED_EXIT_CODE, Preempted, StopSignals
+from tests.commands import LAUNCHER, start
 from tests.ranks import children_of
 from tests.training.tiny_runs import (
-    REPOSITORY,
     checkpoint_tensors,
     differing,
     only_run,
-    script_environment,
     session,
     stage1,
     train,
@@ -114,12 +112,12 @@ def test_a_restarted_process_continues_the_run_of_its_launch(config, tmp_path, m
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     again = session("stage1", *results)
     again.log.close()
-    assert (again.run_dir, again.step) == (mine, STEPS)
+    assert (again.run_dir, again.start.step) == (mine, STEPS)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-19")
     new = session("stage1", *results)
     new.log.close()
     assert new.run_dir not in (mine, other)
-    assert new.step == 0, "the first start of its launch died before its first checkpoint"
+    assert new.start.step == 0, "the first start of its launch died before its first checkpoint"
 
 
 def test_auto_resume_continues_if_it_can(config, tmp_path):
@@ -131,16 +129,8 @@ def test_auto_resume_continues_if_it_can(config, tmp_path):
     assert (stopped / END).is_dir()
 
 
-def _torchrun(*command: object) -> subprocess.Popen:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *command]
-    return subprocess.Popen(
-        [str(word) for word in words],
-        cwd=REPOSITORY,
-        env=script_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def _torchrun(*command: object) -> subprocess.Popen[str]:
+    return start(*LAUNCHER, "--nproc-per-node=2", *command)
 
 
 def _wait_for_a_checkpoint(launcher: subprocess.Popen, results: Path) -> None:

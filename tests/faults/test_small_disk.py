@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import shlex
 import shutil
 import subprocess
@@ -12,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import environment
+from tests.repository import ROOT
 from tests.training.checkpoint_files import load_checkpoint
-from tests.training.tiny_runs import REPOSITORY, only_run, stage1, train, write_config
+from tests.training.tiny_runs import only_run, stage1, train, write_config
 from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
 
 # a file system of its own, which ends with the process: no rights on this machine's disks are needed
@@ -43,9 +44,9 @@ def on_small_disk(disk: Path, kept: Path, script: str) -> subprocess.CompletedPr
         [*UNSHARE, "sh", "-c", lines],
         capture_output=True,
         text=True,
-        cwd=REPOSITORY,
+        cwd=ROOT,
         timeout=300,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
 
 
@@ -79,7 +80,7 @@ def test_a_disk_that_fills_up_then_turns_read_only(tmp_path):
     assert not list(run_dir.glob("checkpoints/.partial-*"))
     # with room again the run goes on from there
     end = max(steps) + 1
-    assert train("stage1", "--resume", "-l", run_dir, f"experiment.max_steps={end}").step == max(steps)
+    assert train("stage1", "--resume", "-l", run_dir, f"experiment.max_steps={end}").start.step == max(steps)
     assert find_sound_checkpoint(run_dir).name == f"step_{end:08d}"
 
     # and a disk that has turned read-only says so

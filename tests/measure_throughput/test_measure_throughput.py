@@ -4,9 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,8 +23,8 @@ from rqtransformer import RQTransformer, native, sample
 from rqtransformer.decoding import Decoder
 from rqtransformer.fast import packing
 from rqvae import RQVAE
+from tests.commands import run
 
-ROOT = Path(__file__).resolve().parents[2]
 LINE = Roofline(flops=1e9, bytes=1e9)
 
 
@@ -302,7 +300,4 @@ def test_wrong_words_are_refused_before_anything_runs(words, message, monkeypatc
 
 
 def test_an_error_ends_with_exit_code_2_and_one_line():
-    result = subprocess.run(
-        [sys.executable, "-m", "measure_throughput", "f=12"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert (result.returncode, result.stderr) == (2, "error: f=12 is not one of 8, 16, 32\n")
+    assert run("-m", "measure_throughput", "f=12") == (2, "", "error: f=12 is not one of 8, 16, 32\n")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 import resource
-import subprocess
-import sys
 
 import pytest
+
+from tests.commands import succeed
 
 PROGRAM = """
 import resource, sys, torch
@@ -25,9 +25,7 @@ print(faults())
 
 
 def page_faults(mode: str) -> int:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    return int(succeed("-c", PROGRAM, mode).out)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="these are settings of glibc's allocator")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,9 @@ import torch
 from runtime import distributed
 from runtime.errors import UserError
 from runtime.rundir import new_run_dir
+from tests.commands import succeed
 from tests.ranks import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -143,13 +140,6 @@ with exit_on_user_error():
 @pytest.mark.filterwarnings("ignore")
 def test_torch_distributed_launch_is_understood(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "script.py"), "a=1", "--world_size", "2"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("[[0, 0, 0, ['a=1']], [1, 1, 1, ['a=1']]]") == 2
+    launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    done = succeed(*launcher, tmp_path / "script.py", "a=1", "--world_size", 2)
+    assert done.out.count("[[0, 0, 0, ['a=1']], [1, 1, 1, ['a=1']]]") == 2

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +27,6 @@ from training.loop.loop import validate
 from training.stages.stage1 import Stage1, Stage1Config
 from training.stages.stage2 import Stage2, Stage2Config
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = {"stage1": (Stage1Config, Stage1), "stage2": (Stage2Config, Stage2)}
 
 EXPERIMENT = {
@@ -219,27 +215,3 @@ def metrics_without_time(run_dir: Path) -> list[dict[str, Any]]:
 
 def state_json(directory: Path) -> Any:
     return json.loads((directory / "state.json").read_text())
-
-
-def script(*command: Any, timeout: float = 120) -> str:
-    """`python ...` in the repository, one thread, no GPU; it must succeed. Returns what it printed."""
-    with subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=REPOSITORY,
-        env=script_environment(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:
-        try:
-            printed, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # a launcher ends its workers as well
-            raise AssertionError(f"no end after {timeout} s: {process.communicate()[0][-4000:]}") from None
-    assert process.returncode == 0, printed[-4000:]
-    return printed
-
-
-def script_environment() -> dict[str, str]:
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(paths)}

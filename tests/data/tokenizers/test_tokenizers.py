@@ -6,10 +6,7 @@ import gzip
 import json
 import pickle
 import random
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import tokenizers as hf
@@ -24,6 +21,7 @@ from data.tokenizers.bpe_files import CLIP_END, CLIP_START
 from data.tokenizers.bpe_training import train_bpe
 from data.tokenizers.caption_tokenizer import WordTokenizer
 from data.tokenizers.tokenizer_loading import load_tokenizer
+from tests.commands import run
 
 LENGTH = 24
 ODD = ["", "   ", "\t\n", "😀😀 日本語 ñandú", "a\x00b\x07", "\ud83d lone", "é é", "&amp; <b>", "[PAD] [UNK] x"]
@@ -290,6 +288,5 @@ def test_command_line(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_command_starts_without_a_warning(byte_bpe, tmp_path):
-    words = [sys.executable, "-W", "error", "-m", "data.tokenizers", "show", str(byte_bpe.save(tmp_path))]
-    shown = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[3])
-    assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout.startswith("byte-bpe: ")
+    shown = run("-W", "error", "-m", "data.tokenizers", "show", byte_bpe.save(tmp_path))
+    assert (shown.code, shown.err) == (0, "") and shown.out.startswith("byte-bpe: ")

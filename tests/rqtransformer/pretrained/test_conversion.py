@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,21 +17,10 @@ from rqtransformer.pretrained.conversion import convert
 from rqvae import load_rqvae
 from rqvae.model import count_parameters
 from rqvae.pretrained import state_dict_to_published
+from tests.repository import GOLDEN
 
-GOLDEN = Path(__file__).parents[2] / "golden"
 CHECKPOINTS = sorted(file.parent.name for file in GOLDEN.glob("*/model.pt"))
 LOADERS = {"rqvae": load_rqvae, "rqtransformer": load_rqtransformer}
-
-
-def run(monkeypatch, capsys, *words: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["rqtransformer.pretrained", *map(str, words)])
-    capsys.readouterr()
-    code = 0
-    try:
-        runpy.run_module("rqtransformer.pretrained", run_name="__main__")
-    except SystemExit as end:
-        code = end.code or 0
-    return (code, *capsys.readouterr())
 
 
 def tensors_of(path: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -53,14 +40,16 @@ def assert_identical(left: Path, right: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_there_and_back_is_the_identity(name, tmp_path, monkeypatch, capsys):
+def test_there_and_back_is_the_identity(name, tmp_path, command):
     source = shutil.copytree(GOLDEN / name, tmp_path / name)
-    code, printed, _ = run(monkeypatch, capsys, "convert", source / "model.pt")
+    code, printed, _ = command("rqtransformer.pretrained", "convert", source / "model.pt")
     snapshot = Path(printed.strip())
     assert (code, snapshot) == (0, tmp_path / f"{name}-snapshot")
     assert (snapshot / "COMPLETE").is_file()
     assert not list(snapshot.glob("*.pt"))
-    code, printed, _ = run(monkeypatch, capsys, "convert", snapshot, "--to", "published", "--out", tmp_path / "back")
+    code, printed, _ = command(
+        "rqtransformer.pretrained", "convert", snapshot, "--to", "published", "--out", tmp_path / "back"
+    )
     assert code == 0
     back = tmp_path / "back"
     assert_identical(GOLDEN / name / "model.pt", back / "model.pt")
@@ -113,11 +102,11 @@ def test_wrapped_names_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rqvae-shared", "rqtransformer-text"])
-def test_inspect_says_the_same_of_both_formats(name, golden, tmp_path, monkeypatch, capsys):
+def test_inspect_says_the_same_of_both_formats(name, golden, tmp_path, command):
     snapshot = convert(GOLDEN / name, out=tmp_path / "new")
     found = []
     for path in (GOLDEN / name / "model.pt", snapshot):
-        code, printed, _ = run(monkeypatch, capsys, "inspect", path, "--json")
+        code, printed, _ = command("rqtransformer.pretrained", "inspect", path, "--json")
         assert code == 0
         found.append(json.loads(printed))
     published, ours = found
@@ -131,8 +120,8 @@ def test_inspect_says_the_same_of_both_formats(name, golden, tmp_path, monkeypat
     assert len(ours["metadata"]["sha256"]) == len(ours["parts"])
 
 
-def test_inspect_for_people(monkeypatch, capsys):
-    code, printed, _ = run(monkeypatch, capsys, "inspect", GOLDEN / "rqtransformer-text")
+def test_inspect_for_people(command):
+    code, printed, _ = command("rqtransformer.pretrained", "inspect", GOLDEN / "rqtransformer-text")
     assert code == 0
     for part in (
         "published checkpoint of stage 2 (RQ-Transformer), 0.9 MB",
@@ -152,10 +141,10 @@ def save(folder: Path, parts: dict, config: str = "arch: {type: rq-transformer}\
     return folder
 
 
-def test_what_cannot_be_converted_is_one_line(monkeypatch, capsys, tmp_path):
+def test_what_cannot_be_converted_is_one_line(command, tmp_path):
     def refused(says: str, *words: object) -> None:
         before = sorted(tmp_path.rglob("*"))
-        code, printed, error = run(monkeypatch, capsys, *words)
+        code, printed, error = command("rqtransformer.pretrained", *words)
         assert (code, printed) == (2, "")
         assert error.startswith("error: ") and error.count("\n") == 1 and says in error, error
         assert sorted(tmp_path.rglob("*")) == before

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -12,12 +10,11 @@ import torch
 
 from runtime import atomic
 from runtime.errors import UserError
+from tests.commands import run
 from tests.training.checkpoint_files import load_checkpoint, save_checkpoint
 from training.checkpoints import checkpoint_storage
 from training.checkpoints.checkpoint_directories import complete_checkpoints
 from training.checkpoints.checkpoint_writer import CheckpointWriter
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def state(value: float) -> dict:
@@ -147,8 +144,8 @@ def test_a_write_that_the_system_cuts_off_is_one_line(tmp_path):
         "    writer.save(1, {'x': {'small': torch.zeros(10)}})\n"
         "    writer.save(2, {'x': {'large': torch.zeros(10**6)}})\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: cannot write ")
-    assert done.stderr.count("\n") == 1
+    done = run("-c", program, tmp_path)
+    assert done.code == 2, done.err
+    assert done.err.startswith("error: cannot write ")
+    assert done.err.count("\n") == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["step_00000001"]

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from runtime.errors import UserError
+from tests.commands import start, succeed
 from tests.training.tiny_runs import (
     GAN,
-    REPOSITORY,
     checkpoint_tensors,
     differing,
     metrics_without_time,
     only_run,
-    script,
-    script_environment,
     session,
     stage1,
     stage2,
@@ -166,17 +162,11 @@ def test_resuming_with_another_seed_or_architecture_is_refused(tmp_path):
 
 def kill_after_first_checkpoint(command: list, result_path: Path) -> Path:
     """Starts an entry script and kills it (signal 9) once it has a checkpoint; returns its run directory."""
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=REPOSITORY,
-        env=script_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    process = start(*command)
     try:
         deadline = time.monotonic() + 120
         while not list(result_path.glob("*/*/checkpoints/step_*/COMPLETE")):
-            assert process.poll() is None, process.stderr.read().decode()[-2000:]
+            assert process.poll() is None, process.stderr.read()[-2000:]
             assert time.monotonic() < deadline
             time.sleep(0.005)
     finally:
@@ -195,7 +185,7 @@ def test_entry_scripts_resume_after_kill_9(stage, tokenizer, tmp_path):
     killed = kill_after_first_checkpoint([f"main_{stage}.py", *flags, "-r", tmp_path / "killed"], tmp_path / "killed")
     end = f"checkpoints/step_{steps:08d}"
     assert not (killed / end).exists()
-    script(f"main_{stage}.py", *flags, "-r", tmp_path / "killed", "--resume")
+    succeed(f"main_{stage}.py", *flags, "-r", tmp_path / "killed", "--resume")
     straight = train(stage, *flags, "-r", tmp_path / "straight").run_dir
     assert differing(checkpoint_tensors(straight / end), checkpoint_tensors(killed / end)) == []
     assert metrics_without_time(straight) == metrics_without_time(killed)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ import pytest
 from runtime.errors import UserError
 from runtime.runlog import read_metrics
 from sampling.trained_models import read_metadata, resolve_checkpoint
+from tests.commands import run_here
 from tests.training.rank_cases import RankCase, train_cases
 from tests.training.tiny_runs import (
-    REPOSITORY,
     checkpoint_tensors,
     differing,
     metrics_without_time,
@@ -78,20 +76,14 @@ def second(first, cache, tmp_path_factory) -> Path:
     return train("stage2", "-m", config, "-v", first, "-r", folder / "runs").run_dir
 
 
-def run_script(monkeypatch, name: str, *args: object) -> None:
-    monkeypatch.setattr(sys, "argv", [name, *map(str, args)])
-    runpy.run_path(str(REPOSITORY / name), run_name="__main__")
-
-
-def test_rfid_is_that_of_the_script_on_the_averaged_weights(first, cache, monkeypatch):
+def test_rfid_is_that_of_the_script_on_the_averaged_weights(first, cache):
     scores = scores_of(first)
     assert sorted(scores) == [2, 4, 6]
     name, count = scores[2]
     assert name.startswith("rfid_classifier128-") and name.endswith("_vs_val") and count == "num_images"
     for step in (2, 6):
         snapshot = first / "snapshots" / f"step_{step:08d}"
-        run_script(
-            monkeypatch,
+        run_here(
             "compute_rfid.py",
             "--vqvae",
             snapshot,
@@ -111,10 +103,10 @@ def test_rfid_is_that_of_the_script_on_the_averaged_weights(first, cache, monkey
     assert scores[2][name] != scores[6][name]
 
 
-def test_fid_is_that_of_the_script(first, second, cache, monkeypatch, tmp_path):
+def test_fid_is_that_of_the_script(first, second, cache, tmp_path):
     step, flags = 4, ["-n", SAMPLES, "-bs", 5, "--ema", "--features", "classifier", "--features-cache", cache]
     snapshot = second / "snapshots" / f"step_{step:08d}"
-    run_script(monkeypatch, "main_sampling_fid.py", "-v", first, "-a", snapshot, "--save-dir", tmp_path, *flags)
+    run_here("main_sampling_fid.py", "-v", first, "-a", snapshot, "--save-dir", tmp_path, *flags)
     (result,) = tmp_path.glob("samples/*/result.json")
     metrics = json.loads(result.read_text())["metrics"]
     (name,) = [key for key in scores_of(second)[step] if key.startswith("fid_")]

@@ -9,12 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.repository import CONFIGS
 from tests.training.optimization import fsdp_ranks
 from tests.training.optimization.fsdp_ranks import ALONE, COMPILED, INITIAL, build, start, train_case
-from tests.training.tiny_runs import REPOSITORY, differing, session, stage1, stage2, train, write_config
+from tests.training.tiny_runs import differing, session, stage1, stage2, train, write_config
 from training.optimization.optimizer import allocate_optimizer_state
-
-CONFIGS = REPOSITORY / "configs"
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -17,8 +15,8 @@ from data.tokenizers.bpe_training import train_bpe
 from data.tokenizers.tokenizer_loading import load_tokenizer
 from runtime.errors import UserError
 from runtime.runlog import read_metrics
+from tests.commands import run_here
 from tests.training.tiny_runs import (
-    REPOSITORY,
     checkpoint_tensors,
     differing,
     only_run,
@@ -77,7 +75,7 @@ def _flags(folder, config, out):
     return ["-m", config, "-r", out, "-v", only_run(folder / "stage1")]
 
 
-def test_training_from_a_caption_folder_and_prompts_from_its_snapshot_alone(folder, tmp_path, monkeypatch):
+def test_training_from_a_caption_folder_and_prompts_from_its_snapshot_alone(folder, tmp_path):
     shutil.copytree(folder / "tokenizer", folder / "own-tokenizer")
     run = train("stage2", *_flags(folder, _stage2(folder, "own-tokenizer"), tmp_path))
     losses = [line for line in read_metrics(run.run_dir / "metrics.jsonl") if "train/loss_txt" in line]
@@ -88,16 +86,15 @@ def test_training_from_a_caption_folder_and_prompts_from_its_snapshot_alone(fold
     shutil.rmtree(folder / "own-tokenizer")  # as on another machine
     models = ["-v", only_run(folder / "stage1"), "-a", snapshot]
     texts = ["a RED circle ☺"] * 2
-    assert _sampled_texts(monkeypatch, tmp_path / "one", *models, "--prompt", texts[0], "--num", 2) == texts
+    assert _sampled_texts(tmp_path / "one", *models, "--prompt", texts[0], "--num", 2) == texts
     # without prompts: the captions of the validation split
-    whole = _sampled_texts(monkeypatch, tmp_path / "two", *models, "--metrics", "none")
+    whole = _sampled_texts(tmp_path / "two", *models, "--metrics", "none")
     assert whole == run.val_set.captions(range(len(run.val_set)))
 
 
-def _sampled_texts(monkeypatch, out, *flags):
+def _sampled_texts(out, *flags):
     """The captions of the images that main_sampling_txt2img.py wrote."""
-    monkeypatch.setattr(sys, "argv", [str(word) for word in ("main_sampling_txt2img.py", *flags, "--save-dir", out)])
-    runpy.run_path(str(REPOSITORY / sys.argv[0]), run_name="__main__")
+    run_here("main_sampling_txt2img.py", *flags, "--save-dir", out)
     (made,) = (out / "samples").iterdir()
     texts = [json.loads(line)["text"] for line in (made / "captions.jsonl").read_text().splitlines()]
     assert len(list((made / "images").iterdir())) == len(texts)

@@ -20,12 +20,12 @@ from runtime.errors import UserError
 from runtime.runlog import read_metrics
 from sampling.code_extraction import ExtractionSettings, Extractor
 from sampling.trained_models import resolve_checkpoint
+from tests.commands import torchrun
 from tests.training.tiny_runs import (
     checkpoint_tensors,
     differing,
     metrics_without_time,
     only_run,
-    script,
     session,
     stage1,
     stage2,
@@ -245,7 +245,7 @@ def test_the_command_on_two_ranks(tokenizer, exact, tmp_path):
         0,
         tmp_path / "out",
     ]
-    printed = script("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command)
+    printed = torchrun(*command).out
     assert "train: 16 images in 4 shards" in printed and "val: 2 images in 1 shards" in printed
     for path in (*exact.glob("*.tar"), *exact.glob(f"*{INDEX_SUFFIX}")):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.commands import succeed
 from tests.ranks import free_port
 from tests.training.rank_cases import RankCase, train_cases
 from tests.training.tiny_runs import (
@@ -17,7 +18,6 @@ from tests.training.tiny_runs import (
     differing,
     metrics_without_time,
     only_run,
-    script,
     stage1,
     stage2,
     train,
@@ -197,7 +197,8 @@ def test_entry_scripts_run_under_both_launchers(stage, launcher, ranks, tokenize
     config = write_case(tmp_path, name, batch_size=4)
     command = [f"main_{stage}.py", *flags(config, stage, tokenizer), "-r", tmp_path / "runs"]
     watch = "tests/training/threads_at_exit.py"
-    printed = script("-m", launcher, "--nproc_per_node=2", f"--master_port={free_port()}", watch, *command)
+    done = succeed("-m", launcher, "--nproc_per_node=2", f"--master_port={free_port()}", watch, *command)
+    printed = done.out + done.err
     run_dir = only_run(tmp_path / "runs")
     ends = checkpoint_tensors(run_dir / f"checkpoints/step_{STEPS:08d}")
     assert differing(ends, ranks.tensors[0][name]) == []

@@ -2,17 +2,14 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from rqstack.quantizers.arithmetic import nearest
+from tests.commands import succeed
 
-ROOT = Path(__file__).resolve().parents[4]
 # vectors, codes, size, whole numbers: sizes that fill blocks, that do not, and more than one block of each
 CASES = [(64, 64, 32, False), (70, 200, 40, False), (1, 3, 5, False), (100, 130, 3, True), (65, 129, 2, True)]
 
@@ -21,13 +18,9 @@ def test_the_kernel_agrees_with_the_tiled_search_and_ties_take_the_lowest_index(
     if importlib.util.find_spec("triton") is None:
         assert not nearest._fused_search_wanted()  # a CPU build of torch: the tiled search is all there is
         return
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     script = Path(__file__).with_name("nearest_in_interpreter.py")
-    run = subprocess.run(
-        [sys.executable, str(script), json.dumps(CASES)], capture_output=True, text=True, env=environment, timeout=200
-    )
-    assert run.returncode == 0, run.stderr
-    results = json.loads(run.stdout.splitlines()[-1])
+    done = succeed(script, json.dumps(CASES), timeout=200, TRITON_INTERPRET="1")
+    results = json.loads(done.out.splitlines()[-1])
     assert len(results) == len(CASES)
     assert all(result["differ"] == 0 and result["dtype"] == "torch.int64" for result in results), results
     assert all(result["ties"] > 20 for result in results[3:]), results
