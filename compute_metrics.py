@@ -63,16 +63,15 @@ def read_words(words: list[str]) -> MetricsConfig:
     return config
 
 
-def open_samples(config: MetricsConfig) -> ImageSource:
+def open_samples(path: Path, skip_unreadable: bool) -> ImageSource:
     """The images of `fake_path`; pickled samples are refused, because reading a pickle runs what is in it."""
-    path = Path(config.fake_path).expanduser()
     pickles = [path] if path.suffix in (".pkl", ".pickle") else sorted(path.glob("*.pkl")) if path.is_dir() else []
     if pickles:
         raise UserError(
             f"{pickles[0]} is a pickle, which is not read: save the samples as .png files or as an .npz "
             "file with arr_0 (uint8, N x H x W x 3), as main_sampling_fid.py does"
         )
-    return open_source(str(path), skip_unreadable=config.skip_unreadable)
+    return open_source(str(path), skip_unreadable=skip_unreadable)
 
 
 def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Path:
@@ -87,8 +86,9 @@ def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Pat
 def main(args: argparse.Namespace) -> None:
     config = read_words(args.overrides)
     metrics = MetricSet.parse(config.metrics)
-    samples = open_samples(config)
-    path = Path(config.fake_path or "").expanduser()
+    assert config.fake_path is not None, "read_words asks for it"
+    path = Path(config.fake_path).expanduser()
+    samples = open_samples(path, config.skip_unreadable)
     first = next(iter(samples.batches(1)))
     env = ProcessSettings.from_flags(args).join()
     if not metrics.by_features and args.report:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -50,7 +51,7 @@ class ImageSet:
 
 
 def write_report(
-    path: Path, line: Mapping[str, object], samples: ImageSet, reference: ImageSet, device: torch.device | str = "cpu"
+    path: Path, line: Mapping[str, Any], samples: ImageSet, reference: ImageSet, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """Writes the page and returns what it found on memorisation, as named numbers.
 
@@ -100,13 +101,13 @@ def chosen_rows(neighbours: Neighbours) -> list[int]:
     return nearest + [row for row in range(len(order)) if row not in nearest][:FIRST_ROWS]
 
 
-def scores_table(line: Mapping[str, object]) -> str:
+def scores_table(line: Mapping[str, Any]) -> str:
     """All metrics of a result line."""
     rows = [f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td></tr>" for name, value in line["metrics"].items()]
     return f"<table><tr><th>metric</th><th>value</th></tr>{''.join(rows)}</table>"
 
 
-def warnings_list(line: Mapping[str, object]) -> str:
+def warnings_list(line: Mapping[str, Any]) -> str:
     """What makes the numbers less than they seem."""
     return "".join(f'<p class="warning">{html.escape(text)}</p>' for text in line.get("warnings", ()))
 
@@ -181,7 +182,7 @@ def overlap_plot(points: Sequence[tuple[int, float, float]]) -> str:
     return f'<svg viewBox="0 0 {width} {width}" width="{width}" font-size="11">{"".join(parts)}</svg>'
 
 
-def class_tables(line: Mapping[str, object]) -> str:
+def class_tables(line: Mapping[str, Any]) -> str:
     """The FID of every class, worst first, where the line has them."""
     parts = []
     for name, table in line.get("per_class", {}).items():

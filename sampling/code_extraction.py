@@ -24,6 +24,7 @@ from data.loader import listed_batches
 from data.shards.cached_latents import TOKENIZER_FOLDER
 from data.shards.shard_manifest import LATENTS, ShardEntry, begin, finish, shard_name
 from data.shards.shard_writer import finished_shard, sample_key, write_shard
+from rqstack.quantizers import TargetQuantizer
 from rqvae import RQVAE
 from runtime import distributed
 from runtime.distributed import DistEnv
@@ -104,7 +105,9 @@ class Extractor:
         if image_BCHW.dtype == torch.uint8:
             image_BCHW = image_BCHW.float().div_(127.5).sub_(1.0)
         latent_BHWE = self.tokenizer.encode(image_BCHW.to(self.env.device)).float()
-        return latent_BHWE, self.tokenizer.quantizer.targets(latent_BHWE)[1]
+        quantizer = self.tokenizer.quantizer
+        assert isinstance(quantizer, TargetQuantizer), "a tokenizer has codes"
+        return latent_BHWE, quantizer.targets(latent_BHWE)[1]
 
     def run(self, folder: Path) -> list[ShardEntry]:
         """Writes this rank's shards and, when all have theirs, the manifest (on the main process).
@@ -118,9 +121,10 @@ class Extractor:
         entries = {}
         for number in tqdm(numbers, desc=self.dataset.split, unit="shard", disable=None if self.env.is_main else True):
             path, start = folder / shard_name(self.dataset.split, number), number * per_shard
-            entries[number] = finished_shard(path) or write_shard(
-                path, self._samples(start, min(start + per_shard, total))
-            )
+            end = min(start + per_shard, total)
+            entry = finished_shard(path) or write_shard(path, self._samples(start, end))
+            assert entry is not None, "a shard of this split has samples"
+            entries[number] = entry
         gathered = distributed.gather_objects([[number, asdict(entry)] for number, entry in entries.items()])
         found = [
             ShardEntry(**entry)
@@ -160,16 +164,16 @@ class Extractor:
         missing = self.settings.batch_size - count
         image_BCHW = torch.cat([batch["image"], batch["image"][-1:].expand(missing, -1, -1, -1)])
         latent_BHWE, codes_BHWD = self._encode(image_BCHW)
-        arrays = {"index": batch["index"], "label": batch["label"]}
+        tensors = {"index": batch["index"], "label": batch["label"]}
         if self.settings.keep != "codes":
-            arrays["latent"] = latent_BHWE.to(self.dtype)
+            tensors["latent"] = latent_BHWE.to(self.dtype)
         if self.settings.keep != "latents":
-            arrays["codes"] = codes_BHWD
+            tensors["codes"] = codes_BHWD
         if "cond" in batch:
-            arrays["cond"] = batch["cond"]
-        arrays = {name: value[:count].cpu().numpy() for name, value in arrays.items()}
+            tensors["cond"] = batch["cond"]
+        arrays = {name: value[:count].cpu().numpy() for name, value in tensors.items()}
         self._check_finite(arrays)
-        kinds = {"codes": self.codes_dtype, "cond": np.dtype(np.int32)}
+        kinds: dict[str, np.dtype[Any]] = {"codes": self.codes_dtype, "cond": np.dtype(np.int32)}
         arrays = {name: value.astype(kinds.get(name, value.dtype)) for name, value in arrays.items()}
         return [{name: value[row] for name, value in arrays.items()} for row in range(count)]
 

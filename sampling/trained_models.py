@@ -67,7 +67,7 @@ def config_beside(checkpoint: Path, schema: type, overrides: Sequence[str] = ())
     one beside a published file.
     """
     directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    config = load_config(schema, directory / CONFIG_FILE, list(overrides))
+    config: Any = load_config(schema, directory / CONFIG_FILE, list(overrides))
     if not any("dataset.tokenizer=" in word for word in overrides):
         config.dataset.tokenizer = tokenizer_beside(config.dataset, directory) or config.dataset.tokenizer
     return config

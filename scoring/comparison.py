@@ -95,15 +95,15 @@ class Comparison:
     def _open_images(self, path: Path) -> None:
         if not path.exists() and ":" not in self.spec and not any(mark in self.spec for mark in "*{"):
             raise UserError(f"ref_dataset={self.spec} is neither a path nor one of {', '.join(DATASETS)}")
-        self.source = open_source(self.spec, skip_unreadable=self.config.skip_unreadable)
-        self.name = default_name(self.spec)
-        self.images = self._source_batches
-        if "label" in next(iter(self.source.batches(1))):
-            self.num_classes = 1 + max(int(batch["label"].max()) for batch in self._source_batches(shared=False))
+        source = open_source(self.spec, skip_unreadable=self.config.skip_unreadable)
+        self.source, self.name, self.images = source, default_name(self.spec), partial(self._source_batches, source)
+        if "label" in next(iter(source.batches(1))):
+            batches = self._source_batches(source, shared=False)
+            self.num_classes = 1 + max(int(batch["label"].max()) for batch in batches)
 
-    def _source_batches(self, shared: bool = True) -> Iterable[dict[str, Tensor]]:
+    def _source_batches(self, source: ImageSource, shared: bool = True) -> Iterable[dict[str, Tensor]]:
         place = (self.env.rank, self.env.world_size) if shared else (0, 1)
-        return self.source.batches(self.config.batch_size, *place)
+        return source.batches(self.config.batch_size, *place)
 
     def features(self) -> FeatureExtractor:
         """The feature network; the classifier is trained on the data set, or on labelled images."""
@@ -127,6 +127,7 @@ class Comparison:
             return load_reference(self.spec, extractor)
         if self.data is not None:
             return self.data.reference(self.name, extractor, keep_features, spatial)
+        assert self.images is not None and self.source is not None
         return cached_reference(
             Path(self.settings.cache) / REFERENCES,
             self.name,

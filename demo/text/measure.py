@@ -18,9 +18,10 @@ from data.noise import permutation
 from demo.measure import last_snapshot, last_validation
 from demo.text.judge import NUM_IMAGES, judge_images, train_judge
 from evaluation.protocol import to_uint8
-from rqtransformer import RQTransformer, decode_in_batches, load_rqtransformer, sample
-from rqtransformer.pretrained import sampling_settings
+from rqtransformer import RQTransformer, load_rqtransformer
 from rqvae import RQVAE, load_rqvae
+from sampling.conditions import CaptionConditions
+from sampling.sampler import Sampler, SamplingSettings
 from sampling.trained_models import config_beside
 from training.stages.stage2 import Stage2Config
 
@@ -53,15 +54,10 @@ class TextModel:
     def draw(self, captions: Sequence[str], cfg_scale: float, seed: int = 0) -> Tensor:
         """One sample for each caption: uint8 (N, C, H, W)."""
         length = self.transformer.config.block_size_cond
-        cond_NL = torch.tensor([tokenize_pair_caption(text, length) for text in captions])
-        settings = sampling_settings(self.transformer, cfg_scale=cfg_scale)
-        images = []
-        for index_B in torch.arange(len(captions)).split(BATCH_SIZE):
-            codes_BHWD = sample(
-                self.transformer, self.tokenizer, cond_NL[index_B], indices=index_B, seed=seed, **settings
-            )
-            images += [to_uint8(image_BCHW) for image_BCHW in decode_in_batches(self.tokenizer, codes_BHWD)]
-        return torch.cat(images)
+        conditions = CaptionConditions(torch.tensor([tokenize_pair_caption(text, length) for text in captions]))
+        settings = SamplingSettings(cfg_scale=cfg_scale, seed=seed, batch_size=BATCH_SIZE)
+        sampler = Sampler(self.tokenizer, self.transformer, conditions, settings)
+        return torch.cat([batch["image"] for batch in sampler.images(len(captions))])
 
     @torch.no_grad()
     def reconstruct(self, image_NCHW: Tensor) -> Tensor:

@@ -109,10 +109,10 @@ def overlap(
             tile_RC = _squared_distances(rows_RF, _centred(features_MF[ends], centre_F, device))
             inside_M[ends] |= (tile_RC <= radii_RK[:, pr, None]).any(0)
             recalled_R |= (tile_RC <= sample_radius_M[ends]).any(1)
-            balls += (tile_RC < radii_RK[:, dc, None]).sum().item()
+            balls += int((tile_RC < radii_RK[:, dc, None]).sum())
             nearest_R = torch.minimum(nearest_R, tile_RC.amin(1))
-        recalled += recalled_R.sum().item()
-        covered += (nearest_R < radii_RK[:, dc]).sum().item()
+        recalled += int(recalled_R.sum())
+        covered += int((nearest_R < radii_RK[:, dc]).sum())
     return Overlap(
         precision=inside_M.sum().item() / num_samples,
         recall=recalled / num_reals,

@@ -154,7 +154,8 @@ def take_images(batches: Iterable[Mapping[str, Tensor]], indices: Sequence[int])
     Raises:
         UserError: the stream ends before.
     """
-    wanted, found = set(indices), {}
+    wanted = set(indices)
+    found: dict[int, Tensor] = {}
     stream = iter(batches)
     while len(found) < len(wanted):
         batch = next(stream, None)

@@ -79,7 +79,7 @@ class ClassifierFeatures:
         """
         correct = total = 0
         for image_BCHW, label_B in _labelled(batches):
-            correct += (self.predict(image_BCHW).cpu() == label_B).sum().item()
+            correct += int((self.predict(image_BCHW).cpu() == label_B).sum())
             total += len(label_B)
         if not total:
             raise ValueError("the accuracy of no images is not defined")

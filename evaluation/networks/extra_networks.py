@@ -103,7 +103,7 @@ class PixelInput:
         height, width = image_BCHW.shape[2:]
         shape = (self.size, self.size)
         if self.crop:  # the longer side is rounded down, as torchvision does it
-            shape = tuple(self.size * side // min(height, width) for side in (height, width))
+            shape = self.size * height // min(height, width), self.size * width // min(height, width)
         # Width, then height, each rounded to whole pixel values, as Pillow does it.
         for step in ((height, shape[1]), shape):
             if image_BCHW.shape[2:] != step:

@@ -9,7 +9,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from evaluation.networks.classifier import ClassifierConfig, train_classifier
+from evaluation.networks.classifier import train_classifier
+from evaluation.networks.classifier_training import ClassifierConfig
 
 LabelledBatches = Iterable[Mapping[str, Tensor] | tuple[Tensor, Tensor]]
 

@@ -107,6 +107,7 @@ class InceptionFeatures:
             network.load_state_dict(read_state_dict(path))
         except Exception as error:
             raise ValueError(f"{path} does not hold the FID Inception weights: {str(error).splitlines()[0]}") from error
+        assert isinstance(network.fc, nn.Linear)
         self.class_weight_YF = network.fc.weight.detach()[: self.num_classes].to(self.device)
         network.fc = nn.Identity()
         self.network = network.eval().requires_grad_(False).to(self.device)

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from evaluation.metrics.reconstruction import psnr, reconstruction_scores, ssim
+from evaluation.metrics.reconstruction import PairSimilarity, psnr, reconstruction_scores, ssim
+from evaluation.scores import score_images
+from evaluation.statistics import Ranks
 
 
 @pytest.fixture
@@ -115,3 +117,25 @@ def test_wrong_input_is_an_error(pair):
         reconstruction_scores([pair], num_images=6, reference="val")
     with pytest.raises(ValueError, match="lpips gave 1 values for 5 images"):
         reconstruction_scores([pair], num_images=5, reference="val", perceptual={"lpips": lambda a, b: a.mean()})
+
+
+@pytest.mark.parametrize(("size", "kinds"), [(16, ["psnr", "ssim", "l1"]), (8, ["psnr"])])
+def test_the_metric_over_pairs_is_the_mean_of_all_batches_and_ranks(run_ranks, size, kinds):
+    original_NCHW, image_NCHW = torch.randint(256, (2, 7, 3, size, size), dtype=torch.uint8)
+    perceptual = {"l1": lambda first, second: (first - second).abs().mean((1, 2, 3))}
+    metric = PairSimilarity("val", size, "depth2", perceptual)
+    batch = {"image": image_NCHW, "original": original_NCHW}
+    expected = score_images([batch], [metric], num_images=7)["metrics"]
+    assert [name.split("_")[0] for name in expected] == kinds
+    assert all(name.endswith("_depth2_vs_val") for name in expected)
+    assert expected["psnr_rgb_depth2_vs_val"] == pytest.approx(psnr(original_NCHW, image_NCHW).mean().item())
+
+    def of_rank(rank, reduce):
+        pairs = zip(image_NCHW[rank::3].split(2), original_NCHW[rank::3].split(2))
+        batches = [{"image": image, "original": original} for image, original in pairs]
+        metric = PairSimilarity("val", size, "depth2", perceptual)
+        return score_images(batches, [metric], num_images=7, ranks=Ranks(reduce, rank, 3))["metrics"]
+
+    assert all(found == pytest.approx(expected, rel=1e-12) for found in run_ranks(3, of_rank))
+    with pytest.raises(ValueError, match="their originals"):
+        score_images([image_NCHW], [PairSimilarity("val", size)], num_images=7)
