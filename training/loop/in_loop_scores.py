@@ -97,21 +97,17 @@ class InLoopScores:
         not the whole split, their number is part of the name.
         """
         if self._reference is None:
-            split = self.stage.score_split
-            whole = self.stage.score_kind == "fid" or self.num_images == len(self.data.split(split))
-            if whole:
-                self._reference = split, self.data.moments(split, self.extractor)
-            else:
-                self._reference = (
-                    f"{split}{self.num_images}",
-                    reference_statistics(
-                        self.data.spread_batches(split, self.num_images),
-                        self.extractor,
-                        num_images=self.num_images,
-                        ranks=ranks_of(self.data.env),
-                    ),
-                )
+            self._reference = self._measure_reference()
         return self._reference
+
+    def _measure_reference(self) -> tuple[str, Gaussian]:
+        split = self.stage.score_split
+        if self.stage.score_kind == "fid" or self.num_images == len(self.data.split(split)):
+            return split, self.data.moments(split, self.extractor)
+        originals = self.data.spread_batches(split, self.num_images)
+        ranks = ranks_of(self.data.env)
+        moments = reference_statistics(originals, self.extractor, num_images=self.num_images, ranks=ranks)
+        return f"{split}{self.num_images}", moments
 
     def keep_best(self, progress: Mapping[str, Any], scores: Mapping[str, Any], validation: Mapping[str, Any]) -> None:
         """Writes `snapshots/best` when the distance is the lowest so far; every rank must call it."""
