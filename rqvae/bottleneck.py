@@ -49,10 +49,12 @@ from rqstack.quantizers import (
 )
 
 
-class Sizes(Protocol):
-    """What a bottleneck takes from the published keys of a config (see `QuantizerHParams`), its own options apart."""
+class BottleneckConfig(Protocol):
+    """What a bottleneck takes from a config; `QuantizerHParams` says what the published keys mean."""
 
+    bottleneck_type: str
     embed_dim: int
+    n_embed: Any
     latent_shape: list[int]
     code_shape: list[int]
     shared_codebook: bool
@@ -75,13 +77,6 @@ class Sizes(Protocol):
     def patch(self) -> tuple[int, int]:
         """Latent rows and columns that share one stack of codes."""
 
-
-class BottleneckConfig(Sizes, Protocol):
-    """Sizes, and which bottleneck it is."""
-
-    bottleneck_type: str
-    n_embed: Any
-
     @property
     def bottleneck_options(self) -> Any:
         """The typed options of `bottleneck_type`."""
@@ -89,6 +84,7 @@ class BottleneckConfig(Sizes, Protocol):
 
 Options = TypeVar("Options")
 Stacked = TypeVar("Stacked", bound=StackOptions)
+CodeVectors = TypeVar("CodeVectors", VectorOptions, ResidualVectorOptions, MultiScaleOptions)
 
 
 @dataclass(frozen=True)
@@ -101,76 +97,80 @@ class Bottleneck(Generic[Options]):
     """
 
     options: type[Options] | None
-    build: Callable[[Sizes, int, Options], Quantizer]
+    build: Callable[[BottleneckConfig, int, Options], Quantizer]
     joins_patches: bool = False
     size_per_depth: bool = False
     size_in_options: bool = False
 
 
-def _residual(sizes: Sizes, dim: int, options: None) -> Quantizer:
+def _residual(config: BottleneckConfig, dim: int, options: None) -> Quantizer:
     return ResidualQuantizer(
-        sizes.embed_dim,
-        sizes.code_sizes,
-        shared=sizes.shared_codebook,
-        decay=sizes.decays,
-        restart_unused_codes=sizes.restart_unused_codes,
-        codebook_update=sizes.codebook_update,
-        patch=sizes.patch,
+        config.embed_dim,
+        config.code_sizes,
+        shared=config.shared_codebook,
+        decay=config.decays,
+        restart_unused_codes=config.restart_unused_codes,
+        codebook_update=config.codebook_update,
+        patch=config.patch,
     )
 
 
-def _vector(sizes: Sizes, dim: int, options: VectorOptions) -> Quantizer:
+def _vector(config: BottleneckConfig, dim: int, options: VectorOptions) -> Quantizer:
     return VectorQuantizer(
         dim,
-        sizes.code_sizes[0],
-        _with_restart(sizes, options),
-        heads=sizes.depth,
-        separate_codebooks=not sizes.shared_codebook,
-        decay=sizes.decays[0],
+        config.code_sizes[0],
+        _with_restart(config, options),
+        heads=config.depth,
+        separate_codebooks=not config.shared_codebook,
+        decay=config.decays[0],
     )
 
 
-def _with_restart(sizes: Sizes, options: Any) -> Any:
+def _with_restart(config: BottleneckConfig, options: CodeVectors) -> CodeVectors:
     """The options of code vectors, where `restart_unused_codes` stands for the published rule."""
-    if options.restart is None and sizes.restart_unused_codes:
+    if options.restart is None and config.restart_unused_codes:
         return dataclasses.replace(options, restart=RestartRule())
     return options
 
 
-def _residual_vector(sizes: Sizes, dim: int, num_codes: Sequence[int], options: ResidualVectorOptions) -> Quantizer:
-    options, shared = _with_restart(sizes, options), sizes.shared_codebook
-    return ResidualVectorQuantizer(dim, num_codes, None, options, shared=shared, decay=sizes.decays[0])
+def _residual_vector(
+    config: BottleneckConfig, dim: int, num_codes: Sequence[int], options: ResidualVectorOptions
+) -> Quantizer:
+    options, shared = _with_restart(config, options), config.shared_codebook
+    return ResidualVectorQuantizer(dim, num_codes, None, options, shared=shared, decay=config.decays[0])
 
 
 def _in_groups(
-    stack: Callable[[Sizes, int, Sequence[int], Stacked], Quantizer], sized: bool = True
-) -> Callable[[Sizes, int, Stacked], Quantizer]:
+    stack: Callable[[BottleneckConfig, int, Sequence[int], Stacked], Quantizer], sized: bool = True
+) -> Callable[[BottleneckConfig, int, Stacked], Quantizer]:
     """Builder of `groups` stacks of D / groups levels, each on its share of the channels.
 
     stack: from the config, the size of a vector, K of every level (`sized`; otherwise one 0 per level) and the options.
     """
 
-    def build(sizes: Sizes, dim: int, options: Stacked) -> Quantizer:
+    def build(config: BottleneckConfig, dim: int, options: Stacked) -> Quantizer:
         groups = options.groups
-        if groups < 1 or sizes.depth % groups or dim % groups:
+        if groups < 1 or config.depth % groups or dim % groups:
             raise ValueError(
-                f"bottleneck.groups {groups} does not divide code depth {sizes.depth} and vectors of size {dim}"
+                f"bottleneck.groups {groups} does not divide code depth {config.depth} and vectors of size {dim}"
             )
-        depth, options = sizes.depth // groups, dataclasses.replace(options, groups=1)
-        num_codes = sizes.code_sizes if sized else (0,) * sizes.depth
-        starts = range(0, sizes.depth, depth)
-        stacks = [stack(sizes, dim // groups, num_codes[start : start + depth], options) for start in starts]
+        depth, options = config.depth // groups, dataclasses.replace(options, groups=1)
+        num_codes = config.code_sizes if sized else (0,) * config.depth
+        starts = range(0, config.depth, depth)
+        stacks = [stack(config, dim // groups, num_codes[start : start + depth], options) for start in starts]
         return Grouped(dim, stacks) if groups > 1 else stacks[0]
 
     return build
 
 
-def _multi_scale(sizes: Sizes, dim: int, options: MultiScaleOptions) -> Quantizer:
-    options, shared = _with_restart(sizes, options), sizes.shared_codebook
-    quantizer = MultiScaleQuantizer(sizes.embed_dim, sizes.code_sizes[0], options, shared=shared, decay=sizes.decays[0])
-    finest, latent = list(quantizer.shapes[-1]), list(sizes.latent_shape[:2])
+def _multi_scale(config: BottleneckConfig, dim: int, options: MultiScaleOptions) -> Quantizer:
+    options, shared = _with_restart(config, options), config.shared_codebook
+    quantizer = MultiScaleQuantizer(
+        config.embed_dim, config.code_sizes[0], options, shared=shared, decay=config.decays[0]
+    )
+    finest, latent = list(quantizer.shapes[-1]), list(config.latent_shape[:2])
     wanted = [1, 1, len(quantizer.num_codes)]
-    if list(sizes.code_shape) != wanted:
+    if list(config.code_shape) != wanted:
         raise ValueError(f"bottleneck.scales have {wanted[2]} positions: code_shape must be {wanted}")
     if finest != latent:
         raise ValueError(f"the last of bottleneck.scales, {finest}, must be the grid of latent_shape, {latent}")
@@ -179,59 +179,61 @@ def _multi_scale(sizes: Sizes, dim: int, options: MultiScaleOptions) -> Quantize
 
 BOTTLENECKS: dict[str, Bottleneck[Any]] = {
     "rq": Bottleneck(None, _residual, joins_patches=True, size_per_depth=True),
-    "none": Bottleneck(None, lambda sizes, dim, options: NullQuantizer(), joins_patches=True),
+    "none": Bottleneck(None, lambda config, dim, options: NullQuantizer(), joins_patches=True),
     "vq": Bottleneck(VectorOptions, _vector),
     "fsq": Bottleneck(
         FiniteScalarOptions,
-        lambda sizes, dim, options: FiniteScalarQuantizer(dim, options, num_codebooks=sizes.depth),
+        lambda config, dim, options: FiniteScalarQuantizer(dim, options, num_codebooks=config.depth),
         size_in_options=True,
     ),
     "fsp": Bottleneck(
         ScalarPerturbationOptions,
-        lambda sizes, dim, options: ScalarPerturbationQuantizer(dim, options, num_codebooks=sizes.depth),
+        lambda config, dim, options: ScalarPerturbationQuantizer(dim, options, num_codebooks=config.depth),
         size_in_options=True,
     ),
     "lfq": Bottleneck(
         LookupFreeOptions,
-        lambda sizes, dim, options: LookupFreeQuantizer(dim, sizes.code_sizes[0], options, num_codebooks=sizes.depth),
+        lambda config, dim, options: LookupFreeQuantizer(
+            dim, config.code_sizes[0], options, num_codebooks=config.depth
+        ),
     ),
     "latent": Bottleneck(
         LatentOptions,
-        lambda sizes, dim, options: LatentQuantizer(dim, options, num_codebooks=sizes.depth),
+        lambda config, dim, options: LatentQuantizer(dim, options, num_codebooks=config.depth),
         size_in_options=True,
     ),
     "simvq": Bottleneck(
         SimOptions,
-        lambda sizes, dim, options: SimQuantizer(dim, sizes.code_sizes[0], options, num_codebooks=sizes.depth),
+        lambda config, dim, options: SimQuantizer(dim, config.code_sizes[0], options, num_codebooks=config.depth),
     ),
     "random_projection": Bottleneck(
         RandomProjectionOptions,
-        lambda sizes, dim, options: RandomProjectionQuantizer(
-            dim, sizes.code_sizes[0], options, num_codebooks=sizes.depth
+        lambda config, dim, options: RandomProjectionQuantizer(
+            dim, config.code_sizes[0], options, num_codebooks=config.depth
         ),
     ),
     "binary": Bottleneck(
         BinaryOptions,
-        lambda sizes, dim, options: BinaryMapper(dim, sizes.code_sizes[0], options, num_codebooks=sizes.depth),
+        lambda config, dim, options: BinaryMapper(dim, config.code_sizes[0], options, num_codebooks=config.depth),
     ),
     "residual_vq": Bottleneck(ResidualVectorOptions, _in_groups(_residual_vector), size_per_depth=True),
     "implicit_residual_vq": Bottleneck(
         NeuralResidualOptions,
-        _in_groups(lambda sizes, dim, num_codes, options: NeuralResidualQuantizer(dim, num_codes, None, options)),
+        _in_groups(lambda config, dim, num_codes, options: NeuralResidualQuantizer(dim, num_codes, None, options)),
         size_per_depth=True,
     ),
     "residual_fsq": Bottleneck(
         ResidualFiniteScalarOptions,
-        _in_groups(lambda sizes, dim, num_codes, options: residual_fsq(dim, len(num_codes), options), sized=False),
+        _in_groups(lambda config, dim, num_codes, options: residual_fsq(dim, len(num_codes), options), sized=False),
         size_in_options=True,
     ),
     "residual_lfq": Bottleneck(
         ResidualLookupFreeOptions,
-        _in_groups(lambda sizes, dim, num_codes, options: residual_lfq(dim, num_codes[0], len(num_codes), options)),
+        _in_groups(lambda config, dim, num_codes, options: residual_lfq(dim, num_codes[0], len(num_codes), options)),
     ),
     "residual_simvq": Bottleneck(
         ResidualSimOptions,
-        _in_groups(lambda sizes, dim, num_codes, options: residual_simvq(dim, num_codes[0], len(num_codes), options)),
+        _in_groups(lambda config, dim, num_codes, options: residual_simvq(dim, num_codes[0], len(num_codes), options)),
     ),
     "hierarchical": Bottleneck(MultiScaleOptions, _multi_scale, joins_patches=True),
 }
