@@ -24,7 +24,6 @@ from data.loader import listed_batches
 from data.shards.cached_latents import TOKENIZER_FOLDER
 from data.shards.shard_manifest import LATENTS, ShardEntry, begin, finish, shard_name
 from data.shards.shard_writer import finished_shard, sample_key, write_shard
-from rqstack.quantizers import TargetQuantizer
 from rqvae import RQVAE
 from runtime import distributed
 from runtime.distributed import DistEnv
@@ -105,9 +104,7 @@ class Extractor:
         if image_BCHW.dtype == torch.uint8:
             image_BCHW = image_BCHW.float().div_(127.5).sub_(1.0)
         latent_BHWE = self.tokenizer.encode(image_BCHW.to(self.env.device)).float()
-        quantizer = self.tokenizer.quantizer
-        assert isinstance(quantizer, TargetQuantizer), "a tokenizer has codes"
-        return latent_BHWE, quantizer.targets(latent_BHWE)[1]
+        return latent_BHWE, self.tokenizer.quantizer.targets(latent_BHWE)[1]
 
     def run(self, folder: Path) -> list[ShardEntry]:
         """Writes this rank's shards and, when all have theirs, the manifest (on the main process).

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from data import ImageDataset
 from data.shards.cached_latents import LatentDataset
-from rqstack.quantizers import Quantizer
 from rqtransformer.targets import Stage2LossConfig
 from rqvae import RQVAE
 
@@ -48,7 +47,7 @@ def training_codes(
         return None, batch["codes"].to(device)
     if "latent" in batch:
         latent_BHWE = batch["latent"].to(device).float()
-        return _quantizer(tokenizer).targets(latent_BHWE, loss.temp, loss.stochastic_codes)
+        return tokenizer.quantizer.targets(latent_BHWE, loss.temp, loss.stochastic_codes)
     return tokenizer.get_latent_targets(batch["image"].to(device), loss.temp, loss.stochastic_codes)
 
 
@@ -58,11 +57,5 @@ def nearest_codes(tokenizer: RQVAE, batch: dict[str, Tensor], device: torch.devi
     if "codes" in batch:
         return batch["codes"].to(device)
     if "latent" in batch:
-        return _quantizer(tokenizer).targets(batch["latent"].to(device).float())[1]
+        return tokenizer.quantizer.targets(batch["latent"].to(device).float())[1]
     return tokenizer.get_codes(batch["image"].to(device))
-
-
-def _quantizer(tokenizer: RQVAE) -> Quantizer:
-    quantizer = tokenizer.quantizer
-    assert isinstance(quantizer, Quantizer), "a tokenizer has codes"
-    return quantizer
