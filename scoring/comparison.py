@@ -18,13 +18,12 @@ from data.build import DATASETS
 from evaluation.networks.feature_networks import FeatureExtractor, build_features
 from evaluation.references.reference_cache import cached_reference
 from evaluation.references.reference_files import Reference
-from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
 from runtime.npz import read_headers
 from scoring.image_source import ImageSource, default_name, open_source
 from scoring.reference_loading import load_reference
-from scoring.scoring_data import REFERENCES, FeatureSettings, ScoringData, split_name
+from scoring.scoring_data import REFERENCES, FeatureSettings, ScoringData, ranks_of, split_name
 
 Batches = Callable[..., Iterable[dict[str, Tensor]]]
 
@@ -137,7 +136,5 @@ class Comparison:
             source=self.spec,
             keep_features=keep_features,
             spatial=spatial,
-            reduce=distributed.all_reduce_sum_,
-            rank=self.env.rank,
-            world_size=self.env.world_size,
+            ranks=ranks_of(self.env),
         )

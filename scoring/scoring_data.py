@@ -171,9 +171,7 @@ class ScoringData:
             source=f"{self.config.name}:{name}",
             keep_features=keep_features,
             spatial=spatial,
-            reduce=distributed.all_reduce_sum_,
-            rank=self.env.rank,
-            world_size=self.env.world_size,
+            ranks=ranks_of(self.env),
         )
 
     def moments(self, name: str, extractor: FeatureExtractor) -> Gaussian:

@@ -40,7 +40,6 @@ _STAGES = {
     768: ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
     2048: ("Mixed_7a", "Mixed_7b", "Mixed_7c"),
 }
-INCEPTION_DIMS = tuple(_STAGES)
 
 # TensorFlow counts the mixed blocks from 0 (mixed = Mixed_5b), so that its mixed_6 is Mixed_6d, and mixed_6/conv the
 # rectified output of that block's 1 x 1 branch: 192 channels of 17 x 17. The sFID of Nash et al. 2021 (arXiv

@@ -21,7 +21,7 @@ from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.references.image_digest import ImageDigest
 from evaluation.references.reference_files import Reference, read_reference, save_reference
 from evaluation.references.reference_making import measure_reference, reference_digest
-from evaluation.statistics import Reduce, no_reduce
+from evaluation.statistics import ALONE, Ranks, Reduce, no_reduce
 from runtime.errors import one_line
 
 
@@ -35,9 +35,7 @@ def cached_reference(
     source: str = "",
     keep_features: bool = False,
     spatial: bool = False,
-    reduce: Reduce = no_reduce,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Reference:
     """`measure_reference`, unless the same was measured before.
 
@@ -62,20 +60,18 @@ def cached_reference(
         source=source,
         keep_features=keep_features,
         spatial=spatial,
-        reduce=reduce,
-        rank=rank,
-        world_size=world_size,
+        ranks=ranks,
     )
     if directory is None:
         return measure(batches())
-    key = cache_key(batches(), extractor, keep_features=keep_features, spatial=spatial, reduce=reduce)
+    key = cache_key(batches(), extractor, keep_features=keep_features, spatial=spatial, reduce=ranks.reduce)
     path = Path(directory).expanduser() / f"reference-{key[:40]}.npz"
     found = _read(path, extractor)
-    if _on_every_rank(found is not None, extractor, reduce, world_size):
+    if _on_every_rank(found is not None, extractor, ranks):
         assert found is not None
         return replace(found, name=name, source=source or found.source)
     reference = measure(batches())
-    if rank == 0:
+    if ranks.rank == 0:
         _write(reference, path)
     return reference
 
@@ -117,8 +113,8 @@ def _write(reference: Reference, path: Path) -> None:
         warnings.warn(f"the reference is not kept: {one_line(error)}", stacklevel=2)
 
 
-def _on_every_rank(found: bool, extractor: FeatureExtractor, reduce: Reduce, world_size: int) -> bool:
+def _on_every_rank(found: bool, extractor: FeatureExtractor, ranks: Ranks) -> bool:
     """Whether all ranks have found the file: else some would wait in sums that the others never enter."""
     count = torch.tensor([int(found)], device=extractor.device)
-    reduce(count)
-    return int(count) == world_size
+    ranks.reduce(count)
+    return int(count) == ranks.world_size

@@ -19,7 +19,7 @@ from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.references.image_digest import ImageDigest
 from evaluation.references.reference_files import FORMAT, Reference, network_of
 from evaluation.scores import accumulate
-from evaluation.statistics import Gaussian, Ranks, Reduce, no_reduce
+from evaluation.statistics import ALONE, Gaussian, Ranks
 from runtime.errors import UserError
 
 
@@ -32,9 +32,7 @@ def measure_reference(
     source: str = "",
     keep_features: bool = False,
     spatial: bool = False,
-    reduce: Reduce = no_reduce,
-    rank: int = 0,
-    world_size: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Reference:
     """The reference of exactly `num_images` images; moments, and their digest, are those of any order and batch size.
 
@@ -45,7 +43,7 @@ def measure_reference(
         source: written into the reference.
         keep_features: keep the features (4 F bytes an image) and, when all images have one, the labels.
         spatial: also the moments of the spatial features.
-        reduce: in-place sum of a tensor over ranks.
+        ranks: the processes that share the images.
 
     Raises:
         ValueError: fewer than 2 images, not exactly `num_images`, or a network without spatial features.
@@ -66,9 +64,9 @@ def measure_reference(
         extractor,
         metrics,
         num_images,
-        Ranks(reduce, rank, world_size),
+        ranks,
     )
-    digest.all_reduce(reduce, extractor.device)
+    digest.all_reduce(ranks.reduce, extractor.device)
     label_N = bank.label_N if bank is not None and bool((bank.label_N >= 0).all()) else None
     return Reference(
         name=name,

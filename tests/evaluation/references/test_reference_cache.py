@@ -6,18 +6,27 @@ import pytest
 import torch
 
 from evaluation.references.reference_cache import cached_reference
+from evaluation.statistics import Ranks, no_reduce
 from tests.evaluation.image_files import random_images
 from tests.evaluation.small_features import SmallFeatures
 
 
-def cached(directory, image_NCHW, extractor, label_N=None, rank=0, world_size=1, batch_size=5, **settings):
+def cached(
+    directory, image_NCHW, extractor, label_N=None, rank=0, world_size=1, batch_size=5, reduce=no_reduce, **settings
+):
     def batches():
         for index_B in torch.arange(rank, len(image_NCHW), world_size).split(batch_size):
             label = {} if label_N is None else {"label": label_N[index_B]}
             yield {"image": image_NCHW[index_B], "index": index_B, **label}
 
     return cached_reference(
-        directory, "x", batches, extractor, num_images=len(image_NCHW), rank=rank, world_size=world_size, **settings
+        directory,
+        "x",
+        batches,
+        extractor,
+        num_images=len(image_NCHW),
+        ranks=Ranks(reduce, rank, world_size),
+        **settings,
     )
 
 
