@@ -28,7 +28,7 @@ PEERS := vector-quantize-pytorch==1.32.0
 # Without their dependencies, all of which are here: they must not move torch.
 PEERS_ALONE := torch-fidelity==0.4.0 prdc==0.2
 
-.PHONY: demo demo-text test test-oldest test-slow test-peers wheel-test wheel-test-oldest lint setup clean
+.PHONY: demo demo-text quick test test-oldest test-slow test-peers wheel-test wheel-test-oldest lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/python -m demo
@@ -41,6 +41,14 @@ LIBRARIES := rqstack rqvae rqtransformer
 test: lint
 	$(PYTEST) $(LIBRARIES:%=tests/%) $(LIBRARIES:%=--cov=%) --cov-report=term --cov-fail-under=90
 	$(PYTEST) $(LIBRARIES:%=--ignore=tests/%)
+
+# What says most for its time: laws, golden numbers, shapes of the tree. About a minute on two cores.
+QUICK := tests/test_architecture.py tests/test_requirements.py tests/rqstack/quantizers/test_quantizer_laws.py \
+	tests/rqvae/test_golden_rqvae.py tests/rqtransformer/test_golden.py tests/rqtransformer/test_model.py \
+	tests/evaluation/metrics tests/training/optimization/test_optimizer.py tests/training/optimization/test_schedule.py \
+	tests/runtime/test_cli.py tests/runtime/test_config.py tests/data/test_noise_and_order.py
+quick: $(STAMP)
+	$(PYTEST) $(QUICK)
 
 # The oldest releases that requirements.txt allows.
 test-oldest: $(OLDEST_STAMP)
