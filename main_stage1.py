@@ -1,7 +1,6 @@
 """Trains stage 1, the RQ-VAE: `python main_stage1.py -m CONFIG.yaml -r RESULTS [key=value ...]`."""
 
-from training.launch.flags import LaunchSettings, training_parser
-from training.launch.launching import launch
+from training.launch import LaunchSettings, launch, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Trains stage 2, the RQ-Transformer: `python main_stage2.py -m CONFIG.yaml -v STAGE1 -r RESULTS [key=value ...]`."""
 
-from training.launch.flags import LaunchSettings, training_parser
-from training.launch.launching import launch
+from training.launch import LaunchSettings, launch, training_parser
 from training.stages.stage2 import Stage2, Stage2Config
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from runtime.runlog import METRICS_FILE, read_metrics
-from training.launch.flags import LaunchSettings, training_parser
-from training.launch.session import Session
+from training.launch import LaunchSettings, Session, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
 
 CONFIG = "configs/demo/stage1/digits.yaml"

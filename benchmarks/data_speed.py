@@ -41,8 +41,7 @@ from data.shards.packing import pack
 from data.shards.shard_manifest import dataset_settings
 from runtime.atomic import write_text_atomically
 from runtime.runlog import read_metrics
-from training.launch.flags import LaunchSettings, training_parser
-from training.launch.session import Session
+from training.launch import LaunchSettings, Session, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
 
 CASES = ("decode", "fashion-mnist", "shards")

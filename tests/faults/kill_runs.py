@@ -44,8 +44,7 @@ from tests.training.tiny_runs import (
     write_config,
 )
 from training.checkpoints.checkpoint_directories import complete_checkpoints
-from training.launch.flags import LaunchSettings, training_parser
-from training.launch.launching import launch
+from training.launch import LaunchSettings, launch, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
 
 STEPS, SAVE_STEPS = 24, 3

@@ -20,9 +20,7 @@ from safetensors.torch import load_file
 from runtime.runlog import read_metrics
 from tests.training.checkpoint_files import load_checkpoint
 from training.checkpoints.state_tree import encode
-from training.launch.flags import LaunchSettings, training_parser
-from training.launch.launching import launch
-from training.launch.session import Session
+from training.launch import LaunchSettings, Session, launch, training_parser
 from training.loop.loop import validate
 from training.stages.stage1 import Stage1, Stage1Config
 from training.stages.stage2 import Stage2, Stage2Config
