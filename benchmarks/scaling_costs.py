@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from rqtransformer import RQTransformer, RQTransformerConfig
 from rqtransformer.stack import TransformerStack
@@ -129,7 +130,9 @@ def token_bytes(stack: TransformerStack, arch: RQTransformerConfig, element: int
     block, width = stack.blocks[0], arch.embed_dim
     query = block.attn.num_heads * block.attn.head_dim
     keys = block.attn.kv_heads * block.attn.head_dim
-    hidden = block.mlp[0].out_features
+    widened = block.mlp[0]
+    assert isinstance(widened, nn.Linear)
+    hidden = widened.out_features
     copies = 1 if element == FP32 else 3
     rounded = copies * width + 2 * query + 2 * keys + width + 2 * hidden
     return FP32 * (2 * width + 4 + block.attn.num_heads) + element * rounded + (2 * width if dropout else 0)

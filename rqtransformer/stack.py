@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rqstack.module_list import ModuleList
 from rqtransformer.attention import Block, head_sizes
 from rqtransformer.config import StackConfig
 from rqtransformer.fast.packed_step import STACK_SETTINGS, knows_blocks, make_step, step_fits
@@ -30,7 +31,7 @@ class TransformerStack(nn.Module):
     def __init__(self, embed_dim: int, config: StackConfig):
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
+        self.blocks = ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
         _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
         self.gradient_checkpointing = False
         self.packed_step: Callable[[Tensor, KVCache], Tensor] | None = None
