@@ -77,7 +77,7 @@ LIBRARY_EXTRAS = {
     "rqstack/hub.py": {"huggingface_hub"},
 }
 # Back to the published format, which is a torch.save file: only `convert --to published` does it.
-PUBLISHED_WRITER = "rqtransformer/pretrained/published_file.py"
+PUBLISHED_WRITER = "rqstack/published_file.py"
 
 TORCH_DISTRIBUTED = {
     "runtime/distributed.py": ("torch.distributed",),

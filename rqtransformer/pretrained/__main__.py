@@ -14,9 +14,9 @@ import json
 import sys
 from typing import NoReturn
 
-from rqtransformer.pretrained.archive import read_archive
-from rqtransformer.pretrained.conversion import FORMATS, convert
-from rqtransformer.pretrained.inspection import facts_of, lines_of
+from rqstack.archive import read_archive
+from rqstack.conversion import FORMATS, convert
+from rqstack.inspection import facts_of, lines_of
 
 EXIT_CODE = 2
 

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from rqstack.published_file import Parts, read_published_file
 from rqstack.published_layout import stage_of
-from rqtransformer.pretrained.published_file import Parts, read_published_file
 
 CONFIG_FILE, METADATA_FILE, COMPLETE = "config.yaml", "metadata.json", "COMPLETE"
 WEIGHT_FILES = {"state_dict": "model.safetensors", "state_dict_ema": "model_ema.safetensors"}

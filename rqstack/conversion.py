@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rqstack.archive import COMPLETE, CONFIG_FILE, METADATA_FILE, WEIGHT_FILES, Archive, read_archive
+from rqstack.published_file import Parts, write_published_file
 from rqstack.published_layout import (
     WEIGHT_PARTS,
     ours_from_published,
@@ -26,8 +28,6 @@ from rqstack.published_layout import (
     published_from_ours,
     without_wrapper,
 )
-from rqtransformer.pretrained.archive import COMPLETE, CONFIG_FILE, METADATA_FILE, WEIGHT_FILES, Archive, read_archive
-from rqtransformer.pretrained.published_file import Parts, write_published_file
 
 FORMATS = ("snapshot", "published")
 CHUNK_BYTES = 1 << 22

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rqstack.archive import Archive
 from rqstack.published_layout import WEIGHT_PARTS, count_parameters, hparams, without_wrapper
-from rqtransformer.pretrained.archive import Archive
 
 KINDS = {"stage 1": "stage 1 (RQ-VAE)", "stage 2": "stage 2 (RQ-Transformer)", "unknown": "an unknown model"}
 

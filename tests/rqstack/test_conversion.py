@@ -11,9 +11,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from rqstack.archive import read_archive
+from rqstack.conversion import convert
 from rqtransformer import load_rqtransformer
-from rqtransformer.pretrained.archive import read_archive
-from rqtransformer.pretrained.conversion import convert
 from rqvae import load_rqvae
 from rqvae.model import count_parameters
 from rqvae.pretrained import state_dict_to_published
