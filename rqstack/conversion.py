@@ -6,21 +6,17 @@ written.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
-from rqstack.archive import COMPLETE, CONFIG_FILE, METADATA_FILE, WEIGHT_FILES, Archive, read_archive
-from rqstack.published_file import Parts, write_published_file
+from rqstack.archive import WEIGHT_FILES, Archive, read_archive
+from rqstack.published_file import PUBLISHED_FILE, Parts, write_published_file
 from rqstack.published_layout import (
     WEIGHT_PARTS,
     ours_from_published,
@@ -28,9 +24,9 @@ from rqstack.published_layout import (
     published_from_ours,
     without_wrapper,
 )
+from rqstack.snapshots import COMPLETE, CONFIG_FILE, appearing_folder, write_snapshot
 
 FORMATS = ("snapshot", "published")
-CHUNK_BYTES = 1 << 22
 
 
 def convert(path: str | Path, to: str = "snapshot", out: str | Path | None = None) -> Path:
@@ -57,19 +53,8 @@ def convert(path: str | Path, to: str = "snapshot", out: str | Path | None = Non
     if out.exists():
         raise ValueError(f"{out} exists: nothing is overwritten; choose another folder with --out")
     write = _prepare_snapshot(archive) if to == "snapshot" else _prepare_published(archive)
-    return _write_folder(out, write)
-
-
-def _write_folder(out: Path, write: Callable[[Path], None]) -> Path:
-    """The folder appears complete or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".partial-{out.name}-", dir=out.parent))
-    try:
+    with appearing_folder(out) as partial:
         write(partial)
-        partial.chmod(0o755)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
@@ -88,11 +73,8 @@ def _prepare_snapshot(archive: Archive) -> Callable[[Path], None]:
     metadata = {"published": {"file": archive.path.name, "prefixes": prefixes, "parts": list(archive.parts)}}
 
     def write(folder: Path) -> None:
-        for name, tensors in ours.items():
-            save_file(_apart(tensors), folder / WEIGHT_FILES.get(name, f"{name}.safetensors"))
-        hashes = {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-        _write_text(folder / CONFIG_FILE, archive.config_text)
-        _write_text(folder / METADATA_FILE, json.dumps({**metadata, "sha256": hashes}, indent=2) + "\n")
+        weights = {WEIGHT_FILES.get(name, f"{name}.safetensors"): tensors for name, tensors in ours.items()}
+        write_snapshot(folder, dict(sorted(weights.items())), archive.config_text, metadata)
         _copy_tokenizer(archive, folder)
         (folder / COMPLETE).touch()
 
@@ -108,7 +90,7 @@ def _prepare_published(archive: Archive) -> Callable[[Path], None]:
     parts = {name: parts[name] for name in record.get("parts", parts) if name in parts}
 
     def write(folder: Path) -> None:
-        write_published_file(folder / record.get("file", "model.pt"), parts)
+        write_published_file(folder / record.get("file", PUBLISHED_FILE), parts)
         _write_text(folder / CONFIG_FILE, text)
         _copy_tokenizer(archive, folder)
 
@@ -139,19 +121,6 @@ def _same(left: Tensor, right: Tensor) -> bool:
     return torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, and none sharing memory with another, as safetensors wants it."""
-    seen: set[int] = set()
-    apart = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-        apart[name] = tensor if whole and memory not in seen else tensor.clone()
-        seen.add(memory)
-    return apart
-
-
 def _copy_tokenizer(archive: Archive, folder: Path) -> None:
     for file in archive.tokenizer_files():
         shutil.copy(file, folder)
@@ -160,11 +129,3 @@ def _copy_tokenizer(archive: Archive, folder: Path) -> None:
 def _write_text(path: Path, text: str) -> None:
     if text:
         path.write_text(text, encoding="utf-8")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(CHUNK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,8 +1,7 @@
 """Models as folders to keep, share and fetch: `from_pretrained`, `save_pretrained`, `push_to_hub`, and a model card.
 
-The two packages of this project import nothing of each other, so this file is the same in both, letter by letter (a
-test compares them). Only fetching by a repository's id and `push_to_hub` need the package huggingface_hub (the extra
-`hub`), and only then it is imported.
+Only fetching by a repository's id and `push_to_hub` need the package huggingface_hub (the extra `hub`), and only then
+it is imported.
 """
 
 from __future__ import annotations
@@ -13,29 +12,62 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-SNAPSHOT_PATTERNS = ["*.safetensors", "*.yaml", "*.json", "*.txt", "COMPLETE", "*.pt"]
-COMPLETE = "COMPLETE"
+from rqstack.archive import read_archive
+from rqstack.published_layout import WEIGHT_PARTS
+from rqstack.snapshots import COMPLETE, MODEL_FILE, appearing_folder, write_snapshot
+
+SNAPSHOT_PATTERNS = ["*.safetensors", "*.yaml", "*.json", "*.txt", COMPLETE, "*.pt"]
+Model = TypeVar("Model", bound="PretrainedModel")
 
 
-class PretrainedMixin:
-    """Reading and writing of a model as a folder. The class gives `_from_checkpoint`, `_sections` and `_card`.
+class PretrainedModel(nn.Module):
+    """Reading and writing of a model as a folder.
 
-    metadata: what is known about the weights (steps, scores, data set); from a snapshot, or the user's own.
+    The class gives `arch_type`, `_build`, `_sections` and `_card`.
+
+    Attributes:
+        arch_type: the `arch.type` of its configs.
+        metadata: what is known about the weights (steps, scores, data set); from a snapshot, or the user's own.
     """
 
+    arch_type: ClassVar[str]
     metadata: Mapping[str, Any] = {}
 
     @classmethod
-    def _from_checkpoint(cls, path: Path, ema: bool, device: str | torch.device) -> Any:
-        """The model of a local checkpoint."""
-        raise AssertionError(f"{cls.__name__} must give _from_checkpoint")
+    def from_checkpoint(
+        cls: type[Model], path: str | Path, ema: bool = False, device: str | torch.device = "cpu"
+    ) -> Model:
+        """The model of a local checkpoint (a snapshot, or a published file beside its config), in eval mode.
+
+        Args:
+            path: a snapshot folder, a published `.pt` file beside its `config.yaml`, or the folder of such a file.
+            ema: the averaged weights.
+            device: where the model goes.
+
+        Raises:
+            FileNotFoundError, ValueError: in one line, what is missing, incomplete, damaged or does not fit.
+        """
+        archive = read_archive(path, wanted={WEIGHT_PARTS[ema]})
+        sections = archive.sections(cls.arch_type)
+        try:
+            tensors = archive.weights(ema, sections)
+            model = cls._build(sections, tensors)
+        except ValueError as error:
+            message = str(error)
+            raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+        model.metadata = archive.metadata
+        return model.to(device).eval()
+
+    @classmethod
+    def _build(cls: type[Model], sections: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Model:
+        """The model of a config's sections with these tensors, on the CPU."""
+        raise AssertionError(f"{cls.__name__} must give _build")
 
     def _sections(self) -> dict[str, Any]:
         """The content of `config.yaml`."""
@@ -47,7 +79,7 @@ class PretrainedMixin:
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         source: str | Path,
         *,
         ema: bool = False,
@@ -55,7 +87,7 @@ class PretrainedMixin:
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | Path | None = None,
-    ):
+    ) -> Model:
         """The model, in eval mode.
 
         Args:
@@ -70,7 +102,7 @@ class PretrainedMixin:
         """
         if not Path(source).expanduser().exists():
             source = _fetch(cls.__name__, str(source), revision, token, cache_dir)
-        return cls._from_checkpoint(Path(source).expanduser(), ema, device)
+        return cls.from_checkpoint(Path(source).expanduser(), ema, device)
 
     def save_pretrained(
         self, directory: str | Path, *, metadata: Mapping[str, Any] | None = None, files: Sequence[str | Path] = ()
@@ -88,27 +120,13 @@ class PretrainedMixin:
         directory = Path(directory).expanduser()
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists and is not an empty folder: nothing is overwritten")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".partial-{directory.name}-", dir=directory.parent))
-        try:
+        with appearing_folder(directory) as partial:
             self._write(partial, {**self.metadata, **(metadata or {})}, files)
-            if directory.exists():
-                directory.rmdir()
-            partial.chmod(0o755)
-            partial.rename(directory)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return directory
 
     def _write(self, directory: Path, metadata: Mapping[str, Any], files: Sequence[str | Path]) -> None:
-        assert isinstance(self, nn.Module)
-        tensors = {
-            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in self.state_dict().items()
-        }
-        save_file(tensors, directory / "model.safetensors")
-        OmegaConf.save(OmegaConf.create(self._sections()), directory / "config.yaml")
-        (directory / "metadata.json").write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
+        config_text = OmegaConf.to_yaml(OmegaConf.create(self._sections()))
+        write_snapshot(directory, {MODEL_FILE: self.state_dict()}, config_text, metadata, hashes=False)
         (directory / "README.md").write_text(self.model_card(metadata), encoding="utf-8")
         for file in files:
             shutil.copy(Path(file).expanduser(), directory)

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rqstack.published_layout import WEIGHT_PARTS
+
 Parts = dict[str, dict[str, Tensor]]
+PUBLISHED_FILE = "model.pt"
 
 
 def read_published_file(path: Path) -> tuple[Parts, list[str]]:
@@ -31,14 +34,18 @@ def read_published_file(path: Path) -> tuple[Parts, list[str]]:
         raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary with 'state_dict'")
-    parts = {str(name): dict(part) for name, part in loaded.items() if _is_named_tensors(part)}
+    parts = {
+        str(name): dict(part)
+        for name, part in loaded.items()
+        if _is_named_tensors(part) and (part or name in WEIGHT_PARTS)
+    }
     if not parts:
         raise ValueError(f"{path} holds no named tensors: it has {', '.join(map(str, loaded)) or 'nothing'}")
     return parts, [str(name) for name in loaded if str(name) not in parts]
 
 
 def _is_named_tensors(part: Any) -> bool:
-    return isinstance(part, Mapping) and bool(part) and all(isinstance(value, Tensor) for value in part.values())
+    return isinstance(part, Mapping) and all(isinstance(value, Tensor) for value in part.values())
 
 
 def write_published_file(path: Path, parts: Parts) -> None:

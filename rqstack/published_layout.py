@@ -1,8 +1,7 @@
 """The two layouts of a stage's tensors, by their names alone, and the sections of a config that go with them.
 
 Stage 1 differs: the published file ends every codebook with a padding row of zeros, repeats a shared codebook for every
-depth, and has no update counters. Stage 2 is the same in both. (`rqvae.pretrained` states the first for its models;
-this package imports nothing of it, and a test holds the two together.)
+depth, and has no update counters. Stage 2 is the same in both.
 """
 
 from __future__ import annotations
@@ -34,9 +33,10 @@ def stage_of(config: Mapping[str, Any] | None) -> str:
     return STAGES.get(arch.get("type", ""), "unknown")
 
 
-def hparams(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def hparams(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """The bottleneck's settings of a stage-1 config."""
-    return config["arch"].get("hparams") or config["arch"]
+    arch: dict[str, Any] = (config or {})["arch"]
+    return arch.get("hparams") or arch
 
 
 def without_wrapper(tensors: Tensors) -> tuple[Tensors, str]:
@@ -90,12 +90,12 @@ def published_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: one of them has a value that the published format cannot express.
     """
-    config, stage = copy.deepcopy(dict(config)), stage_of(config)
+    plain, stage = copy.deepcopy(dict(config)), stage_of(config)
     if stage == "unknown":
         raise ValueError(f"the config is of neither stage: arch.type must be one of {', '.join(STAGES)}")
-    arch = config["arch"]
+    arch = plain["arch"]
     if stage == "stage 1":
-        settings = hparams(config)
+        settings = hparams(plain)
         if settings.get("bottleneck_type", "rq") != "rq":
             raise ValueError(f"bottleneck_type {settings['bottleneck_type']!r} has no published form, only 'rq' has")
         _take_out(settings, STAGE1_KEYS, "arch.hparams.")
@@ -103,7 +103,7 @@ def published_config(config: Mapping[str, Any]) -> dict[str, Any]:
         _take_out(arch, STAGE2_KEYS, "arch.")
         for stack in ("body", "head"):
             _take_out((arch.get(stack) or {}).get("block") or {}, BLOCK_KEYS, f"arch.{stack}.block.")
-    return config
+    return plain
 
 
 def _take_out(section: dict[str, Any], keys: Mapping[str, Any], prefix: str) -> None:

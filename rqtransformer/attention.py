@@ -8,7 +8,7 @@ Legend: B batch, L sequence length, P past positions, C width, A attention heads
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -197,16 +197,23 @@ class FeedForward(nn.Sequential):
         """(..., C) -> (..., C), plus the residual."""
         packed_up, packed_down = self._packed_up.active, self._packed_down.active
         if packed_up is None or packed_down is None or self.training:
-            up, activation, down, dropout = self
+            up, activation, down, dropout = self.parts
             return drop_and_add(down(activation(up(x))), dropout.p if self.training else 0.0, residual)
         hidden = packed_up(x, gelu=self._gelu_in_product)
         return packed_down(hidden if self._gelu_in_product else self[1](hidden), residual)
 
+    @property
+    def parts(self) -> tuple[nn.Linear, nn.Module, nn.Linear, nn.Dropout]:
+        """Up, activation, down, dropout."""
+        up, activation, down, dropout = self
+        return cast("nn.Linear", up), activation, cast("nn.Linear", down), cast("nn.Dropout", dropout)
+
     def pack(self, form: WeightFormat) -> None:
         """See `SelfAttention.pack`."""
         self._gelu_in_product = has_exact_gelu(self)
-        self._packed_up.fill_from((self[0],), form)
-        self._packed_down.fill_from((self[2],), form)
+        up, _, down, _ = self.parts
+        self._packed_up.fill_from((up,), form)
+        self._packed_down.fill_from((down,), form)
 
     def unpack(self, keep: bool) -> None:
         """See `SelfAttention.unpack`."""

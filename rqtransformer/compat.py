@@ -55,7 +55,7 @@ class NextTokenModel(HierarchicalTransformer):
             logits_BNV = logits_BNV[:, 1:]
         return logits_BNV if ids.ndim == 2 else logits_BNV.unflatten(1, ids.shape[1:])
 
-    def generate(
+    def generate(  # type: ignore[override]  # the call of that package, which has other names and a share for top-k
         self,
         prime: Tensor | None = None,
         filter_thres: float = 0.9,

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, List, Optional, get_type_hints
+from typing import Any, List, Optional, cast, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
@@ -105,12 +105,15 @@ class RQTransformerConfig:
         Raises:
             ValueError: unknown key (with the nearest known one), missing key, wrong type, sizes that do not fit.
         """
-        values = OmegaConf.to_container(mapping, resolve=True) if OmegaConf.is_config(mapping) else dict(mapping)
+        given = OmegaConf.to_container(mapping, resolve=True) if OmegaConf.is_config(mapping) else mapping
+        values = dict(cast("Mapping[str, Any]", given))
         if values.get("vocab_size") is None:
             values["vocab_size"] = vocab_size
         _refuse_unknown_keys(cls, values, prefix="arch")
         try:
-            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+            config = cast(
+                "RQTransformerConfig", OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), values))
+            )
         except Exception as error:  # OmegaConf raises many types; all of them are a wrong value in the mapping
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
             key = getattr(error, "full_key", None)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
+from rqtransformer.fast.served import is_plain
 
 
 @runtime_checkable
@@ -61,6 +62,7 @@ class DepthTokenEmbedding(nn.Module):
         self.vocab_sizes = list(vocab_sizes)
         self._starts = [sum(self.vocab_sizes[:depth]) for depth in range(len(self.vocab_sizes))]
         self.weight = nn.Parameter(torch.empty(sum(self.vocab_sizes), embed_dim))
+        self.offsets: Tensor
         self.register_buffer("offsets", torch.tensor(self._starts))
         self.reset_parameters()
 
@@ -89,6 +91,7 @@ class CodeClassifier(nn.Module):
         self.vocab_sizes, self.shared = list(vocab_sizes), shared
         self._largest = max(vocab_sizes)
         self.layer_norm = nn.LayerNorm(embed_dim)
+        self.linear: nn.Linear | DepthLinear
         if shared:
             self.linear = nn.Linear(embed_dim, self._largest)
         else:
@@ -110,7 +113,8 @@ class CodeClassifier(nn.Module):
         if packed is not None:
             logits = packed(x_BC)
         else:
-            logits = self.linear(x_BC) if self.shared else self.linear.at_depth(x_BC, depth)
+            linear = self.linear
+            logits = linear.at_depth(x_BC, depth) if isinstance(linear, DepthLinear) else linear(x_BC)
         if self.vocab_sizes[depth] < self._largest:
             logits[..., self.vocab_sizes[depth] :] = _impossible(logits.dtype)
         return logits
@@ -121,11 +125,14 @@ class CodeClassifier(nn.Module):
 
     def pack(self, form: WeightFormat) -> None:
         """Packed weights for `at_depth`, until `unpack`."""
-        if self.shared:
-            self._packed[0].fill_from((self.linear,), form)
-            return
-        for slot, weight_CV, bias_V in zip(self._packed, self.linear.weight, self.linear.bias):
-            slot.fill([weight_CV.T], [bias_V], form)
+        linear = self.linear
+        if not isinstance(linear, DepthLinear):
+            self._packed[0].fill_from((linear,), form)
+        elif is_plain(linear, DepthLinear):
+            for slot, weight_CV, bias_V in zip(self._packed, linear.weight, linear.bias):
+                slot.fill([weight_CV.T], [bias_V], form)
+        else:
+            self.unpack(keep=False)
 
     def unpack(self, keep: bool) -> None:
         """Back to the parameters; `keep` leaves the packed copies for the next time."""

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rqstack.counter_noise import uniform_noise
+from rqstack.module_list import ModuleList
 from rqtransformer.attention import NORMS
 from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.decoding.logits import DrawSettings, sampling_probs
@@ -144,7 +145,7 @@ class HierarchicalTransformer(nn.Module):
         self.start = nn.Parameter(torch.randn(config.dim) * 0.02)
         rows = config.max_seq_len if config.absolute_positions else ()
         self.pos_emb = nn.ParameterList(torch.randn(length, config.dim) * 0.02 for length in rows)
-        self.levels = nn.ModuleList(
+        self.levels: ModuleList[TransformerStack] = ModuleList(
             TransformerStack(config.dim, StackConfig(n_layer=layers, block=config.stack)) for layers in config.depth
         )
         self.norms = nn.ModuleList(NORMS[config.norm](config.dim) for _ in config.depth)
@@ -269,14 +270,13 @@ class HierarchicalTransformer(nn.Module):
             self._packed_logits.fill_from((self.to_logits,), form or WeightFormat())
             yield
         finally:
-            for part in (*self.levels, self._packed_logits):
-                part.unpack(keep=not was_training)
+            for packed in (*self.levels, self._packed_logits):
+                packed.unpack(keep=not was_training)
             self.train(was_training)
 
     def _draw_into(self, drawn_BN: Tensor, num_given: int, noise_NB: Tensor, settings: DrawSettings) -> None:
         sampling_probs(drawn_BN.new_zeros(1, 2, dtype=self.start.dtype), *settings)  # raises before anything runs
         walk = HierarchicalWalk(self, drawn_BN[:, :num_given], drawn_BN.shape[1])
-        walk.start()
         for position in range(walk.first_position, drawn_BN.shape[1]):
             if position >= num_given:
                 drawn_BN[:, position] = draw_truncated(walk.logits(), noise_NB[position], settings)
@@ -325,13 +325,8 @@ class HierarchicalWalk:
         self.caches: list[KVCache] = [
             stack.new_cache(len(given_BN), length, dtype, device) for stack, length in zip(model.levels, self.lengths)
         ]
-        self._next_output: Tensor | None = None
-        self._walk: Generator[Tensor, Tensor, Tensor] | None = None
-
-    def start(self) -> None:
-        """Runs up to the first token."""
         self._walk = self._run(0, None)
-        self._next_output = next(self._walk)
+        self._next_output = next(self._walk)  # up to the first token
 
     def logits(self) -> Tensor:
         """Logits (B, V) of the next token."""
@@ -351,6 +346,7 @@ class HierarchicalWalk:
         if level == 0:
             parts, output_BC = self._given_blocks()
         else:
+            assert context_BC is not None, "a block below the first level has a context"
             output_BC = self._step(level, 0, context_BC)
         while True:
             if level + 1 == len(self.caches):

@@ -45,7 +45,7 @@ class KVCache:
         self.length = 0
         self._views: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         self.index = torch.zeros(1, dtype=torch.long, device=device) if on_device else None
-        self._slots_L = torch.arange(max_length, device=device) if on_device else None
+        self._slots_L = torch.arange(max_length if on_device else 0, device=device)
 
     @property
     def nbytes(self) -> int:

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqstack.hub import PretrainedMixin
-from rqtransformer.checkpoint_files import load_checkpoint
+from rqstack.hub import PretrainedModel
+from rqstack.strict_loading import check_fit
+from rqtransformer.attention import Block
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
 from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
+from rqtransformer.fast.served import is_plain
 from rqtransformer.stack import TransformerStack
 
 
@@ -40,7 +41,7 @@ class RQTransformerOutput(NamedTuple):
     cond: Tensor | None = None
 
 
-class RQTransformer(PretrainedMixin, nn.Module):
+class RQTransformer(PretrainedModel):
     """Autoregressive model of code stacks, optionally conditioned on a class or a text.
 
     Parameter names and initialisation are the published ones. `from_pretrained`, `save_pretrained` and `push_to_hub`
@@ -52,6 +53,8 @@ class RQTransformer(PretrainedMixin, nn.Module):
     Raises:
         ValueError: for a configuration whose values do not fit together.
     """
+
+    arch_type = "rq-transformer"
 
     def __init__(self, config: RQTransformerConfig):
         super().__init__()
@@ -73,7 +76,7 @@ class RQTransformer(PretrainedMixin, nn.Module):
         self.body_transformer = TransformerStack(config.embed_dim, config.body)
         self.head_transformer = TransformerStack(config.embed_dim, config.head)
         self.classifier = CodeClassifier(config.embed_dim, config.vocab_sizes, config.shared_cls_emb)
-        self.cond_classifier = None
+        self.cond_classifier: nn.Sequential | None = None
         if config.block_size_cond > 1:
             self.cond_classifier = nn.Sequential()
             self.cond_classifier.add_module("layer_norm", nn.LayerNorm(config.embed_dim))
@@ -85,7 +88,7 @@ class RQTransformer(PretrainedMixin, nn.Module):
             nn.init.normal_(table_1LC, std=0.02)
 
     @property
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[Block]:
         """The transformer blocks of body and head: the units of sharding, recomputing and compiling."""
         return [*self.body_transformer.blocks, *self.head_transformer.blocks]
 
@@ -122,6 +125,7 @@ class RQTransformer(PretrainedMixin, nn.Module):
         codes_BTD = codes_BHWD.flatten(1, 2)
         vectors_BTDE = None
         if self.input_mlp is not None or self.head_mlp is not None:
+            assert tokenizer is not None, "the model embeds codes with the code vectors of a tokenizer"
             vectors_BTDE = tokenizer.embed_code_with_depth(codes_BHWD).flatten(1, 2)
         cond_BL = self._drop_condition(self.condition_ids(cond, len(codes_BHWD), codes_BHWD.device))
         past_BTDE = None if vectors_BTDE is None else vectors_BTDE[:, :-1]
@@ -135,8 +139,19 @@ class RQTransformer(PretrainedMixin, nn.Module):
         return RQTransformerOutput(logits, cond_logits, cond_BL)
 
     @classmethod
-    def _from_checkpoint(cls, path: Path, ema: bool, device: str | torch.device) -> RQTransformer:
-        return load_checkpoint(cls, path, ema, device)
+    def _build(cls, sections: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> RQTransformer:
+        dataset = sections.get("dataset", {})
+        config = RQTransformerConfig.from_mapping(sections["arch"], vocab_size=dataset.get("vocab_size"))
+        with torch.device("meta"):
+            model = cls(config)
+        wanted = model.state_dict()
+        check_fit(wanted, tensors, "the checkpoint")
+        # Copies: a memory-mapped or aliased tensor must not be shared by two parameters.
+        own = {name: tensors[name].to(wanted[name].dtype, copy=True) for name in wanted}
+        model.load_state_dict(own, strict=True, assign=True)
+        model.requires_grad_(True)
+        model.sampling_defaults = dict(sections.get("sampling", {}))
+        return model
 
     def _sections(self) -> dict[str, Any]:
         sampling = {"sampling": dict(self.sampling_defaults)} if self.sampling_defaults else {}
@@ -186,8 +201,9 @@ class RQTransformer(PretrainedMixin, nn.Module):
         """Condition embeddings followed by position embeddings (B, L + T, C); position t feeds the output for t + 1."""
         cond_BLC = self.cond_emb(cond_BL) + self.pos_emb_cond
         if self.input_mlp is None:
-            tokens_BTC = self.tok_emb(codes_BTD).sum(dim=-2)
+            tokens_BTC = self._embed_tokens(codes_BTD).sum(dim=-2)
         else:
+            assert vectors_BTDE is not None, "the body reads code vectors"
             tokens_BTC = self.project_input(vectors_BTDE.sum(dim=-2))
         tokens_BTC = tokens_BTC + self.pos_emb_hw[:, : codes_BTD.shape[1]]
         return self.embed_drop(torch.cat([cond_BLC, tokens_BTC], dim=1))  # Eq. 8
@@ -196,11 +212,19 @@ class RQTransformer(PretrainedMixin, nn.Module):
         """`input_mlp` of each of the D code vectors, summed: one product, and D times the bias."""
         if self._packed_input.active is not None:
             return self._packed_input.active(vector_sum)
+        assert self.input_mlp is not None, "the body has its own table"
         return F.linear(vector_sum, self.input_mlp.weight, self.input_mlp.bias * self.depth)
 
     def project_head(self, vector: Tensor) -> Tensor:
         """`head_mlp` of code vectors."""
-        return self.head_mlp(vector) if self._packed_head.active is None else self._packed_head.active(vector)
+        if self._packed_head.active is not None:
+            return self._packed_head.active(vector)
+        assert self.head_mlp is not None, "the head has its own table"
+        return self.head_mlp(vector)
+
+    def _embed_tokens(self, codes: Tensor) -> Tensor:
+        assert self.tok_emb is not None, "body and head read code vectors"
+        return self.tok_emb(codes)
 
     @property
     def packed_head(self) -> PackedLinear | None:
@@ -210,8 +234,9 @@ class RQTransformer(PretrainedMixin, nn.Module):
     def head_input(self, context_BTC: Tensor, codes_BTD: Tensor, vectors_BTDE: Tensor | None) -> Tensor:
         """Slot 0: the body's output; slot d: the codes 0..d-1 of the position (B, T, D, C)."""
         if self.head_mlp is None:
-            tokens_BTDC = self.tok_emb(codes_BTD)[:, :, :-1]
+            tokens_BTDC = self._embed_tokens(codes_BTD)[:, :, :-1]
         else:
+            assert vectors_BTDE is not None, "the head reads code vectors"
             tokens_BTDE = vectors_BTDE[:, :, :-1]
             if self.config.cumsum_depth_ctx:
                 tokens_BTDE = tokens_BTDE.cumsum(dim=-2)  # Eq. 9
@@ -228,19 +253,19 @@ class RQTransformer(PretrainedMixin, nn.Module):
         form.validate()
         was_training = self.training
         self.eval()
-        stacks = (self.body_transformer, self.head_transformer, self.classifier)
+        parts = (self.body_transformer, self.head_transformer, self.classifier)
         try:
-            for part in stacks:
+            for part in parts:
                 part.pack(form)
             self._pack_projections(form)
             yield
         finally:
-            for part in (*stacks, self._packed_input, self._packed_head):
-                part.unpack(keep=not was_training)
+            for packed in (*parts, self._packed_input, self._packed_head):
+                packed.unpack(keep=not was_training)
             self.train(was_training)
 
     def _pack_projections(self, form: WeightFormat) -> None:
-        if self.input_mlp is not None:
+        if is_plain(self.input_mlp, nn.Linear):
             self._packed_input.fill([self.input_mlp.weight], [self.input_mlp.bias], form, bias_scale=self.depth)
         if self.head_mlp is not None:
             self._packed_head.fill_from((self.head_mlp,), form)
@@ -261,7 +286,7 @@ def _position_table(length: int, embed_dim: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(1, length, embed_dim))
 
 
-def _token_embedding(config: RQTransformerConfig) -> nn.Module | None:
+def _token_embedding(config: RQTransformerConfig) -> SharedTokenEmbedding | DepthTokenEmbedding | None:
     if config.input_emb_vqvae and config.head_emb_vqvae:
         return None
     if config.shared_tok_emb:

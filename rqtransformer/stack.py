@@ -31,7 +31,7 @@ class TransformerStack(nn.Module):
     def __init__(self, embed_dim: int, config: StackConfig):
         super().__init__()
         self.config = config
-        self.blocks = ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
+        self.blocks: ModuleList[Block] = ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
         _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
         self.gradient_checkpointing = False
         self.packed_step: Callable[[Tensor, KVCache], Tensor] | None = None
@@ -70,7 +70,7 @@ class TransformerStack(nn.Module):
         for block in self.blocks:
             block.attn.pack(form)
             block.mlp.pack(form)
-        self.packed_step = make_step(self.blocks) if is_known_stack(self) else None
+        self.packed_step = make_step(list(self.blocks)) if is_known_stack(self) else None
 
     def unpack(self, keep: bool) -> None:
         """See `SelfAttention.unpack`."""
@@ -91,5 +91,5 @@ def is_known_stack(stack: nn.Module) -> bool:
         and has_only(stack, STACK_NAMES)
         and is_plain(stack.blocks, nn.ModuleList)
         and knows_settings(stack.config, STACK_SETTINGS)
-        and knows_blocks(stack.blocks)
+        and knows_blocks(list(stack.blocks))
     )

@@ -10,9 +10,9 @@ V vocabulary, L condition length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional, Protocol
+from typing import Any, Optional, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +111,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None, chunk: int
+        ctx: Any, logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         num_rows, depth, _ = logits_NDV.shape
         loss_D, nll_D, correct_D = torch.zeros(3, depth, device=logits_NDV.device, dtype=torch.float32).unbind(0)
@@ -139,7 +139,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss_D, nll_D, accuracy_D
 
     @staticmethod
-    def backward(ctx, grad_loss_D: Tensor, _grad_nll: Tensor, _grad_accuracy: Tensor):
+    def backward(
+        ctx: Any, grad_loss_D: Tensor, _grad_nll: Tensor, _grad_accuracy: Tensor
+    ) -> tuple[Tensor, None, None, None]:
         logits_NDV, codes_ND, log_norm_ND = ctx.saved_tensors
         num_rows, depth, _ = logits_NDV.shape
         grad_NDV = torch.empty_like(logits_NDV)
@@ -227,6 +229,7 @@ def stage2_loss(
     loss = config.img_weight * loss_img
     if output.cond_logits is not None:
         used = output.cond if output.cond is not None else cond
+        assert used is not None, "predictions of condition ids need the ids"
         loss_txt = condition_loss(output.cond_logits, used)
         terms["loss_txt"] = loss_txt.detach()
         loss = loss + config.txt_weight * loss_txt
@@ -235,7 +238,8 @@ def stage2_loss(
     return loss, {"loss": loss.detach(), **terms}
 
 
-def _chunks(num_rows: int, depth: int, chunk: int):
+def _chunks(num_rows: int, depth: int, chunk: int) -> Iterator[tuple[int, int, int]]:
+    """(Depth, first row, row behind the last) of every chunk."""
     for d in range(depth):
         for start in range(0, num_rows, chunk):
             yield d, start, min(start + chunk, num_rows)

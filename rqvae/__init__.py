@@ -1,7 +1,6 @@
 """Stage 1: images <-> stacks of discrete codes."""
 
 from rqvae.config import RQVAEConfig
-from rqvae.model import RQVAE, RQVAEOutput
-from rqvae.pretrained import load_rqvae
+from rqvae.model import RQVAE, RQVAEOutput, load_rqvae
 
 __all__ = ["RQVAE", "RQVAEConfig", "RQVAEOutput", "load_rqvae"]

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqvae.config import NORM_GROUPS
@@ -31,7 +30,7 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x_BCHW)))
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
@@ -49,7 +48,7 @@ class AttnBlock(nn.Module):
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         h = self.norm(x_BCHW)
         query, key, value = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
@@ -64,7 +63,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else None
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
         return F.avg_pool2d(x_BCHW, 2) if self.conv is None else self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
 
@@ -76,7 +75,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else None
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
         x_BCHW = F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest")
         return x_BCHW if self.conv is None else self.conv(x_BCHW)
@@ -84,6 +83,9 @@ class Upsample(nn.Module):
 
 class Level(nn.Module):
     """Residual blocks at one resolution, each followed by attention where wanted. Resampling is added by the halves."""
+
+    downsample: Downsample
+    upsample: Upsample
 
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int, attention: bool, dropout: float):
         super().__init__()

@@ -9,10 +9,11 @@ import abc
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from rqstack.module_list import ModuleList
 from rqvae.blocks import Downsample, Level, Middle, Upsample, group_norm
 from rqvae.config import DDConfig
 
@@ -21,12 +22,15 @@ class _Half(nn.Module, abc.ABC):
     """Runs its layers one after the other; with `checkpointing`, training recomputes each one in the backward pass."""
 
     checkpointing: bool
+    conv_in: nn.Conv2d
+    norm_out: nn.GroupNorm
+    conv_out: nn.Conv2d
 
     @abc.abstractmethod
     def layers(self) -> Iterator[nn.Module]:
         """The layers between the first convolution and the last normalisation."""
 
-    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BCHW: Tensor) -> Tensor:
         """Feature map in, feature map out."""
         h = self.conv_in(x_BCHW)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
@@ -43,7 +47,7 @@ class Encoder(_Half):
         self.checkpointing = checkpointing
         widths = [config.ch * mult for mult in config.ch_mult]
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
-        self.down = nn.ModuleList()
+        self.down: ModuleList[Level] = ModuleList()
         before = config.ch
         for index, width in enumerate(widths):
             attention = config.resolution // 2**index in config.attn_resolutions
@@ -83,14 +87,14 @@ class Decoder(_Half):
                 level.upsample = Upsample(widths[index], config.resamp_with_conv)
             levels.append(level)
             before = widths[index]
-        self.up = nn.ModuleList(reversed(levels))
+        self.up: ModuleList[Level] = ModuleList(reversed(levels))
         self.norm_out = group_norm(before)
         self.conv_out = nn.Conv2d(before, config.out_ch, 3, padding=1)
 
     def layers(self) -> Iterator[nn.Module]:
         """From the lowest resolution up."""
         yield from self.mid.layers()
-        for level in reversed(self.up):
+        for level in reversed(list(self.up)):
             yield from level.layers()
             if hasattr(level, "upsample"):
                 yield level.upsample

@@ -9,16 +9,17 @@ Lee et al., Autoregressive Image Generation using Residual Quantization, CVPR 20
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rqstack.hub import PretrainedMixin
-from rqstack.quantizers import EMACodebook, QuantizerOutput
+from rqstack.hub import PretrainedModel
+from rqstack.quantizers import EMACodebook, Quantizer, QuantizerOutput, TargetQuantizer
+from rqstack.strict_loading import check_fit
 from rqvae.bottleneck import build_quantizer
-from rqvae.checkpoint_files import load_checkpoint
 from rqvae.config import RQVAEConfig
 from rqvae.encoder_decoder import Decoder, Encoder
 
@@ -26,16 +27,18 @@ from rqvae.encoder_decoder import Decoder, Encoder
 class RQVAEOutput(NamedTuple):
     """recon: (B, out_ch, R, R), not clamped. quantizer_output: codes, commitment loss and the quantized latent."""
 
-    recon: torch.Tensor
+    recon: Tensor
     quantizer_output: QuantizerOutput
 
 
-class RQVAE(PretrainedMixin, nn.Module):
+class RQVAE(PretrainedModel):
     """Encoder, residual quantizer, decoder; `from_pretrained`, `save_pretrained`, `push_to_hub` are `rqstack.hub`'s.
 
     Images are (B, C, R, R) in [-1, 1], latents channels-last, codes int64 (B, h, w, D). Raises ValueError for a config
     whose values do not fit together and for images whose size the encoder cannot halve often enough.
     """
+
+    arch_type = "rq-vae"
 
     def __init__(self, config: RQVAEConfig):
         super().__init__()
@@ -44,25 +47,25 @@ class RQVAE(PretrainedMixin, nn.Module):
         dd = config.ddconfig
         self.encoder = Encoder(dd, config.checkpointing)
         self.decoder = Decoder(dd, config.checkpointing)
-        self.quantizer = build_quantizer(config)
+        self.quantizer: Quantizer = build_quantizer(config)
         self.quant_conv = nn.Conv2d(dd.z_channels * (2 if dd.double_z else 1), config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, dd.z_channels, 1)
 
-    def forward(self, image_BCHW: torch.Tensor) -> RQVAEOutput:
+    def forward(self, image_BCHW: Tensor) -> RQVAEOutput:
         """Reconstruct. In train mode the codebook learns: see `codebook_update` in the config."""
         quantizer_output = self.quantize(self.encode(image_BCHW))
         return RQVAEOutput(self.decode(quantizer_output.quantized), quantizer_output)
 
-    def encode(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+    def encode(self, image_BCHW: Tensor) -> Tensor:
         """Image -> latent (B, H, W, E), not yet quantized."""
         self._check_image(image_BCHW)
         return self.quant_conv(self.encoder(image_BCHW)).permute(0, 2, 3, 1)
 
-    def quantize(self, z_BHWE: torch.Tensor) -> QuantizerOutput:
+    def quantize(self, z_BHWE: Tensor) -> QuantizerOutput:
         """Latent -> quantized latent, codes and commitment loss."""
         return self.quantizer(z_BHWE)
 
-    def decode(self, z_BHWE: torch.Tensor) -> torch.Tensor:
+    def decode(self, z_BHWE: Tensor) -> Tensor:
         """Latent -> image."""
         z_BEHW = z_BHWE.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
         if self._is_channels_last():
@@ -72,73 +75,78 @@ class RQVAE(PretrainedMixin, nn.Module):
         return self.decoder(self.post_quant_conv(z_BEHW))
 
     @torch.no_grad()
-    def get_codes(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+    def get_codes(self, image_BCHW: Tensor) -> Tensor:
         """Image -> codes (B, h, w, D). Never changes the codebook."""
-        return self.quantizer.targets(self.encode(image_BCHW))[1]
+        return self._searching.targets(self.encode(image_BCHW))[1]
 
     @torch.no_grad()
     def get_soft_codes(
         self,
-        image_BCHW: torch.Tensor,
+        image_BCHW: Tensor,
         temp: float = 1.0,
         stochastic: bool = False,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Image -> code probabilities (B, h, w, D, K) and codes (B, h, w, D).
 
         probs: softmax of -squared distance / temp. # Eq. 12. codes: nearest ones, or drawn from probs if `stochastic`;
         the residuals follow the codes. Depths with fewer than the largest K end in zeros.
         """
-        return self.quantizer.soft_codes(self.encode(image_BCHW), temp, stochastic, generator)
+        return self._searching.soft_codes(self.encode(image_BCHW), temp, stochastic, generator)
 
     @torch.no_grad()
     def get_latent_targets(
         self,
-        image_BCHW: torch.Tensor,
+        image_BCHW: Tensor,
         temp: float = 1.0,
         stochastic: bool = False,
         generator: torch.Generator | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Image -> residual entering every depth (B, h, w, D, C) fp32 and codes (B, h, w, D).
 
         The same codes as `get_soft_codes` without the K probabilities per code: they follow from the residual and
         `searched_codebook(depth)`, a chunk at a time.
         """
-        return self.quantizer.targets(self.encode(image_BCHW), temp, stochastic, generator)
+        return self._searching.targets(self.encode(image_BCHW), temp, stochastic, generator)
 
-    def embed_code(self, codes_BhwD: torch.Tensor) -> torch.Tensor:
+    def embed_code(self, codes_BhwD: Tensor) -> Tensor:
         """Codes -> quantized latent (B, H, W, E): the sum over depth of the code vectors. # Eq. 3"""
         return self.quantizer.decode(codes_BhwD)
 
-    def embed_code_with_depth(self, codes_BhwD: torch.Tensor) -> torch.Tensor:
+    def embed_code_with_depth(self, codes_BhwD: Tensor) -> Tensor:
         """Codes -> code vectors (B, h, w, D, E), neither summed nor cumulated."""
         return self.quantizer.embed_with_depth(codes_BhwD)
 
-    def codebook(self, depth: int) -> torch.Tensor:
+    def codebook(self, depth: int) -> Tensor:
         """The (K, E) vectors that `embed_code_with_depth` gives for the codes of depth `depth`."""
-        return self.quantizer.code_vectors(depth)
+        return self._searching.code_vectors(depth)
 
-    def searched_codebook(self, depth: int) -> torch.Tensor:
+    def searched_codebook(self, depth: int) -> Tensor:
         """The (K, C) vectors that depth `depth` compares its latent target with: `codebook`, unless the bottleneck
         projects, cuts or groups vectors."""
         return self.quantizer.codebook(depth)
 
     @torch.no_grad()
-    def decode_code(self, codes_BhwD: torch.Tensor) -> torch.Tensor:
+    def decode_code(self, codes_BhwD: Tensor) -> Tensor:
         """Codes -> image."""
         return self.decode(self.embed_code(codes_BhwD))
 
     @torch.no_grad()
-    def decode_partial_code(self, codes_BhwD: torch.Tensor, code_idx: int, decode_type: str = "select") -> torch.Tensor:
+    def decode_partial_code(self, codes_BhwD: Tensor, code_idx: int, decode_type: str = "select") -> Tensor:
         """Image of a part of the codes: depth `code_idx` alone ('select') or depths 0 to `code_idx` ('add')."""
         depth = codes_BhwD.shape[-1]
         if not 0 <= code_idx < depth:
             raise ValueError(f"code_idx {code_idx} is not in 0 .. {depth - 1}")
         if decode_type == "select":
-            return self.decode(self.quantizer.decode_depth(codes_BhwD, code_idx))
+            return self.decode(self._searching.decode_depth(codes_BhwD, code_idx))
         if decode_type == "add":
             return self.decode(self.embed_code(codes_BhwD[..., : code_idx + 1]))
         raise ValueError(f"decode_type {decode_type!r} is not one of select, add")
+
+    @property
+    def _searching(self) -> TargetQuantizer:
+        """The quantizer, for what only one has whose depths search a codebook; another has no such method."""
+        return cast("TargetQuantizer", self.quantizer)
 
     def update_codebook(self) -> None:
         """Apply the deferred codebook update: once per optimizer step, on all processes."""
@@ -149,8 +157,23 @@ class RQVAE(PretrainedMixin, nn.Module):
         self.quantizer.discard_codebook_update()
 
     @classmethod
-    def _from_checkpoint(cls, path: Path, ema: bool, device: str | torch.device) -> RQVAE:
-        return load_checkpoint(cls, path, ema, device)
+    def _build(cls, sections: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> RQVAE:
+        with torch.device("meta"):  # without initial values, so no random numbers are drawn
+            model = cls(RQVAEConfig.from_mapping(sections["arch"]))
+        check_fit(model.state_dict(), tensors, "the checkpoint")
+        model.to_empty(device="cpu")
+        model.load_state_dict(dict(tensors))
+        model._fill_constants()
+        return model
+
+    def _fill_constants(self) -> None:
+        """Gives the quantizer's buffers that are not saved (grids of values, counters) the values they start with."""
+        saved = self.quantizer.state_dict().keys()
+        with torch.random.fork_rng(devices=[]):
+            start = dict(build_quantizer(self.config).named_buffers())
+        for name, buffer in self.quantizer.named_buffers():
+            if name not in saved:
+                buffer.copy_(start[name])
 
     def _sections(self) -> dict[str, Any]:
         values = dataclasses.asdict(self.config)
@@ -169,11 +192,11 @@ class RQVAE(PretrainedMixin, nn.Module):
         return "Images as stacks of discrete codes, and back.", ["image-tokenizer", "vector-quantization"], facts
 
     @property
-    def decoder_last_layer(self) -> nn.Parameter:
+    def decoder_last_layer(self) -> Tensor:
         """The weight at which the adaptive loss weight compares gradients."""
         return self.decoder.conv_out.weight
 
-    def _check_image(self, image_BCHW: torch.Tensor) -> None:
+    def _check_image(self, image_BCHW: Tensor) -> None:
         dd, factor = self.config.ddconfig, 2 ** (len(self.config.ddconfig.ch_mult) - 1)
         rows, columns = (factor * joined for joined in self.config.patch)
         shape = tuple(image_BCHW.shape)
@@ -195,3 +218,8 @@ def count_parameters(model: nn.Module) -> int:
     averaged = (module for module in model.modules() if isinstance(module, EMACodebook))
     codebooks = (module.weight for module in averaged if not list(module.parameters()))
     return learned + sum(weight.numel() + weight.shape[1] for weight in codebooks)
+
+
+def load_rqvae(path: str | Path, ema: bool = False, device: str | torch.device = "cpu") -> RQVAE:
+    """A trained RQ-VAE, in eval mode: `RQVAE.from_checkpoint`, which says what `path` may be and what is raised."""
+    return RQVAE.from_checkpoint(path, ema, device)

@@ -211,7 +211,11 @@ STAGE2_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "text of another length": ({**TEXT, "arch.block_size_cond": 9}, ["-v", "RUN"], "which have 8 tokens"),
     "text of more words": ({**TEXT, "arch.vocab_size_cond": 9}, ["-v", "RUN"], "is less than the 27 tokens that"),
     "images of another size": ({"dataset.resolution": 16}, ["-v", "RUN"], "that of the stage-1 checkpoint is 8"),
-    "averaged stage 1 that is not there": ({"vqvae.ema": True}, ["-v", "RUN"], "has no state_dict_ema"),
+    "averaged stage 1 that is not there": (
+        {"vqvae.ema": True},
+        ["-v", "RUN"],
+        "has no averaged weights",
+    ),
     "stage 2 as stage 1": ({}, ["-v", "RUN2"], "arch.type is 'rq-transformer', not 'rq-vae'"),
     "stage 1 as stage 2": ({}, ["-v", "RUN", "-l", "RUN"], "arch.type is 'rq-vae', not 'rq-transformer'"),
 }

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
+from rqstack.snapshots import snapshot_tensors
 from rqtransformer import RQTransformer, load_rqtransformer
 from rqvae import RQVAE, load_rqvae
-from rqvae.pretrained import snapshot_tensors
 from tests.repository import GOLDEN
 
 MODELS = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,7 +45,9 @@ class PartialCodes(NamedTuple):
     codes: Tensor
 
 
-def sample(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor | None = None, **arguments) -> Tensor:
+def sample(
+    model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor | None = None, **arguments: Any
+) -> Tensor:
     """Draws code maps (B, H, W, D), int64.
 
     The noise of a sample is a function of (seed, its index, position, depth) only; batch size and rank do not matter.
@@ -151,9 +153,8 @@ def _draw_positions(
     # steps of fixed kernels read the position from the device: only known modules do so everywhere
     on_device = on_device and knows_model(model) and knows_request(request)
     decoder = Decoder(model, tokenizer, request.cond_BL, prefix_BPD, dtype, on_device)
-    run = step = _PositionStep(decoder, request, codes_BTD, seed)
-    if on_device and codes_BTD.is_cuda:
-        run = StepGraph(step, decoder)
+    step = _PositionStep(decoder, request, codes_BTD, seed)
+    run = StepGraph(step, decoder) if on_device and codes_BTD.is_cuda else step
     for finished in range(prefix_BPD.shape[1] + 1, model.num_positions + 1):
         run()
         yield finished
@@ -183,16 +184,17 @@ class _PositionStep:
             return
         scale = None if self.scale_T1 is None else self._at(self.scale_T1, index)
         known_BD = given_BD = None
-        if request.known_BTD is not None:
+        if request.known_BTD is not None and request.codes_BTD is not None:
             known_BD = self._at(request.known_BTD, index, axis=1)
             given_BD = self._at(request.codes_BTD, index, axis=1)
         drawn = []
         for depth, settings in enumerate(request.settings):
             logits = decoder.logits()
             if scale is not None:
-                logits = guide(*logits.float().chunk(2), scale)
+                conditional, unconditional = logits.float().chunk(2)
+                logits = guide(conditional, unconditional, scale)
             code_B = draw_truncated(logits, noise_DB[depth], settings)
-            if known_BD is not None:
+            if known_BD is not None and given_BD is not None:
                 code_B = torch.where(known_BD[:, depth], given_BD[:, depth], code_B)
             drawn.append(code_B)
             if depth + 1 == len(request.settings):  # before the decoder moves on
@@ -200,12 +202,12 @@ class _PositionStep:
             decoder.push(code_B if scale is None else code_B.repeat(2))
 
     def _at(self, values: Tensor, index: Tensor | int, axis: int = 0) -> Tensor:
-        if self.on_device:
+        if isinstance(index, Tensor):
             return values.index_select(axis, index).squeeze(axis)
         return values.select(axis, index)
 
     def _write(self, codes_BD: Tensor, index: Tensor | int) -> None:
-        if self.on_device:
+        if isinstance(index, Tensor):
             self.codes_BTD.index_copy_(1, index, codes_BD.unsqueeze(1))
         else:
             self.codes_BTD[:, index] = codes_BD
@@ -214,12 +216,12 @@ class _PositionStep:
 def sample_batches(
     model: RQTransformer,
     tokenizer: ImageTokenizer | None,
-    conditions: Iterable,
+    conditions: Iterable[Any],
     batch_size: int,
     *,
     indices: Iterable[int] | None = None,
     start_index: int = 0,
-    **settings,
+    **settings: Any,
 ) -> Iterator[SampledBatch]:
     """Draws one code map per condition, batch after batch.
 

@@ -51,7 +51,7 @@ def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
-def guide(cond_logits: Tensor, uncond_logits: Tensor, scale: float) -> Tensor:
+def guide(cond_logits: Tensor, uncond_logits: Tensor, scale: Tensor | float) -> Tensor:
     """Classifier-free guidance: scale 0 ignores the condition, 1 is the model itself, above 1 exaggerates it."""
     return uncond_logits + scale * (cond_logits - uncond_logits)
 

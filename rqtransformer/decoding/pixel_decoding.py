@@ -6,6 +6,7 @@ Legend: B batch, H W grid, D code depth; C H W in BCHW: image channels, height, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,7 +57,7 @@ def _decode(
 
 
 # tokenizer -> {what the bytes depend on: bytes}; goes with the tokenizer
-_MEASURED: WeakKeyDictionary[ImageTokenizer, dict[tuple, int]] = WeakKeyDictionary()
+_MEASURED: WeakKeyDictionary[ImageTokenizer, dict[tuple[object, ...], int]] = WeakKeyDictionary()
 
 
 def _bytes_per_image(tokenizer: ImageTokenizer, codes_BHWD: Tensor) -> int:
@@ -81,7 +82,7 @@ class _LargestOperation(TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor)}
         self.bytes = max(self.bytes, sum(tensor.nbytes for tensor in tensors.values()))

@@ -67,7 +67,7 @@ def check_request(
     batch_size = _batch_size(num_samples, cond, prefix, indices, given)
     prefix_BPD = _prefix(model, prefix, batch_size, device)
     known_BTD, codes_BTD = (None, None) if known is None else _known(model, *known, batch_size, device)
-    if known_BTD is not None:
+    if known_BTD is not None and codes_BTD is not None:
         if prefix is not None:
             raise ValueError("prefix and known cannot be combined; mark the prefix in the mask of known")
         first = int(known_BTD.all(dim=2).all(dim=0).long().cumprod(0).sum())

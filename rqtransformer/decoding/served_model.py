@@ -16,7 +16,7 @@ from rqtransformer.fast.served import has_only, is_plain, knows_settings
 from rqtransformer.model import RQTransformer
 from rqtransformer.stack import is_known_stack
 
-MODEL_SETTINGS = STACK_SETTINGS | {
+MODEL_SETTINGS: dict[type, frozenset[str]] = STACK_SETTINGS | {
     RQTransformerConfig: frozenset(
         {"type", "ema", "ar_hierarchy", "use_padding_emb", "scaled_head_emb_vqvae"}  # fixed values, or of no effect
         | {"vocab_size", "block_size", "vocab_size_cond", "block_size_cond", "embed_dim", "input_embed_dim"}
@@ -24,7 +24,7 @@ MODEL_SETTINGS = STACK_SETTINGS | {
         | {"body", "head", "cond_drop_prob"}
     )
 }
-REQUEST_FIELDS = {
+REQUEST_FIELDS: dict[type, frozenset[str]] = {
     SamplingRequest: frozenset({"cond_BL", "prefix_BPD", "known_BTD", "codes_BTD", "settings", "scale_T", "index_B"})
 }
 CLASSIFIER_NAMES = frozenset({"vocab_sizes", "shared", "_largest", "layer_norm", "linear", "_packed"})

@@ -42,15 +42,16 @@ class StepGraph:
             torch.cuda.current_stream().wait_stream(self._stream)
             return
         if self._graph is None:
-            self._record()  # moves the Python-side position on
+            self._graph = self._record()  # moves the Python-side position on
         else:
             decoder.position += 1
         self._graph.replay()
 
-    def _record(self) -> None:
+    def _record(self) -> torch.cuda.CUDAGraph:
         static_BC = self._decoder.context.clone()
         self._decoder.keep_context_in(static_BC)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._step()
             self._decoder.keep_context_in(static_BC)
+        return graph

@@ -8,8 +8,8 @@ Legend: B batch, C width, A attention heads, F features per attention head; 2: k
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,11 @@ from rqtransformer.fast.served import has_only, is_plain
 from rqtransformer.kv_cache import KVCache
 
 _NOTHING: list[Any] = []
+MAPS_PER_BLOCK = 4
 
 
 # What the steps know; everything else makes them step aside (`served`). Settings of a stack and of its blocks:
-STACK_SETTINGS = {
+STACK_SETTINGS: dict[type, frozenset[str]] = {
     StackConfig: frozenset({"n_layer", "block"}),
     BlockConfig: frozenset(
         {"embed_dim", "n_head", "mlp_bias", "attn_bias", "attn_pdrop", "resid_pdrop"}
@@ -42,15 +43,15 @@ ATTENTION_NAMES = frozenset(
 FEED_FORWARD_NAMES = frozenset({"0", "1", "2", "3", "slots", "_packed_up", "_packed_down", "_gelu_in_product"})
 
 
-def knows_blocks(blocks: Iterable[nn.Module]) -> bool:
+def knows_blocks(blocks: Sequence[nn.Module]) -> bool:
     """Whether all blocks are those that the steps do again, in eval mode, and equal but for their numbers."""
-    blocks = list(blocks)
-    if any(module.training for block in blocks for module in block.modules()):
+    known = [block for block in blocks if _knows_block(block)]
+    if len(known) < len(list(blocks)) or any(module.training for block in known for module in block.modules()):
         return False
-    return all(_knows_block(block) for block in blocks) and len({_shape(block) for block in blocks}) <= 1
+    return len({_shape(block) for block in known}) <= 1
 
 
-def _knows_block(block: nn.Module) -> bool:
+def _knows_block(block: nn.Module) -> TypeGuard[Block]:
     if not (is_plain(block, Block) and has_only(block, BLOCK_NAMES)):
         return False
     attention, feed_forward = block.attn, block.mlp
@@ -58,7 +59,7 @@ def _knows_block(block: nn.Module) -> bool:
         return False
     if not (is_plain(feed_forward, FeedForward) and has_only(feed_forward, FEED_FORWARD_NAMES)):
         return False
-    up, activation, down, dropout = feed_forward
+    up, activation, down, dropout = feed_forward.parts
     maps = (attention.query, attention.key, attention.value, attention.proj, up, down)
     return (
         all(is_plain(linear, nn.Linear) for linear in maps)
@@ -77,9 +78,8 @@ def _shape(block: Block) -> tuple[object, ...]:
 
 def make_step(blocks: Sequence[Block]) -> NativeStep | BlockedStep | None:
     """The fastest step through packed blocks that `knows_blocks`; None where only the general forward will do."""
-    maps = [slot.active for block in blocks for slot in (*block.attn.slots, *block.mlp.slots)]
-    packed = [linear for linear in maps if linear is not None]
-    if not maps or len(packed) < len(maps):
+    packed = [linear for block in blocks for linear in _packed_maps(block)]
+    if not blocks or len(packed) < MAPS_PER_BLOCK * len(blocks):
         return None
     if all(linear.native is not None for linear in packed):
         norms = [parameter for block in blocks for norm in (block.ln1, block.ln2) for parameter in norm.parameters()]
@@ -98,7 +98,8 @@ def _heads(block: Block) -> tuple[int, int, int]:
 
 def _packed_maps(block: Block) -> list[PackedLinear]:
     """Joint query-key-value, output, up and down map."""
-    return [slot.active for slot in (*block.attn.slots, *block.mlp.slots)]
+    slots = (*block.attn.slots, *block.mlp.slots)
+    return [slot.active for slot in slots if slot.active is not None]
 
 
 class NativeStep(native.NativeStack):
@@ -107,7 +108,7 @@ class NativeStep(native.NativeStack):
     def __init__(self, blocks: Sequence[Block]):
         super().__init__(
             [(block.ln1, block.ln2) for block in blocks],
-            [[packed.native for packed in _packed_maps(block)] for block in blocks],
+            [[packed.native for packed in _packed_maps(block) if packed.native is not None] for block in blocks],
             native.GELU if has_exact_gelu(blocks[0].mlp) else native.SIGMOID_GELU,
             _heads(blocks[0]),
             blocks[0].attn.slopes,
@@ -171,10 +172,10 @@ class BlockedStep:
         return self._distances[num_keys]
 
 
-def _norm_call(norm: nn.Module) -> Any:
-    weight, eps = norm.weight.detach(), norm.eps
+def _norm_call(norm: nn.LayerNorm | nn.RMSNorm) -> Callable[[Tensor], Tensor]:
+    weight = norm.weight.detach()
     if isinstance(norm, nn.LayerNorm):
-        shape, bias = norm.normalized_shape, norm.bias.detach()
-        return lambda x: torch.layer_norm(x, shape, weight, bias, eps, False)
-    eps = torch.finfo(weight.dtype).eps if eps is None else eps
+        shape, bias, epsilon = norm.normalized_shape, norm.bias.detach(), norm.eps
+        return lambda x: torch.layer_norm(x, shape, weight, bias, epsilon, False)
+    eps = torch.finfo(weight.dtype).eps if norm.eps is None else norm.eps
     return lambda x: x * x.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_() * weight

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,50 +62,55 @@ class PackedLinear:
         self.dtype = form.dtype or weight_OI.dtype
         self.out_features = weight_OI.shape[0]
         self.bias = None if bias_O is None else bias_O.to(self.dtype)
-        self.blocked = self.native = self._scale = None
+        self.blocked: Tensor | None = None
+        self.native: native.NativeLinear | None = None
+        self._weight: Tensor | None = None
+        self._scale: Tensor | None = None
         if form.kind == "int8":
             self._weight, self._scale = _round_to_int8(weight_OI, self.dtype)
             return
-        self._weight = weight_OI.to(self.dtype)
-        if native.serves(self._weight):
-            self.native, self._weight = native.NativeLinear(self._weight, self.bias), None
-        elif _can_block(self._weight):
-            self.blocked = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), PLANNED_ROWS)
-            self._weight = None
+        weight_OI = weight_OI.to(self.dtype)
+        if native.serves(weight_OI):
+            self.native = native.NativeLinear(weight_OI, self.bias)
+        elif _can_block(weight_OI):
+            self.blocked = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PLANNED_ROWS)
+        else:
+            self._weight = weight_OI
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, gelu: bool = False) -> Tensor:
         """(..., I) -> (..., O). A residual keeps its own type if that is the wider one."""
         x = x.to(self.dtype)
         if self.native is not None:
-            return self._native_product(x, residual, gelu)
+            return self._native_product(self.native, x, residual, gelu)
         if self.blocked is not None:
             return self._blocked_product(x, residual, gelu)
+        assert self._weight is not None, "one of the three forms is there"
         if self._scale is None:
             out = F.linear(x, self._weight, self.bias)
         else:
-            out = self._int8_product(x)
+            out = self._int8_product(x, self._weight, self._scale)
         if gelu:
             out = F.gelu(out)
         return out if residual is None else residual + out
 
-    def _int8_product(self, x: Tensor) -> Tensor:
+    def _int8_product(self, x: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
         if not _has_int8_kernel(x):
-            return F.linear(x, self._weight.to(x.dtype) * self._scale.unsqueeze(1), self.bias)
+            return F.linear(x, weight_OI.to(x.dtype) * scale_O.unsqueeze(1), self.bias)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        out = torch._weight_int8pack_mm(rows, self._weight, self._scale).unflatten(0, x.shape[:-1])
+        out = torch._weight_int8pack_mm(rows, weight_OI, scale_O).unflatten(0, x.shape[:-1])
         return out if self.bias is None else out.add_(self.bias)
 
-    def __deepcopy__(self, memo: dict) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied module packs its own parameters."""
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
-    def _native_product(self, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
+    def _native_product(self, linear: native.NativeLinear, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
         activation = native.GELU if gelu else native.NO_ACTIVATION
         if residual is not None and residual.dtype != self.dtype:
-            return residual + self.native(x, None, activation)
-        return self.native(x, residual, activation)
+            return residual + linear(x, None, activation)
+        return linear(x, residual, activation)
 
     def _blocked_product(self, x: Tensor, residual: Tensor | None, gelu: bool) -> Tensor:
         if x.numel() == x.shape[-1]:  # of a single long row the sums have another order: it is computed twice
@@ -152,7 +158,7 @@ class PackedSlot:
     def __init__(self) -> None:
         self.active: PackedLinear | None = None
         self._kept: PackedLinear | None = None
-        self._key: tuple | None = None
+        self._key: tuple[object, ...] | None = None
 
     def fill(
         self,
@@ -165,7 +171,8 @@ class PackedSlot:
         key = (form, tuple(_identity(tensor) for tensor in (*weights_OI, *biases_O) if tensor is not None))
         if self._kept is None or self._key != key:
             weights = [weight.detach() for weight in weights_OI]
-            bias = None if biases_O[0] is None else _join([bias.detach() for bias in biases_O])
+            biases = [bias.detach() for bias in biases_O if bias is not None]
+            bias = _join(biases) if biases else None
             if bias is not None and bias_scale != 1.0:
                 bias = bias * bias_scale
             self._kept, self._key = PackedLinear(_join(weights), bias, form), key
@@ -189,7 +196,7 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _identity(tensor: Tensor) -> tuple:
+def _identity(tensor: Tensor) -> tuple[object, ...]:
     """Changes with every in-place write, move or replacement of a parameter."""
     version = -1 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), version, tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _OWN_CALLS = frozenset({"forward", "_compiled_call_impl"})  # set on an instance, they take the place of the class's
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
-def is_plain(module: nn.Module | None, *kinds: type[nn.Module]) -> bool:
+def is_plain(module: object, *kinds: type[Kind]) -> TypeGuard[Kind]:
     """Whether the module is exactly of one of these types, and nothing else happens when it is called.
 
     Its own parameters must be ordinary tensors. What else hangs on it is for `has_only` to say.
     """
     return (
-        module is not None
+        isinstance(module, nn.Module)
         and type(module) in kinds
         and not (module._forward_hooks or module._forward_pre_hooks)
         and not (module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)

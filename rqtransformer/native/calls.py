@@ -18,6 +18,7 @@ from rqtransformer.kv_cache import KVCache
 from rqtransformer.native.build import library_path
 
 NO_ACTIVATION, GELU, SIGMOID_GELU = range(3)
+Norm = nn.LayerNorm | nn.RMSNorm
 _Pointer, _Int, _Float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -82,6 +83,13 @@ def load(path: Path) -> ctypes.CDLL:
     return found
 
 
+def compiled() -> ctypes.CDLL:
+    """The compiled functions, where `serves` says that there are some."""
+    found = library()
+    assert found is not None, "nothing is compiled"
+    return found
+
+
 def serves(tensor: Tensor) -> bool:
     """Whether the compiled functions take this tensor."""
     return (
@@ -101,7 +109,7 @@ class NativeLinear:
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None):
         self.outputs, self.inputs = weight_OI.shape
-        self.block = library().rq_block()
+        self.block = compiled().rq_block()
         missing = -self.outputs % self.block
         blocks_PMI = F.pad(weight_OI, (0, 0, 0, missing)).unflatten(0, (-1, self.block))
         self.weight_PIM = blocks_PMI.transpose(1, 2).contiguous()
@@ -119,7 +127,7 @@ class NativeLinear:
             else residual.expand(shape).clone(memory_format=torch.contiguous_format)
         )
         if x.numel():
-            library().rq_linear(
+            compiled().rq_linear(
                 self._place,
                 None,
                 x.data_ptr(),
@@ -143,7 +151,7 @@ class NativeStack:
 
     def __init__(
         self,
-        norms: Sequence[tuple[nn.Module, nn.Module]],
+        norms: Sequence[tuple[Norm, Norm]],
         maps: Sequence[Sequence[NativeLinear]],
         activation: int,
         heads: tuple[int, int, int],
@@ -165,7 +173,7 @@ class NativeStack:
         x_BC = x_BC.contiguous()
         out_BC = torch.empty_like(x_BC)
         place = _Cache(cache.memory.data_ptr(), cache.max_length, cache.length)
-        library().rq_step(
+        compiled().rq_step(
             ctypes.addressof(self.struct),
             ctypes.addressof(place),
             x_BC.data_ptr(),
@@ -182,7 +190,7 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int | 
     logits_BV, uniform_B = logits_BV.contiguous(), uniform_B.double().contiguous()
     batch, vocabulary = logits_BV.shape
     code_B = torch.empty(batch, dtype=torch.long)
-    library().rq_draw(
+    compiled().rq_draw(
         logits_BV.data_ptr(),
         vocabulary,
         uniform_B.data_ptr(),
@@ -197,7 +205,7 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int | 
     return code_B
 
 
-def norm_struct(norm: nn.Module) -> NormStruct:
+def norm_struct(norm: Norm) -> NormStruct:
     """A LayerNorm or an RMSNorm, which must outlive what is made of it."""
     eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
     return NormStruct(norm.weight.data_ptr(), address(getattr(norm, "bias", None)), eps)

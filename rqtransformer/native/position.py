@@ -59,7 +59,7 @@ class HeadParts:
     """
 
     stack: NativeStack
-    norm: nn.Module
+    norm: nn.LayerNorm
     classifiers: Sequence[NativeLinear]
     project: NativeLinear | None
     tokens_DC: Tensor
@@ -105,7 +105,7 @@ class NativePosition:
         context_BC, uniform_DB = context_BC.contiguous(), uniform_DB.contiguous()
         codes_BD = torch.empty(len(context_BC), len(uniform_DB), dtype=torch.long)
         sum_BE = context_BC.new_empty(len(context_BC), self._input_size)
-        calls.library().rq_position(
+        calls.compiled().rq_position(
             ctypes.addressof(self._head),
             cache.memory.data_ptr(),
             context_BC.data_ptr(),

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from rqtransformer.checkpoint_files import load_checkpoint
 from rqtransformer.model import RQTransformer
 
 
@@ -28,7 +27,7 @@ def load_rqtransformer(path: str | Path, ema: bool = False, device: str | torch.
         ValueError: for an incomplete or damaged checkpoint, averaged weights that are not there, an invalid config, or
             tensors that do not fit it (all names and shapes are listed).
     """
-    return load_checkpoint(RQTransformer, path, ema, device)
+    return RQTransformer.from_checkpoint(path, ema, device)
 
 
 def sampling_settings(model: RQTransformer, **given: Any) -> dict[str, Any]:

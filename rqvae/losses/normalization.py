@@ -55,6 +55,8 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, mean_C: Tensor, unbiased_var_C: Tensor) -> None:
+        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None, "cumulative averages are not kept over ranks"
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean_C, self.momentum)
         self.running_var.lerp_(unbiased_var_C, self.momentum)
@@ -71,6 +73,7 @@ class ActNorm(nn.Module):
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(1, num_features, 1, 1))
         self.scale = nn.Parameter(torch.ones(1, num_features, 1, 1))
+        self.initialized: Tensor
         self.register_buffer("initialized", torch.tensor(0, dtype=torch.uint8))
         self._checked = False  # spares every later forward the look at a device scalar
 

@@ -12,6 +12,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ VGG16_FILE_NAME = "vgg16-397923af.pth"  # torchvision's name: the digits are the
 VGG16_ENV = "RQVAE_VGG16_WEIGHTS"
 
 
-def find_vgg16_weights(path: str | os.PathLike | None = None) -> Path:
+def find_vgg16_weights(path: str | os.PathLike[str] | None = None) -> Path:
     """The file to read: `path`, else $RQVAE_VGG16_WEIGHTS, else torchvision's file in torch's hub cache.
 
     Raises FileNotFoundError, saying where it looked and how to do without, if the first of these that is given is not
@@ -88,7 +89,7 @@ class PerceptualLoss(nn.Module):
     Raises FileNotFoundError without weights, ValueError for a damaged or different file.
     """
 
-    def __init__(self, weights: str | os.PathLike | None = None):
+    def __init__(self, weights: str | os.PathLike[str] | None = None):
         super().__init__()
         file = find_vgg16_weights(weights)
         state = _read_weights(file)
@@ -110,7 +111,8 @@ class PerceptualLoss(nn.Module):
         # Two passes: the one over real images needs no gradient and keeps no activations.
         layers = zip(self._features(recon_BCHW), self._features(image_BCHW), self.lpips.lins, strict=True)
         with torch.autocast(recon_BCHW.device.type, enabled=False):
-            return sum(_layer_distance(recon.float(), image.float(), head) for recon, image, head in layers)
+            distances = [_layer_distance(recon.float(), image.float(), head) for recon, image, head in layers]
+            return reduce(torch.add, distances)
 
     def _features(self, image_BCHW: Tensor) -> tuple[Tensor, ...]:
         return self.lpips.net(self.lpips.scaling_layer(image_BCHW))

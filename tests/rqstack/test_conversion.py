@@ -16,8 +16,8 @@ from rqstack.conversion import convert
 from rqtransformer import load_rqtransformer
 from rqvae import load_rqvae
 from rqvae.model import count_parameters
-from rqvae.pretrained import state_dict_to_published
 from tests.repository import GOLDEN
+from tests.rqvae.published_state import published_state
 
 CHECKPOINTS = sorted(file.parent.name for file in GOLDEN.glob("*/model.pt"))
 LOADERS = {"rqvae": load_rqvae, "rqtransformer": load_rqtransformer}
@@ -70,13 +70,12 @@ def test_a_converted_snapshot_loads_as_the_original(name, ema, tmp_path):
 
 
 def test_a_snapshot_of_ours_gets_the_layout_that_rqvae_writes(tmp_path):
-    """The stage-1 rule stands in both packages, which import nothing of each other."""
     model = load_rqvae(GOLDEN / "rqvae-chmult")
     with torch.no_grad():
         model.quantizer.codebooks[0].num_updates.fill_(3)
     folder = model.save_pretrained(tmp_path / "ours", metadata={"step": 3})
     published = tensors_of(convert(folder, "published", tmp_path / "published") / "model.pt")
-    expected = state_dict_to_published(model)
+    expected = published_state(model)
     assert list(published) == ["state_dict"]
     assert published["state_dict"].keys() == expected.keys()
     assert all(torch.equal(published["state_dict"][name], tensor) for name, tensor in expected.items())

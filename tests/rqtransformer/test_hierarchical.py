@@ -105,7 +105,6 @@ def test_cached_logits_equal_uncached_ones(shape, options):
     for given in (0, 1, block, block + 1):
         with torch.no_grad(), model.decoding_mode():
             walk = HierarchicalWalk(model, ids[:, :given], ids.shape[1])
-            walk.start()
             assert walk.first_position == given // block * block
             for position in range(walk.first_position, ids.shape[1]):
                 torch.testing.assert_close(walk.logits(), expected[:, position], rtol=1e-5, atol=1e-5)

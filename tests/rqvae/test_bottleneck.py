@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from rqstack.quantizers import InPatches, VectorQuantizer
+from rqstack.snapshots import snapshot_tensors
 from rqvae import RQVAE, RQVAEConfig, load_rqvae
 from rqvae.bottleneck import BOTTLENECKS
-from rqvae.pretrained import snapshot_tensors
 
 CONFIGS = {
     "rq": [{"n_embed": [16, 12], "codebook_update": "deferred", "restart_unused_codes": True}],

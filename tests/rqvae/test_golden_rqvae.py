@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rqstack.published_layout import ours_from_published
 from rqstack.quantizers import EMACodebook, RestartRule
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 from rqvae import RQVAE, load_rqvae
 from rqvae.losses.adversarial import adaptive_weight, generator_loss, hinge_discriminator_loss
 from rqvae.losses.discriminator import PatchDiscriminator
 from rqvae.model import count_parameters
-from rqvae.pretrained import state_dict_from_published, state_dict_to_published
+from tests.rqvae.published_state import published_state
 
 SETS = ["rqvae-shared", "rqvae-chmult", "rqvae-deep"]
 BUFFERS = ("weight", "cluster_size_ema", "embed_ema")
@@ -113,7 +114,7 @@ def test_train_forward_gradients_and_codebook(shared):
     assert len(names) == 5
     for name in names:
         shared.same(f"grad.{name}", model.get_parameter(name).grad, atols[name.split(".")[-2]])
-    after = state_dict_to_published(model)
+    after = published_state(model)
     for name, atol in zip(BUFFERS, (2e-6, 1e-5, 1e-5), strict=True):
         for depth in range(4):
             actual = after[f"quantizer.codebooks.{depth}.{name}"]
@@ -183,11 +184,11 @@ def test_parameter_count_and_published_state_dict(case):
     expected = {"rqvae-shared": 238915, "rqvae-chmult": 409883, "rqvae-deep": 312771}[case.golden.path.name]
     assert count_parameters(case.model) == expected
     published = case.golden.checkpoint["state_dict"]
-    written = state_dict_to_published(case.model)
+    written = published_state(case.model)
     assert set(written) == set(published)
     assert all(torch.equal(written[key], published[key]) for key in published)
     again = RQVAE(case.model.config)
-    again.load_state_dict(state_dict_from_published(written, again.config))
+    again.load_state_dict(ours_from_published(written, again._sections()))
     assert all(
         torch.equal(a, b) for a, b in zip(again.state_dict().values(), case.model.state_dict().values(), strict=True)
     )

@@ -8,8 +8,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from rqstack.archive import read_archive
+from rqstack.published_layout import ours_from_published
+from rqstack.snapshots import snapshot_tensors
 from rqvae import RQVAE, RQVAEConfig, load_rqvae
-from rqvae.pretrained import read_checkpoint, snapshot_tensors, state_dict_from_published, state_dict_to_published
+from tests.rqvae.published_state import published_state
 
 ARCH = {
     "type": "rq-vae",
@@ -61,15 +64,15 @@ def test_snapshot_round_trip(tmp_path):
     model = make()
     folder = write_snapshot(tmp_path / "step", model)
     assert_same(load_rqvae(folder), model)
-    checkpoint = read_checkpoint(str(folder))
-    assert checkpoint["metadata"] == {"step": 7}
-    assert checkpoint["config"]["seed"] == 1
+    archive = read_archive(str(folder))
+    assert archive.metadata == load_rqvae(folder).metadata == {"step": 7}
+    assert archive.config["seed"] == 1
 
 
 def test_snapshot_with_averaged_weights(tmp_path):
     model, averaged = make(), make()
     folder = write_snapshot(tmp_path / "step", model)
-    with pytest.raises(ValueError, match=r"has no state_dict_ema \(averaged weights\)"):
+    with pytest.raises(ValueError, match="has no averaged weights: no 'state_dict_ema'; it has state_dict"):
         load_rqvae(folder, ema=True)
     save_file(snapshot_tensors(averaged), folder / "model_ema.safetensors")
     assert_same(load_rqvae(folder, ema=True), averaged)
@@ -96,7 +99,7 @@ def test_snapshot_tensors_are_independent_and_contiguous():
 def test_published_round_trip(tmp_path, shared, prefix):
     hparams = {"n_embed": 6 if shared else [6, 5], "shared_codebook": shared}
     model = make(**hparams)
-    state = state_dict_to_published(model)
+    state = published_state(model)
     assert state["quantizer.codebooks.1.weight"].shape == (7 if shared else 6, 4)
     assert (state["quantizer.codebooks.1.weight"][-1] == 0).all()
     arch = {**ARCH, "hparams": {**ARCH["hparams"], **hparams}}
@@ -115,14 +118,14 @@ def test_loading_draws_no_random_numbers(golden):
 
 def test_half_precision_checkpoints_load_as_fp32(tmp_path):
     model = make()
-    file = write_published(tmp_path / "run", {k: v.half() for k, v in state_dict_to_published(model).items()})
+    file = write_published(tmp_path / "run", {k: v.half() for k, v in published_state(model).items()})
     loaded = load_rqvae(file)
     assert all(value.dtype == torch.float32 for value in loaded.parameters())
     assert torch.equal(loaded.quant_conv.weight, model.quant_conv.weight.half().float())
 
 
 def test_differing_copies_of_a_shared_codebook(tmp_path):
-    state = state_dict_to_published(make(n_embed=6, shared_codebook=True))
+    state = published_state(make(n_embed=6, shared_codebook=True))
     state["quantizer.codebooks.1.weight"] = state["quantizer.codebooks.1.weight"] + 1
     arch = {**ARCH, "hparams": {**ARCH["hparams"], "n_embed": 6, "shared_codebook": True}}
     with pytest.raises(ValueError, match=r"codebooks\.1\.weight differs between depths"):
@@ -130,16 +133,16 @@ def test_differing_copies_of_a_shared_codebook(tmp_path):
 
 
 def test_every_mismatch_is_named_in_one_line(tmp_path):
-    state = state_dict_to_published(make())
+    state = published_state(make())
     del state["quant_conv.bias"]
     state["extra.weight"] = torch.zeros(1)
     state["decoder.conv_out.bias"] = torch.zeros(5)
-    with pytest.raises(ValueError, match="do not fit the config") as error:
+    with pytest.raises(ValueError, match="does not fit the config") as error:
         load_rqvae(write_published(tmp_path / "run", state))
     message = str(error.value)
-    assert "missing: quant_conv.bias;" in message
-    assert "unexpected: extra.weight;" in message
-    assert "wrong shape: decoder.conv_out.bias [5] not [3]" in message
+    assert "missing quant_conv.bias;" in message
+    assert "unexpected extra.weight;" in message
+    assert "decoder.conv_out.bias is [5], the config wants [3]" in message
     assert "\n" not in message
 
 
@@ -153,18 +156,18 @@ def test_unreadable_files(tmp_path):
         load_rqvae(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_rqvae(tmp_path)
-    file = write_published(tmp_path / "run", state_dict_to_published(make()))
+    file = write_published(tmp_path / "run", published_state(make()))
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="is not readable as a checkpoint"):
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         load_rqvae(file)
     torch.save([1, 2], file)
-    with pytest.raises(ValueError, match="it has no 'state_dict'"):
+    with pytest.raises(ValueError, match="holds a list, not a dictionary with 'state_dict'"):
         load_rqvae(file)
     file.write_bytes(whole)
     config = file.parent / "config.yaml"
     config.write_text("a: [1,")
-    with pytest.raises(ValueError, match="is not a readable config"):
+    with pytest.raises(ValueError, match="is not a valid YAML file"):
         load_rqvae(file)
     config.write_text("seed: 1")
     with pytest.raises(ValueError, match="has no 'arch' section"):
@@ -177,10 +180,10 @@ def test_unreadable_files(tmp_path):
 def test_damaged_snapshot(tmp_path):
     folder = write_snapshot(tmp_path / "step", make())
     (folder / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"model\.safetensors is not readable"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
         load_rqvae(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="has no state_dict"):
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
         load_rqvae(folder)
 
 
@@ -192,14 +195,13 @@ def test_pickled_code_is_refused(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     torch.save({"state_dict": {}, "payload": Payload()}, folder / "model.pt")
-    with pytest.raises(ValueError, match="is not readable as a checkpoint"):
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         load_rqvae(folder)
 
 
 def test_published_conversion_keeps_golden_tensors(golden):
     reference = golden("rqvae-shared")
-    config = RQVAEConfig.from_mapping(reference.config.arch)
     for key in ("state_dict", "state_dict_ema"):
-        ours = state_dict_from_published(reference.checkpoint[key], config)
+        ours = ours_from_published(reference.checkpoint[key], {"arch": reference.config.arch})
         assert ours["quantizer.codebooks.0.weight"].shape == (64, 16)
         assert not any(name.startswith("quantizer.codebooks.1") for name in ours)

@@ -9,7 +9,7 @@ import torch
 
 from rqvae import RQVAE, RQVAEConfig
 from rqvae.model import count_parameters
-from rqvae.pretrained import state_dict_to_published
+from tests.rqvae.published_state import published_state
 
 NAMES = ("imagenet256", "ffhq", "lsun-church", "lsun-cat", "lsun-bedroom")
 
@@ -69,7 +69,7 @@ def test_counts_names_and_shapes(name, golden_keys):
         model = RQVAE(RQVAEConfig.from_mapping(published_arch(name)))
     assert count_parameters(model) == expected["parameters"]
     assert sum(p.numel() for p in model.parameters()) == expected["trainable"]
-    published = state_dict_to_published(model)
+    published = published_state(model)
     shapes = {key: shape for pattern, shape, *_ in expected["keys"] for key in expand(pattern)}
     assert len(published) == len(shapes) == expected["entries"]
     assert {key: list(tensor.shape) for key, tensor in published.items()} == shapes

@@ -7,16 +7,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from rqstack.snapshots import CONFIG_FILE, EMA_FILE, METADATA_FILE, MODEL_FILE, plain_copy
-from runtime.atomic import atomic_directory, sha256_of_file
+from rqstack.snapshots import EMA_FILE, MODEL_FILE, write_snapshot
+from runtime.atomic import atomic_directory
 from runtime.config import config_to_yaml
 from runtime.step_directories import prune_steps
 
@@ -48,14 +46,9 @@ def save_snapshot(
     directory = Path(directory)
     with atomic_directory(directory) as partial:
         weights = {MODEL_FILE: model_tensors} | ({} if ema_tensors is None else {EMA_FILE: ema_tensors})
-        for name, tensors in weights.items():
-            save_file({key: plain_copy(tensor) for key, tensor in tensors.items()}, partial / name)
-        hashes = {name: sha256_of_file(partial / name) for name in weights}
+        write_snapshot(partial, weights, config_to_yaml(config), metadata)
         for name, text in (extra_files or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
-        (partial / CONFIG_FILE).write_text(config_to_yaml(config), encoding="utf-8")
-        text = json.dumps({**metadata, "sha256": hashes}, indent=2)
-        (partial / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
     if keep_last is not None:
         prune_steps(directory, keep_last)
     return directory

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from data import DatasetConfig, ImageDataset
+from rqstack.archive import read_archive
 from rqstack.quantizers.usage import CodeUsage
 from rqstack.snapshots import snapshot_tensors
-from rqvae import RQVAE
+from rqvae import RQVAE, load_rqvae
 from rqvae.config import ArchConfig
 from rqvae.losses.adversarial import AdversarialSchedule
 from rqvae.losses.discriminator import PatchDiscriminator
 from rqvae.losses.perceptual import PerceptualLoss
 from rqvae.losses.reconstruction import reconstruction_loss
 from rqvae.model import count_parameters
-from rqvae.pretrained import load_rqvae, read_checkpoint
 from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.precision import Precision
@@ -232,12 +232,12 @@ class Stage1:
     def load_weights(self, path: Path) -> None:
         """Starts from trained weights (and, where the file has one, their discriminator): finetuning, evaluation."""
         load_into(self.model, load_rqvae(path).state_dict(), path)
-        checkpoint = read_checkpoint(path)
+        parts = read_archive(path).parts
         if self.ema is not None:
-            averaged = load_rqvae(path, ema=True) if "state_dict_ema" in checkpoint else self.model
+            averaged = load_rqvae(path, ema=True) if "state_dict_ema" in parts else self.model
             self.ema.load_state_dict(averaged.to(self.env.device).state_dict())
-        if self.adversary is not None and "discriminator" in checkpoint:
-            load_into(self.adversary.discriminator, checkpoint["discriminator"], f"{path} (discriminator)")
+        if self.adversary is not None and "discriminator" in parts:
+            load_into(self.adversary.discriminator, parts["discriminator"], f"{path} (discriminator)")
 
     def describe(self) -> str:
         """One line on the size of the networks."""

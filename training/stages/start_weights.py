@@ -5,9 +5,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from rqstack.strict_loading import check_fit
 from runtime.errors import UserError
-
-SHOWN = 4
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
@@ -16,13 +15,8 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Pa
     Raises:
         UserError: in one line, the first names that are missing, unexpected or of another shape.
     """
-    wanted = module.state_dict()
-    problems = [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in wanted]
-    for name, tensor in wanted.items():
-        if name in tensors and tensors[name].shape != tensor.shape:
-            problems.append(f"{name} is {list(tensors[name].shape)}, the config wants {list(tensor.shape)}")
-    if problems:
-        more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise UserError(f"{source} does not fit the config: {'; '.join(problems[:SHOWN])}{more}")
+    try:
+        check_fit(module.state_dict(), tensors, source)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     module.load_state_dict(dict(tensors))

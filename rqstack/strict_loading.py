@@ -1,0 +1,45 @@
+"""Tensors of a file for a module that a config has built: whether they fit, and in what they do not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+SHOWN = 8  # problems of one kind
+
+
+def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str | Path) -> None:
+    """Compares names and shapes.
+
+    Args:
+        wanted: the module's state dict; its tensors may have no memory (the meta device).
+        given: what the file holds.
+        source: the file, for the message.
+
+    Raises:
+        ValueError: in one line, what is missing (with the nearest name that is left over), unexpected, or of another
+            shape.
+    """
+    missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    problems = [
+        *_first("missing", [name + _nearest(name, unexpected) for name in wanted if name in missing]),
+        *_first("unexpected", [name for name in given if name in unexpected]),
+    ]
+    wrong = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
+    shapes = [f"{name} is {list(given[name].shape)}, the config wants {list(wanted[name].shape)}" for name in wrong]
+    problems += _first("", shapes)
+    if problems:
+        raise ValueError(f"{source} does not fit the config: {'; '.join(problems)}")
+
+
+def _nearest(name: str, others: set[str]) -> str:
+    nearest = difflib.get_close_matches(name, sorted(others), n=1)
+    return f" (is it {nearest[0]}?)" if nearest else ""
+
+
+def _first(label: str, items: list[str]) -> list[str]:
+    shown = [f"{label} {item}".strip() for item in items[:SHOWN]]
+    return shown + ([f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else [])
