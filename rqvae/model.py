@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from rqstack.hub import PretrainedModel
-from rqstack.quantizers import EMACodebook, Quantizer, QuantizerOutput, TargetQuantizer
+from rqstack.quantizers import EMACodebook, Quantizer, QuantizerOutput
+from rqstack.quantizers.base import TargetQuantizer
 from rqstack.strict_loading import check_fit
 from rqvae.bottleneck import build_quantizer
 from rqvae.config import RQVAEConfig

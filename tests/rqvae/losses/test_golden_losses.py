@@ -12,7 +12,6 @@ from rqvae.losses.adversarial import (
     discriminator_loss_by_name,
     generator_loss_by_name,
 )
-from rqvae.losses.average import TermAverage
 from rqvae.losses.config import GANConfig
 from rqvae.losses.discriminator import PatchDiscriminator
 
@@ -100,16 +99,3 @@ def test_adaptive_weight(losses, discriminator):
     close(adaptive_weight(nll, gen, last_layer), io["aw.weight"], 1e-6)
     close(adaptive_weight(nll, 1e-5 * gen, last_layer), io["aw.weight_small_g"], 1e-2)
     close(adaptive_weight(1e6 * nll, gen, last_layer), io["aw.weight_clamped"], 1e-2)
-
-
-def test_term_average(losses):
-    values, average = losses.io["usage.metric_values"], TermAverage()
-    for batch in (0, 1):
-        num_samples = losses.io[f"usage.codes_{batch}"].shape[0]
-        average.update({"a": values[batch, 0], "b": values[batch, 1]}, num_samples)
-    mean = average.mean()
-    close(torch.stack([mean["a"], mean["b"]]).float(), losses.io["usage.metric_mean"], 5e-7)
-
-
-def test_term_average_of_nothing_is_empty():
-    assert TermAverage().mean() == {}

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from rqstack.quantizers.usage import CodeUsage
 from rqvae.losses.adversarial import adaptive_weight
-from rqvae.losses.average import TermAverage
 from rqvae.losses.normalization import ActNorm, SyncBatchNorm
 
 SPLIT = 3  # ranks get 3 and 5 of 8 images: counts differ, means are not means of means
@@ -43,8 +42,6 @@ def results(rank: int) -> dict[str, dict[str, Tensor]]:
     found = {"sync": run_norm(perturbed(SyncBatchNorm(4)), x, weight), "act": run_norm(ActNorm(4), x, weight)}
     usage = CodeUsage(2, 8)
     usage.update(torch.arange(16).view(8, 2)[mine] % 8)
-    average = TermAverage()
-    average.update({"loss": x.mean()}, x.shape[0])
     layer = torch.ones(4, requires_grad=True)
     half = (batch()[:4], batch()[4:])[rank]
 
@@ -54,7 +51,6 @@ def results(rank: int) -> dict[str, dict[str, Tensor]]:
 
     found["other"] = {
         "counts": usage.reduce().counts_DK,
-        "average": average.mean()["loss"],
         "weight": adaptive_weight(*toy_losses(layer, half), layer, reduce=mean_over_ranks),
     }
     return found
@@ -86,12 +82,11 @@ def test_normalisation(ranks, kind, norm_class):
         assert torch.allclose(actual, expected, atol=2e-5, rtol=2e-5), name
 
 
-def test_usage_and_averages(ranks):
+def test_usage_and_adaptive_weight(ranks):
     usage = CodeUsage(2, 8)
     usage.update(torch.arange(16).view(8, 2) % 8)
     for rank in ranks:
         assert torch.equal(rank["other"]["counts"], usage.counts_DK)
-        torch.testing.assert_close(rank["other"]["average"].float(), batch().mean())
 
 
 def test_adaptive_weight_equals_that_of_the_whole_batch(ranks):

@@ -10,12 +10,12 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
+from rqstack import snapshots
 from rqstack.snapshots import snapshot_tensors, weights_digest
 from runtime.atomic import sha256_of_file
 from runtime.errors import UserError
 from runtime.step_directories import complete_steps, discard_after
 from sampling.trained_models import read_metadata
-from training.checkpoints import snapshots
 from training.checkpoints.snapshots import save_snapshot
 
 
