@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rqstack.hub import PretrainedModel
 from rqstack.quantizers import EMACodebook, Quantizer, QuantizerOutput
-from rqstack.quantizers.base import TargetQuantizer
 from rqstack.strict_loading import check_fit
 from rqvae.bottleneck import build_quantizer
 from rqvae.config import RQVAEConfig
@@ -78,7 +77,7 @@ class RQVAE(PretrainedModel):
     @torch.no_grad()
     def get_codes(self, image_BCHW: Tensor) -> Tensor:
         """Image -> codes (B, h, w, D). Never changes the codebook."""
-        return self._searching.targets(self.encode(image_BCHW))[1]
+        return self.quantizer.targets(self.encode(image_BCHW))[1]
 
     @torch.no_grad()
     def get_soft_codes(
@@ -93,7 +92,7 @@ class RQVAE(PretrainedModel):
         probs: softmax of -squared distance / temp. # Eq. 12. codes: nearest ones, or drawn from probs if `stochastic`;
         the residuals follow the codes. Depths with fewer than the largest K end in zeros.
         """
-        return self._searching.soft_codes(self.encode(image_BCHW), temp, stochastic, generator)
+        return self.quantizer.soft_codes(self.encode(image_BCHW), temp, stochastic, generator)
 
     @torch.no_grad()
     def get_latent_targets(
@@ -108,7 +107,7 @@ class RQVAE(PretrainedModel):
         The same codes as `get_soft_codes` without the K probabilities per code: they follow from the residual and
         `searched_codebook(depth)`, a chunk at a time.
         """
-        return self._searching.targets(self.encode(image_BCHW), temp, stochastic, generator)
+        return self.quantizer.targets(self.encode(image_BCHW), temp, stochastic, generator)
 
     def embed_code(self, codes_BhwD: Tensor) -> Tensor:
         """Codes -> quantized latent (B, H, W, E): the sum over depth of the code vectors. # Eq. 3"""
@@ -120,7 +119,7 @@ class RQVAE(PretrainedModel):
 
     def codebook(self, depth: int) -> Tensor:
         """The (K, E) vectors that `embed_code_with_depth` gives for the codes of depth `depth`."""
-        return self._searching.code_vectors(depth)
+        return self.quantizer.code_vectors(depth)
 
     def searched_codebook(self, depth: int) -> Tensor:
         """The (K, C) vectors that depth `depth` compares its latent target with: `codebook`, unless the bottleneck
@@ -139,15 +138,10 @@ class RQVAE(PretrainedModel):
         if not 0 <= code_idx < depth:
             raise ValueError(f"code_idx {code_idx} is not in 0 .. {depth - 1}")
         if decode_type == "select":
-            return self.decode(self._searching.decode_depth(codes_BhwD, code_idx))
+            return self.decode(self.quantizer.decode_depth(codes_BhwD, code_idx))
         if decode_type == "add":
             return self.decode(self.embed_code(codes_BhwD[..., : code_idx + 1]))
         raise ValueError(f"decode_type {decode_type!r} is not one of select, add")
-
-    @property
-    def _searching(self) -> TargetQuantizer:
-        """The quantizer, for what only one has whose depths search a codebook; another has no such method."""
-        return cast("TargetQuantizer", self.quantizer)
 
     def update_codebook(self) -> None:
         """Apply the deferred codebook update: once per optimizer step, on all processes."""
