@@ -86,7 +86,8 @@ def scan_classes(
 def _presplit(request: DatasetRequest, root: Path, layout: str) -> ImageDataset:
     split, known = request.split, None
     if split == "val" and (root / "train").is_dir():
-        known = sorted(entry.name for entry in os.scandir(root / "train") if _is_class_folder(entry)) or None
+        with os.scandir(root / "train") as entries:
+            known = sorted(entry.name for entry in entries if _is_class_folder(entry)) or None
     paths, labels_N, class_names = scan_classes(request.config, root / split, layout, known)
     return FileDataset(request, PackedPaths(root / split, paths), labels_N, class_names)
 

@@ -22,13 +22,14 @@ def list_images(root: Path) -> list[str]:
 def holds_image(root: str | Path) -> bool:
     """Whether any image lies below root; stops at the first."""
     subfolders = []
-    for entry in os.scandir(root):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            subfolders.append(entry.path)
-        elif is_image(entry.name):
-            return True
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                subfolders.append(entry.path)
+            elif is_image(entry.name):
+                return True
     return any(holds_image(folder) for folder in subfolders)
 
 
