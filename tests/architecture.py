@@ -60,10 +60,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     "evaluation": {"networks": set(), "metrics": {"networks"}, "references": {"networks", "metrics"}},
     "training": {
         "optimization": set(),
-        "checkpoints": {"optimization"},
-        "loop": {"optimization", "checkpoints"},
-        "stages": {"optimization", "checkpoints", "loop"},
-        "launch": {"optimization", "checkpoints", "loop", "stages"},
+        "checkpoints": set(),
+        "stages": {"optimization"},
+        "loop": {"checkpoints"},
+        "launch": {"checkpoints", "loop"},
     },
     "demo": {"text": set()},
 }

@@ -3,6 +3,7 @@
 from rqvae.losses.adversarial import AdversarialSchedule, adaptive_weight
 from rqvae.losses.config import DiscriminatorConfig, GANConfig, GANLossConfig
 from rqvae.losses.discriminator import PatchDiscriminator
+from rqvae.losses.image_terms import IMAGE_TERMS, build_image_terms
 from rqvae.losses.perceptual import PerceptualLoss
 from rqvae.losses.reconstruction import reconstruction_loss
 
@@ -11,8 +12,10 @@ __all__ = [
     "DiscriminatorConfig",
     "GANConfig",
     "GANLossConfig",
+    "IMAGE_TERMS",
     "PatchDiscriminator",
     "PerceptualLoss",
     "adaptive_weight",
+    "build_image_terms",
     "reconstruction_loss",
 ]

@@ -22,7 +22,7 @@ from rqvae import RQVAE, load_rqvae
 from rqvae.config import ArchConfig
 from rqvae.losses.adversarial import AdversarialSchedule
 from rqvae.losses.discriminator import PatchDiscriminator
-from rqvae.losses.perceptual import PerceptualLoss
+from rqvae.losses.image_terms import build_image_terms
 from rqvae.losses.reconstruction import reconstruction_loss
 from rqvae.model import count_parameters
 from runtime import distributed
@@ -82,10 +82,7 @@ class Stage1:
         self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.adversary = self._build_adversary(config.gan) if config.gan is not None else None
-        self.perceptual_weight = config.gan.loss.perceptual_weight if config.gan is not None else 0.0
-        self.perceptual = None
-        if config.gan is not None and self.perceptual_weight > 0:
-            self.perceptual = self._place(PerceptualLoss(config.gan.loss.perceptual_backbone))
+        self.image_terms = build_image_terms(config.gan.loss if config.gan is not None else None, self._place)
         sizes = quantizer.num_codes
         self.usage = CodeUsage(len(sizes), sizes, env.device) if sizes else None
 
@@ -170,10 +167,10 @@ class Stage1:
         loss_recon = reconstruction_loss(recon_BCHW, image_BCHW, hparams.loss_type)
         terms = {"loss_recon": loss_recon, "loss_latent": quantized.loss}
         nll = loss_recon
-        if self.perceptual is not None:
+        for term in self.image_terms:
             with self.precision.autocast():
-                terms["loss_perceptual"] = self.perceptual(recon_BCHW, image_BCHW).float().mean()
-            nll = nll + self.perceptual_weight * terms["loss_perceptual"]
+                loss = terms[f"loss_{term.name}"] = term.distance(recon_BCHW, image_BCHW).float().mean()
+            nll = nll + term.weight * loss
         total = nll + hparams.latent_loss_weight * quantized.loss
         if self.adversary is not None:
             total = total + self.adversary.generator_term(recon_BCHW, nll, step, terms)
@@ -200,7 +197,7 @@ class Stage1:
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """`validate_stage1` of any batches with the current weights."""
-        return validate_stage1(self.model, batches, self.env.device, self.precision, self.perceptual)
+        return validate_stage1(self.model, batches, self.env.device, self.precision, self.image_terms)
 
     def images_to_score(self, data: ScoringData, num_images: int) -> Iterator[Batch]:
         """Reconstructions, in full precision, of images spread evenly over the validation split."""

@@ -4,7 +4,7 @@ Legend: B batch, C channels, H W image or code grid, D code depth, K codebook si
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from rqstack.quantizers.usage import CodeUsage
 from rqtransformer import RQTransformer
 from rqtransformer.targets import per_depth_statistics
 from rqvae import RQVAE
+from rqvae.losses.image_terms import WeightedTerm
 from runtime import distributed
 from runtime.precision import Precision
 from training.optimization.parallel import in_step
@@ -54,12 +55,13 @@ def validate_stage1(
     batches: Iterable[dict[str, Tensor]],
     device: torch.device,
     precision: Precision,
-    perceptual: torch.nn.Module | None = None,
+    image_terms: Sequence[WeightedTerm] = (),
 ) -> dict[str, Any]:
-    """Reconstruction error (also with 1..D codes), commitment, LPIPS and code usage of a split.
+    """Reconstruction error (also with 1..D codes), commitment, code usage and further distances of a split.
 
     Args:
         batches: this rank's share of the split, every image once (`data.EvalLoader`).
+        image_terms: the distances beside the pixels', such as LPIPS.
 
     Returns:
         Means over all images of all ranks. Entry d of `recon_mse_by_depth` is the mean squared error, on the [-1, 1]
@@ -68,7 +70,7 @@ def validate_stage1(
     model.eval()
     depth = len(model.quantizer.num_codes)
     lengths = {"loss_latent": 1, "recon_l1": 1, "recon_mse_by_depth": max(1, depth)}
-    sums = _Sums(device, lengths | ({} if perceptual is None else {"lpips": 1}))
+    sums = _Sums(device, lengths | {term.metric: 1 for term in image_terms})
     usage = CodeUsage(depth, model.quantizer.num_codes, device) if depth else None
     for batch in batches:
         image_BCHW = batch["image"].to(device)
@@ -82,8 +84,8 @@ def validate_stage1(
         sums.add("recon_l1", (recon_BCHW.float() - image_BCHW).abs().flatten(1).mean(1).sum())
         errors = [_squared_error(decoded_BCHW, image_BCHW) for decoded_BCHW in [*partial, recon_BCHW]]
         sums.add("recon_mse_by_depth", torch.stack(errors))
-        if perceptual is not None:
-            sums.add("lpips", perceptual(recon_BCHW.float(), image_BCHW).float().mean() * len(image_BCHW))
+        for term in image_terms:
+            sums.add(term.metric, term.distance(recon_BCHW.float(), image_BCHW).float().mean() * len(image_BCHW))
     means = sums.means()
     recon_mse_by_depth = means.pop("recon_mse_by_depth").reshape(-1).tolist()
     metrics: dict[str, Any] = {name: value.item() for name, value in means.items()}

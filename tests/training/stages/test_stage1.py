@@ -8,6 +8,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from rqstack.snapshots import snapshot_tensors
 from rqvae import load_rqvae
+from rqvae.losses.image_terms import IMAGE_TERMS, ImageTerm
 from runtime.errors import UserError
 from runtime.seeding import seed_everything_for_step
 from tests.training.tiny_runs import (
@@ -337,3 +338,21 @@ def test_gradient_checkpointing_changes_memory_only(build):
 def test_compilation_is_off_unless_asked_for(build):
     assert ExperimentConfig().compile is False
     assert build().stage.model._compiled_call_impl is None
+
+
+def test_a_row_of_the_image_terms_is_trained_with_and_validated(build, monkeypatch):
+    """Its weighted mean joins the loss under its name; over a split it has the name of its metric."""
+
+    class Brightness(torch.nn.Module):
+        def forward(self, recon_BCHW, image_BCHW):
+            return (recon_BCHW - image_BCHW).flatten(1).mean(1).abs()
+
+    row = ImageTerm(weight=lambda config: 2.0, build=lambda config: Brightness(), metric="brightness")
+    monkeypatch.setitem(IMAGE_TERMS, "brightness", row)
+    run = build({"gan": {**GAN, "loss": {"perceptual_weight": 0.0, "disc_start": 100}}})
+    (metrics,) = steps(run, 1, batch_of(run))
+    latent = run.stage.model.config.latent_loss_weight * metrics["loss_latent"]
+    total = metrics["loss_recon"] + 2.0 * metrics["loss_brightness"] + latent
+    assert metrics["loss_brightness"] > 0
+    assert metrics["loss_total"] == pytest.approx(total, rel=1e-6)
+    assert validated(run)["brightness"] > 0
