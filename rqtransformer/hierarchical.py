@@ -16,6 +16,7 @@ import contextlib
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,8 @@ from rqstack.counter_noise import uniform_noise
 from rqstack.module_list import ModuleList
 from rqtransformer.attention import NORMS
 from rqtransformer.config import BlockConfig, StackConfig
-from rqtransformer.decoding.logits import DrawSettings, sampling_probs
 from rqtransformer.decoding.truncation import draw_truncated
+from rqtransformer.draw_settings import DrawSettings
 from rqtransformer.fast.packing import PackedSlot, WeightFormat
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.stack import TransformerStack
@@ -224,6 +225,7 @@ class HierarchicalTransformer(nn.Module):
         top_p: float | None = None,
         seed: int = 0,
         start_index: int = 0,
+        **more_rules: Any,
     ) -> Tensor:
         """Draws sequences (B, num_blocks, S_1, ..., S_last), with caches at every level.
 
@@ -233,8 +235,9 @@ class HierarchicalTransformer(nn.Module):
             prime: tokens to continue, (B, N) or (B, S_0, ..., S_last); kept as they are.
             batch_size: number of sequences, if there is no prime.
             num_blocks: of the first level; by default its maximum.
-            temperature, top_k, top_p: see `sampling_probs`.
+            temperature, top_k, top_p: see `DrawSettings`.
             seed, start_index: of the noise; index of the first sequence.
+            more_rules: further fields of `DrawSettings`.
 
         Raises:
             ValueError: for a prime that does not fit, or settings out of range.
@@ -256,7 +259,8 @@ class HierarchicalTransformer(nn.Module):
             index_B = torch.arange(start_index, start_index + len(given_BN), device=device)
             noise_NB = uniform_noise(seed, index_B, [(position, 0) for position in range(total)])
             with torch.inference_mode(), self.decoding_mode():
-                self._draw_into(drawn_BN, given_BN.shape[1], noise_NB, DrawSettings(temperature, top_k, top_p))
+                settings = DrawSettings(temperature, top_k, top_p, **more_rules)
+                self._draw_into(drawn_BN, given_BN.shape[1], noise_NB, settings)
         return drawn_BN.view(len(drawn_BN), num_blocks, *self.block_shape)
 
     @contextlib.contextmanager
@@ -275,7 +279,6 @@ class HierarchicalTransformer(nn.Module):
             self.train(was_training)
 
     def _draw_into(self, drawn_BN: Tensor, num_given: int, noise_NB: Tensor, settings: DrawSettings) -> None:
-        sampling_probs(drawn_BN.new_zeros(1, 2, dtype=self.start.dtype), *settings)  # raises before anything runs
         walk = HierarchicalWalk(self, drawn_BN[:, :num_given], drawn_BN.shape[1])
         for position in range(walk.first_position, drawn_BN.shape[1]):
             if position >= num_given:

@@ -8,8 +8,8 @@ from rqtransformer.decoding.code_sampling import (
     sample_stream,
 )
 from rqtransformer.decoding.decoder import Decoder
-from rqtransformer.decoding.logits import DrawSettings
 from rqtransformer.decoding.pixel_decoding import decode_in_batches
+from rqtransformer.draw_settings import DrawSettings
 
 __all__ = [
     "Decoder",

@@ -84,6 +84,7 @@ def sample_stream(
     amp_dtype: torch.dtype | None = None,
     weights: str = "dense",
     graphs: bool | None = None,
+    **more_rules: Any,
 ) -> Iterator[PartialCodes]:
     """`sample`, position by position: yields what is given, then once per position, for previews.
 
@@ -106,6 +107,7 @@ def sample_stream(
         weights: dense, or int8 (`packing.WeightFormat`).
         graphs: replay each position as one CUDA graph; None does so on a GPU. A model or a request that is not known
             as a whole (`served_model`) decodes without.
+        more_rules: further fields of `DrawSettings`, one value or one per depth.
 
     Raises:
         ValueError: see `sample`.
@@ -114,9 +116,7 @@ def sample_stream(
         model,
         cond,
         num_samples=num_samples,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        draw={"temperature": temperature, "top_k": top_k, "top_p": top_p, **more_rules},
         cfg_scale=cfg_scale,
         start_index=start_index,
         indices=indices,

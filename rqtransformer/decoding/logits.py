@@ -1,54 +1,15 @@
-"""From logits to a code: guidance, temperature, top-k, top-p and a draw that depends on nothing but its own address.
+"""From logits to a code: guidance, the rules of the draw, and a draw that depends on nothing but its own address.
 
 Legend: B batch, T positions, D code depth, V vocabulary; `...` any leading axes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rqstack.counter_noise import uniform_noise
-
-
-def filter_top_k(logits: Tensor, k: int | None) -> Tensor:
-    """Logits (..., V) with everything below the k-th largest set to -inf; ties at the k-th largest all stay.
-
-    Raises:
-        ValueError: if k is below 1.
-    """
-    if k is None:
-        return logits
-    if k < 1:
-        raise ValueError(f"top_k={k} must be at least 1, or None for all codes")
-    if k >= logits.shape[-1]:
-        return logits
-    threshold = logits.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
-    return logits.masked_fill(logits < threshold, float("-inf"))
-
-
-def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
-    """Probabilities (..., V) cut to the smallest set of most likely codes that reaches p, renormalised.
-
-    The code that crosses p stays (nucleus sampling, Holtzman et al. 2020). Which of several equally likely codes cross
-    it is unspecified, as with the published sampler.
-
-    Raises:
-        ValueError: if p is not above 0 and at most 1.
-    """
-    if p is None or p == 1.0:
-        return probs
-    if not 0.0 < p < 1.0:
-        raise ValueError(f"top_p={p} must be above 0 and at most 1, or None for all codes")
-    ordered, order = probs.sort(dim=-1, descending=True)
-    # The sum before each code is the sum up to its neighbour, not the sum without itself: only then does a sum of
-    # exactly p close the set, whatever the subtraction would round to.
-    before = F.pad(ordered.cumsum(dim=-1)[..., :-1], (1, 0))
-    kept = torch.zeros_like(probs).scatter_(-1, order, ordered.masked_fill(before >= p, 0.0))
-    return kept / kept.sum(dim=-1, keepdim=True)
+from rqtransformer.draw_settings import DrawSettings
 
 
 def guide(cond_logits: Tensor, uncond_logits: Tensor, scale: Tensor | float) -> Tensor:
@@ -56,31 +17,18 @@ def guide(cond_logits: Tensor, uncond_logits: Tensor, scale: Tensor | float) -> 
     return uncond_logits + scale * (cond_logits - uncond_logits)
 
 
-class DrawSettings(NamedTuple):
-    """How one code is drawn; `sampling_probs` says what each setting does.
-
-    A rule that is added is a field that is added: the fast draws compare the fields with those they know.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-
-def sampling_probs(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """Logits (..., V) -> the fp32 distribution that is drawn from: temperature, top-k, softmax, top-p, in this order.
-
-    Raises:
-        ValueError: for a temperature that is not above 0, or a k or p out of range.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be above 0 (top_k=1 decodes greedily)")
-    logits = logits.float()
-    if temperature != 1.0:
-        logits = logits / temperature
-    return filter_top_p(filter_top_k(logits, top_k).softmax(dim=-1), top_p)
+def sampling_probs(logits: Tensor, settings: DrawSettings) -> Tensor:
+    """Logits (..., V) -> the fp32 distribution that is drawn from, by all rules of the settings."""
+    rules = settings.in_force().values()
+    scores = logits.float()
+    for rule, value in rules:
+        if not rule.after_softmax:
+            scores = rule.apply(scores, value)
+    probs = scores.softmax(dim=-1)
+    for rule, value in rules:
+        if rule.after_softmax:
+            probs = rule.apply(probs, value)
+    return probs
 
 
 def draw(probs_BV: Tensor, seed: int, sample_index_B: Tensor, position: int, depth: int) -> Tensor:

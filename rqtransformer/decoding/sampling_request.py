@@ -6,14 +6,14 @@ Legend: B batch, P given positions, T = H*W positions, D code depth, L condition
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rqtransformer.decoding.logits import DrawSettings, sampling_probs
+from rqtransformer.draw_settings import DrawSettings
 from rqtransformer.model import RQTransformer
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
@@ -52,16 +52,17 @@ def check_request(
     cond: Tensor | None,
     *,
     num_samples: int | None,
-    temperature: Any,
-    top_k: Any,
-    top_p: Any,
+    draw: Mapping[str, Any],
     cfg_scale: Guidance,
     start_index: int,
     indices: Sequence[int] | Tensor | None,
     prefix: Tensor | None,
     known: tuple[Tensor, Tensor] | None,
 ) -> SamplingRequest:
-    """The arguments of `decoding.sample` -> a `SamplingRequest`. Raises ValueError as `sample` says."""
+    """The arguments of `decoding.sample` -> a `SamplingRequest`. Raises ValueError as `sample` says.
+
+    `draw` are those that become `DrawSettings`, by name.
+    """
     device = model.pos_emb_hw.device
     given = None if known is None else known[1]
     batch_size = _batch_size(num_samples, cond, prefix, indices, given)
@@ -72,7 +73,7 @@ def check_request(
             raise ValueError("prefix and known cannot be combined; mark the prefix in the mask of known")
         first = int(known_BTD.all(dim=2).all(dim=0).long().cumprod(0).sum())
         prefix_BPD = codes_BTD[:, :first]
-    settings = settings_per_depth(model.depth, temperature, top_k, top_p)
+    settings = settings_per_depth(model.depth, **draw)
     cond_BL = _condition(model, cond, batch_size, device)
     scale_T = guidance_scales(cfg_scale, model.num_positions)
     if scale_T is not None:
@@ -189,18 +190,14 @@ def _condition(model: RQTransformer, cond: Tensor | None, batch_size: int, devic
     return cond_BL
 
 
-def settings_per_depth(depth: int, temperature: Any, top_k: Any, top_p: Any) -> list[DrawSettings]:
-    """Settings of each depth from one value or one per depth. Raises ValueError if out of range."""
+def settings_per_depth(depth: int, **draw: Any) -> list[DrawSettings]:
+    """Settings of each depth; every field one value or one per depth. Raises ValueError if out of range."""
     columns = []
-    for name, value in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p)):
+    for name, value in draw.items():
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         if len(values) == 1:
             values *= depth
         if len(values) != depth:
             raise ValueError(f"{name}={value} must be one value or one per depth ({depth})")
         columns.append(values)
-    settings = [DrawSettings(*row) for row in zip(*columns)]
-    probe = torch.zeros(1, 2)
-    for row in settings:
-        sampling_probs(probe, *row)  # raises before anything runs
-    return settings
+    return [DrawSettings(**dict(zip(draw, row))) for row in zip(*columns)]

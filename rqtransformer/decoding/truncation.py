@@ -14,38 +14,35 @@ import torch
 from torch import Tensor
 
 from rqtransformer import native
-from rqtransformer.decoding.logits import DrawSettings, invert_cdf, sampling_probs
+from rqtransformer.decoding.logits import invert_cdf, sampling_probs
+from rqtransformer.draw_settings import DrawSettings
 
 SMALLEST_BLOCK = 64
 # exp(-104) is 0 in fp32: lower logits have no probability with any filter.
 NEGLIGIBLE = 104.0
-
-
-# The rules that the fast draws of this file and of `native` know, in their order.
-KNOWN_RULES = ("temperature", "top_k", "top_p")
+# The rules that the fast draws of this file and of `native` know; they apply them in the order of the table.
+KNOWN_RULES = frozenset({"temperature", "top_k", "top_p"})
 
 
 def is_known_draw(settings: DrawSettings) -> bool:
-    """Whether the fast draws know every rule of these settings."""
-    return type(settings) is DrawSettings and settings._fields == KNOWN_RULES
+    """Whether the fast draws know every rule that is switched on."""
+    return KNOWN_RULES.issuperset(settings.in_force())
 
 
 def draw_truncated(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings) -> Tensor:
-    """Logits -> codes (B,): `invert_cdf(sampling_probs(logits, *settings), uniform)`, faster where it knows the rules.
+    """Logits -> codes (B,): `invert_cdf(sampling_probs(logits, settings), uniform)`, faster where it knows the rules.
 
-    The settings are taken as valid (see `sampling_probs`). Never waits for a device other than the CPU.
+    With rules that it knows it never waits for a device other than the CPU.
     """
     if not is_known_draw(settings):
-        return invert_cdf(sampling_probs(logits_BV, *settings), uniform_B)
-    temperature, top_k, top_p = settings
+        return invert_cdf(sampling_probs(logits_BV, settings), uniform_B)
     scores_BV = logits_BV.float()
     if native.serves(scores_BV):
-        return native.draw(scores_BV, uniform_B, temperature, top_k, top_p)
-    if temperature != 1.0:
-        scores_BV = scores_BV / temperature
-    vocabulary = scores_BV.shape[1]
-    top_k = None if top_k is None or top_k >= vocabulary else top_k
-    top_p = None if top_p == 1.0 else top_p
+        return native.draw(scores_BV, uniform_B, settings)
+    if settings.temperature != 1.0:
+        scores_BV = scores_BV / settings.temperature
+    top_k = None if settings.top_k is None or settings.top_k >= scores_BV.shape[1] else settings.top_k
+    top_p = None if settings.top_p == 1.0 else settings.top_p
     if top_k is None and top_p is None:
         return _invert(scores_BV.softmax(dim=-1), uniform_B)
     if scores_BV.device.type != "cpu" or not _numpy_sorts():

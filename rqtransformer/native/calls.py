@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqtransformer.draw_settings import DrawSettings
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.native.build import library_path
 
@@ -185,7 +186,7 @@ class NativeStack:
         return out_BC
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+def draw(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings) -> Tensor:
     """Codes (B,), as `truncation.draw_truncated` draws them."""
     logits_BV, uniform_B = logits_BV.contiguous(), uniform_B.double().contiguous()
     batch, vocabulary = logits_BV.shape
@@ -197,9 +198,9 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_k: int | 
         code_B.data_ptr(),
         batch,
         vocabulary,
-        temperature,
-        vocabulary if top_k is None else top_k,
-        1.0 if top_p is None else top_p,
+        settings.temperature,
+        vocabulary if settings.top_k is None else settings.top_k,
+        1.0 if settings.top_p is None else settings.top_p,
         torch.get_num_threads(),
     )
     return code_B

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rqtransformer.draw_settings import DrawSettings
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.native import calls
 from rqtransformer.native.calls import MapStruct, NativeLinear, NativeStack, NormStruct, norm_struct
-
-Settings = tuple[float, int | None, float | None]  # temperature, top_k, top_p
 
 
 class _Depth(ctypes.Structure):
@@ -74,20 +73,19 @@ class NativePosition:
 
     Args:
         parts: of the head.
-        settings: (temperature, top_k, top_p) of every depth, valid.
+        settings: of every depth, with no rule but those of `_Depth`.
     """
 
-    def __init__(self, parts: HeadParts, settings: Sequence[Settings]):
+    def __init__(self, parts: HeadParts, settings: Sequence[DrawSettings]):
         self._parts = parts  # the addresses below are theirs
         self._input_size = parts.input_tables[0].shape[1]
         depths = (_Depth * len(settings))()
         rows = zip(parts.tokens_DC, parts.classifiers, parts.input_tables, parts.head_tables, parts.vocab_sizes)
         for depth, (token_C, classifier, input_table, head_table, size), setting in zip(depths, rows, settings):
-            temperature, top_k, top_p = setting
             depth.token, depth.classifier = token_C.data_ptr(), classifier.struct
             depth.input_table, depth.head_table = input_table.data_ptr(), head_table.data_ptr()
-            depth.vocabulary, depth.top_k = size, size if top_k is None else top_k
-            depth.top_p, depth.temperature = 1.0 if top_p is None else top_p, temperature
+            depth.vocabulary, depth.top_k = size, size if setting.top_k is None else setting.top_k
+            depth.top_p, depth.temperature = 1.0 if setting.top_p is None else setting.top_p, setting.temperature
         project = None if parts.project is None else ctypes.addressof(parts.project.struct)
         self._head = _Head(
             ctypes.addressof(parts.stack.struct),

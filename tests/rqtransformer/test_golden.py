@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rqtransformer import load_rqtransformer, sample
-from rqtransformer.decoding.logits import filter_top_k, filter_top_p, sampling_probs
+from rqtransformer.decoding.logits import sampling_probs
+from rqtransformer.draw_settings import DrawSettings, filter_top_k, filter_top_p
 from rqtransformer.model import count_parameters
 from rqtransformer.targets import (
     DenseTargets,
@@ -152,7 +153,7 @@ def test_filters(golden):
     for p in io["filter.ps"].tolist():
         close(filter_top_p(io["filter.probs"], p), io[f"filter.top_p_{p}"], 1e-6)
     temperature, k, p = io["filter.pipeline"].tolist()
-    close(sampling_probs(logits, temperature, int(k), p), io["filter.pipeline_probs"], 1e-6)
+    close(sampling_probs(logits, DrawSettings(temperature, int(k), p)), io["filter.pipeline_probs"], 1e-6)
 
 
 def test_sampling_defaults_come_from_the_checkpoint(load):

@@ -92,7 +92,9 @@ class Stage2:
         self.tokenizer_digest = weights_digest(tokenizer)
         for settings in (experiment.sample, self.sampling):
             # refuses settings that could not draw
-            settings_per_depth(config.arch.block_size[2], settings.temp, settings.top_k, settings.top_p)
+            settings_per_depth(
+                config.arch.block_size[2], temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p
+            )
         self.model, self.parallel = build_transformer(
             config.arch, experiment, env, self.precision, accumulates=plan.accumulation > 1
         )

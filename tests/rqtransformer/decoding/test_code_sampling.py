@@ -9,6 +9,7 @@ from rqtransformer import sample
 from rqtransformer.decoding import sample_batches, sample_stream
 from rqtransformer.decoding.logits import draw, sampling_probs
 from rqtransformer.decoding.sampling_request import guidance_scales
+from rqtransformer.draw_settings import DrawSettings
 
 
 def test_samples_do_not_depend_on_the_batch_size(build):
@@ -31,7 +32,7 @@ def test_sampling_equals_uncached_decoding_by_hand(build):
         for position in range(6):
             for depth in range(3):
                 logits = model(codes, tokenizer, cond).logits[:, position // 3, position % 3, depth]
-                probs = sampling_probs(logits, *(column[depth] for column in settings.values()))
+                probs = sampling_probs(logits, DrawSettings(*(column[depth] for column in settings.values())))
                 codes[:, position // 3, position % 3, depth] = draw(probs, 17, index, position, depth)
     assert torch.equal(sample(model, tokenizer, cond, indices=index, seed=17, **settings), codes)
 
@@ -183,7 +184,7 @@ def by_hand(model, tokenizer, cond, settings, seed, mask=None, given=None, scale
                 if scales is not None:
                     plain = model(codes, tokenizer, null).logits[:, row, column, d]
                     logits = plain + scales[position] * (logits - plain)
-                code = draw(sampling_probs(logits, *settings), seed, torch.arange(len(cond)), position, d)
+                code = draw(sampling_probs(logits, DrawSettings(*settings)), seed, torch.arange(len(cond)), position, d)
                 if mask is not None:
                     code = torch.where(mask[:, row, column, d], given[:, row, column, d], code)
                 codes[:, row, column, d] = code

@@ -9,12 +9,11 @@ from scipy import stats
 from rqstack.counter_noise import uniform_noise
 from rqtransformer.decoding.logits import (
     draw,
-    filter_top_k,
-    filter_top_p,
     guide,
     invert_cdf,
     sampling_probs,
 )
+from rqtransformer.draw_settings import DrawSettings, filter_top_k, filter_top_p
 
 INF = float("inf")
 PINNED = [0.9469039718788034, 0.14938416205030547]
@@ -50,7 +49,7 @@ def test_top_p_closes_at_a_sum_of_exactly_p():
 def test_filters_agree_with_brute_force():
     logits = torch.randn(50, 23) * 3
     for k, p in ((1, None), (5, 0.5), (23, 0.9), (None, 0.2), (7, 0.999)):
-        probs = sampling_probs(logits, 0.8, k, p)
+        probs = sampling_probs(logits, DrawSettings(0.8, k, p))
         for row, result in zip(logits, probs):
             order = row.argsort(descending=True)[: k or 23]
             weights = (row[order].double() / 0.8).softmax(0)
@@ -73,7 +72,7 @@ def test_filters_agree_with_brute_force():
 )
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        sampling_probs(torch.zeros(1, 4), **settings)
+        DrawSettings(**settings)
 
 
 def test_guidance_is_linear_and_keeps_masked_codes_out():
@@ -89,7 +88,7 @@ def test_guidance_is_linear_and_keeps_masked_codes_out():
 @pytest.mark.parametrize("settings", [(1.0, None, None), (0.7, 8, 0.9), (1.3, None, 0.6), (1.0, 3, None)])
 def test_draws_follow_the_distribution(settings):
     logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(5)) * 1.5
-    probs = sampling_probs(logits, *settings)
+    probs = sampling_probs(logits, DrawSettings(*settings))
     count = 100_000
     codes = draw(probs.expand(count, -1), seed=11, sample_index_B=torch.arange(count), position=3, depth=1)
     observed = torch.bincount(codes, minlength=20)

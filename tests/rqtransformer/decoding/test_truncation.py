@@ -8,8 +8,9 @@ from scipy import stats
 
 from rqstack.counter_noise import uniform_noise
 from rqtransformer.decoding import truncation
-from rqtransformer.decoding.logits import DrawSettings, invert_cdf, sampling_probs
+from rqtransformer.decoding.logits import invert_cdf, sampling_probs
 from rqtransformer.decoding.truncation import draw_truncated, kept_codes
+from rqtransformer.draw_settings import DrawSettings
 
 SETTINGS = [(1.0, 256, 0.95), (1.0, None, 0.9), (0.7, 10, None), (1.3, 100, 0.999), (1.0, 2000, 0.5), (1.0, None, None)]
 INF = float("inf")
@@ -21,14 +22,14 @@ def test_the_fast_draw_gives_the_codes_of_the_reference(settings, vocabulary, ei
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(200, vocabulary, generator=generator) * 2
     uniform = torch.rand(200, generator=generator, dtype=torch.float64)
-    expected = invert_cdf(sampling_probs(logits, *settings), uniform)
+    expected = invert_cdf(sampling_probs(logits, DrawSettings(*settings)), uniform)
     assert torch.equal(draw_truncated(logits, uniform, DrawSettings(*settings)), expected)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_hundred_thousand_draws_follow_the_reference(settings, either_path):
     logits = torch.randn(1, 512, generator=torch.Generator().manual_seed(5)) * 1.5
-    probs = sampling_probs(logits, *settings)[0].double()
+    probs = sampling_probs(logits, DrawSettings(*settings))[0].double()
     uniform = uniform_noise(11, torch.arange(100_000), [(3, 1)])[0]
     observed = torch.zeros(512)
     for part in uniform.split(10_000):
@@ -55,7 +56,7 @@ def test_ties_at_k_all_stay_and_the_crossing_keeps_its_number():
 def test_ties_are_counted_as_the_reference_counts_them(settings, either_path):
     temperature, top_k, top_p = settings
     logits = torch.randn(300, 64, generator=torch.Generator().manual_seed(1)).mul(2).round() / 2
-    expected = sampling_probs(logits, *settings)
+    expected = sampling_probs(logits, DrawSettings(*settings))
     kept = kept_codes(logits / temperature, top_k, top_p)
     assert torch.equal(kept.sum(1), (expected > 0).sum(1))
     lowest = torch.where(kept, logits, torch.full_like(logits, INF)).amin(1)
@@ -92,5 +93,5 @@ def test_impossible_codes_stay_impossible(either_path):
     uniform = torch.rand(64, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     for settings in ((1.0, 20, 0.9), (1.0, 20, None), (1.0, None, 0.99)):
         codes = draw_truncated(logits, uniform, DrawSettings(*settings))
-        assert torch.equal(codes, invert_cdf(sampling_probs(logits, *settings), uniform))
+        assert torch.equal(codes, invert_cdf(sampling_probs(logits, DrawSettings(*settings)), uniform))
         assert codes.max() < 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,10 +13,9 @@ from torch.nn.utils import parametrize
 from rqtransformer import RQTransformer, sample
 from rqtransformer.attention import Block, FeedForward, SelfAttention
 from rqtransformer.config import BlockConfig, RQTransformerConfig, StackConfig
-from rqtransformer.decoding import Decoder, DrawSettings, code_sampling, truncation
-from rqtransformer.decoding.logits import draw, invert_cdf, sampling_probs
+from rqtransformer.decoding import Decoder, DrawSettings, code_sampling
+from rqtransformer.decoding.logits import draw, sampling_probs
 from rqtransformer.decoding.sampling_request import SamplingRequest
-from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.embedding import CodeClassifier
 from rqtransformer.fast import packed_step
 from rqtransformer.fast.packing import WeightFormat
@@ -164,7 +162,7 @@ def by_hand(model: RQTransformer, tokenizer, count: int) -> Tensor:
             row, column = divmod(position, width)
             for d in range(depth):
                 logits = model(codes_BHWD, tokenizer).logits[:, row, column, d]
-                probs = sampling_probs(logits, 1.1, 7, 0.9)
+                probs = sampling_probs(logits, DrawSettings(1.1, 7, 0.9))
                 codes_BHWD[:, row, column, d] = draw(probs, 5, torch.arange(count), position, d)
     return codes_BHWD
 
@@ -298,25 +296,6 @@ def test_a_request_with_an_unknown_wish_is_not_served(build, fast_calls, monkeyp
     for graphs in (False, True):
         sample(model, tokenizer, num_samples=2, seed=5, graphs=graphs)
     assert not {"position", "on device"} & set(fast_calls)
-
-
-def test_an_unknown_rule_of_the_draw_takes_the_plain_way(monkeypatch, either_path):
-    class WiderSettings(NamedTuple):
-        temperature: float = 1.0
-        top_k: int | None = None
-        top_p: float | None = None
-        min_p: float = 0.0
-
-    def plain(logits, temperature, top_k, top_p, min_p):
-        probs = sampling_probs(logits, temperature, top_k, top_p)
-        return probs.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), 0.0)
-
-    logits, uniform = torch.randn(40, 50), torch.rand(40, dtype=torch.float64)
-    settings = WiderSettings(1.2, 20, 0.9, 0.5)
-    monkeypatch.setattr(truncation, "sampling_probs", plain)
-    codes = draw_truncated(logits, uniform, settings)
-    assert torch.equal(codes, invert_cdf(plain(logits, *settings), uniform))
-    assert not torch.equal(codes, draw_truncated(logits, uniform, DrawSettings(*settings[:3])))
 
 
 def test_dropout_that_stays_on_is_not_left_out(either_path):
