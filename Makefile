@@ -84,6 +84,7 @@ wheel-test-oldest:
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 setup: $(STAMP)
 
