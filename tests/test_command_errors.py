@@ -99,6 +99,7 @@ STAGE1_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         [],
         "optimizer.grad_accm_steps=4 contradicts experiment.total_batch_size=8",
     ),
+    "no accumulation": ({"optimizer.grad_accm_steps": 0}, [], "optimizer.grad_accm_steps must be at least 1, got 0"),
     "no length": ({"experiment.max_steps": None}, [], "exactly one of experiment.epochs and experiment.max_steps"),
     "two lengths": ({"experiment.epochs": 2}, [], "exactly one of experiment.epochs and experiment.max_steps"),
     "no steps": ({"experiment.max_steps": 0}, [], "experiment.max_steps=0 must be positive"),

@@ -188,6 +188,8 @@ def plan_batches(
 
 def _accumulation(config: ExperimentConfig, world_size: int, grad_accm_steps: int) -> int:
     """Micro-steps of one optimizer step."""
+    if grad_accm_steps < 1:
+        raise ValueError(f"optimizer.grad_accm_steps must be at least 1, got {grad_accm_steps}")
     per_micro_step = config.batch_size * world_size
     if config.total_batch_size is None:
         return grad_accm_steps
