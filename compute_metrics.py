@@ -78,7 +78,7 @@ def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Pat
     """Beside the images: inside a folder, next to a file."""
     if args.out:
         return Path(args.out)
-    network = file_part(args.features) if metrics.by_features else CLIP_METRIC
+    network = file_part(args.features) if metrics.by_reference else CLIP_METRIC
     name = f"metrics_{network}.json"
     return path / name if path.is_dir() else path.parent / f"{path.name.split('.')[0]}_{name}"
 
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
     samples = open_samples(path, config.skip_unreadable)
     first = next(iter(samples.batches(1)))
     env = ProcessSettings.from_flags(args).join()
-    if not metrics.by_features and args.report:
+    if not metrics.by_reference and args.report:
         raise UserError(f"--report shows reference images, and metrics={CLIP_METRIC} compares with none")
     clip, captions = None, []
     if CLIP_METRIC in metrics:
@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> None:
         clip = load_clip(clip_settings_from(args), env)
     scores = SavedScores(config.fake_path, samples, "label" in first, metrics, env, config.batch_size, clip, captions)
     target, comparison = result_file(args, path, metrics), None
-    if metrics.by_features:
+    if metrics.by_reference:
         comparison = Comparison(config, feature_settings_from(args), env, first["image"].shape[-1])
         line = scores.against(comparison, target.with_name("metrics.html") if args.report else None)
     else:

@@ -98,7 +98,7 @@ def wanted_metrics(args: argparse.Namespace, comparing: Comparing) -> MetricSet:
     if unknown:
         raise UserError(f"--metrics {unknown[0]}: choose from {', '.join(TEXT_METRICS)}, or none")
     metrics = MetricSet(tuple(dict.fromkeys(names)))
-    if metrics.by_features:
+    if metrics.by_reference:
         metrics.check_name(args.features)
         comparing.check()
         if (args.prompt or is_file) and not comparing.is_file:
@@ -166,7 +166,7 @@ def main(args: argparse.Namespace) -> None:
     prompts = find_prompts(args, data)
     with_clip = CLIP_METRIC in metrics or args.reject_keep is not None
     clip = load_clip(clip_settings_from(args), env) if with_clip else None
-    extractor = data.features(features) if metrics.by_features else None
+    extractor = data.features(features) if metrics.by_reference else None
     if extractor is not None:
         metrics.check(extractor)
     stage1, stage2 = load_models(

@@ -135,7 +135,7 @@ class MetricRow:
         about: what it is, in words.
         build: makes it; UserError where the reference does not hold what it needs.
         place: where its values stand in a result line.
-        by_features: it looks at features, and so needs a feature network.
+        by_captions: it compares images with their captions alone, by the CLIP network; all others go with a reference.
         keeps_features: it needs the features of all reference images, not only their moments.
         keeps_spatial: it needs the moments of their spatial features.
         labelled: it needs the classes of the samples.
@@ -146,7 +146,7 @@ class MetricRow:
     about: str
     build: Callable[[MetricInputs], Metric]
     place: int
-    by_features: bool = True
+    by_captions: bool = False
     keeps_features: bool = False
     keeps_spatial: bool = False
     labelled: bool = False
@@ -171,7 +171,7 @@ METRICS = {
         refuses_name=_own_classes,
     ),
     "cas": MetricRow("classification accuracy score", _cas, place=7, labelled=True),
-    "clip": MetricRow("CLIP score of images and their captions", _clip, place=8, by_features=False),
+    "clip": MetricRow("CLIP score of images and their captions", _clip, place=8, by_captions=True),
 }
 DEFAULT_METRICS = "fid,is"
 
@@ -207,9 +207,9 @@ class MetricSet:
         return {name: row for name, row in METRICS.items() if name in self}
 
     @property
-    def by_features(self) -> bool:
-        """Whether a feature network is needed."""
-        return any(row.by_features for row in self.rows.values())
+    def by_reference(self) -> bool:
+        """Whether a feature network and a reference are needed."""
+        return any(not row.by_captions for row in self.rows.values())
 
     @property
     def keeps_features(self) -> bool:

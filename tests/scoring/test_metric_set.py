@@ -59,8 +59,8 @@ def test_places_are_all_different():
 
 
 def test_what_is_needed_follows_from_the_rows():
-    assert not MetricSet.parse("clip").by_features
-    assert not MetricSet(()).by_features
+    assert not MetricSet.parse("clip").by_reference
+    assert not MetricSet(()).by_reference
     assert MetricSet.parse("fid,kid").keeps_features and not MetricSet.parse("fid,is").keeps_features
     assert MetricSet.parse("sfid").keeps_spatial and not MetricSet.parse("kid").keeps_spatial
     assert MetricSet.parse("fid,class-fid,cas,accuracy").labelled == ("accuracy", "cas", "class-fid")
@@ -89,7 +89,7 @@ def test_a_new_metric_is_a_row(monkeypatch, image_NCHW):
         def result(self, whole):
             return MetricResult({"brightness": self.total / NUM}, networks={})
 
-    row = MetricRow("mean pixel", lambda inputs: Brightness(), place=9, by_features=False)
+    row = MetricRow("mean pixel", lambda inputs: Brightness(), place=9)
     monkeypatch.setattr(metric_set, "METRICS", METRICS | {"brightness": row})
     metrics = MetricSet.parse("brightness").build(MetricInputs(NUM)).values()
     line = score_images(image_NCHW.split(7), metrics, num_images=NUM)
