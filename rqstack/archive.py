@@ -104,7 +104,9 @@ class Archive:
         if key in self.parts:
             tensors = self.parts[key]
             return tensors if self.is_snapshot else ours_from_published(without_wrapper(tensors)[0], sections)
-        if self.is_snapshot and not ema:
+        if self.is_snapshot and ema:
+            raise ValueError(f"{self.path} has no averaged weights ({WEIGHT_FILES[key]})")
+        if self.is_snapshot:
             raise FileNotFoundError(f"{self.path} has no {WEIGHT_FILES[key]}")
         held = ", ".join(sorted([*self.parts, *self.left_out, *self.unread])) or "nothing"
         raise ValueError(f"{self.path} has no {'averaged' if ema else 'raw'} weights: no {key!r}; it has {held}")

@@ -96,7 +96,7 @@ def test_vocabulary_of_the_dataset_section(write, arch):
 
 def test_averaged_weights_of_a_snapshot(write, tmp_path):
     path, model, _ = write("snapshot")
-    with pytest.raises(ValueError, match="no averaged weights"):
+    with pytest.raises(ValueError, match=r"has no averaged weights \(model_ema.safetensors\)"):
         load_rqtransformer(path, ema=True)
     save_file({name: 2 * tensor for name, tensor in model.state_dict().items()}, tmp_path / "model_ema.safetensors")
     loaded = load_rqtransformer(path, ema=True)
