@@ -128,8 +128,8 @@ def _trace_of_root(covariance1_FF: Tensor, covariance2_FF: Tensor) -> Tensor:
 
 
 def _sum_of_roots(product_RR: Tensor) -> Tensor:
-    if not len(product_RR):
-        return product_RR.new_zeros(())
+    if len(product_RR) < 2:  # a single number is its own eigenvalue, which some releases of SciPy refuse
+        return product_RR.clamp(min=0).sqrt().sum()
     # SciPy's LAPACK takes half of the time that torch's takes on a CPU.
     eigenvalues_R = scipy.linalg.eigvalsh(product_RR.numpy(), driver="evd", check_finite=False)
     return torch.from_numpy(eigenvalues_R).clamp(min=0).sqrt().sum()
