@@ -28,6 +28,20 @@ def head_sizes(embed_dim: int, config: BlockConfig) -> tuple[int, int, int]:
     return config.n_head, config.n_kv_head or config.n_head, config.head_dim or embed_dim // config.n_head
 
 
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """What a step of distance takes off the scores of each head (Press et al., 2022)."""
+    return tuple(2.0 ** (-8.0 * (head + 1) / num_heads) for head in range(num_heads))
+
+
+def _slopes_on(device: torch.device, num_heads: int) -> Tensor:
+    """`alibi_slopes` (A,), fp32, computed where they are needed: a copy from the host may not be part of a recording.
+
+    In fp64 until the end, so that the numbers are those of Python.
+    """
+    exponent_A = torch.arange(1, num_heads + 1, device=device, dtype=torch.float64) * -8.0 / num_heads
+    return exponent_A.exp2().float()
+
+
 class SelfAttention(nn.Module):
     """Multi-head causal self-attention with the published parameter names (key, query, value, proj).
 
@@ -43,9 +57,7 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(embed_dim, width, bias=config.attn_bias)
         self.value = nn.Linear(embed_dim, kv_width, bias=config.attn_bias)
         self.proj = nn.Linear(width, embed_dim, bias=config.attn_bias)
-        self.slopes: tuple[float, ...] | None = None
-        if config.alibi:
-            self.slopes = tuple(2.0 ** (-8.0 * (head + 1) / self.num_heads) for head in range(self.num_heads))
+        self.slopes = alibi_slopes(self.num_heads) if config.alibi else None
         self.slots = self._packed_input, self._packed_proj = PackedSlot(), PackedSlot()
 
     def forward(
@@ -126,8 +138,9 @@ class SelfAttention(nn.Module):
             distance = here - torch.arange(num_keys, device=device)
         else:  # the position is known on the device only
             distance = visible.view(1, -1).sum() - 1 - torch.arange(num_keys, device=device).unsqueeze(0)
-        slopes_A11 = torch.tensor(self.slopes, device=device).view(-1, 1, 1)
-        scores = (-slopes_A11 * distance).masked_fill(distance < 0, float("-inf"))
+        scores = (-_slopes_on(device, self.num_heads).view(-1, 1, 1) * distance).masked_fill(
+            distance < 0, float("-inf")
+        )
         return scores.to(key_BALF.dtype)
 
 

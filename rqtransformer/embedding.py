@@ -96,7 +96,7 @@ class CodeClassifier(nn.Module):
             self.linear = nn.Linear(embed_dim, self._largest)
         else:
             self.linear = DepthLinear(len(self.vocab_sizes), embed_dim, self._largest)
-        self._packed = [PackedSlot() for _ in range(1 if shared else len(self.vocab_sizes))]
+        self.slots = [PackedSlot() for _ in range(1 if shared else len(self.vocab_sizes))]
 
     def forward(self, x: Tensor) -> Tensor:
         """All depths: (..., D, C) -> (..., D, V)."""
@@ -116,27 +116,27 @@ class CodeClassifier(nn.Module):
             linear = self.linear
             logits = linear.at_depth(x_BC, depth) if isinstance(linear, DepthLinear) else linear(x_BC)
         if self.vocab_sizes[depth] < self._largest:
-            logits[..., self.vocab_sizes[depth] :] = _impossible(logits.dtype)
+            logits[..., self.vocab_sizes[depth] :].fill_(_impossible(logits.dtype))
         return logits
 
     def packed_at(self, depth: int) -> PackedLinear | None:
         """The packed map of one depth, while there is one."""
-        return self._packed[0 if self.shared else depth].active
+        return self.slots[0 if self.shared else depth].active
 
     def pack(self, form: WeightFormat) -> None:
         """Packed weights for `at_depth`, until `unpack`."""
         linear = self.linear
         if not isinstance(linear, DepthLinear):
-            self._packed[0].fill_from((linear,), form)
+            self.slots[0].fill_from((linear,), form)
         elif is_plain(linear, DepthLinear):
-            for slot, weight_CV, bias_V in zip(self._packed, linear.weight, linear.bias):
+            for slot, weight_CV, bias_V in zip(self.slots, linear.weight, linear.bias):
                 slot.fill([weight_CV.T], [bias_V], form)
         else:
             self.unpack(keep=False)
 
     def unpack(self, keep: bool) -> None:
         """Back to the parameters; `keep` leaves the packed copies for the next time."""
-        for slot in self._packed:
+        for slot in self.slots:
             slot.unpack(keep)
 
 

@@ -58,6 +58,11 @@ class KVCache:
         if self.index is not None:
             self.index.zero_()
 
+    def clear(self) -> None:
+        """`reset`, and zeros: a masked slot is multiplied by 0 all the same, which nothing infinite survives."""
+        self.memory.zero_()
+        self.reset()
+
     def write(self, layer: int, keys_values_2BALF: Tensor) -> tuple[Tensor, Tensor]:
         """Appends the keys and values of new positions to one layer and returns all of that layer's so far.
 

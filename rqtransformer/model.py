@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from rqstack.strict_loading import check_fit
 from rqtransformer.attention import Block
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
+from rqtransformer.fast.decoding_state import DecodingState
 from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
 from rqtransformer.fast.served import is_plain
 from rqtransformer.stack import TransformerStack
@@ -72,6 +73,7 @@ class RQTransformer(PretrainedModel):
         self.input_mlp = nn.Linear(config.code_dim, config.embed_dim) if config.input_emb_vqvae else None
         self.head_mlp = nn.Linear(config.code_dim, config.embed_dim) if config.head_emb_vqvae else None
         self._packed_input, self._packed_head = PackedSlot(), PackedSlot()
+        self.decoding = DecodingState()
         self.embed_drop = nn.Dropout(config.embd_pdrop)
         self.body_transformer = TransformerStack(config.embed_dim, config.body)
         self.head_transformer = TransformerStack(config.embed_dim, config.head)
@@ -245,24 +247,58 @@ class RQTransformer(PretrainedModel):
 
     @contextlib.contextmanager
     def decoding_mode(self, dtype: torch.dtype | None = None, weights: str = "dense") -> Iterator[None]:
-        """Eval mode with packed weights (`WeightFormat`); everything is put back at the end.
+        """Eval mode with packed weights (`WeightFormat`); everything is put back when the last who asked for it leaves.
 
-        A model in eval mode keeps the packed copies for the next time, one in training drops them.
+        A model in eval mode keeps the packed copies for the next time, one in training drops them. Whoever shares the
+        model with others who may want another format asks `use_weights` for theirs before every step.
         """
         form = WeightFormat(dtype, weights)
         form.validate()
-        was_training = self.training
-        self.eval()
-        parts = (self.body_transformer, self.head_transformer, self.classifier)
+        state = self.decoding
+        if not state.walks:
+            state.was_training = self.training
+        state.walks += 1
         try:
-            for part in parts:
-                part.pack(form)
-            self._pack_projections(form)
+            self.eval()
+            self._pack(form)
             yield
         finally:
-            for packed in (*parts, self._packed_input, self._packed_head):
-                packed.unpack(keep=not was_training)
-            self.train(was_training)
+            state.walks -= 1
+            if not state.walks:
+                self._end_decoding(keep=not state.was_training)
+                self.train(state.was_training)
+
+    def use_weights(self, dtype: torch.dtype | None = None, weights: str = "dense") -> None:
+        """Puts the packed weights of this format in place, in decoding mode; does nothing where they are."""
+        form = WeightFormat(dtype, weights)
+        if form != self.decoding.form:
+            self._pack(form)
+
+    @property
+    def packed_tensors(self) -> list[Tensor]:
+        """The packed weights in place, as far as a recorded step may read them."""
+        blocks = [slot for block in self.blocks for slot in (*block.attn.slots, *block.mlp.slots)]
+        slots = (*blocks, *self.classifier.slots, self._packed_input, self._packed_head)
+        return [tensor for slot in slots if slot.active is not None for tensor in slot.active.tensors]
+
+    def _pack(self, form: WeightFormat) -> None:
+        self.decoding.form = form
+        for part in (self.body_transformer, self.head_transformer, self.classifier):
+            part.pack(form)
+        self._pack_projections(form)
+
+    def _end_decoding(self, keep: bool) -> None:
+        self.decoding.form = None
+        if not keep:
+            self.decoding.clear()
+        parts = (self.body_transformer, self.head_transformer, self.classifier)
+        for packed in (*parts, self._packed_input, self._packed_head):
+            packed.unpack(keep)
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> RQTransformer:
+        if not self.decoding.walks:  # what was made for the tensors that are replaced here would keep their memory
+            self._end_decoding(keep=False)
+        return super()._apply(fn, recurse)
 
     def _pack_projections(self, form: WeightFormat) -> None:
         if is_plain(self.input_mlp, nn.Linear):

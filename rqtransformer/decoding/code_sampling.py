@@ -6,23 +6,22 @@ L condition length.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rqstack.counter_noise import uniform_noise
+from rqtransformer.decoding.decode_program import borrow_program, code_vectors, filled_up
 from rqtransformer.decoding.decoder import Decoder
-from rqtransformer.decoding.logits import guide
+from rqtransformer.decoding.position_step import DrawInputs, PositionStep
 from rqtransformer.decoding.sampling_request import Guidance, SamplingRequest, check_request
 from rqtransformer.decoding.served_model import knows_model, knows_request
-from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.embedding import ImageTokenizer
-from rqtransformer.fast.cuda_graph import StepGraph
 from rqtransformer.model import RQTransformer
-from rqtransformer.native import NativePosition
 
 
 class SampledBatch(NamedTuple):
@@ -84,6 +83,7 @@ def sample_stream(
     amp_dtype: torch.dtype | None = None,
     weights: str = "dense",
     graphs: bool | None = None,
+    rows: int | None = None,
     **more_rules: Any,
 ) -> Iterator[PartialCodes]:
     """`sample`, position by position: yields what is given, then once per position, for previews.
@@ -105,8 +105,11 @@ def sample_stream(
             given all codes before it. The mask is (H, W), (B, H, W) or (B, H, W, D).
         amp_dtype: type of products and caches, for example torch.bfloat16; the residual stream keeps its own.
         weights: dense, or int8 (`packing.WeightFormat`).
-        graphs: replay each position as one CUDA graph; None does so on a GPU. A model or a request that is not known
-            as a whole (`served_model`) decodes without.
+        graphs: decode in fixed buffers and replay each position as one CUDA graph, both kept with the model for the
+            next call (`decode_program`); None does so on a GPU. A model or a request that is not known as a whole
+            (`served_model`) decodes without.
+        rows: samples of a full batch, if this is the last and smaller one of several: with graphs it is filled up, and
+            nothing is recorded anew.
         more_rules: further fields of `DrawSettings`, one value or one per depth.
 
     Raises:
@@ -131,86 +134,75 @@ def sample_stream(
     codes_BHWD = codes_BTD.unflatten(1, model.config.block_size[:2])
     yield PartialCodes(given, codes_BHWD)
     if given < model.num_positions:
+        walk = _Walk(model, tokenizer, request, seed, amp_dtype, weights)
+        fixed = device.type == "cuda" if graphs is None else graphs
         with model.decoding_mode(amp_dtype, weights):
-            use_graphs = device.type == "cuda" if graphs is None else graphs
-            for position in _draw_positions(model, tokenizer, request, codes_BTD, seed, amp_dtype, use_graphs):
-                yield PartialCodes(position, codes_BHWD)
+            # kernels on fixed buffers read the position from the device: only known modules do so everywhere
+            if fixed and knows_model(model) and knows_request(request):
+                positions = _draw_in_fixed_buffers(walk, codes_BTD, rows or 0)
+            else:
+                positions = _draw_plainly(walk, codes_BTD)
+            with contextlib.closing(positions):
+                for position in positions:
+                    yield PartialCodes(position, codes_BHWD)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """One walk through a model that others may decode with too; see `sample_stream`."""
+
+    model: RQTransformer
+    tokenizer: ImageTokenizer | None
+    request: SamplingRequest
+    seed: int
+    amp_dtype: torch.dtype | None
+    weights: str
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        return self.amp_dtype or self.model.pos_emb_hw.dtype
+
+    def use_weights(self) -> None:
+        self.model.use_weights(self.amp_dtype, self.weights)
 
 
 @torch.inference_mode()
-def _draw_positions(
-    model: RQTransformer,
-    tokenizer: ImageTokenizer | None,
-    request: SamplingRequest,
-    codes_BTD: Tensor,
-    seed: int,
-    amp_dtype: torch.dtype | None,
-    on_device: bool,
-) -> Iterator[int]:
+def _draw_plainly(walk: _Walk, codes_BTD: Tensor) -> Generator[int, None, None]:
     """Draws the positions after the prefix into `codes_BTD`; yields how many are finished."""
+    model, request = walk.model, walk.request
     prefix_BPD = request.prefix_BPD if request.scale_T is None else request.prefix_BPD.repeat(2, 1, 1)
-    dtype = amp_dtype or model.pos_emb_hw.dtype
-    # steps of fixed kernels read the position from the device: only known modules do so everywhere
-    on_device = on_device and knows_model(model) and knows_request(request)
-    decoder = Decoder(model, tokenizer, request.cond_BL, prefix_BPD, dtype, on_device)
-    step = _PositionStep(decoder, request, codes_BTD, seed)
-    run = StepGraph(step, decoder) if on_device and codes_BTD.is_cuda else step
+    decoder = Decoder(model, walk.tokenizer, request.cond_BL, prefix_BPD, walk.cache_dtype)
+    inputs = DrawInputs.of(request, walk.seed, model.num_positions)
+    step = PositionStep(decoder, request.settings, inputs, codes_BTD, decoder.compiled_position(request))
     for finished in range(prefix_BPD.shape[1] + 1, model.num_positions + 1):
-        run()
+        walk.use_weights()
+        step()
         yield finished
 
 
-class _PositionStep:
-    """Draws the D codes of the decoder's position into the code map."""
-
-    def __init__(self, decoder: Decoder, request: SamplingRequest, codes_BTD: Tensor, seed: int):
-        self.decoder, self.request, self.codes_BTD = decoder, request, codes_BTD
-        num_positions, depth = codes_BTD.shape[1:]
-        addresses = list(itertools.product(range(num_positions), range(depth)))
-        self.noise_TDB = uniform_noise(seed, request.index_B, addresses).unflatten(0, (num_positions, depth))
-        self.scale_T1: Tensor | None = None
-        if request.scale_T is not None:
-            self.scale_T1 = torch.tensor(request.scale_T, device=codes_BTD.device).unsqueeze(1)
-        self.on_device = decoder.on_device
-        self.compiled: NativePosition | None = decoder.compiled_position(request)
-
-    def __call__(self) -> None:
-        """All depths of one position."""
-        decoder, request = self.decoder, self.request
-        index = decoder.position_index() if self.on_device else decoder.position
-        noise_DB = self._at(self.noise_TDB, index)
-        if self.compiled is not None:
-            self._write(decoder.draw_position(self.compiled, noise_DB), index)
-            return
-        scale = None if self.scale_T1 is None else self._at(self.scale_T1, index)
-        known_BD = given_BD = None
-        if request.known_BTD is not None and request.codes_BTD is not None:
-            known_BD = self._at(request.known_BTD, index, axis=1)
-            given_BD = self._at(request.codes_BTD, index, axis=1)
-        drawn = []
-        for depth, settings in enumerate(request.settings):
-            logits = decoder.logits()
-            if scale is not None:
-                conditional, unconditional = logits.float().chunk(2)
-                logits = guide(conditional, unconditional, scale)
-            code_B = draw_truncated(logits, noise_DB[depth], settings)
-            if known_BD is not None and given_BD is not None:
-                code_B = torch.where(known_BD[:, depth], given_BD[:, depth], code_B)
-            drawn.append(code_B)
-            if depth + 1 == len(request.settings):  # before the decoder moves on
-                self._write(torch.stack(drawn, dim=1), index)
-            decoder.push(code_B if scale is None else code_B.repeat(2))
-
-    def _at(self, values: Tensor, index: Tensor | int, axis: int = 0) -> Tensor:
-        if isinstance(index, Tensor):
-            return values.index_select(axis, index).squeeze(axis)
-        return values.select(axis, index)
-
-    def _write(self, codes_BD: Tensor, index: Tensor | int) -> None:
-        if isinstance(index, Tensor):
-            self.codes_BTD.index_copy_(1, index, codes_BD.unsqueeze(1))
-        else:
-            self.codes_BTD[:, index] = codes_BD
+@torch.inference_mode()
+def _draw_in_fixed_buffers(walk: _Walk, codes_BTD: Tensor, rows: int) -> Generator[int, None, None]:
+    """The same with a program that is kept for the next walk; see `decode_program`."""
+    model, batch_size = walk.model, walk.request.batch_size
+    request, books = filled_up(walk.request, rows), code_vectors(model, walk.tokenizer)
+    given = request.prefix_BPD.shape[1]
+    program = borrow_program(model, books, request, walk.cache_dtype)
+    intact = False
+    try:
+        for position in range(given, model.num_positions):
+            intact = False
+            walk.use_weights()
+            with program.recorder.aside():
+                if position == given:
+                    program.start(request, walk.seed, books)
+                else:
+                    program.draw_next()
+                codes_BTD[:, position] = program.codes_BTD[:batch_size, position]
+            intact = True  # also for a caller who wants no more
+            yield position + 1
+    finally:
+        if intact:
+            model.decoding.give_back(program)
 
 
 def sample_batches(
@@ -235,10 +227,12 @@ def sample_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     numbered = zip(itertools.count(start_index) if indices is None else indices, conditions)
+    rows = 0
     while batch := list(itertools.islice(numbered, batch_size)):
+        rows = max(rows, len(batch))
         index = [int(i) for i, _ in batch]
         cond = None
         if batch[0][1] is not None:
             cond = torch.stack([torch.as_tensor(entry) for _, entry in batch])
-        codes_BHWD = sample(model, tokenizer, cond, num_samples=len(batch), indices=index, **settings)
+        codes_BHWD = sample(model, tokenizer, cond, num_samples=len(batch), indices=index, rows=rows, **settings)
         yield SampledBatch(codes_BHWD, cond, index)

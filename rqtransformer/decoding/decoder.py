@@ -7,6 +7,7 @@ positions of the body.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,17 @@ from torch import Tensor
 from rqtransformer import native
 from rqtransformer.decoding.sampling_request import SamplingRequest
 from rqtransformer.decoding.served_model import knows_model, knows_request
-from rqtransformer.embedding import ImageTokenizer
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.model import RQTransformer
 from rqtransformer.native import HeadParts, NativePosition, NativeStack
+
+
+class CodeVectorSource(Protocol):
+    """The part of an `ImageTokenizer` that embeds codes."""
+
+    def codebook(self, depth: int) -> Tensor:
+        """The code vectors (K, E) of one depth."""
+        ...
 
 
 class Decoder:
@@ -38,43 +46,78 @@ class Decoder:
     def __init__(
         self,
         model: RQTransformer,
-        tokenizer: ImageTokenizer | None,
+        tokenizer: CodeVectorSource | None,
         cond_BL: Tensor,
         prefix_BPD: Tensor,
         dtype: torch.dtype,
         on_device: bool = False,
     ):
         self.model, self.on_device = model, on_device
-        self.position, self.depth = prefix_BPD.shape[1], 0
         batch_size, device = len(cond_BL), cond_BL.device
-        books: list[Tensor] = []
-        if model.input_mlp is not None or model.head_mlp is not None:
-            assert tokenizer is not None, "the model embeds codes with the code vectors of a tokenizer"
-            books = [tokenizer.codebook(d) for d in range(model.depth)]
-        tables = [] if model.tok_emb is None else [model.tok_emb.table(d) for d in range(model.depth)]
-        self._input_tables = books if model.input_mlp is not None else tables
-        self._head_tables = books if model.head_mlp is not None else tables
+        self._input_tables, self._head_tables = code_tables(model, tokenizer)
         self._cond_length = cond_BL.shape[1]
         length = self._cond_length + model.num_positions - 1
         self._body_cache = model.body_transformer.new_cache(batch_size, length, dtype, device, on_device)
         self._head_cache = model.head_transformer.new_cache(batch_size, model.depth, dtype, device)
         self._depth_tokens = model.pos_emb_d.unbind(1)
-        vectors_BPDE = None
-        if model.input_mlp is not None:
-            vectors_BPDE = _look_up(self._input_tables, prefix_BPD)
-        body_out_BSC = model.body_transformer(model.body_input(cond_BL, prefix_BPD, vectors_BPDE), self._body_cache)
-        self._context_BC = body_out_BSC[:, -1].contiguous()
-        self._slot_BC = self._context_BC
+        self._context_BC: Tensor | None = None
         self._input_sum: Tensor | None = None
         self._head_sum: Tensor | None = None
+        self._begin(cond_BL, prefix_BPD)
+
+    def restart(self, cond_BL: Tensor, prefix_BPD: Tensor) -> None:
+        """Starts anew in the same memory, with as many samples."""
+        self._body_cache.clear()
+        self._begin(cond_BL, prefix_BPD)
+
+    def resume(self, position: int, input_sum: Tensor) -> None:
+        """Puts the walk where it was when `pending_input` of the position before was kept in `input_sum`.
+
+        What stands on the device stays: a replayed step moves that on, but nothing of Python's.
+        """
+        self.position, self.depth = position, 0
+        self._body_cache.length = self._cond_length + position - 1
+        self._head_cache.reset()
+        self._context_BC, self._input_sum, self._head_sum = None, input_sum, None
+
+    def _begin(self, cond_BL: Tensor, prefix_BPD: Tensor) -> None:
+        self.position, self.depth = prefix_BPD.shape[1], 0
+        self._head_cache.reset()
+        self._input_sum = self._head_sum = None
+        vectors_BPDE = None
+        if self.model.input_mlp is not None:
+            vectors_BPDE = _look_up(self._input_tables, prefix_BPD)
+        input_BSC = self.model.body_input(cond_BL, prefix_BPD, vectors_BPDE)
+        body_out_BSC = self.model.body_transformer(input_BSC, self._body_cache)
+        self._context_BC = self._slot_BC = body_out_BSC[:, -1].contiguous()
+
+    def new_input_sum(self, rows: int) -> Tensor:
+        """Memory for the `pending_input` of this many rows."""
+        return self._input_tables[0].new_zeros(rows, self._input_tables[0].shape[1])
+
+    @property
+    def pending_input(self) -> Tensor:
+        """(B, E) or (B, C): what the body is given of the codes of the position just finished."""
+        assert self._input_sum is not None and not self.depth, "a position ends with its codes pushed"
+        return self._input_sum
 
     def position_index(self) -> Tensor:
         """The current position as a tensor (1,) on the device; needs `on_device`."""
+        self.context()
         assert self._body_cache.index is not None, "the position is a number, not a tensor"
         return self._body_cache.index - self._cond_length
 
+    def context(self) -> Tensor:
+        """The body's output (B, C) for the current position; the first call after a position runs the body."""
+        if self._context_BC is None:
+            self._context_BC = self._slot_BC = self._body_step()
+            self._input_sum = self._head_sum = None
+            self._head_cache.reset()
+        return self._context_BC
+
     def logits(self) -> Tensor:
         """Logits (B, V) of the next code. Call once per code."""
+        self.context()
         x_B1C = (self._slot_BC + self._depth_tokens[self.depth]).unsqueeze(1)
         out_BC = self.model.head_transformer(x_B1C, self._head_cache).squeeze(1)
         return self.model.classifier.at_depth(out_BC, self.depth)
@@ -129,25 +172,13 @@ class Decoder:
 
     def draw_position(self, compiled: NativePosition, uniform_DB: Tensor) -> Tensor:
         """Codes (B, D) of the whole position; moves on to the next."""
-        codes_BD, self._input_sum = compiled(self._context_BC, uniform_DB, self._head_cache)
+        codes_BD, self._input_sum = compiled(self.context(), uniform_DB, self._head_cache)
         self._finish_position()
         return codes_BD
 
     def _finish_position(self) -> None:
         self.position, self.depth = self.position + 1, 0
-        if self.position < self.model.num_positions:
-            self._context_BC = self._slot_BC = self._body_step()
-        self._input_sum = self._head_sum = None
-        self._head_cache.reset()
-
-    def keep_context_in(self, static_BC: Tensor) -> None:
-        """Moves the body's output to a fixed place, from which a replayed step reads it."""
-        self._context_BC = self._slot_BC = static_BC.copy_(self._context_BC)
-
-    @property
-    def context(self) -> Tensor:
-        """The body's output (B, C) for the current position."""
-        return self._context_BC
+        self._context_BC = None
 
     def _head_token(self, code_B: Tensor, input_vector: Tensor) -> Tensor:
         shared = self._head_tables is self._input_tables
@@ -170,6 +201,19 @@ class Decoder:
         else:
             token_BC = token_BC + place[0].index_select(0, self._body_cache.index - self._cond_length)
         return self.model.body_transformer(token_BC.unsqueeze(1), self._body_cache).squeeze(1)
+
+
+def code_tables(model: RQTransformer, tokenizer: CodeVectorSource | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Rows that the codes of each depth select, for the body and for the head; one list where both read the same."""
+    books: list[Tensor] = []
+    if model.input_mlp is not None or model.head_mlp is not None:
+        assert tokenizer is not None, "the model embeds codes with the code vectors of a tokenizer"
+        books = [tokenizer.codebook(d) for d in range(model.depth)]
+    tables = [] if model.tok_emb is None else [model.tok_emb.table(d) for d in range(model.depth)]
+    return (
+        books if model.input_mlp is not None else tables,
+        books if model.head_mlp is not None else tables,
+    )
 
 
 def _look_up(tables: Sequence[Tensor], codes_BPD: Tensor) -> Tensor:

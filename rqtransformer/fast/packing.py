@@ -52,13 +52,20 @@ class PackedLinear:
         weight_OI: the weight.
         bias_O: the bias, or None.
         form: dtype and kind.
+        lenders: parameters whose memory the weight or the bias may be.
 
     Attributes:
         native: the compiled map, or None where that is not in use.
         blocked, bias: the weight in oneDNN's layout, or None where that is not in use; the bias, or None.
     """
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, form: WeightFormat):
+    def __init__(
+        self,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        form: WeightFormat,
+        lenders: Sequence[Tensor | None] = (),
+    ):
         self.dtype = form.dtype or weight_OI.dtype
         self.out_features = weight_OI.shape[0]
         self.bias = None if bias_O is None else bias_O.to(self.dtype)
@@ -68,8 +75,12 @@ class PackedLinear:
         self._scale: Tensor | None = None
         if form.kind == "int8":
             self._weight, self._scale = _round_to_int8(weight_OI, self.dtype)
-            return
-        weight_OI = weight_OI.to(self.dtype)
+        else:
+            self._lay_out(weight_OI.to(self.dtype))
+        lent = {tensor.untyped_storage().data_ptr() for tensor in lenders if tensor is not None}
+        self._own = [tensor.untyped_storage().data_ptr() not in lent for tensor in self.tensors]
+
+    def _lay_out(self, weight_OI: Tensor) -> None:
         if native.serves(weight_OI):
             self.native = native.NativeLinear(weight_OI, self.bias)
         elif _can_block(weight_OI):
@@ -99,6 +110,30 @@ class PackedLinear:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         out = torch._weight_int8pack_mm(rows, weight_OI, scale_O).unflatten(0, x.shape[:-1])
         return out if self.bias is None else out.add_(self.bias)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What a recorded step reads; empty where the map is in a form that none is recorded with."""
+        kept = (self._weight, self._scale, self.bias)
+        return [] if self._weight is None else [tensor for tensor in kept if tensor is not None]
+
+    def take_over(self, fresh: PackedLinear) -> bool:
+        """Takes the numbers of another map into its own memory, which a recorded step reads; False where it cannot.
+
+        Never writes to a parameter that it reads as it is.
+        """
+        pairs = list(zip(self.tensors, fresh.tensors))
+        if not pairs or len(self.tensors) != len(fresh.tensors) or self._own != fresh._own:
+            return False
+        if not all(_layout(old) == _layout(new) for old, new in pairs):
+            return False
+        if any(old.data_ptr() != new.data_ptr() for (old, new), mine in zip(pairs, self._own) if not mine):
+            return False
+        with torch.inference_mode():  # what was packed in it can be written to nowhere else
+            for (old, new), mine in zip(pairs, self._own):
+                if mine:
+                    old.copy_(new)
+        return True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied module packs its own parameters."""
@@ -157,8 +192,7 @@ class PackedSlot:
 
     def __init__(self) -> None:
         self.active: PackedLinear | None = None
-        self._kept: PackedLinear | None = None
-        self._key: tuple[object, ...] | None = None
+        self._kept: dict[WeightFormat, tuple[tuple[object, ...], PackedLinear]] = {}
 
     def fill(
         self,
@@ -168,15 +202,19 @@ class PackedSlot:
         bias_scale: float = 1.0,
     ) -> None:
         """Activates the map of these weights, joined along O; what was packed before serves while it is current."""
-        key = (form, tuple(_identity(tensor) for tensor in (*weights_OI, *biases_O) if tensor is not None))
-        if self._kept is None or self._key != key:
-            weights = [weight.detach() for weight in weights_OI]
+        key = tuple(_identity(tensor) for tensor in (*weights_OI, *biases_O) if tensor is not None)
+        known, packed = self._kept.get(form, (None, None))
+        if packed is None or known != key:
+            weight = _join([weight.detach() for weight in weights_OI])
             biases = [bias.detach() for bias in biases_O if bias is not None]
             bias = _join(biases) if biases else None
             if bias is not None and bias_scale != 1.0:
                 bias = bias * bias_scale
-            self._kept, self._key = PackedLinear(_join(weights), bias, form), key
-        self.active = self._kept
+            fresh = PackedLinear(weight, bias, form, lenders=(*weights_OI, *biases_O))
+            if packed is None or not packed.take_over(fresh):
+                packed = fresh
+            self._kept[form] = key, packed
+        self.active = packed
 
     def fill_from(self, linears: Sequence[nn.Linear], form: WeightFormat) -> None:
         """`fill` with the parameters of modules; empty if one of them does more than its linear map."""
@@ -186,10 +224,13 @@ class PackedSlot:
         self.fill([linear.weight for linear in linears], [linear.bias for linear in linears], form)
 
     def unpack(self, keep: bool) -> None:
-        """Deactivates; `keep` saves the work if the same parameters decode again."""
+        """Deactivates; `keep` saves the work if the same parameters decode again in the same format."""
+        self._kept = {form: kept for form, kept in self._kept.items() if keep and kept[1] is self.active}
         self.active = None
-        if not keep:
-            self._kept = self._key = None
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
@@ -199,4 +240,4 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 def _identity(tensor: Tensor) -> tuple[object, ...]:
     """Changes with every in-place write, move or replacement of a parameter."""
     version = -1 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
+    return tensor.data_ptr(), version, *_layout(tensor)
