@@ -74,6 +74,7 @@ LIBRARY_DEPENDENCIES = {"torch", "safetensors", "omegaconf", "einops", "yaml"}  
 LIBRARY_EXTRAS = {
     "rqvae/losses/": {"lpips", "torchvision"},
     "rqstack/quantizers/arithmetic/nearest_triton.py": {"triton"},
+    "rqtransformer/fast/kernels/": {"triton"},
     "rqstack/hub.py": {"huggingface_hub"},
 }
 # Back to the published format, which is a torch.save file: only `convert --to published` does it.
