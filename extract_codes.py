@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data import DatasetConfig, build_dataset
 from data.config import SPLITS
-from data.dataset import unreadable_images
+from data.dataset import reading_notes
 from data.shards.shard_manifest import dataset_settings
 from rqstack.snapshots import weights_digest
 from rqvae import load_rqvae
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
         if env.is_main:
             size = sum(shard.size for shard in shards) / 1e6
             print(f"{split}: {len(dataset)} images in {len(shards)} shards, {size:.1f} MB, to {args.output}")
-            if line := unreadable_images(dataset):
+            for line in reading_notes(dataset):
                 print(f"warning: {line}")
 
 

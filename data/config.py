@@ -11,6 +11,8 @@ TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-church|bedroom|cat", 
 SPLITS = ("train", "val")
 CropStyle = Literal["imagenet", "ffhq", "lsun", "dalle", "none"]  # what they mean: data/images/transforms.py
 MAX_IMAGE_PIXELS = 89_478_485  # beyond it, a small file may be made to fill the memory
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+BACKGROUND = "white"
 _PUBLISHED_SPELLINGS = {"coco-2014val": "coco"}
 
 
@@ -29,6 +31,9 @@ class DatasetConfig:
     transforms say). random_shift: move training images by up to that many pixels (data sets held in memory).
     num_samples: size of the synthetic training split. max_corrupt: distinct unreadable files tolerated.
     max_image_pixels: larger images count as unreadable (decompression bombs).
+
+    channels: what images are given as: 1 grey, 3 RGB (None too), 4 RGBA. background: the colour that shows behind what
+    is transparent, a name or `#rrggbb`. How other pixels are read: data/images/pixel_rule.py.
 
     Captions: tokenizer names what turns them into ids: a folder of `python -m data.tokenizers train`, a published pair
     (DIR/bpe-16k), or CLIP's file. Without it txt_tok_name does, one of the published names, whose files are then looked
@@ -65,6 +70,8 @@ class DatasetConfig:
     num_samples: int = 4096
     max_corrupt: int = 100
     max_image_pixels: int = MAX_IMAGE_PIXELS
+    channels: Optional[int] = None
+    background: str = BACKGROUND
 
     shuffle: str = "auto"
     shuffle_window: int = 8
@@ -96,6 +103,8 @@ class DatasetConfig:
         for key, value, low in limits:
             if value is not None and value < low:
                 raise ValueError(f"dataset.{key} must be at least {low}, not {value}")
+        if self.channels not in (None, *CHANNELS):
+            raise ValueError(f"dataset.channels must be 1 (grey), 3 (RGB) or 4 (RGBA), not {self.channels}")
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise ValueError(f"dataset.val_fraction must lie between 0 and 1, not {self.val_fraction}")
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.noise import permutation
 from data.order import Groups
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 
@@ -30,6 +29,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     in_memory = False  # True: a batch costs less than handing it over from a data worker
     tokenizer: CaptionTokenizer | None = None  # what made `cond` of captions
+    channels = 3  # of `image`
     groups: Groups | None = None  # how training shuffles where random access is slow; None: all samples
 
     def __init__(
@@ -55,6 +55,10 @@ class ImageDataset(torch.utils.data.Dataset):
     def corrupt_names(self, limit: int = 10) -> list[str]:
         """The first `limit` images that could not be read."""
         return []
+
+    def flattened_count(self) -> int:
+        """How many distinct images had something transparent, which was composited over dataset.background."""
+        return 0
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -95,21 +99,12 @@ def to_float_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, "image": batch["image"].to(torch.float32).div_(127.5).sub_(1.0)}
 
 
-def unreadable_images(dataset: ImageDataset) -> str:
-    """A line on the images that this process could not read and replaced; empty when there were none."""
-    count = dataset.corrupt_count()
-    if not count:
-        return ""
-    return f"{count} unreadable {dataset.split} images were replaced: {', '.join(dataset.corrupt_names(3))}, ..."
-
-
-def stratified_split(labels_N: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation) indices, both sorted: of every class a rounded `fraction`, chosen by seed, is held out."""
-    held_out = np.zeros(len(labels_N), dtype=bool)
-    for label in np.unique(labels_N):
-        members = np.flatnonzero(labels_N == label)
-        count = round(len(members) * fraction)
-        held_out[members[permutation(len(members), seed, int(label))[:count]]] = True
-    if held_out.all() or not held_out.any():
-        raise ValueError(f"dataset.val_fraction {fraction} of {len(labels_N)} images leaves a split without images")
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+def reading_notes(dataset: ImageDataset) -> list[str]:
+    """A line for each thing that this process did to images on its own account, with how many they were."""
+    notes = []
+    if count := dataset.corrupt_count():
+        names = ", ".join(dataset.corrupt_names(3))
+        notes.append(f"{count} unreadable {dataset.split} images were replaced: {names}, ...")
+    if count := dataset.flattened_count():
+        notes.append(f"{count} {dataset.split} images have transparency, shown over dataset.background")
+    return notes

@@ -18,7 +18,7 @@ import numpy as np
 
 from data.build import DATASETS, build_dataset
 from data.config import SPLITS, DatasetConfig
-from data.dataset import ImageDataset, unreadable_images
+from data.dataset import ImageDataset, reading_notes
 from data.loader import stored_batches
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
@@ -78,7 +78,7 @@ def main(settings: ExportSettings) -> None:
     dataset = build_dataset(settings.dataset, settings.split)
     export_npz(dataset, settings.output, settings.num_workers)
     print(f"{len(dataset)} images to {settings.output}")
-    if line := unreadable_images(dataset):
+    for line in reading_notes(dataset):
         print(f"warning: {line}", file=sys.stderr)
 
 

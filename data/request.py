@@ -8,6 +8,7 @@ from typing import Literal
 
 from data.config import CropStyle, DatasetConfig, parse_transforms
 from data.dataset import ImageDataset
+from data.images.pixel_rule import PixelRule, parse_background
 
 Stored = Literal["stored"]
 STORED: Stored = "stored"
@@ -69,11 +70,18 @@ class DatasetRequest:
             raise ValueError(f"dataset.resolution is missing: {self.name} has no size of its own (try 256)")
         return int(found)
 
+    @property
+    def pixels(self) -> PixelRule:
+        """How image files are read; ValueError for a background that is no colour."""
+        config = self.config
+        return PixelRule(config.channels or 3, parse_background(config.background), config.max_image_pixels)
+
     def validate(self) -> None:
         """ValueError with one line for a setting that cannot work."""
         if self.row.crop != STORED:
             _ = self.crop, self.resolution
         self.config.validate()
+        _ = self.pixels
         if self.config.random_shift and self.row.resolution is None:
             raise ValueError(f"dataset.random_shift works on data sets held in memory; {self.name} crops by transforms")
         if isinstance(self.config.root, (list, tuple)) and not self.row.many_roots:

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from data import DatasetConfig, build_dataset
 from data.build import images_behind
-from data.dataset import unreadable_images
+from data.config import BACKGROUND
+from data.dataset import reading_notes
 from data.images.decoding import decode_in_order
 from data.images.encoded_images import Chosen, Encoded, PackedPaths
 from data.images.listing import IMAGE_EXTENSIONS, list_images
@@ -123,6 +124,7 @@ class EncodedImages:
     ) -> None:
         self.name, self.files, self.labels_N, self.threads = name, files, labels_N, threads
         self.skipped: Sequence[str] = ()
+        self.flattened: set[int] = set()
         if skip_unreadable:
             self._leave_out_unreadable()
         if not len(self.files):
@@ -144,7 +146,8 @@ class EncodedImages:
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """See `ImageSource`; UserError for an image that cannot be decoded or has another size than the first."""
         mine = shard_indices(len(self), rank, world_size)
-        decoded = self._of_one_size(decode_in_order(self.files, mine, self.threads))
+        self.flattened.clear()
+        decoded = self._of_one_size(decode_in_order(self.files, mine, self.threads, self.flattened))
         while rows := list(islice(decoded, batch_size)):
             index_B = torch.tensor([index for index, _ in rows])
             image_BHWC = torch.from_numpy(np.stack([image_HWC for _, image_HWC in rows]))
@@ -152,6 +155,9 @@ class EncodedImages:
             if self.labels_N is not None:
                 batch["label"] = torch.tensor([self.labels_N[index] for index, _ in rows])
             yield batch
+        if self.flattened:
+            count = len(self.flattened)
+            print(f"warning: {count} images have transparency, shown over {BACKGROUND}: {self.name}", file=sys.stderr)
 
     def _of_one_size(self, decoded: Iterable[tuple[int, np.ndarray | UserError]]) -> Iterator[tuple[int, np.ndarray]]:
         first: tuple[int, np.ndarray] | None = None
@@ -233,7 +239,7 @@ class DatasetImages:
         with self._named_errors():
             for batch in stored_batches(self.dataset, batch_size, rank, world_size, _DATASET_WORKERS):
                 yield {name: batch[name] for name in ("image", "index", "label")}
-        if line := unreadable_images(self.dataset):
+        for line in reading_notes(self.dataset):
             print(f"warning: {line}", file=sys.stderr)
 
     @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data import DatasetConfig, EvalLoader, ImageDataset, build_dataset
 from data.build import images_behind
-from data.dataset import unreadable_images
+from data.dataset import reading_notes
 from data.shards.cached_latents import LatentDataset
 from evaluation.networks.feature_networks import FeatureExtractor, build_features
 from evaluation.protocol import to_uint8
@@ -155,7 +155,7 @@ class ScoringData:
     def report_unreadable(self) -> None:
         """Says on stderr which images this process could not read."""
         for dataset in self._splits.values():
-            if line := unreadable_images(dataset):
+            for line in reading_notes(dataset):
                 print(f"warning: {line}", file=sys.stderr)
 
     def reference(

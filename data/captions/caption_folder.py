@@ -10,13 +10,12 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
-
 from data.captions.captioned_dataset import build_captioned
-from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
+from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.listing import list_images
 from data.request import DatasetRequest
 from data.roots import find_root, missing
+from data.splits import split_by_name
 
 LAYOUT = "images with a .txt file beside each, or with metadata.jsonl, directly or in train/ and val/"
 METADATA = "metadata.jsonl"
@@ -33,8 +32,8 @@ def build_caption_folder(request: DatasetRequest) -> ImageDataset:
     if not pairs:
         raise missing(config, folder, LAYOUT)
     if not presplit:
-        labels_N = np.zeros(len(pairs), dtype=np.int64)
-        train_N, val_N = stratified_split(labels_N, config.val_fraction or VAL_FRACTION, config.split_seed)
+        names = (name for name, _ in pairs)
+        train_N, val_N = split_by_name(names, config.val_fraction or VAL_FRACTION, config.split_seed)
         pairs = [pairs[number] for number in (train_N if request.split == "train" else val_N)]
     return build_captioned(request, folder, pairs)
 

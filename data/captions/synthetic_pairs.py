@@ -30,7 +30,7 @@ from data.captions.pair_grammar import (
 )
 from data.captions.synthetic_shapes import shape_coverage
 from data.dataset import VAL_FRACTION, ImageDataset
-from data.images.memory_dataset import augment
+from data.images.memory_dataset import augment, with_channels
 from data.noise import permutation, uniforms
 from data.request import DatasetRequest
 from data.tokenizers.caption_tokenizer import WordTokenizer
@@ -71,6 +71,7 @@ class SyntheticPairs(ImageDataset):
         self.split_seed, self.random_shift = config.split_seed, config.random_shift
         labels_N = self._numbers(self._draws(split, np.arange(count)))[:, 2]
         super().__init__(request.name, split, request.resolution, SHAPES, labels_N, request.seed)
+        self.channels = request.pixels.channels
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         draws_BK = self._draws(self.split, index_B)
@@ -80,7 +81,7 @@ class SyntheticPairs(ImageDataset):
             image_BCHW = augment(image_BCHW, self.seed, noise_key_B, False, self.random_shift)
         captions = [tokenize_pair_caption(scene.caption(), self.context_length) for scene in _scenes(numbers_BA)]
         return {
-            "image": image_BCHW,
+            "image": with_channels(image_BCHW, self.channels),
             "label": torch.from_numpy(numbers_BA[:, 2]),
             "index": torch.from_numpy(index_B),
             "cond": torch.tensor(captions),

@@ -24,7 +24,7 @@ from data.captions.shape_grammar import (
     shape_tokenizer,
 )
 from data.dataset import VAL_FRACTION, ImageDataset
-from data.images.memory_dataset import augment
+from data.images.memory_dataset import augment, with_channels
 from data.noise import uniforms
 from data.request import DatasetRequest
 from data.tokenizers.caption_tokenizer import WordTokenizer
@@ -55,6 +55,7 @@ class SyntheticShapes(ImageDataset):
         draws_N = self._draws(split, np.arange(self.num_images))
         labels_N = _choice(draws_N[:, 0], len(SHAPES))
         super().__init__(request.name, split, request.resolution, SHAPES, labels_N, request.seed)
+        self.channels = request.pixels.channels
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         draws_BK = self._draws(self.split, index_B)
@@ -63,7 +64,7 @@ class SyntheticShapes(ImageDataset):
         if noise_key_B is not None and self.split == "train":
             image_BCHW = augment(image_BCHW, self.seed, noise_key_B, self.hflip, self.random_shift)
         return {
-            "image": image_BCHW,
+            "image": with_channels(image_BCHW, self.channels),
             "label": torch.from_numpy(words[0]),
             "index": torch.from_numpy(index_B),
             "cond": self.tokenizer.encode_batch(_captions(words)),

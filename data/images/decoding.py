@@ -1,4 +1,4 @@
-"""From an encoded image to its pixels: the one place that decodes image files.
+"""From an encoded image to its pixels: the one place that opens image files.
 
 Axes: H W image, C channels.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,67 +19,108 @@ from PIL import Image, UnidentifiedImageError
 
 from data.config import MAX_IMAGE_PIXELS
 from data.images.encoded_images import Encoded
+from data.images.pixel_rule import RGB, PixelRule, Pixels, apply_rule
 from runtime.errors import UserError, one_line
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+"""Pillow's names of what is opened, whatever a file is called: no other decoder sees a byte of it, and so no other
+program is ever started (as Ghostscript is for PostScript). They are the formats of `listing.IMAGE_EXTENSIONS`.
+"""
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 """What reading and decoding raise for an image that cannot be had."""
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_PILLOW = re.compile(r"PIL\.")
 _MOST_THREADS = 16
 
 
-def decode_rgb(encoded: bytes, max_pixels: int = MAX_IMAGE_PIXELS, *, deep: bool = True) -> Image.Image:
-    """A fully decoded image, as Pillow converts it to RGB; the orientation tag of a camera is ignored.
-
-    Args:
-        max_pixels: more are refused before anything is decoded.
-        deep: take images with more than 8 bits a channel, which Pillow cuts off at 255.
+def read_pixels(encoded: bytes, rule: PixelRule = RGB, formats: tuple[str, ...] = FORMATS) -> Pixels:
+    """A fully decoded image as `pixel_rule` says.
 
     Raises:
         One of UNREADABLE: not a whole image, or one that is refused.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width}x{image.height} pixels are more than max_image_pixels {max_pixels}")
-        if not deep and image.mode in _DEEP_MODES:
-            raise ValueError(f"its pixels have more than 8 bits (mode {image.mode}): convert it first")
-        return image.convert("RGB")
+    _quiet_pillow()
+    try:
+        with Image.open(io.BytesIO(encoded), formats=formats) as image:
+            if image.width * image.height > rule.max_pixels:
+                raise ValueError(
+                    f"{image.width}x{image.height} pixels are more than max_image_pixels {rule.max_pixels}"
+                )
+            return apply_rule(image, rule)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(formats)}") from error
+    except (*UNREADABLE, MemoryError):
+        raise
+    except Exception as error:  # decoders meet anything here, and each fails in its own way
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def decode_rgb(encoded: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """The same as RGB over white; raises the same."""
+    return read_pixels(encoded, PixelRule(max_pixels=max_pixels)).image
 
 
 def image_format(encoded: bytes) -> str | None:
-    """Pillow's name of the format, such as `JPEG`, from the beginning of the file."""
-    with Image.open(io.BytesIO(encoded)) as image:
+    """Pillow's name of the format, such as `JPEG`, by the beginning of the file; OSError for one that is not opened."""
+    _quiet_pillow()
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         return image.format
 
 
 def decode_in_order(
-    source: Encoded, indices: Iterable[int], threads: int | None = None
+    source: Encoded,
+    indices: Iterable[int],
+    threads: int | None = None,
+    flattened: set[int] | None = None,
+    rule: PixelRule = RGB,
 ) -> Iterator[tuple[int, np.ndarray | UserError]]:
-    """(index, uint8 (H, W, 3)) in the order of `indices`, decoded by threads.
+    """(index, uint8 (H, W, C)) in the order of `indices`, decoded by threads.
 
-    An image that cannot be decoded, or has more than 8 bits a channel, gives the error instead.
+    An image that cannot be decoded gives the error instead.
 
     Args:
         threads: None takes one for every core, at most 16.
+        flattened: gets the indices of images whose transparency was composited over the background.
+        rule: what becomes of other pixels than 8-bit RGB.
     """
     threads = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
     indices = iter(indices)
-    waiting: deque[tuple[int, Future[np.ndarray | UserError]]] = deque()
+    waiting: deque[tuple[int, Future[Pixels | UserError]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         while True:
             for index in islice(indices, 4 * threads - len(waiting)):
-                waiting.append((index, pool.submit(_decoded, source, index)))
+                waiting.append((index, pool.submit(_decoded, source, index, rule)))
             if not waiting:
                 return
             index, future = waiting.popleft()
-            yield index, future.result()
+            found = future.result()
+            if isinstance(found, UserError):
+                yield index, found
+                continue
+            if found.flattened and flattened is not None:
+                flattened.add(index)
+            yield index, _as_array(found)
     finally:
         # Not waited for: an abandoned generator may be collected in one of these very threads.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decoded(source: Encoded, index: int) -> np.ndarray | UserError:
+def _decoded(source: Encoded, index: int, rule: PixelRule) -> Pixels | UserError:
     try:
-        return np.asarray(decode_rgb(source.read(index), deep=False))
+        return read_pixels(source.read(index), rule)
     except UNREADABLE as error:
         return UserError(f"{source.name(index)} cannot be read: {one_line(error)}")
+
+
+def _as_array(pixels: Pixels) -> np.ndarray:
+    pixels_HWC = np.asarray(pixels.image)
+    return pixels_HWC if pixels_HWC.ndim == 3 else pixels_HWC[..., None]
+
+
+def _quiet_pillow() -> None:
+    """Pillow's warnings name no file, and what they are about is refused, counted or harmless here.
+
+    A filter and no `catch_warnings`: that is not safe in threads.
+    """
+    if ("ignore", None, Warning, _PILLOW, 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_PILLOW.pattern)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from data.dataset import ImageDataset, stratified_split
+from data.dataset import ImageDataset
 from data.images.memory_dataset import MemoryDataset, resize_all
 from data.request import DatasetRequest
+from data.splits import stratified_split
 
 _LEVELS = 16  # grey levels run from 0 to 16
 _VAL_FRACTION = 0.2

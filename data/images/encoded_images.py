@@ -6,7 +6,7 @@ Axes: N images.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,10 @@ class Encoded(Protocol):
 
     def read(self, index: int) -> bytes:
         """The encoded bytes; OSError when they cannot be had."""
+        ...
+
+    def names(self) -> Iterator[str]:
+        """What tells every image apart wherever the data set lies, in order: its path below the root, or its key."""
         ...
 
     def __len__(self) -> int:
@@ -45,8 +49,15 @@ class PackedPaths:
 
     def name(self, index: int) -> str:
         """The path of the file."""
+        return os.path.join(self.root, self._relative(index))
+
+    def names(self) -> Iterator[str]:
+        """The relative paths."""
+        return map(self._relative, range(len(self)))
+
+    def _relative(self, index: int) -> str:
         start = int(self.end_N[index - 1]) if index else 0
-        return os.path.join(self.root, os.fsdecode(self.text[start : int(self.end_N[index])].tobytes()))
+        return os.fsdecode(self.text[start : int(self.end_N[index])].tobytes())
 
     def read(self, index: int) -> bytes:
         """The content of the file."""
@@ -66,6 +77,11 @@ class Chosen:
     def name(self, index: int) -> str:
         """That of the source."""
         return self.source.name(int(self.index_N[index]))
+
+    def names(self) -> Iterator[str]:
+        """Those of the source."""
+        names = list(self.source.names())
+        return (names[index] for index in self.index_N.tolist())
 
     def read(self, index: int) -> bytes:
         """That of the source."""

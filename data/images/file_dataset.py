@@ -11,13 +11,13 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from data.dataset import ImageDataset
 from data.errors import DataError, TooManyCorruptImages
-from data.images.decoding import UNREADABLE, decode_rgb
+from data.images.decoding import UNREADABLE, read_pixels
 from data.images.encoded_images import Encoded
+from data.images.pixel_rule import Pixels
 from data.images.transforms import NUM_DRAWS, Pipeline
 from data.noise import uniforms
 from data.request import DatasetRequest
@@ -49,12 +49,16 @@ class ReplacingDataset(ImageDataset):
         self.source, self.groups = source, getattr(source, "groups", None)
         self.max_corrupt = request.config.max_corrupt
         self.corrupt_N = torch.zeros(len(labels_N), dtype=torch.uint8).share_memory_()
+        self.flattened_N = torch.zeros(len(labels_N), dtype=torch.uint8).share_memory_()
 
     def corrupt_count(self) -> int:
         return int(self.corrupt_N.count_nonzero())
 
     def corrupt_names(self, limit: int = 10) -> list[str]:
         return [self.source.name(index) for index in self.corrupt_N.nonzero().flatten()[:limit].tolist()]
+
+    def flattened_count(self) -> int:
+        return int(self.flattened_N.count_nonzero())
 
     def first_readable(self, index: int, load: Callable[[int], Loaded]) -> tuple[int, Loaded]:
         """The first index from `index` on for which `load(index)` fails with no error of reading, and its result."""
@@ -89,19 +93,21 @@ class FileDataset(ReplacingDataset):
     ) -> None:
         super().__init__(request, request.resolution, source, labels_N, class_names)
         self.pipeline = Pipeline(request.crop, request.resolution, request.config.hflip)
-        self.max_image_pixels = request.config.max_image_pixels
+        self.rule, self.channels = request.pixels, request.pixels.channels
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         draws_BK: Iterable[np.ndarray | None] = [None] * len(index_B)
         if noise_key_B is not None and self.split == "train":
             draws_BK = uniforms(NUM_DRAWS, _CROP_STREAM, self.seed, noise_key_B)
-        image_BCHW = torch.empty(len(index_B), 3, self.resolution, self.resolution, dtype=torch.uint8)
+        image_BCHW = torch.empty(len(index_B), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
         asked_B = torch.from_numpy(index_B.copy())
         used_B = asked_B.clone()
         for row, (index, draws) in enumerate(zip(index_B.tolist(), draws_BK)):
-            used_B[row], image = self.first_readable(index, self._decoded)
-            image_BCHW[row] = self.pipeline(image, draws)
+            found, pixels = self.first_readable(index, self._decoded)
+            used_B[row], image_BCHW[row] = found, self.pipeline(pixels.image, draws)
+            if pixels.flattened:
+                self.flattened_N[found] = 1
         return {"image": image_BCHW, "label": self.labels_N[used_B], "index": asked_B}
 
-    def _decoded(self, index: int) -> Image.Image:
-        return decode_rgb(self.source.read(index), self.max_image_pixels)
+    def _decoded(self, index: int) -> Pixels:
+        return read_pixels(self.source.read(index), self.rule)

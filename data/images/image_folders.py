@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from data.config import DatasetConfig
-from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
+from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.encoded_images import Chosen, PackedPaths
 from data.images.file_dataset import FileDataset
 from data.images.listing import holds_image, list_images
 from data.request import DatasetRequest
 from data.roots import find_root, missing
+from data.splits import split_by_name
 
 IMAGENET_LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG"
 FFHQ_LAYOUT = "00000.png ... 69999.png (sub-folders allowed)"
@@ -36,7 +37,7 @@ def build_folder(request: DatasetRequest) -> ImageDataset:
     if (root / "train").is_dir() and (root / "val").is_dir():
         return _presplit(request, root, FOLDER_LAYOUT)
     paths, labels_N, class_names = scan_classes(config, root, FOLDER_LAYOUT)
-    train_N, val_N = stratified_split(labels_N, config.val_fraction or VAL_FRACTION, config.split_seed)
+    train_N, val_N = split_by_name(paths, config.val_fraction or VAL_FRACTION, config.split_seed)
     chosen = train_N if request.split == "train" else val_N
     source = Chosen(PackedPaths(root, paths), chosen)
     return FileDataset(request, source, labels_N[chosen], class_names)

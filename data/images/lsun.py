@@ -7,17 +7,19 @@ pickle in the working directory.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
+from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.encoded_images import Chosen, Encoded, PackedPaths
 from data.images.file_dataset import FileDataset
 from data.images.listing import list_images
 from data.request import DatasetRequest
 from data.roots import find_root, missing
+from data.splits import split_by_name
 
 
 def build_lsun(request: DatasetRequest, *, stem: str) -> ImageDataset:
@@ -60,6 +62,9 @@ class LmdbImages:
     def name(self, index: int) -> str:
         return f"{self.path}:{self.keys[index].decode(errors='replace')}"
 
+    def names(self) -> Iterator[str]:
+        return (key.decode(errors="surrogateescape") for key in self.keys.tolist())
+
     def read(self, index: int) -> bytes:
         with _environment(self.path).begin() as transaction:
             value = transaction.get(bytes(self.keys[index]))
@@ -97,6 +102,6 @@ def _whole(request: DatasetRequest, source: Encoded) -> ImageDataset:
 
 
 def _held_out(request: DatasetRequest, source: Encoded) -> ImageDataset:
-    config, labels_N = request.config, np.zeros(len(source), dtype=np.int64)
-    train_N, val_N = stratified_split(labels_N, config.val_fraction or VAL_FRACTION, config.split_seed)
+    config = request.config
+    train_N, val_N = split_by_name(source.names(), config.val_fraction or VAL_FRACTION, config.split_seed)
     return _whole(request, Chosen(source, train_N if request.split == "train" else val_N))

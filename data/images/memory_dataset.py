@@ -21,7 +21,7 @@ _RESIZE_CHUNK = 4096  # images per float copy while resizing
 
 
 class MemoryDataset(ImageDataset):
-    """Images kept decoded at their final size: image_NCHW uint8 with one or three channels (one is shown as grey)."""
+    """Images kept decoded at their final size: image_NCHW uint8 with one or three channels."""
 
     in_memory = True
 
@@ -32,14 +32,27 @@ class MemoryDataset(ImageDataset):
         super().__init__(request.name, request.split, image_NCHW.shape[-1], class_names, labels_N, request.seed)
         self.image_NCHW = image_NCHW.contiguous()
         self.hflip, self.random_shift = bool(request.config.hflip), request.config.random_shift
+        self.channels = request.pixels.channels
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         chosen_B = torch.from_numpy(index_B)
         image_BCHW = self.image_NCHW.index_select(0, chosen_B)
         if noise_key_B is not None and self.split == "train":
             image_BCHW = augment(image_BCHW, self.seed, noise_key_B, self.hflip, self.random_shift)
-        image_BCHW = image_BCHW.expand(-1, 3, -1, -1).contiguous()
+        image_BCHW = with_channels(image_BCHW, self.channels)
         return {"image": image_BCHW, "label": self.labels_N.index_select(0, chosen_B), "index": chosen_B}
+
+
+def with_channels(image_BCHW: Tensor, channels: int) -> Tensor:
+    """uint8 images of one or three channels with 1 (grey as Pillow makes it of colours), 3, or 4 (opaque) of them."""
+    found = image_BCHW.shape[1]
+    if channels == 1 and found == 3:
+        weights_C11 = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(3, 1, 1)  # ITU-R 601-2 of 65536
+        return ((image_BCHW.int() * weights_C11).sum(1, keepdim=True) + 0x8000 >> 16).to(torch.uint8)
+    if channels == 4:
+        colour_BCHW = image_BCHW.expand(-1, 3, -1, -1)
+        return torch.cat([colour_BCHW, torch.full_like(colour_BCHW[:, :1], 255)], dim=1)
+    return image_BCHW.expand(-1, channels, -1, -1).contiguous()
 
 
 def augment(image_BCHW: Tensor, seed: int, noise_key_B: np.ndarray, hflip: bool, random_shift: int) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.shards.tar_members import IMAGE_KINDS, LABEL_KIND, key_and_kind, label_text, whole_members
@@ -45,6 +45,10 @@ class ShardImages:
         """What an error calls the image."""
         number, member, _, _ = self.places[index]
         return f"{member} of {self.shards[number]}"
+
+    def names(self) -> Iterator[str]:
+        """The names of the members."""
+        return (member for _, member, _, _ in self.places)
 
     def read(self, index: int) -> bytes:
         """The encoded bytes; OSError when they cannot be had."""

@@ -60,7 +60,7 @@ class Packer:
         if found not in EXTENSIONS:
             raise ValueError(f"{found} is none of {', '.join(EXTENSIONS)}")
         if self.check:
-            decode_rgb(encoded, self.dataset.max_image_pixels)
+            decode_rgb(encoded, self.dataset.rule.max_pixels)
         return EXTENSIONS[found], encoded
 
     def _captions(self, index: int) -> list[str]:

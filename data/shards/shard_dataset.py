@@ -8,8 +8,9 @@ Axes: B batch, N samples of the split, L caption tokens.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from data.captions.captioned_dataset import caption_numbers, segmentation_keys
 from data.config import SPLITS, DatasetConfig
-from data.dataset import VAL_FRACTION, ImageDataset, stratified_split
+from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.file_dataset import FileDataset
 from data.order import Groups
 from data.request import DatasetRequest
@@ -27,6 +28,7 @@ from data.shards.shard_files import ShardFiles, default_cache, is_remote, load_i
 from data.shards.shard_index import CAPTION, FIELDS, IMAGE, NO_LABEL, ShardIndex
 from data.shards.shard_manifest import IMAGES, read_manifest
 from data.shards.shard_names import LAYOUT, missing_shards, shards_of_root
+from data.splits import split_by_name
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from data.tokenizers.tokenizer_loading import tokenizer_named
 
@@ -70,6 +72,10 @@ class ShardSamples:
     def name(self, index: int) -> str:
         """What a report calls a sample: its shard and its key."""
         return f"{self.files.places[self.shard_N[index]]}:{self.keys_N[index].decode('utf-8', 'replace')}"
+
+    def names(self) -> Iterator[str]:
+        """The keys."""
+        return (os.fsdecode(key) for key in self.keys_N.tolist())
 
     def field(self, index: int, field: int, start: int = 0, size: int | None = None) -> bytes:
         """The bytes of one member of a sample, or `size` of them from `start` on; OSError where there is none."""
@@ -125,7 +131,7 @@ class CaptionedShards(FileDataset):
 def build_shards(request: DatasetRequest) -> ImageDataset:
     """A split of a folder of shards with manifest; or of any shards, by the `train` and `val` in their names.
 
-    Where only training shards, or shards of no split, are there, val_fraction of every class is held out.
+    Where only training shards, or shards of no split, are there, val_fraction of them is held out, each by its key.
     """
     config, split, root = request.config, request.split, _roots(request.config)
     manifest = None
@@ -145,7 +151,8 @@ def build_shards(request: DatasetRequest) -> ImageDataset:
     if split in by_split and (split == "val" or "val" in by_split):
         samples, labels_N = ShardSamples(by_split[split], found[split], config), labels[split]
     elif "train" in by_split:
-        train_N, val_N = stratified_split(labels["train"], config.val_fraction or VAL_FRACTION, config.split_seed)
+        keys = [os.fsdecode(key) for index in found["train"] for key in index.keys_N.tolist()]
+        train_N, val_N = split_by_name(keys, config.val_fraction or VAL_FRACTION, config.split_seed)
         chosen_N = train_N if split == "train" else val_N
         samples = ShardSamples(by_split["train"], found["train"], config, chosen_N)
         labels_N = labels["train"][chosen_N]

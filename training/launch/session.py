@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic
 
 from data import EvalLoader, ImageDataset, TrainLoader, build_dataset
-from data.dataset import unreadable_images
+from data.dataset import reading_notes
 from runtime import distributed
 from runtime.config import save_config
 from runtime.device import use_device
@@ -165,7 +165,7 @@ class Session(Generic[Config]):
 
     def _report_unreadable(self) -> None:
         for dataset in (self.train_set, self.val_set):
-            if line := unreadable_images(dataset):
+            for line in reading_notes(dataset):
                 self.log.warning(line)
 
     def _feed(self) -> Feed:

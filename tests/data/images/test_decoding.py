@@ -32,16 +32,22 @@ def test_limits_are_checked_before_decoding():
 
 @pytest.mark.parametrize("content", [b"", b"no image", encoded(GREY)[:40]])
 def test_what_is_no_whole_image(content):
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(UNREADABLE) as raised:
         decode_rgb(content)
+    assert "0x" not in str(raised.value)  # no address of an object
 
 
-def test_more_than_8_bits_are_cut_off_for_training_and_refused_for_scores():
-    deep = encoded(GREY.astype(np.uint16) * 300)
-    assert decode_rgb(deep).mode == "RGB"
-    with pytest.raises(ValueError, match=r"more than 8 bits \(mode I;16"):
-        decode_rgb(deep, deep=False)
-    np.testing.assert_array_equal(np.asarray(decode_rgb(encoded(GREY), deep=False))[..., 1], GREY)
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize(
+    "content", [POSTSCRIPT, *(encoded(GREY, form) for form in ("GIF", "ICO", "TGA", "PCX", "SGI"))]
+)
+def test_only_named_formats_are_opened_whatever_a_file_is_called(content, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    for read in (decode_rgb, image_format):
+        with pytest.raises(UNREADABLE):
+            read(content)
 
 
 def test_the_format_is_read_from_the_file():

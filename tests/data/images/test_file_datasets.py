@@ -72,26 +72,28 @@ def test_imagenet_validation_needs_class_folders_and_training_images_do_not_have
         _build("val", type="imagenet", root=str(tmp_path))
 
 
-def test_folder_with_classes_is_split_by_class(tmp_path):
+def test_folder_with_classes_is_split_by_name(tmp_path):
     for name, count, base in (("b", 30, 100), ("a", 10, 0)):
         for number in range(count):
             _save(tmp_path / name / f"{number:02d}.png", base + number)
     train, val = (_build(split, type="folder", root=str(tmp_path)) for split in ("train", "val"))
     assert train.class_names == ("a", "b")
-    assert torch.bincount(train.labels_N).tolist() == [9, 27] and torch.bincount(val.labels_N).tolist() == [1, 3]
+    assert len(train) + len(val) == 40 and 1 <= len(val) <= 8
+    labels = [number // 100 for number in _numbers(train)]
+    assert train.labels_N.tolist() == labels
     numbers = _numbers(train) + _numbers(val)
     assert sorted(numbers) == [*range(10), *range(100, 130)]
     assert _numbers(_build("val", type="folder", root=str(tmp_path))) == _numbers(val)
     others = [_numbers(_build("val", type="folder", root=str(tmp_path), split_seed=seed)) for seed in range(1, 4)]
     assert any(other != _numbers(val) for other in others)
-    assert len(_build("val", type="folder", root=str(tmp_path), val_fraction=0.5)) == 20
+    assert 12 <= len(_build("val", type="folder", root=str(tmp_path), val_fraction=0.5)) <= 28
 
 
 def test_folder_without_classes_and_with_given_splits(tmp_path):
     for number in range(10):
         _save(tmp_path / "flat" / f"{number}.jpg", number)
     flat = _build(type="folder", root=str(tmp_path / "flat"))
-    assert (len(flat), flat.num_classes, flat.labels_N.unique().tolist()) == (9, 1, [0])
+    assert (flat.num_classes, flat.labels_N.unique().tolist()) == (1, [0])
     _save(tmp_path / "split" / "train" / "a.png", 1)
     _save(tmp_path / "split" / "val" / "b.png", 2)
     assert _numbers(_build("val", type="folder", root=str(tmp_path / "split"))) == [2]
@@ -140,7 +142,7 @@ def test_lsun_one_folder_is_split(tmp_path):
     for number in range(20):
         _save(tmp_path / f"{number:02d}.png", number)
     train, val = (_build(split, type="lsun_cat", root=str(tmp_path)) for split in ("train", "val"))
-    assert len(val) == 2 and sorted(_numbers(train) + _numbers(val)) == list(range(20))
+    assert 1 <= len(val) <= 5 and sorted(_numbers(train) + _numbers(val)) == list(range(20))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="expected bedroom_train_lmdb/"):
         _build(type="lsun-bedroom", root=str(tmp_path / "empty"))
@@ -195,7 +197,7 @@ def test_lsun_databases(tmp_path, monkeypatch):
     train, val = (_build(split, type="lsun-bedroom", root=str(tmp_path)) for split in ("train", "val"))
     assert _numbers(train) == list(range(5)) and _numbers(val) == [7]
     cats = [_build(split, type="lsun-cat", root=str(tmp_path)) for split in ("train", "val")]
-    assert [len(part) for part in cats] == [18, 2] and sorted(_numbers(cats[0]) + _numbers(cats[1])) == [*range(20, 40)]
+    assert len(cats[1]) >= 1 and sorted(_numbers(cats[0]) + _numbers(cats[1])) == [*range(20, 40)]
     copy = pickle.loads(pickle.dumps(train))  # as for a data worker
     assert _numbers(copy) == list(range(5))
     assert train.source.name(3).endswith("bedroom_train_lmdb:key003")

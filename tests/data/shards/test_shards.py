@@ -93,7 +93,7 @@ def test_patterns_lists_and_held_out_samples(folder, tmp_path):
     assert numbers(build(listed, "val")) == list(range(100, 109))
     write(tmp_path / "plain", split="images")
     train, val = build(tmp_path / "plain"), build(tmp_path / "plain", "val")
-    assert sorted(numbers(train) + numbers(val)) == list(range(40)) and len(val) == 10
+    assert sorted(numbers(train) + numbers(val)) == list(range(40)) and 4 <= len(val) <= 16
     assert build(tmp_path / "plain", shuffle="shards").groups.sizes == tuple(
         np.bincount(np.array(numbers(train)) // 7).tolist()
     )
