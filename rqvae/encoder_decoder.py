@@ -6,7 +6,8 @@ Legend: B batch, C channels, H W grid.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +27,36 @@ class _Half(nn.Module, abc.ABC):
     norm_out: nn.GroupNorm
     conv_out: nn.Conv2d
 
+    _compiled_body: Callable[[Tensor], Tensor] | None = None
+
     @abc.abstractmethod
     def layers(self) -> Iterator[nn.Module]:
         """The layers between the first convolution and the last normalisation."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Feature map in, feature map out."""
+        return self.conv_out((self._compiled_body or self.body)(x_BCHW))
+
+    def body(self, x_BCHW: Tensor) -> Tensor:
+        """All but the last convolution."""
         h = self.conv_in(x_BCHW)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers():
             h = checkpoint(layer, h, use_reentrant=False) if recompute else layer(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return F.silu(self.norm_out(h))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the body, as `nn.Module.compile` does a module; a copy of the module is not compiled.
+
+        The last convolution stays outside: the adaptive loss weight takes gradients at its weight before the step's
+        backward pass, and a compiled graph may be run backward once only.
+        """
+        self._compiled_body = torch.compile(self.body, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_compiled_body", None)
+        return state
 
 
 class Encoder(_Half):

@@ -74,6 +74,11 @@ class RQVAE(PretrainedModel):
             z_BEHW = z_BEHW.contiguous()
         return self.decoder(self.post_quant_conv(z_BEHW))
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the bodies of the encoder and the decoder, where the time goes, with `torch.compile`'s arguments."""
+        self.encoder.compile(*args, **kwargs)
+        self.decoder.compile(*args, **kwargs)
+
     @torch.no_grad()
     def get_codes(self, image_BCHW: Tensor) -> Tensor:
         """Image -> codes (B, h, w, D). Never changes the codebook."""

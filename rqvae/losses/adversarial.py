@@ -6,6 +6,7 @@ The logits are the patch decisions of `discriminator.PatchDiscriminator`, of any
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +79,8 @@ def adaptive_weight(
     """Weight that gives the generator term the gradient size of the reconstruction term at the decoder's last layer.
 
     |d nll / d last| / (|d gen / d last| + 1e-4), clamped to [0, 1e4] (Esser et al. 2021, Eq. 7). A gradient that is not
-    finite gives weight 0. That alone does not keep it out of the autoencoder, since 0 * nan is nan:
-    `adaptive_generator_term` does. The graphs of both losses are kept.
+    finite gives weight 0. The graphs of both losses are kept, and each is run backward once: a training step that needs
+    their gradients anyway takes `adaptive_generator_term`, which spares it that.
 
     Args:
         nll_loss: scalar reconstruction + perceptual loss, without the commitment term.
@@ -94,6 +95,15 @@ def adaptive_weight(
     """
     nll_grad = torch.autograd.grad(nll_loss.float() * loss_scale, last_layer, retain_graph=True)[0]
     gen_grad = torch.autograd.grad(gen_loss.float() * loss_scale, last_layer, retain_graph=True)[0]
+    return _weight_of_gradients(nll_grad, gen_grad, reduce, loss_scale)
+
+
+def _weight_of_gradients(
+    nll_grad: Tensor,
+    gen_grad: Tensor,
+    reduce: Callable[[Tensor], Tensor | None] | None,
+    loss_scale: Tensor | float,
+) -> Tensor:
     grads = torch.stack([nll_grad.detach().float(), gen_grad.detach().float()]) / loss_scale
     if reduce is not None:
         reduced = reduce(grads)
@@ -104,41 +114,61 @@ def adaptive_weight(
     return torch.where(finite, weight, torch.zeros_like(weight))
 
 
+class GeneratorTerm(NamedTuple):
+    """What `adaptive_generator_term` gives; nothing of it has a graph.
+
+    loss: the generator loss as it came out, finite or not. weight: the adaptive weight. weighted: their product with
+    the strength, exactly 0 where the weight is 0. gradient: that of `weighted` at the reconstructions, times the loss
+    scale.
+    """
+
+    loss: Tensor
+    weight: Tensor
+    weighted: Tensor
+    gradient: Tensor
+
+
 def adaptive_generator_term(
-    nll_loss: Tensor,
     recon: Tensor,
+    nll_gradient: Tensor,
     loss_of: Callable[[Tensor], Tensor],
     last_layer: Tensor,
+    *,
+    strength: float = 1.0,
     reduce: Callable[[Tensor], Tensor | None] | None = None,
     loss_scale: Tensor | float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The adaptively weighted generator loss, of which a gradient that is not finite never reaches the autoencoder.
+) -> GeneratorTerm:
+    """The adaptively weighted generator loss and its gradient, with one pass through the discriminator each way.
 
-    The gradient that comes back from the discriminator into `recon` is dropped as a whole when any of it is not finite:
-    the autoencoder's gradients are then exactly those without this term. Finite gradients pass bit for bit.
+    The weight compares gradients at the last layer, which follow from those at the reconstructions by one product with
+    the last layer alone: no other part of the graph of `recon` is run, so it may be compiled. The caller ends the step
+    with `recon.backward(nll_gradient + term.gradient)`.
 
-    Under a loss scale other than 1 nothing is dropped: an overflow is how the gradient scaler learns that its scale is
-    too large, and it leaves out the whole step.
+    A gradient that is not finite never reaches the autoencoder: it is dropped as a whole when any of it is not finite,
+    and the autoencoder's gradients are then exactly those without this term. Under a loss scale other than 1 nothing is
+    dropped: by an overflow the gradient scaler learns that its scale is too large, and it leaves out the whole step.
 
     Args:
-        recon: the reconstructions, with their graph.
+        recon: the reconstructions, with their graph, of which only the last layer is run backward and all is kept.
+        nll_gradient: gradient of the reconstruction + perceptual loss, times `loss_scale`, at `recon`.
         loss_of: `recon -> scalar generator loss`, not weighted: discriminator (its parameters frozen) and loss. It is
-            called once, with a view of `recon`.
-        nll_loss, last_layer, reduce, loss_scale: see `adaptive_weight`.
-
-    Returns: (generator loss as it came out, finite or not; weight; weighted loss, exactly 0 where the weight is 0).
+            called once, with the values of `recon`.
+        strength: factor beside the adaptive weight.
+        last_layer, reduce, loss_scale: see `adaptive_weight`.
     """
-    entry = recon.view_as(recon)  # only the generator loss goes through it, so its gradient can be told apart
-    gen_loss = loss_of(entry)
-    weight = adaptive_weight(nll_loss, gen_loss, last_layer, reduce, loss_scale)
-    weighted = torch.where(weight > 0, weight * gen_loss, torch.zeros_like(gen_loss))
+    entry = recon.detach().requires_grad_()
+    loss = loss_of(entry)
+    (gradient,) = torch.autograd.grad(loss.float() * loss_scale, entry)
+    at_last = [
+        torch.autograd.grad(recon, last_layer, at_recon, retain_graph=True)[0] for at_recon in (nll_gradient, gradient)
+    ]
+    weight = _weight_of_gradients(at_last[0], at_last[1], reduce, loss_scale)
+    loss, factor = loss.detach(), strength * weight
+    weighted = torch.where(weight > 0, factor * loss, torch.zeros_like(loss))
+    gradient = factor * gradient
     if not isinstance(loss_scale, Tensor) and loss_scale == 1.0:
-        entry.register_hook(_drop_unless_finite)  # only now: the weight must see the gradient as it is
-    return gen_loss, weight, weighted
-
-
-def _drop_unless_finite(grad: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(grad).all(), grad, torch.zeros_like(grad))
+        gradient = torch.where(torch.isfinite(gradient).all(), gradient, torch.zeros_like(gradient))
+    return GeneratorTerm(loss, weight, weighted, gradient)
 
 
 class AdversarialSchedule:

@@ -54,6 +54,30 @@ class ScaledUpdate:
         """Adds the gradient of `loss` to the gradients gathered since the last step."""
         self.scaler.scale(loss).backward()
 
+    def backward_from(self, output: Tensor, gradient: Tensor, loss: Tensor) -> None:
+        """`backward`, in one pass, of `loss` and of what has already come back to `output`.
+
+        Args:
+            output: of the network that is trained, with its graph.
+            gradient: of the losses of `output` at it, times `loss_scale`.
+            loss: a further one, not scaled, which may come without a graph.
+        """
+        scaled = self.scaler.scale(loss)
+        if scaled.requires_grad:
+            torch.autograd.backward([output, scaled], [gradient, None])
+        else:
+            output.backward(gradient)
+
+    def loss_scale(self) -> Tensor | float:
+        """The factor by which losses are scaled at the moment: 1.0, or a scalar on the device where there is scaling.
+
+        Nothing is read back from the device for it.
+        """
+        if not self.scaler.is_enabled():
+            return 1.0
+        device = self.parameters[0].device
+        return self.scaler.scale(torch.ones((), device=device))
+
     def step(
         self,
         step: int,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rqvae.losses.adversarial import (
     AdversarialSchedule,
+    GeneratorTerm,
     adaptive_generator_term,
     discriminator_loss_by_name,
     generator_loss_by_name,
@@ -66,7 +67,7 @@ class Adversary:
         env: DistEnv,
         precision: Precision,
         last_layer: Tensor,
-        loss_scale: Callable[[], float],
+        loss_scale: Callable[[], Tensor | float],
     ) -> None:
         self.disc_weight, self.schedule = config.disc_weight, schedule
         self.discriminator, self.parallel = discriminator, wrap(discriminator, env)
@@ -75,25 +76,28 @@ class Adversary:
         self.discriminator_loss = discriminator_loss_by_name(config.disc_loss)
         self.generator_loss = generator_loss_by_name(config.gen_loss)
 
-    def generator_term(self, recon_BCHW: Tensor, nll: Tensor, step: int, terms: dict[str, Tensor]) -> Tensor:
-        """The adaptively weighted generator loss; zero, without a discriminator pass, before its start."""
+    def generator_term(self, recon_BCHW: Tensor, nll_gradient_BCHW: Tensor, step: int) -> GeneratorTerm | None:
+        """The adaptively weighted generator loss; None, without a discriminator pass, before its start.
+
+        Args:
+            recon_BCHW: the reconstructions, with their graph.
+            nll_gradient_BCHW: gradient at them of the other image losses, times the loss scale.
+        """
         ramp = self.schedule.generator_weight(step)
         if ramp == 0.0:
-            zero = nll.new_zeros(())
-            terms.update(loss_gen=zero, g_weight=zero)
-            return zero
+            return None
         self.discriminator.train().requires_grad_(False)
-        loss_gen, g_weight, weighted = adaptive_generator_term(
-            nll,
+        term = adaptive_generator_term(
             recon_BCHW,
+            nll_gradient_BCHW,
             self._generator_loss_of,
             self.last_layer,
+            strength=ramp * self.disc_weight,
             reduce=distributed.all_reduce_mean_,
             loss_scale=self.loss_scale(),
         )
         self.discriminator.requires_grad_(True)
-        terms.update(loss_gen=loss_gen, g_weight=g_weight)
-        return ramp * self.disc_weight * weighted
+        return term
 
     def _generator_loss_of(self, recon_BCHW: Tensor) -> Tensor:
         with self.precision.autocast():

@@ -115,7 +115,7 @@ class Stage1:
             env=self.env,
             precision=self.precision,
             last_layer=self.model.decoder_last_layer,
-            loss_scale=self.update.scaler.get_scale,
+            loss_scale=self.update.loss_scale,
         )
 
     def check_data(self, dataset: ImageDataset) -> None:
@@ -135,10 +135,9 @@ class Stage1:
         for index, batch in enumerate(micro_batches):
             image_BCHW = self._image(batch)
             with no_sync(self.parallel, enabled=index + 1 < count):
-                recon_BCHW, terms = self._autoencoder_terms(image_BCHW, step)
-                self.update.backward(terms["loss_total"] / count)
+                recon_BCHW, terms = self._autoencoder_pass(image_BCHW, step, count)
             if adversary is not None:
-                pairs.append((image_BCHW, recon_BCHW.detach()))
+                pairs.append((image_BCHW, recon_BCHW))
             accumulate(sums, terms, count)
         if not self.update.step(step, sums, on_skip):
             self.model.discard_codebook_update()
@@ -156,26 +155,42 @@ class Stage1:
             image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
         return image_BCHW
 
-    def _autoencoder_terms(self, image_BCHW: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction and the weighted sum of the paper's Eq. 8 (reconstruction, commitment) with LPIPS and GAN."""
-        hparams = self.model.config
+    def _autoencoder_pass(self, image_BCHW: Tensor, step: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward of one of `count` micro-batches: its reconstructions and the values of its losses.
+
+        The total is the paper's Eq. 8 (reconstruction, commitment) with LPIPS and GAN. What looks at images is run
+        backward first, down to the reconstructions; then their joint gradient goes through the autoencoder, once. So
+        no graph is run twice, and the activations of LPIPS and of the discriminator are gone before the autoencoder's
+        backward pass.
+        """
         with self.precision.autocast():
             recon_BCHW, quantized = self.parallel(image_BCHW)
         if self.usage is not None:
             self.usage.update(quantized.codes)
         recon_BCHW = recon_BCHW.float()
-        loss_recon = reconstruction_loss(recon_BCHW, image_BCHW, hparams.loss_type)
-        terms = {"loss_recon": loss_recon, "loss_latent": quantized.loss}
-        nll = loss_recon
+        entry_BCHW = recon_BCHW.detach().requires_grad_()
+        nll, terms = self._image_losses(entry_BCHW, image_BCHW)
+        (gradient_BCHW,) = torch.autograd.grad(nll * self.update.loss_scale(), entry_BCHW)
+        loss_latent = self.model.config.latent_loss_weight * quantized.loss
+        total = nll.detach() + loss_latent.detach()
+        if self.adversary is not None:
+            term = self.adversary.generator_term(recon_BCHW, gradient_BCHW, step)
+            zero = torch.zeros_like(total)
+            terms.update(loss_gen=term.loss if term else zero, g_weight=term.weight if term else zero)
+            if term is not None:
+                total, gradient_BCHW = total + term.weighted, gradient_BCHW + term.gradient
+        self.update.backward_from(recon_BCHW, gradient_BCHW / count, loss_latent / count)
+        return entry_BCHW.detach(), {**terms, "loss_latent": quantized.loss, "loss_total": total}
+
+    def _image_losses(self, recon_BCHW: Tensor, image_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the losses that compare reconstructions with their images, and each of them."""
+        nll = loss_recon = reconstruction_loss(recon_BCHW, image_BCHW, self.model.config.loss_type)
+        terms = {"loss_recon": loss_recon}
         for term in self.image_terms:
             with self.precision.autocast():
                 loss = terms[f"loss_{term.name}"] = term.distance(recon_BCHW, image_BCHW).float().mean()
             nll = nll + term.weight * loss
-        total = nll + hparams.latent_loss_weight * quantized.loss
-        if self.adversary is not None:
-            total = total + self.adversary.generator_term(recon_BCHW, nll, step, terms)
-        terms["loss_total"] = total
-        return recon_BCHW, terms
+        return nll, terms
 
     def window_metrics(self) -> dict[str, Any]:
         """Code usage and restarts per depth over the window, and the learning rate."""

@@ -153,26 +153,26 @@ def gradients(decoder, loss_of, **settings):
     """
     torch.manual_seed(1)
     recon = decoder(torch.randn(2, 4, 6, 6))
-    nll, term = recon.square().mean(), None
-    total = nll
+    entry, term = recon.detach().requires_grad_(), None
+    (at_recon,) = torch.autograd.grad(entry.square().mean() * settings.get("loss_scale", 1.0), entry)
     if loss_of is not None:
-        term = adaptive_generator_term(nll, recon, loss_of, decoder[-1].weight, **settings)
-        total = nll + 0.75 * term[2]
-    return torch.autograd.grad(total, list(decoder.parameters())), term
+        term = adaptive_generator_term(recon, at_recon, loss_of, decoder[-1].weight, strength=0.75, **settings)
+        at_recon = at_recon + term.gradient
+    return torch.autograd.grad(recon, list(decoder.parameters()), at_recon), term
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_discriminator_gradient_contributes_exactly_nothing(decoder, bad):
     alone, _ = gradients(decoder, None)
-    together, (loss, weight, weighted) = gradients(decoder, lambda recon: -BadGradient.apply(recon, bad).mean())
-    assert loss.isfinite() and (weight.item(), weighted.item()) == (0.0, 0.0)
+    together, term = gradients(decoder, lambda recon: -BadGradient.apply(recon, bad).mean())
+    assert term.loss.isfinite() and (term.weight.item(), term.weighted.item()) == (0.0, 0.0)
     assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
 
 
 def test_a_loss_that_is_not_a_number_contributes_nothing_and_is_reported(decoder):
     alone, _ = gradients(decoder, None)
-    together, (loss, weight, weighted) = gradients(decoder, lambda recon: (recon * float("nan")).mean())
-    assert loss.isnan() and (weight.item(), weighted.item()) == (0.0, 0.0)
+    together, term = gradients(decoder, lambda recon: (recon * float("nan")).mean())
+    assert term.loss.isnan() and (term.weight.item(), term.weighted.item()) == (0.0, 0.0)
     assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
 
 
@@ -182,43 +182,59 @@ def test_a_bad_gradient_of_another_rank_closes_this_rank_too(decoder):
     assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
 
 
-def test_a_gradient_that_is_finite_for_the_weight_but_not_with_it_is_dropped_whole(decoder):
-    class FiniteOnce(torch.autograd.Function):
-        passes = 0
+def test_a_gradient_that_overflows_with_its_weight_is_dropped_whole(decoder):
+    """At one position it is large, at the last layer it cancels out, so that the weight is large as well."""
+    huge = torch.zeros(2, 3, 6, 6)
+    huge[0, :, 2, 2] = 1e37
 
-        @staticmethod
-        def forward(ctx, values):
-            return values.clone()
+    def loss_of(recon: torch.Tensor) -> torch.Tensor:
+        return (recon * huge).sum() - (recon * huge).sum().detach()
 
-        @staticmethod
-        def backward(ctx, grad):
-            FiniteOnce.passes += 1
-            bad = torch.zeros_like(grad)
-            bad[0, 0, 0, 0] = float("inf")
-            return grad if FiniteOnce.passes == 1 else grad + bad
-
+    decoder[0].weight.detach().zero_()
+    decoder[0].bias.detach().zero_()  # the last layer sees zeros: its gradients are zero
     alone, _ = gradients(decoder, None)
-    together, (_, weight, _) = gradients(decoder, lambda recon: -FiniteOnce.apply(recon).mean())
-    assert weight > 0 and FiniteOnce.passes == 2
+    with_weight = {"reduce": lambda grads: torch.stack([torch.ones_like(grads[0]), torch.zeros_like(grads[1])])}
+    together, term = gradients(decoder, loss_of, **with_weight)
+    assert term.weight == 1e4
     assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
 
 
-def test_finite_gradients_pass_bit_for_bit(decoder):
+def test_the_gradient_is_that_of_the_weighted_sum(decoder):
     def loss_of(recon: torch.Tensor) -> torch.Tensor:
         return -(recon * recon.detach().cos()).mean()
 
-    ours, (loss, weight, weighted) = gradients(decoder, loss_of)
+    ours, term = gradients(decoder, loss_of)
     torch.manual_seed(1)
     recon = decoder(torch.randn(2, 4, 6, 6))
     nll, gen = recon.square().mean(), loss_of(recon)
     expected = adaptive_weight(nll, gen, decoder[-1].weight)
     plain = torch.autograd.grad(nll + 0.75 * (expected * gen), list(decoder.parameters()))
-    assert torch.equal(weight, expected) and torch.equal(loss, gen) and torch.equal(weighted, expected * gen)
-    assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))
+    assert torch.equal(term.weight, expected) and torch.equal(term.loss, gen)
+    torch.testing.assert_close(term.weighted, 0.75 * expected * gen.detach(), rtol=1e-6, atol=0)
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
 
 
-def test_under_a_loss_scale_an_overflow_reaches_the_scaler(decoder):
-    together, _ = gradients(decoder, lambda recon: -BadGradient.apply(recon, float("inf")).mean(), loss_scale=2.0**16)
+def test_only_the_last_layer_is_run_before_the_caller_s_backward(decoder):
+    passes = []
+    decoder[1].register_full_backward_hook(lambda *_: passes.append(1))
+    gradients(decoder, lambda recon: -recon.mean())
+    assert passes == [1]
+
+
+def test_a_loss_scale_cancels_out_of_all_but_the_gradient(decoder):
+    def loss_of(recon: torch.Tensor) -> torch.Tensor:
+        return -(recon * recon.detach().cos()).mean()
+
+    plain, term = gradients(decoder, loss_of)
+    scaled, other = gradients(decoder, loss_of, loss_scale=torch.tensor(2.0**16))
+    torch.testing.assert_close((other.loss, other.weight, other.weighted), (term.loss, term.weight, term.weighted))
+    torch.testing.assert_close([grad / 2.0**16 for grad in scaled], list(plain), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("scale", [2.0**16, torch.tensor(2.0**16)])
+def test_under_a_loss_scale_an_overflow_reaches_the_scaler(decoder, scale):
+    together, _ = gradients(decoder, lambda recon: -BadGradient.apply(recon, float("inf")).mean(), loss_scale=scale)
     assert not all(grad.isfinite().all() for grad in together)
 
 
