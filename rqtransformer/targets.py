@@ -1,8 +1,8 @@
 """What stage 2 is trained towards, and the loss over it: hard codes, or soft targets (section 3.2.3 of the paper).
 
 The gradient of the logits is the only other tensor of their size: targets and probabilities are worked out a chunk of
-rows at a time, in the forward and again in the backward pass. (The gradient does not take the place of the logits:
-they are also the caller's, who may read them after the backward pass or go through it twice.)
+rows at a time, once, in the forward pass, and the gradient with them. (It does not take the place of the logits: they
+are also the caller's, who may read them after the backward pass or go through it twice.)
 
 Legend: B batch, H W grid, N = B*H*W positions, n rows of one chunk, D code depth, E code-vector size, K codebook size,
 V vocabulary, L condition length.
@@ -24,7 +24,9 @@ LOSS_TYPES = ("soft_target_cross_entropy", "cross_entropy")
 # The published soft-target loss has this inside its logarithm.
 SOFT_EPS = 1e-7
 # Elements of one chunk: small enough for the caches and the page allocator of a CPU, large enough for a GPU.
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+# A natural exponent whose power is still a normal fp32 number.
+LOWEST_EXPONENT = -87.0
 
 
 @dataclass
@@ -92,7 +94,10 @@ class SoftTargets:
                 alpha=2 / self.temp,
                 beta=1 / self.temp,
             )
-        return scores_nK.softmax(dim=-1)
+        # softmax, but where exp underflows it is several times slower on a CPU: what comes close is cut off before
+        scores_nK -= scores_nK.amax(dim=-1, keepdim=True)
+        weight_nK = scores_nK.clamp_(min=LOWEST_EXPONENT).exp_()
+        return weight_nK.div_(weight_nK.sum(dim=-1, keepdim=True))
 
 
 class DenseTargets:
@@ -113,28 +118,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        num_rows, depth, _ = logits_NDV.shape
-        loss_D, nll_D, correct_D = torch.zeros(3, depth, device=logits_NDV.device, dtype=torch.float32).unbind(0)
-        log_norm_ND = torch.empty(num_rows, depth, device=logits_NDV.device, dtype=torch.float32)
-        eps = 0.0 if targets is None else SOFT_EPS
-        for d, start, end in _chunks(num_rows, depth, chunk):
-            scores_nV = logits_NDV[start:end, d].float()
-            codes_n = codes_ND[start:end, d]
-            best_n, best_code_n = scores_nV.max(dim=-1)
-            log_norm_n = best_n + ((scores_nV - best_n.unsqueeze(1)).exp_().sum(dim=-1) + eps).log()
-            log_norm_ND[start:end, d] = log_norm_n
-            nll = (log_norm_n - scores_nV.gather(1, codes_n.unsqueeze(1)).squeeze(1)).sum()
-            nll_D[d] += nll
-            correct_D[d] += (best_code_n == codes_n).sum()
-            if targets is None:
-                loss_D[d] += nll
-            else:
-                target_nV = targets.probabilities(start, end, d)
-                expected_n = (target_nV * scores_nV[:, : target_nV.shape[1]]).sum(dim=-1)
-                loss_D[d] += (target_nV.sum(dim=-1) * log_norm_n - expected_n).sum()
-        ctx.save_for_backward(logits_NDV, codes_ND, log_norm_ND)
+        # in fp16 the gradient is only then within range when the loss scale, known in the backward pass, is in it
+        at_once = ctx.needs_input_grad[0] and logits_NDV.dtype != torch.float16
+        sums_3D, ctx.gradient_NDV = _sums_and_gradient(logits_NDV, codes_ND, targets, chunk, at_once)
+        ctx.save_for_backward(logits_NDV, codes_ND)
         ctx.targets, ctx.chunk = targets, chunk
-        loss_D, nll_D, accuracy_D = (sums_D / num_rows for sums_D in (loss_D, nll_D, correct_D))
+        loss_D, nll_D, accuracy_D = (sums_3D / len(logits_NDV)).unbind(0)
         ctx.mark_non_differentiable(nll_D, accuracy_D)
         return loss_D, nll_D, accuracy_D
 
@@ -142,19 +131,57 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(
         ctx: Any, grad_loss_D: Tensor, _grad_nll: Tensor, _grad_accuracy: Tensor
     ) -> tuple[Tensor, None, None, None]:
-        logits_NDV, codes_ND, log_norm_ND = ctx.saved_tensors
-        num_rows, depth, _ = logits_NDV.shape
-        grad_NDV = torch.empty_like(logits_NDV)
-        for d, start, end in _chunks(num_rows, depth, ctx.chunk):
-            grad_nV = (logits_NDV[start:end, d].float() - log_norm_ND[start:end, d].unsqueeze(1)).exp_()
-            if ctx.targets is None:
-                code_n1 = codes_ND[start:end, d].unsqueeze(1)
-                grad_nV.scatter_add_(1, code_n1, -torch.ones_like(code_n1, dtype=grad_nV.dtype))
-            else:
-                target_nV = ctx.targets.probabilities(start, end, d)
-                grad_nV[:, : target_nV.shape[1]] -= target_nV
-            grad_NDV[start:end, d] = grad_nV.mul_(grad_loss_D[d] / num_rows)
-        return grad_NDV, None, None, None
+        logits_NDV, codes_ND = ctx.saved_tensors
+        scale_D = grad_loss_D / len(logits_NDV)
+        gradient_NDV, ctx.gradient_NDV = ctx.gradient_NDV, None
+        if gradient_NDV is None:  # fp16, or a second pass: the first one gave its own away
+            _, gradient_NDV = _sums_and_gradient(logits_NDV, codes_ND, ctx.targets, ctx.chunk, True, scale_D)
+        else:
+            gradient_NDV.mul_(scale_D.unsqueeze(1))
+        return gradient_NDV, None, None, None
+
+
+def _sums_and_gradient(
+    logits_NDV: Tensor,
+    codes_ND: Tensor,
+    targets: TargetDistribution | None,
+    chunk: int,
+    with_gradient: bool,
+    scale_D: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Sums over N of loss, code NLL and hits (3, D), and the gradient of scale * loss, softmax minus target."""
+    num_rows, depth, _ = logits_NDV.shape
+    sums_3D = torch.zeros(3, depth, device=logits_NDV.device, dtype=torch.float32)
+    gradient_NDV = torch.empty_like(logits_NDV) if with_gradient else None
+    for d, start, end in _chunks(num_rows, depth, chunk):
+        target_nV = None if targets is None else targets.probabilities(start, end, d)
+        sums_3, gradient_nV = _chunk(logits_NDV[start:end, d].float(), codes_ND[start:end, d], target_nV, with_gradient)
+        sums_3D[:, d] += sums_3
+        if gradient_NDV is not None:
+            gradient_NDV[start:end, d] = gradient_nV if scale_D is None else gradient_nV.mul_(scale_D[d])
+    return sums_3D, gradient_NDV
+
+
+def _chunk(scores_nV: Tensor, codes_n: Tensor, target_nV: Tensor | None, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """What `_sums_and_gradient` adds up, of one chunk: (3,), and the gradient (n, V) or the exponentials."""
+    best_n = scores_nV.amax(dim=-1)
+    weight_nV = (scores_nV - best_n.unsqueeze(1)).exp_()
+    total_n = weight_nV.sum(dim=-1) + (0.0 if target_nV is None else SOFT_EPS)
+    log_norm_n = best_n + total_n.log()
+    code_score_n = scores_nV.gather(1, codes_n.unsqueeze(1)).squeeze(1)
+    nll = (log_norm_n - code_score_n).sum()
+    loss = nll
+    if target_nV is not None:
+        expected_n = (target_nV * scores_nV[:, : target_nV.shape[1]]).sum(dim=-1)
+        loss = (target_nV.sum(dim=-1) * log_norm_n - expected_n).sum()
+    if with_gradient:
+        weight_nV.div_(total_n.unsqueeze(1))
+        if target_nV is None:
+            code_n1 = codes_n.unsqueeze(1)
+            weight_nV.scatter_add_(1, code_n1, -torch.ones_like(code_n1, dtype=weight_nV.dtype))
+        else:
+            weight_nV[:, : target_nV.shape[1]] -= target_nV
+    return torch.stack((loss, nll, (code_score_n == best_n).sum())), weight_nV
 
 
 def cross_entropy_per_depth(

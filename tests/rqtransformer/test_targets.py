@@ -128,25 +128,52 @@ class _LargestResult(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("soft", [True, False])
-def test_forward_makes_nothing_larger_than_a_chunk(problem, soft):
+def test_without_gradients_nothing_is_larger_than_a_chunk(problem, soft):
     logits, codes, residual, codebooks = problem
     targets = SoftTargets(residual, codebooks, 0.5) if soft else None
+    logits = logits.detach()
     with _LargestResult(logits) as seen:
         cross_entropy_per_depth(logits, codes, targets, chunk=5)
     assert 5 * V <= seen.largest < logits.numel() / 4
 
 
 @pytest.mark.parametrize("soft", [True, False])
-def test_backward_makes_the_gradient_and_nothing_else_of_its_size(problem, soft):
+def test_only_the_gradient_is_of_the_size_of_the_logits(problem, soft):
     logits, codes, residual, codebooks = problem
     targets = SoftTargets(residual, codebooks, 0.5) if soft else None
-    loss = cross_entropy_per_depth(logits, codes, targets, chunk=5)[0].sum()
     before = logits.detach().clone()
     with _LargestResult(logits) as seen:
+        loss = cross_entropy_per_depth(logits, codes, targets, chunk=5)[0].sum()
         (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
     assert list(seen.as_large) == [grad.untyped_storage().data_ptr()]
     assert torch.equal(logits, before)  # the caller may still read them, and go back again
-    assert torch.equal(torch.autograd.grad(loss, logits)[0], grad)
+    kept = grad.clone()
+    assert torch.equal(torch.autograd.grad(loss, logits, retain_graph=True)[0], kept)
+    assert torch.equal(grad, kept)
+
+
+def test_a_step_works_every_target_out_once(problem):
+    logits, codes, residual, codebooks = problem
+    targets, rows = SoftTargets(residual, codebooks, 0.5), []
+    worked_out = targets.probabilities
+
+    def counted(start, end, depth):
+        rows.append(end - start)
+        return worked_out(start, end, depth)
+
+    targets.probabilities = counted
+    cross_entropy_per_depth(logits, codes, targets, chunk=5)[0].sum().backward()
+    assert sum(rows) == codes.numel()
+
+
+def test_fp16_gradients_are_rounded_after_the_loss_scale_is_in_them(problem):
+    logits, codes, residual, codebooks = problem
+    half = logits.detach().half().requires_grad_(True)
+    targets = SoftTargets(residual, codebooks, 0.5)
+    exact = half.detach().float().requires_grad_(True)
+    for given in (half, exact):
+        (cross_entropy_per_depth(given, codes, targets)[0].sum() * 2.0**10).backward()
+    torch.testing.assert_close(half.grad, exact.grad.half(), atol=0, rtol=0)
 
 
 def test_statistics_carry_no_gradient_and_match_the_loss(problem):
