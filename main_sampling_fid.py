@@ -20,7 +20,7 @@ from runtime.precision import Precision
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from sampling.conditions import ClassConditions
-from sampling.flags import add_sampling_flags, sampling_settings_from
+from sampling.flags import add_sampling_flags, pixel_dtype_from, pixel_facts, sampling_settings_from
 from sampling.image_files import save_images
 from sampling.picture_grids import keep_images, save_grid
 from sampling.rejection import RejectionPlan, RejectionSampler
@@ -96,10 +96,16 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.model_ar_path} is conditioned on text: sample it with main_sampling_txt2img.py")
     amp_dtype = Precision(args.precision, env.device).amp_dtype
     conditions = ClassConditions(stage2.config.vocab_size_cond)
-    sampler = Sampler(stage1, stage2, conditions, sampling_settings_from(args), amp_dtype)
+    pixel_dtype = pixel_dtype_from(args, env.device)
+    sampler = Sampler(stage1, stage2, conditions, sampling_settings_from(args), amp_dtype, pixel_dtype)
     data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=features.cache)
     rejection = find_rejection(args, sampler, data)
-    sampling = {**sampler.arguments, "ema": args.ema, **({} if rejection is None else rejection.facts())}
+    sampling = {
+        **sampler.arguments,
+        "ema": args.ema,
+        **pixel_facts(pixel_dtype),
+        **({} if rejection is None else rejection.facts()),
+    }
     extractor = data.features(features) if metrics.names else None
     labelled = False
     if extractor is not None:

@@ -23,7 +23,7 @@ from runtime.errors import UserError, exit_on_user_error
 from runtime.precision import Precision
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
-from sampling.flags import add_sampling_flags, sampling_settings_from
+from sampling.flags import add_sampling_flags, pixel_dtype_from, pixel_facts, sampling_settings_from
 from sampling.image_files import save_images
 from sampling.picture_grids import GRID_COLUMNS, GRID_IMAGES, keep_images, save_grid
 from sampling.prompts import (
@@ -175,9 +175,16 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = find_tokenizer(args.tokenizer, checkpoint, config.dataset, text_model(args, stage2).config)
     num_samples = len(prompts.captions) * args.num if args.prompt else args.n_samples or len(prompts.captions)
     amp_dtype = Precision(args.precision, env.device).amp_dtype
-    sampler = Sampler(stage1, stage2, tokenize(prompts, tokenizer), sampling_settings_from(args), amp_dtype)
+    pixel_dtype = pixel_dtype_from(args, env.device)
+    conditions = tokenize(prompts, tokenizer)
+    sampler = Sampler(stage1, stage2, conditions, sampling_settings_from(args), amp_dtype, pixel_dtype)
     rejection = find_rejection(args, sampler, prompts, num_samples, clip)
-    sampling = {**sampler.arguments, "ema": args.ema, **({} if rejection is None else rejection.facts())}
+    sampling = {
+        **sampler.arguments,
+        "ema": args.ema,
+        **pixel_facts(pixel_dtype),
+        **({} if rejection is None else rejection.facts()),
+    }
     directory = new_run_dir(args.save_dir or directory_beside(checkpoint), "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
         log.info(f"{num_samples} samples of {len(prompts.captions)} captions to {directory}, settings {sampling}")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 
+import torch
+
 from rqtransformer.fast.packing import WEIGHT_FORMATS
 from runtime.precision import PRECISIONS
 from sampling.image_files import FORMATS
 from sampling.sampler import SamplingSettings
+
+PRECISION_HELP = (
+    "of stage 2 (default: bf16 on a GPU); bf16 by name, on a GPU, is for the pixels too, which are fp32 otherwise"
+)
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +40,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
     parser.add_argument("--save-dir", help="where the samples go (default: beside the stage-2 checkpoint)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the saved images (default: png)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of stage 2 (default: bf16 on a GPU)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
     parser.add_argument("--no-tensorboard", action="store_false", dest="tensorboard", help="no TensorBoard events")
     parser.add_argument(
         "--no-stats-saving",
@@ -50,6 +56,16 @@ def guidance(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def pixel_dtype_from(args: argparse.Namespace, device: torch.device) -> torch.dtype | None:
+    """Number format of the decoder to pixels: that of the weights, unless bf16 was asked for by name on a GPU."""
+    return torch.bfloat16 if args.precision == "bf16" and device.type == "cuda" else None
+
+
+def pixel_facts(pixel_dtype: torch.dtype | None) -> dict[str, str]:
+    """What a result line says about it; nothing of what is as published."""
+    return {} if pixel_dtype is None else {"pixels": str(pixel_dtype).removeprefix("torch.")}
 
 
 def sampling_settings_from(args: argparse.Namespace) -> SamplingSettings:

@@ -129,7 +129,7 @@ class RejectionSampler:
             if not len(number_B):
                 continue
             label_B = number_B % self.plan.num_classes
-            codes_BHWD = self.sampler.draw(number_B, label_B)
+            codes_BHWD = self.sampler.draw(number_B, label_B, rows=min(self.batch_size, len(number_M)))
             scores.append(self.judge(to_uint8(self.sampler.decode(codes_BHWD)), label_B).float().cpu())
             if not done:  # once, and filled in place: joining parts would need the memory twice
                 codes_M = torch.empty(len(number_M), *codes_BHWD.shape[1:], dtype=torch.int32)

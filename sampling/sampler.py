@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rqtransformer import RQTransformer, decode_in_batches, sample
 from rqtransformer.pretrained import sampling_settings
 from rqvae import RQVAE
 from sampling.conditions import Conditions
+from sampling.drawing_ahead import drawn_ahead
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Sampler:
         conditions: taken in turn.
         settings: how to draw.
         amp_dtype: number format of stage 2's products; None is that of its weights.
+        pixel_dtype: number format of the decoder's products; None is that of its weights. Another one also lays its
+            weights out with the channels last.
 
     Attributes:
         arguments: the settings in force, by the names of `rqtransformer.sample`.
@@ -77,37 +81,49 @@ class Sampler:
         conditions: Conditions,
         settings: SamplingSettings = SamplingSettings(),
         amp_dtype: torch.dtype | None = None,
+        pixel_dtype: torch.dtype | None = None,
     ) -> None:
         self.stage1, self.stage2, self.conditions = stage1, stage2, conditions
-        self.settings, self.amp_dtype = settings, amp_dtype
+        self.settings, self.amp_dtype, self.pixel_dtype = settings, amp_dtype, pixel_dtype
+        if pixel_dtype is not None:
+            stage1.to(memory_format=torch.channels_last)
         self.arguments = settings.arguments(stage2)
         complete_1TD = torch.zeros(1, stage2.num_positions, stage2.depth, dtype=torch.long)
         sample(stage2, stage1, prefix=complete_1TD, **self.arguments)
 
-    def draw(self, index_B: Tensor, condition_B: Tensor) -> Tensor:
-        """Codes (B, H, W, D) of the samples with these global indices and numbers of conditions."""
-        cond = self.conditions.ids(condition_B)
+    def draw(self, index_B: Tensor, condition_B: Tensor, rows: int | None = None) -> Tensor:
+        """Codes (B, H, W, D) of the samples with these global indices and numbers of conditions.
+
+        `rows`: samples of a full batch, where this may be a smaller last one; see `decoding.sample_stream`.
+        """
         return sample(
             self.stage2,
             self.stage1,
-            None if cond is None else cond.to(self.stage2.pos_emb_hw.device),
+            self.conditions.ids(condition_B),
             indices=index_B,
             seed=self.settings.seed,
             amp_dtype=self.amp_dtype,
+            rows=rows,
             **self.arguments,
         )
 
     def decode(self, codes_BHWD: Tensor) -> Tensor:
         """Images in [-1, 1], decoded in as many parts as memory asks for."""
-        return torch.cat(list(decode_in_batches(self.stage1, codes_BHWD)))
+        dtype = self.pixel_dtype
+        with torch.autocast(codes_BHWD.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            return torch.cat(list(decode_in_batches(self.stage1, codes_BHWD)))
 
     def images(self, num_samples: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:
         """Samples 0..N-1 in batches of this rank: `image` uint8 (B, C, H, W), `index` and `conditions.key` (B,)."""
         condition_N = balanced_conditions(num_samples, self.conditions.num)
         mine = torch.tensor(shard_indices(num_samples, rank, world_size), dtype=torch.long)
-        for index_B in mine.split(self.settings.batch_size):
-            if not len(index_B):
-                continue
-            condition_B = condition_N[index_B]
-            image_BCHW = to_uint8(self.decode(self.draw(index_B, condition_B)))
-            yield {"image": image_BCHW, self.conditions.key: condition_B, "index": index_B}
+        if not len(mine):
+            return
+        batches = [(index_B, condition_N[index_B]) for index_B in mine.split(self.settings.batch_size)]
+        draws = (partial(self.draw, *batch, rows=len(batches[0][0])) for batch in batches)
+        # for all batches, so that a model in training mode is not packed for each of them
+        with self.stage2.decoding_mode(self.amp_dtype, self.settings.weight_format or "dense"):
+            drawn = drawn_ahead(draws, self.stage2.pos_emb_hw.device)
+            for (index_B, condition_B), codes_BHWD in zip(batches, drawn):
+                image_BCHW = to_uint8(self.decode(codes_BHWD))
+                yield {"image": image_BCHW, self.conditions.key: condition_B, "index": index_B}

@@ -186,7 +186,8 @@ def _draw_in_fixed_buffers(walk: _Walk, codes_BTD: Tensor, rows: int) -> Generat
     model, batch_size = walk.model, walk.request.batch_size
     request, books = filled_up(walk.request, rows), code_vectors(model, walk.tokenizer)
     given = request.prefix_BPD.shape[1]
-    program = borrow_program(model, books, request, walk.cache_dtype)
+    inputs = DrawInputs.of(request, walk.seed, model.num_positions)  # copied to the device beside what still runs aside
+    program = borrow_program(model, books, request, inputs, walk.cache_dtype)
     intact = False
     try:
         for position in range(given, model.num_positions):
@@ -194,7 +195,7 @@ def _draw_in_fixed_buffers(walk: _Walk, codes_BTD: Tensor, rows: int) -> Generat
             walk.use_weights()
             with program.recorder.aside():
                 if position == given:
-                    program.start(request, walk.seed, books)
+                    program.start(request, inputs, books)
                 else:
                     program.draw_next()
                 codes_BTD[:, position] = program.codes_BTD[:batch_size, position]

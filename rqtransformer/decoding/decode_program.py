@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
+from rqstack.triton_kernels import use_triton
 from rqtransformer.decoding.decoder import Decoder
 from rqtransformer.decoding.position_step import DrawInputs, PositionStep
 from rqtransformer.decoding.sampling_request import SamplingRequest
@@ -32,7 +33,7 @@ SHAPING = ("eps", "approximate", "num_heads", "kv_heads", "head_dim", "slopes", 
 
 
 def borrow_program(
-    model: RQTransformer, books: Sequence[Tensor], request: SamplingRequest, dtype: torch.dtype
+    model: RQTransformer, books: Sequence[Tensor], request: SamplingRequest, inputs: DrawInputs, dtype: torch.dtype
 ) -> DecodeProgram:
     """A program for the request, the caller's until `model.decoding.give_back`: an idle one, or a new one.
 
@@ -40,6 +41,7 @@ def borrow_program(
         model: in decoding mode, its weights in place.
         books: see `code_vectors`.
         request: with as many samples as the buffers shall have.
+        inputs: of the draws.
         dtype: of the caches.
     """
     key = (
@@ -52,10 +54,10 @@ def borrow_program(
     if found is not None:
         return found
     try:
-        return DecodeProgram(model, books, request, dtype, key)
+        return DecodeProgram(model, books, request, inputs, dtype, key)
     except torch.OutOfMemoryError:
         model.decoding.clear()  # the caches of idle programs
-        return DecodeProgram(model, books, request, dtype, key)
+        return DecodeProgram(model, books, request, inputs, dtype, key)
 
 
 def filled_up(request: SamplingRequest, rows: int) -> SamplingRequest:
@@ -123,6 +125,7 @@ class DecodeProgram:
         model: RQTransformer,
         books: Sequence[Tensor],
         request: SamplingRequest,
+        inputs: DrawInputs,
         dtype: torch.dtype,
         key: Hashable,
     ):
@@ -134,7 +137,7 @@ class DecodeProgram:
         with self.recorder.aside():
             self._books = FixedBooks(books)
             self._cond_BL, self._nothing_BPD = request.cond_BL.clone(), _doubled(request)[:, :0].clone()
-            self._inputs = DrawInputs.of(request, 0, model.num_positions).clone()
+            self._inputs = inputs.clone()
             shape = (request.batch_size, model.num_positions, model.depth)
             self.codes_BTD = torch.zeros(shape, dtype=torch.long, device=request.index_B.device)
             self._decoder = Decoder(model, self._books, self._cond_BL, self._nothing_BPD, dtype, on_device=True)
@@ -142,9 +145,9 @@ class DecodeProgram:
             self._input_sum = self._decoder.new_input_sum(len(self._cond_BL))
         self._position = 0
 
-    def start(self, request: SamplingRequest, seed: int, books: Sequence[Tensor]) -> None:
+    def start(self, request: SamplingRequest, inputs: DrawInputs, books: Sequence[Tensor]) -> None:
         """Takes a request of its kind and draws the first position that is not given."""
-        inputs, prefix_BPD = DrawInputs.of(request, seed, self.codes_BTD.shape[1]), request.prefix_BPD
+        prefix_BPD = request.prefix_BPD
         self._inputs.copy_(inputs)
         self._cond_BL.copy_(request.cond_BL)
         self._books.copy_(books)
@@ -219,6 +222,7 @@ def _surroundings(device: torch.device) -> tuple[Hashable, ...]:
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     return (
         autocast,
+        use_triton(device),
         torch.backends.cuda.matmul.fp32_precision,
         torch.are_deterministic_algorithms_enabled(),
     )

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rqstack.counter_noise import uniform_noise
 from rqtransformer.decoding.decoder import Decoder
-from rqtransformer.decoding.logits import guide
 from rqtransformer.decoding.sampling_request import SamplingRequest
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.draw_settings import DrawSettings
@@ -101,11 +100,7 @@ class PositionStep:
             given_BD = _at(inputs.codes_BTD, index, axis=1)
         drawn = []
         for depth, settings in enumerate(self.settings):
-            logits = decoder.logits()
-            if scale is not None:
-                conditional, unconditional = logits.float().chunk(2)
-                logits = guide(conditional, unconditional, scale)
-            code_B = draw_truncated(logits, noise_DB[depth], settings)
+            code_B = draw_truncated(decoder.logits(), noise_DB[depth], settings, scale)
             if known_BD is not None and given_BD is not None:
                 code_B = torch.where(known_BD[:, depth], given_BD[:, depth], code_B)
             drawn.append(code_B)

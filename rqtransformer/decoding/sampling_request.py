@@ -182,12 +182,13 @@ def _known(
 
 
 def _condition(model: RQTransformer, cond: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
-    cond_BL = model.condition_ids(None if cond is None else cond.to(device), batch_size, device)
+    cond_BL = model.condition_ids(cond, batch_size, device)
     known = model.cond_emb.num_embeddings
-    low, high = (int(bound) for bound in cond_BL.aminmax())  # once, before the loop
-    if low < 0 or high >= known:
-        raise ValueError(f"condition ids must lie in 0..{known - 1}, not {low}..{high}")
-    return cond_BL
+    if cond is not None and cond.numel():  # where it is: on the host nothing waits for the device
+        low, high = (int(bound) for bound in cond_BL.aminmax())
+        if low < 0 or high >= known:
+            raise ValueError(f"condition ids must lie in 0..{known - 1}, not {low}..{high}")
+    return cond_BL.to(device)
 
 
 def settings_per_depth(depth: int, **draw: Any) -> list[DrawSettings]:

@@ -13,8 +13,9 @@ import functools
 import torch
 from torch import Tensor
 
+from rqstack.triton_kernels import use_triton
 from rqtransformer import native
-from rqtransformer.decoding.logits import invert_cdf, sampling_probs
+from rqtransformer.decoding.logits import guide, invert_cdf, sampling_probs
 from rqtransformer.draw_settings import DrawSettings
 
 SMALLEST_BLOCK = 64
@@ -29,11 +30,20 @@ def is_known_draw(settings: DrawSettings) -> bool:
     return KNOWN_RULES.issuperset(settings.in_force())
 
 
-def draw_truncated(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings) -> Tensor:
+def draw_truncated(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings, scale: Tensor | None = None) -> Tensor:
     """Logits -> codes (B,): `invert_cdf(sampling_probs(logits, settings), uniform)`, faster where it knows the rules.
 
-    With rules that it knows it never waits for a device other than the CPU.
+    With rules that it knows it never waits for a device other than the CPU. With a guidance scale the logits are
+    (2B, V), those with the condition first, and what is drawn from is their `guide`.
     """
+    if use_triton(logits_BV.device):
+        from rqtransformer.fast.kernels import draw_triton
+
+        if draw_triton.serves(logits_BV, uniform_B, settings, scale):
+            return draw_triton.draw(logits_BV, uniform_B, settings, scale)
+    if scale is not None:
+        conditional_BV, unconditional_BV = logits_BV.float().chunk(2)
+        logits_BV = guide(conditional_BV, unconditional_BV, scale)
     if not is_known_draw(settings):
         return invert_cdf(sampling_probs(logits_BV, settings), uniform_B)
     scores_BV = logits_BV.float()

@@ -27,7 +27,8 @@ def brightness(number: torch.Tensor) -> torch.Tensor:
     return (number * 7919 + 13) % 251
 
 
-def fake_draw(number_B, label_B):
+def fake_draw(number_B, label_B, rows):
+    assert len(number_B) <= rows
     assert torch.equal(label_B, number_B % 3)
     return number_B[:, None, None, None].expand(-1, 2, 2, 1)
 
