@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqtransformer.close_attention import CLOSE, attend_close
 from rqtransformer.config import BlockConfig
 from rqtransformer.dropout import drop_and_add
 from rqtransformer.fast.packing import PackedSlot, WeightFormat
@@ -152,6 +153,8 @@ def _plain_products_win(query_BALF: Tensor) -> bool:
 def _attend_few(query_BALF: Tensor, key_BALF: Tensor, value_BALF: Tensor, dropout: float) -> Tensor:
     """Causal attention by its definition."""
     num, size = query_BALF.shape[2:]
+    if num <= CLOSE and dropout == 0.0 and not torch.compiler.is_compiling():
+        return attend_close(*(part.transpose(1, 2) for part in (query_BALF, key_BALF, value_BALF))).transpose(1, 2)
     later_LL = torch.full((num, num), float("-inf"), device=query_BALF.device).triu(1)
     weights_BALL = (query_BALF * size**-0.5 @ key_BALF.transpose(2, 3) + later_LL).softmax(dim=-1)
     return F.dropout(weights_BALL, dropout) @ value_BALF

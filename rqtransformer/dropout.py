@@ -40,4 +40,5 @@ def keep_scale(like: Tensor, probability: float) -> Tensor:
         return torch.zeros_like(like)
     draws = torch.empty(-(-like.numel() // PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
     levels = draws.view(torch.int16)[: like.numel()].view(like.shape)
-    return (levels >= num_dropped - LEVELS // 2).to(like.dtype).mul_(LEVELS / (LEVELS - num_dropped))
+    kept = torch.empty(like.shape, dtype=like.dtype)  # a comparison that writes numbers: no mask to be converted
+    return torch.ge(levels, num_dropped - LEVELS // 2, out=kept).mul_(LEVELS / (LEVELS - num_dropped))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +17,11 @@ from rqvae.config import NORM_GROUPS
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation over 32 groups."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
+
+
+def silu(normed: Tensor) -> Tensor:
+    """SiLU of what a norm has just made: in its place where no gradient asks for it."""
+    return F.silu(normed, inplace=not torch.is_grad_enabled())
 
 
 class ResBlock(nn.Module):
@@ -32,8 +38,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(silu(self.norm1(x_BCHW)))
+        h = self.conv2(self.dropout(silu(self.norm2(h))))
         return h + (x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW))
 
 
