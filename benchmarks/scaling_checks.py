@@ -236,7 +236,9 @@ def _count_traffic(rank: int, port: int, folder: str) -> None:
 
 def traffic(call: Callable[[], None]) -> dict[str, int]:
     """Bytes (fp32 elements) of the whole tensor of every collective in a call, by its kind; scalars left out."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True, acc_events=True
+    ) as profile:
         call()
     sent = {"all_reduce": 0, "all_gather": 0, "reduce_scatter": 0}
     for event in profile.events():

@@ -120,12 +120,16 @@ def ranks(on_ranks, tokenizer, tmp_path_factory) -> Ranks:
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """Equal to float tolerance, relative to the largest entry of a tensor."""
+    """Equal to float tolerance, relative to the largest entry of a tensor.
+
+    A bias before a normalization has a gradient of next to nothing, a sum of larger terms that cancel: the floor is for
+    their rounding.
+    """
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         scale = float(theirs[name].float().abs().amax()) if tensor.numel() else 1.0
         torch.testing.assert_close(
-            tensor, theirs[name], rtol=0.0, atol=2e-5 * max(scale, 1e-3), msg=lambda text, name=name: f"{name}: {text}"
+            tensor, theirs[name], rtol=0.0, atol=2e-5 * max(scale, 1e-2), msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
