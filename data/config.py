@@ -30,7 +30,8 @@ class DatasetConfig:
     runs never see each other's validation images. hflip: mirror training images with probability 1/2 (None: as the
     transforms say). random_shift: move training images by up to that many pixels (data sets held in memory).
     num_samples: size of the synthetic training split. max_corrupt: distinct unreadable files tolerated.
-    max_image_pixels: larger images count as unreadable (decompression bombs).
+    max_image_pixels: larger images count as unreadable (decompression bombs). class_folders: all sub-folders of a
+    `folder` are classes, also those called `train` or `val`.
 
     channels: what images are given as: 1 grey, 3 RGB (None too), 4 RGBA. background: the colour that shows behind what
     is transparent, a name or `#rrggbb`. How other pixels are read: data/images/pixel_rule.py.
@@ -72,6 +73,7 @@ class DatasetConfig:
     max_image_pixels: int = MAX_IMAGE_PIXELS
     channels: Optional[int] = None
     background: str = BACKGROUND
+    class_folders: bool = False
 
     shuffle: str = "auto"
     shuffle_window: int = 8

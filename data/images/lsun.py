@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from data.config import SPLITS
 from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.encoded_images import Chosen, Encoded, PackedPaths
 from data.images.file_dataset import FileDataset
 from data.images.listing import list_images
+from data.images.split_folders import TRAIN, VAL, find_splits
 from data.request import DatasetRequest
 from data.roots import find_root, missing
 from data.splits import split_by_name
@@ -35,11 +37,11 @@ def build_lsun(request: DatasetRequest, *, stem: str) -> ImageDataset:
         return _whole(request, LmdbImages(root / f"{stem}_{split}_lmdb"))
     if (root / stem / "data.mdb").is_file():
         return _held_out(request, LmdbImages(root / stem))
-    for train, val in ((f"{stem}_train", f"{stem}_val"), ("train", "val")):
-        if (root / train).is_dir() and (root / val).is_dir():
-            folder = root / (train if split == "train" else val)
-            return _whole(request, _images(request, folder, layout))
-    return _held_out(request, _images(request, root, layout))
+    named = {name: root / f"{stem}_{name}" for name in SPLITS}
+    splits = named if all(folder.is_dir() for folder in named.values()) else find_splits(request.name, root) or {}
+    if VAL in splits:
+        return _whole(request, _images(request, splits[split], layout))
+    return _held_out(request, _images(request, splits.get(TRAIN, root), layout))
 
 
 def _images(request: DatasetRequest, folder: Path, layout: str) -> PackedPaths:
