@@ -9,7 +9,6 @@ x is left out: it is the same for every code and changes neither the minimum nor
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rqstack.quantizers.arithmetic.precision import full_precision_matmul
+from rqstack.triton_kernels import use_triton
 
 CPU_CHUNK_BYTES = 8 * 2**20  # larger temporaries pay page faults at every call
 DEVICE_CHUNK_BYTES = 256 * 2**20
@@ -27,7 +27,9 @@ MIN_CHUNK_ROWS = 16
 LOWEST_EXPONENT = -87.0  # a natural exponent whose power is still a normal fp32 number; powers up to
 LOWEST_WEIGHT = 1.7e-38  # this one, which is just above it, count as zero
 BLOCK = 128  # codes whose minimum is taken before an index is asked for
-FUSED_SWITCH = "RQVAE_FUSED_SEARCH"  # environment variable; '1' searches with the Triton kernel where it can run
+# Environment variable: '1' or 'ieee' searches with the Triton kernel where it can run, 'tf32x3' with faster products.
+FUSED_SWITCH = "RQVAE_FUSED_SEARCH"
+FUSED_PRECISIONS = {"1": "ieee", "ieee": "ieee", "tf32x3": "tf32x3"}
 
 
 def rows_per_chunk(num_codes: int, device: torch.device) -> int:
@@ -125,15 +127,18 @@ def nearest_codes(x_NE: Tensor, weight_KE: Tensor, inner: bool = False) -> Tenso
 
 
 def _nearest(x_NE: Tensor, weight_KE: Tensor, inner: bool) -> Tensor:
-    if x_NE.device.type == "cuda" and _fused_search_wanted():
+    precision = _fused_precision(x_NE.device)
+    if precision is not None:
         from rqstack.quantizers.arithmetic import nearest_triton
 
-        return nearest_triton.fused_nearest_codes(x_NE.float(), weight_KE.float(), _norms(weight_KE.float(), inner))
+        norm_K = _norms(weight_KE.float(), inner)
+        return nearest_triton.fused_nearest_codes(x_NE.float(), weight_KE.float(), norm_K, precision)
     return _search(x_NE, weight_KE, inner=inner)
 
 
-def _fused_search_wanted() -> bool:
-    return os.environ.get(FUSED_SWITCH) == "1" and importlib.util.find_spec("triton") is not None
+def _fused_precision(device: torch.device) -> str | None:
+    """Of the products of the Triton kernel; None where it is not wanted or cannot run."""
+    return FUSED_PRECISIONS.get(os.environ.get(FUSED_SWITCH, "")) if use_triton(device) else None
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from torch import Tensor
 
 KNOWN_TYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 MAX_FEATURES = 256
-MAX_GROUP = 16
-NUMBERS_PER_STEP = 8192  # products of queries and keys that a program keeps at a time
+MAX_QUERY_NUMBERS = 1024  # queries of a program times features, as padded
+NUMBERS_PER_STEP = 4096  # products of queries and keys that a program keeps at a time
 MIN_SLOTS, MAX_SLOTS = 16, 64
 
 
@@ -101,6 +101,12 @@ def _attend_kernel(
     tl.store(out_ptr + out_place_gf, out_gf.to(stored), mask=inside_gf)
 
 
+def blocks(group: int, features: int) -> tuple[int, int, int]:
+    """Queries, slots and features of a program's step."""
+    block_g, block_f = triton.next_power_of_2(group), triton.next_power_of_2(features)
+    return block_g, min(MAX_SLOTS, max(MIN_SLOTS, NUMBERS_PER_STEP // (block_g * block_f))), block_f
+
+
 def serves(
     query_BA1F: Tensor,
     key_BK1F: Tensor,
@@ -126,7 +132,8 @@ def serves(
         and 1 <= features <= MAX_FEATURES
         and kv_heads >= 1
         and heads % kv_heads == 0
-        and 1 <= heads // kv_heads <= MAX_GROUP
+        and heads >= kv_heads
+        and triton.next_power_of_2(heads // kv_heads) * triton.next_power_of_2(features) <= MAX_QUERY_NUMBERS
         and stored_2BKSF.dtype in KNOWN_TYPES
         and stored_2BKSF.is_contiguous()
         and all(tensor.stride(3) == 1 or features == 1 for tensor in new)
@@ -162,7 +169,7 @@ def attend(
     kv_heads, slots = stored_2BKSF.shape[2:4]
     out_B1AF = torch.empty(batch, 1, heads, features, dtype=stored_2BKSF.dtype, device=stored_2BKSF.device)
     if batch:
-        block_g, block_f = triton.next_power_of_2(heads // kv_heads), triton.next_power_of_2(features)
+        block_g, block_s, block_f = blocks(heads // kv_heads, features)
         _attend_kernel[(batch, kv_heads)](
             query_BA1F,
             key_BK1F,
@@ -182,7 +189,7 @@ def attend(
             GROUP=heads // kv_heads,
             ALIBI=slopes_A is not None,
             BLOCK_G=block_g,
-            BLOCK_S=min(MAX_SLOTS, max(MIN_SLOTS, NUMBERS_PER_STEP // (block_g * block_f))),
+            BLOCK_S=block_s,
             BLOCK_F=block_f,
             num_warps=4,
         )

@@ -132,6 +132,11 @@ def _draw_kernel(
     tl.store(codes_ptr + row, tl.where(total > 0.0, last, 0).to(tl.int64))
 
 
+def warps(block: int) -> int:
+    """Of a program."""
+    return min(MAX_WARPS, max(MIN_WARPS, block // CODES_PER_WARP))
+
+
 def serves(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings, scale: Tensor | None = None) -> bool:
     """Whether `draw` knows these arguments; where it runs is `use_triton`'s to say."""
     tensors = (logits_BV, uniform_B) if scale is None else (logits_BV, uniform_B, scale)
@@ -185,7 +190,7 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings, scale: Te
         TOP_K=top_k < vocabulary,
         TOP_P=top_p < 1.0,
         BLOCK=block,
-        num_warps=min(MAX_WARPS, max(MIN_WARPS, block // CODES_PER_WARP)),
+        num_warps=warps(block),
         enable_fp_fusion=False,  # guidance rounds its product, as the plain form does
     )
     return codes_B

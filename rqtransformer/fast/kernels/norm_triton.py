@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 KNOWN_TYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
-MAX_WIDTH = 16384
+MAX_WIDTH = 8192
 COLUMNS_PER_WARP = 512
 MIN_WARPS, MAX_WARPS = 1, 16
 
@@ -59,6 +59,11 @@ def _add_and_norm_kernel(
     if SHIFT:
         normed_c += tl.load(shift_ptr + column_c, mask=inside_c, other=0.0).to(tl.float32)
     tl.store(normed_ptr + place_c, normed_c.to(normed_ptr.dtype.element_ty), mask=inside_c)
+
+
+def warps(block: int) -> int:
+    """Of a program."""
+    return min(MAX_WARPS, max(MIN_WARPS, block // COLUMNS_PER_WARP))
 
 
 class SumAndNorm(NamedTuple):
@@ -139,6 +144,6 @@ def add_and_norm(
             SHIFT=shift_C is not None,
             CENTRED=centred,
             BLOCK=block,
-            num_warps=min(MAX_WARPS, max(MIN_WARPS, block // COLUMNS_PER_WARP)),
+            num_warps=warps(block),
         )
     return SumAndNorm(sum_RC, normed_RC)

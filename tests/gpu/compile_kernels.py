@@ -1,0 +1,127 @@
+"""Run by test_kernels_compile.py: compiles the kernels for a GPU that need not be there, one JSON line each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import compiler as nvidia
+from triton.compiler import ASTSource
+
+from rqstack.quantizers.arithmetic import nearest_triton
+from rqtransformer.fast.kernels import attention_triton, draw_triton, norm_triton
+
+FP32, BF16 = "fp32", "bf16"
+
+
+class Form(NamedTuple):
+    """A kernel with the types of its arguments, its constants, and the options of its launch.
+
+    `may_spill`: bytes per thread that may be stored outside of registers.
+    """
+
+    kernel: Any
+    types: list[str]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+    may_spill: int = 0
+
+
+def draw_forms(number: str) -> Iterator[Form]:
+    types = [f"*{number}", "*fp64", "*fp32", "*i64", "i32", "i32", "i32", "fp32", "i32", "i64"]
+    for block, rules, may_spill in [
+        (2048, (True, True, True, True), 0),
+        (128, (False, False, False, False), 0),
+        (16384, (True, True, True, True), 1024),
+        (16384, (False, False, True, False), 1024),
+        (65536, (False, True, True, True), 8192),
+    ]:
+        constants = dict(zip(("GUIDED", "TEMPERED", "TOP_K", "TOP_P"), rules)) | {"BLOCK": block}
+        options = {"num_warps": draw_triton.warps(block), "enable_fp_fusion": False}
+        yield Form(draw_triton._draw_kernel, types, constants, options, may_spill)
+
+
+def attention_forms(number: str) -> Iterator[Form]:
+    types = [*[f"*{number}"] * 5, "*i64", "*fp32", f"*{number}", *["i32"] * 9, "fp32"]
+    for group, features, alibi in [(1, 64, False), (4, 128, True), (16, 64, True), (1, 96, True)]:
+        blocks = attention_triton.blocks(group, features)
+        constants = {"GROUP": group, "ALIBI": alibi} | dict(zip(("BLOCK_G", "BLOCK_S", "BLOCK_F"), blocks))
+        yield Form(attention_triton._attend_kernel, types, constants, {"num_warps": 4}, 512 if group == 16 else 0)
+
+
+def norm_forms(number: str) -> Iterator[Form]:
+    types = [f"*{number}", "*fp32", *[f"*{number}"] * 3, "*fp32", f"*{number}", "i32", "fp32"]
+    for block, switches in [
+        (2048, (True, True, True, True)),
+        (4096, (False, False, False, False)),
+        (8192, (True,) * 4),
+    ]:
+        constants = dict(zip(("RESIDUAL", "BIAS", "SHIFT", "CENTRED"), switches)) | {"BLOCK": block}
+        yield Form(norm_triton._add_and_norm_kernel, types, constants, {"num_warps": norm_triton.warps(block)})
+
+
+def nearest_forms(number: str) -> Iterator[Form]:
+    types = ["*fp32", "*fp32", "*fp32", "*i64", "i32", "i32", "i32", "i32"]
+    blocks = {name: getattr(nearest_triton, name) for name in ("BLOCK_N", "BLOCK_K", "BLOCK_E")}
+    if number == FP32:
+        for precision in nearest_triton.PRECISIONS:
+            yield Form(nearest_triton._nearest_kernel, types, {"PRECISION": precision} | blocks, {}, 64)
+
+
+# A kernel that is added is a row that is added.
+FORMS = (draw_forms, attention_forms, norm_forms, nearest_forms)
+
+
+def compile_form(form: Form, capability: int) -> dict[str, Any]:
+    names = form.kernel.arg_names
+    signature = dict(zip(names, form.types)) | {name: "constexpr" for name in form.constants}
+    assert list(signature) == names, f"arguments of {form.kernel.__name__} are {names}"
+    source = ASTSource(fn=form.kernel, signature=signature, constexprs=form.constants)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=form.options)
+    return {
+        "kernel": form.kernel.__name__,
+        "capability": capability,
+        "types": form.types[0],
+        **{"constants": form.constants, "shared": made.metadata.shared, "warps": made.metadata.num_warps},
+        "cubin": len(made.asm["cubin"]),
+        **registers(made.asm["ptx"]),
+        "may_spill": form.may_spill,
+    }
+
+
+def registers(ptx: str) -> dict[str, int]:
+    """Registers and bytes spilled per thread, as the bundled ptxas tells them."""
+    ptxas = Path(nvidia.__file__).parent / "bin" / "ptxas"
+    architecture = re.findall(r"^\.target (\w+)", ptx, re.M)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.ptx")
+        file.write_text(ptx)
+        command = [str(ptxas), "-v", f"--gpu-name={architecture}", str(file), "-o", str(Path(folder, "cubin"))]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return {
+        "registers": int(re.findall(r"Used (\d+) registers", told)[0]),
+        "spilled": sum(map(int, re.findall(r"(\d+) bytes spill stores", told))),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="the first form of each kernel, in fp32, for sm_90")
+    parser.add_argument("--capability", type=int, default=90)
+    arguments = parser.parse_args()
+    for forms in FORMS:
+        for number in (FP32,) if arguments.quick else (FP32, BF16):
+            for form in list(forms(number))[: 1 if arguments.quick else None]:
+                print(json.dumps(compile_form(form, arguments.capability)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
