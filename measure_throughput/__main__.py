@@ -7,7 +7,9 @@ VQ-GAN 16x16x1 against an RQ 8x8x4, and writes `throughput.json` and `throughput
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import inspect
 import json
 import platform
 from pathlib import Path
@@ -88,7 +90,12 @@ def result_line(base: Experiment, rows: list[dict[str, Any]], roofline: Roofline
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=inspect.getdoc(Experiment),  # the keys
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--sweep", action="store_true", help="the published figure: both code shapes, all batch sizes")
     parser.add_argument(
         "--batches",

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import math
 import statistics
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from runtime.errors import one_line
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PEERS = {"rq_transformer": "RQ-transformer"}  # module: package
 PUBLISHED_SAMPLES = 1000  # drawn per loop
+LOOP_SECONDS = 10.0  # after which a loop ends where `samples` is left to the program
 SEED = 0
 OUT_OF_MEMORY = "out of memory"
 
@@ -35,10 +37,11 @@ class Experiment:
 
     f, d, c: downsampling factor, code depth and codebook size of the tokenizer; model: transformer preset.
     n_loop: timed loops, of which the first `warmup` do not count. samples: per loop; 0 means one batch on a CPU and
-    at least 1,000 samples, as published, on a GPU. device: "auto" is a GPU where there is one. dtype: "auto" is
-    bfloat16 on a GPU and float32 on a CPU. weights: of the transformer, dense or int8. compile: the decoder to pixels
-    runs through `torch.compile`. decode_batch: images decoded together; 0 fits them to a memory budget. peer: another
-    package whose `generate` draws codes of the same shape, width and layers.
+    at least 1,000, as published, on a GPU, where a loop is cut off after 10 seconds, at the end of a batch; a number
+    that is given is drawn to the end. device: "auto" is a GPU where there is one. dtype: "auto" is bfloat16 on a GPU
+    and float32 on a CPU. weights: of the transformer, dense or int8. compile: the decoder to pixels runs through
+    `torch.compile`. decode_batch: images decoded together; 0 fits them to a memory budget. peer: another package whose
+    `generate` draws codes of the same shape, width and layers.
     """
 
     f: int = 32
@@ -102,9 +105,14 @@ class Experiment:
 
     @property
     def batches_per_loop(self) -> int:
-        """Batches drawn in one timed loop."""
+        """Batches drawn in one timed loop, if nothing cuts it off."""
         on_gpu = self.torch_device.type == "cuda"
         return max(1, math.ceil((self.samples or (PUBLISHED_SAMPLES if on_gpu else 1)) / self.batch_size))
+
+    @property
+    def loop_seconds(self) -> float:
+        """After which a loop begins no further batch."""
+        return math.inf if self.samples else LOOP_SECONDS
 
 
 @torch.no_grad()
@@ -180,11 +188,25 @@ def _time_loops(experiment: Experiment, stage1: RQVAE, stage2: RQTransformer) ->
 
     times = []
     for loop in range(experiment.n_loop):
-        batches = [(seconds(draw, device), seconds(decode, device)) for _ in range(experiment.batches_per_loop)]
+        batches: list[tuple[float, float]] = []
+        while len(batches) < experiment.batches_per_loop and sum(map(sum, batches)) < experiment.loop_seconds:
+            batches.append((seconds(draw, device), seconds(decode, device)))
+        _tell(experiment, loop, batches)
         if loop >= experiment.warmup:
             times.append([statistics.mean(part) for part in zip(*batches, strict=True)])
     drawn, decoded = (statistics.median(part) for part in zip(*times, strict=True))
     return drawn, decoded
+
+
+def _tell(experiment: Experiment, loop: int, batches: list[tuple[float, float]]) -> None:
+    """A line of progress, beside the results."""
+    drawn, whole = (experiment.batch_size * number for number in (len(batches), experiment.batches_per_loop))
+    cut = f" of {whole}: {LOOP_SECONDS:.0f} s were over" if drawn < whole else ""
+    each = 1e3 * sum(map(sum, batches)) / drawn
+    name = f"{experiment.case}, batch {experiment.batch_size}"
+    print(
+        f"{name}: loop {loop + 1}/{experiment.n_loop}, {each:.4g} ms per sample, {drawn} samples{cut}", file=sys.stderr
+    )
 
 
 def _peer_row(experiment: Experiment, package: str, per_sample: float) -> dict[str, Any]:

@@ -96,6 +96,39 @@ def test_row_of_a_measurement(tiny):
     assert row["batch_latency_s"] * 1e3 == pytest.approx(3 * row["ms_per_sample_ar"])
 
 
+@pytest.fixture
+def slow_batches(monkeypatch):
+    """Every batch takes four seconds of a clock that only these calls move."""
+    drawn = []
+
+    def seconds(run, device):
+        drawn.append(run())
+        return 2.0
+
+    monkeypatch.setattr(measuring, "seconds", seconds)
+    return drawn
+
+
+@pytest.mark.parametrize(("samples", "batches"), [(0, 3), (3, 3), (15, 5)])
+def test_a_loop_is_cut_off_where_the_number_of_samples_is_not_given(
+    tiny, slow_batches, monkeypatch, capsys, samples, batches
+):
+    monkeypatch.setattr(measuring.Experiment, "batches_per_loop", property(lambda self: batches if samples else 334))
+    row = measure(dataclasses.replace(tiny, samples=samples), LINE)
+    assert len(slow_batches) == 2 * tiny.n_loop * batches
+    assert row["batch_latency_s"] == 2.0
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == tiny.n_loop
+    cut = " of 1002: 10 s were over" if not samples else ""
+    assert told[0] == f"small 4x4x2 c=8, batch 3: loop 1/2, 1333 ms per sample, {3 * batches} samples{cut}"
+
+
+def test_the_help_says_what_every_key_means():
+    ended = run("-m", "measure_throughput", "--help")
+    assert all(f"{field.name}" in ended.out for field in dataclasses.fields(Experiment))
+    assert "cut off after 10 seconds" in " ".join(ended.out.split())
+
+
 def test_out_of_memory_is_a_row(tiny, monkeypatch):
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("out of memory")
