@@ -25,7 +25,8 @@ FP32, BF16 = "fp32", "bf16"
 class Form(NamedTuple):
     """A kernel with the types of its arguments, its constants, and the options of its launch.
 
-    `may_spill`: bytes per thread that may be stored outside of registers.
+    A launch tells the compiler which addresses and numbers are multiples of 16 and which numbers are 1. Here all are
+    the one, or with `ones` all numbers are the other. `may_spill`: bytes per thread stored outside of registers.
     """
 
     kernel: Any
@@ -33,6 +34,7 @@ class Form(NamedTuple):
     constants: dict[str, Any]
     options: dict[str, Any]
     may_spill: int = 0
+    ones: bool = False
 
 
 def draw_forms(number: str) -> Iterator[Form]:
@@ -69,11 +71,10 @@ def norm_forms(number: str) -> Iterator[Form]:
 
 
 def nearest_forms(number: str) -> Iterator[Form]:
-    types = ["*fp32", "*fp32", "*fp32", "*i64", "i32", "i32", "i32", "i32"]
+    types = [f"*{number}", "*fp32", "*fp32", "*i64", "i32", "i32", "i32", "i32"]
     blocks = {name: getattr(nearest_triton, name) for name in ("BLOCK_N", "BLOCK_K", "BLOCK_E")}
-    if number == FP32:
-        for precision in nearest_triton.PRECISIONS:
-            yield Form(nearest_triton._nearest_kernel, types, {"PRECISION": precision} | blocks, {}, 64)
+    for precision in nearest_triton.PRECISIONS:
+        yield Form(nearest_triton._nearest_kernel, types, {"PRECISION": precision} | blocks, {}, 64)
 
 
 # A kernel that is added is a row that is added.
@@ -84,12 +85,21 @@ def compile_form(form: Form, capability: int) -> dict[str, Any]:
     names = form.kernel.arg_names
     signature = dict(zip(names, form.types)) | {name: "constexpr" for name in form.constants}
     assert list(signature) == names, f"arguments of {form.kernel.__name__} are {names}"
-    source = ASTSource(fn=form.kernel, signature=signature, constexprs=form.constants)
+    numbers = [name for name, kind in signature.items() if kind == "i32"]
+    constants, attributes = dict(form.constants), {}
+    if form.ones:
+        signature |= dict.fromkeys(numbers, "constexpr")
+        constants |= dict.fromkeys(numbers, 1)
+    else:
+        even = [number for number, kind in enumerate(signature.values()) if kind == "i32" or kind.startswith("*")]
+        attributes = {(number,): [["tt.divisibility", 16]] for number in even}
+    source = ASTSource(fn=form.kernel, signature=signature, constexprs=constants, attrs=attributes)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=form.options)
     return {
         "kernel": form.kernel.__name__,
         "capability": capability,
         "types": form.types[0],
+        "ones": form.ones,
         **{"constants": form.constants, "shared": made.metadata.shared, "warps": made.metadata.num_warps},
         "cubin": len(made.asm["cubin"]),
         **registers(made.asm["ptx"]),
@@ -118,8 +128,9 @@ def main() -> None:
     parser.add_argument("--capability", type=int, default=90)
     arguments = parser.parse_args()
     for forms in FORMS:
-        for number in (FP32,) if arguments.quick else (FP32, BF16):
-            for form in list(forms(number))[: 1 if arguments.quick else None]:
+        for number in (FP32,) if arguments.quick or forms is nearest_forms else (FP32, BF16):
+            first, *others = forms(number)
+            for form in [first] if arguments.quick else [first._replace(ones=True), first, *others]:
                 print(json.dumps(compile_form(form, arguments.capability)), flush=True)
 
 

@@ -1,6 +1,8 @@
 """Where Triton kernels may run."""
 
 import importlib.util
+import shutil
+import sysconfig
 
 import pytest
 import torch
@@ -11,15 +13,26 @@ CUDA = torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def fresh_answer(monkeypatch):
+def a_gpu_machine(monkeypatch, tmp_path):
+    """Whatever this one has: Triton, a compiler and Python's headers; no GPU that could be asked."""
+    (tmp_path / "Python.h").touch()
     monkeypatch.delenv(triton_kernels.SWITCH, raising=False)
-    triton_kernels._is_installed.cache_clear()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    forget()
     yield
-    triton_kernels._is_installed.cache_clear()
+    forget()
+
+
+def forget() -> None:
+    triton_kernels._can_build.cache_clear()
+    triton_kernels._is_known.cache_clear()
 
 
 def test_a_gpu_has_them_unless_they_are_switched_off(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert triton_kernels.use_triton(CUDA)
     monkeypatch.setenv(triton_kernels.SWITCH, "0")
     assert not triton_kernels.use_triton(CUDA)
@@ -27,11 +40,28 @@ def test_a_gpu_has_them_unless_they_are_switched_off(monkeypatch):
     assert triton_kernels.use_triton(CUDA)
 
 
-def test_nothing_else_has_them(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+def test_nothing_else_has_them():
     assert not any(triton_kernels.use_triton(torch.device(name)) for name in ("cpu", "meta", "mps"))
 
 
-def test_an_installation_without_triton_has_none(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+@pytest.mark.parametrize(("module", "name"), [(importlib.util, "find_spec"), (shutil, "which")])
+def test_an_installation_that_lacks_something_has_none(monkeypatch, module, name):
+    monkeypatch.setattr(module, name, lambda name: None)
+    assert not triton_kernels.use_triton(CUDA)
+
+
+def test_an_installation_without_headers_has_none(monkeypatch, tmp_path):
+    (tmp_path / "Python.h").unlink()
+    assert not triton_kernels.use_triton(CUDA)
+
+
+@pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_old_gpus_have_none(monkeypatch, capability, served):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert triton_kernels.use_triton(CUDA) is served
+
+
+def test_other_makers_gpus_have_none(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.2")
     assert not triton_kernels.use_triton(CUDA)
