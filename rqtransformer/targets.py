@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rqstack.triton_kernels import use_triton
 from rqtransformer.model import RQTransformerOutput
 
 LOSS_TYPES = ("soft_target_cross_entropy", "cross_entropy")
@@ -84,17 +85,21 @@ class SoftTargets:
         squares = {id(book): book.square().sum(1).neg() for book in self.codebooks_KE}
         self._negative_squares_K = [squares[id(book)] for book in self.codebooks_KE]
 
-    def probabilities(self, start: int, end: int, depth: int) -> Tensor:
-        """See `TargetDistribution`. The residual's own square is the same for all codes and drops out."""
+    def scores(self, start: int, end: int, depth: int) -> Tensor:
+        """What the softmax is of, (n, K) fp32. The residual's own square is the same for all codes and drops out."""
         residual_nE = self.residual_NDE[start:end, depth].float()
         with torch.autocast(residual_nE.device.type, enabled=False):
-            scores_nK = torch.addmm(
+            return torch.addmm(
                 self._negative_squares_K[depth],
                 residual_nE,
                 self.codebooks_KE[depth].T,
                 alpha=2 / self.temp,
                 beta=1 / self.temp,
             )
+
+    def probabilities(self, start: int, end: int, depth: int) -> Tensor:
+        """See `TargetDistribution`."""
+        scores_nK = self.scores(start, end, depth)
         # softmax without what underflows
         scores_nK -= scores_nK.amax(dim=-1, keepdim=True)
         weight_nK = scores_nK.clamp_(min=LOWEST_EXPONENT).exp_()
@@ -154,13 +159,38 @@ def _sums_and_gradient(
     num_rows, depth, _ = logits_NDV.shape
     sums_3D = torch.zeros(3, depth, device=logits_NDV.device, dtype=torch.float32)
     gradient_NDV = torch.empty_like(logits_NDV) if with_gradient else None
+    fused = _kernel_serves(logits_NDV, codes_ND, targets)
     for d, start, end in _chunks(num_rows, depth, chunk):
+        logits_nV, codes_n = logits_NDV[start:end, d], codes_ND[start:end, d]
+        gradient_nV = None if gradient_NDV is None else gradient_NDV[start:end, d]
+        scale = None if scale_D is None else scale_D[d]
+        if fused:
+            from rqtransformer.soft_target_triton import cross_entropy_rows
+
+            scores_nK = targets.scores(start, end, d) if isinstance(targets, SoftTargets) else None
+            eps = 0.0 if scores_nK is None else SOFT_EPS
+            sums_3D[:, d] += cross_entropy_rows(logits_nV, codes_n, scores_nK, eps, gradient_nV, scale)
+            continue
         target_nV = None if targets is None else targets.probabilities(start, end, d)
-        sums_3, gradient_nV = _chunk(logits_NDV[start:end, d].float(), codes_ND[start:end, d], target_nV, with_gradient)
+        sums_3, slope_nV = _chunk(logits_nV.float(), codes_n, target_nV, with_gradient)
         sums_3D[:, d] += sums_3
-        if gradient_NDV is not None:
-            gradient_NDV[start:end, d] = gradient_nV if scale_D is None else gradient_nV.mul_(scale_D[d])
+        if gradient_nV is not None:
+            gradient_nV.copy_(slope_nV if scale is None else slope_nV.mul_(scale))
     return sums_3D, gradient_NDV
+
+
+def _kernel_serves(logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None) -> bool:
+    """Whether the Triton kernel runs here and knows all of these."""
+    if not use_triton(logits_NDV.device) or torch.compiler.is_compiling():
+        return False
+    from rqtransformer.soft_target_triton import serves
+
+    if targets is not None:
+        if type(targets) is not SoftTargets:
+            return False
+        if max(len(book_KE) for book_KE in targets.codebooks_KE) > logits_NDV.shape[-1]:
+            return False
+    return serves(logits_NDV, codes_ND)
 
 
 def _chunk(scores_nV: Tensor, codes_n: Tensor, target_nV: Tensor | None, with_gradient: bool) -> tuple[Tensor, Tensor]:
