@@ -20,6 +20,7 @@ from torch import Tensor
 
 KNOWN_TYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 MAX_BLOCK = 4096
+NUM_WARPS = 8
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton carries no types
@@ -153,6 +154,6 @@ def cross_entropy_rows(
         GRADIENT=gradient_nV is not None,
         SCALED=scale is not None,
         BLOCK=min(MAX_BLOCK, triton.next_power_of_2(vocabulary)),
-        num_warps=8,
+        num_warps=NUM_WARPS,
     )
     return sums_3n.sum(dim=1)

@@ -17,6 +17,7 @@ from triton.backends.nvidia import compiler as nvidia
 from triton.compiler import ASTSource
 
 from rqstack.quantizers.arithmetic import nearest_triton
+from rqtransformer import soft_target_triton
 from rqtransformer.fast.kernels import attention_triton, draw_triton, norm_triton
 
 FP32, BF16 = "fp32", "bf16"
@@ -77,8 +78,16 @@ def nearest_forms(number: str) -> Iterator[Form]:
         yield Form(nearest_triton._nearest_kernel, types, {"PRECISION": precision} | blocks, {}, 64)
 
 
+def soft_target_forms(number: str) -> Iterator[Form]:
+    types = [f"*{number}", "*fp32", "*i64", f"*{number}", "*fp32", "*fp32", *["i32"] * 7, "fp32"]
+    for block, switches in [(2048, (True, True, True)), (4096, (True, True, False)), (64, (False, False, False))]:
+        constants = dict(zip(("SOFT", "GRADIENT", "SCALED"), switches)) | {"BLOCK": block}
+        options = {"num_warps": soft_target_triton.NUM_WARPS}
+        yield Form(soft_target_triton._rows_kernel, types, constants, options, may_spill=16)
+
+
 # A kernel that is added is a row that is added.
-FORMS = (draw_forms, attention_forms, norm_forms, nearest_forms)
+FORMS = (draw_forms, attention_forms, norm_forms, nearest_forms, soft_target_forms)
 
 
 def compile_form(form: Form, capability: int) -> dict[str, Any]:
