@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from unittest import mock
 
 from benchmarks import evaluation_speed, quantizer_speed
@@ -9,7 +10,7 @@ from benchmarks.gpu.items.models import drawn
 from benchmarks.gpu.items.timing import exact_products, median_ms
 from benchmarks.gpu.report import Report
 from benchmarks.speed_cases import CASES
-from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
+from rqstack.quantizers.arithmetic.nearest import FUSED_SWITCH, nearest_codes, sampled_codes
 
 VECTORS, CODES, WIDTH = 2048, 16384, 256
 MEASURED = ("vq-16384-n2048", "vq-1024-n8192", "residual-4x16384-n2048")
@@ -33,6 +34,12 @@ def quantizers(report: Report) -> None:
             "draw_ms": round(median_ms(lambda: sampled_codes(x_NE, weight_KE, 0.5), report.device), 4),
         },
     )
+    if report.on_gpu:
+        for precision in ("ieee", "tf32x3"):
+            with report.case(f"fused search, {precision}"), mock.patch.dict(os.environ, {FUSED_SWITCH: precision}):
+                fused_ms = median_ms(lambda: nearest_codes(x_NE, weight_KE), report.device)
+                row = {"search_ms": round(fused_ms, 4), "times_product": round(fused_ms / product_ms, 3)}
+                report.note(f"fused search, {precision}", row)
     for case in CASES:
         if case.name in (TINY_CASES if report.tiny else MEASURED):
             with report.case(case.name):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from measure_throughput.roofline import seconds, synchronize
+from rqstack.triton_kernels import SWITCH
 
 
 def median_ms(run: Callable[[], object], device: torch.device, rounds: int = 10, warm_up: int = 3) -> float:
@@ -34,6 +38,11 @@ def exact_products() -> None:
     """fp32 products without TF32 in this process: what is compared with a CPU must not be rounded to 10 bits."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch adds it when imported
+
+
+def without_kernels() -> AbstractContextManager[object]:
+    """No Triton kernel runs inside."""
+    return mock.patch.dict(os.environ, {SWITCH: "0"})
 
 
 def peak_gib(device: torch.device) -> float | None:
