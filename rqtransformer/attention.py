@@ -7,12 +7,14 @@ Legend: B batch, L sequence length, P past positions, C width, A attention heads
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rqtransformer.close_attention import CLOSE, attend_close
 from rqtransformer.config import BlockConfig
@@ -22,6 +24,9 @@ from rqtransformer.fast.served import is_plain
 from rqtransformer.kv_cache import KVCache
 
 FEW = 8  # positions; see `_plain_products_win`
+# Of one position over a cache with masked slots on a GPU. Both take any mask and may be recorded; cuDNN, which torch
+# prefers on some GPUs, builds a plan for every new shape. Not verified on a GPU.
+MASKED_BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def head_sizes(embed_dim: int, config: BlockConfig) -> tuple[int, int, int]:
@@ -34,7 +39,7 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     return tuple(2.0 ** (-8.0 * (head + 1) / num_heads) for head in range(num_heads))
 
 
-def _slopes_on(device: torch.device, num_heads: int) -> Tensor:
+def slopes_on(device: torch.device, num_heads: int) -> Tensor:
     """`alibi_slopes` (A,), fp32, computed where they are needed: a copy from the host may not be part of a recording.
 
     In fp64 until the end, so that the numbers are those of Python.
@@ -119,17 +124,19 @@ class SelfAttention(nn.Module):
         # a branch, not a value: tracing with an unknown length then fixes which of the two it is
         causal = True if mask is None and past == 0 and new > 1 else False
         grouped = self.kv_heads != self.num_heads
+        in_cache = visible is not None and query_BALF.is_cuda
         if causal and new <= FEW and not grouped and _plain_products_win(query_BALF):
             return _attend_few(query_BALF, key_BALF, value_BALF, self.attn_pdrop if self.training else 0.0)
-        return F.scaled_dot_product_attention(
-            query_BALF,
-            key_BALF,
-            value_BALF,
-            attn_mask=mask,
-            is_causal=causal,
-            dropout_p=self.attn_pdrop if self.training else 0.0,
-            **({"enable_gqa": True} if grouped else {}),
-        )
+        with sdpa_kernel(MASKED_BACKENDS) if in_cache else contextlib.nullcontext():
+            return F.scaled_dot_product_attention(
+                query_BALF,
+                key_BALF,
+                value_BALF,
+                attn_mask=mask,
+                is_causal=causal,
+                dropout_p=self.attn_pdrop if self.training else 0.0,
+                **({"enable_gqa": True} if grouped else {}),
+            )
 
     def _falling_scores(self, new: int, key_BALF: Tensor, past: int, visible: Tensor | None) -> Tensor:
         """ALiBi: minus slope times distance, and minus infinity for the future (A, new, keys)."""
@@ -139,9 +146,7 @@ class SelfAttention(nn.Module):
             distance = here - torch.arange(num_keys, device=device)
         else:  # the position is known on the device only
             distance = visible.view(1, -1).sum() - 1 - torch.arange(num_keys, device=device).unsqueeze(0)
-        scores = (-_slopes_on(device, self.num_heads).view(-1, 1, 1) * distance).masked_fill(
-            distance < 0, float("-inf")
-        )
+        scores = (-slopes_on(device, self.num_heads).view(-1, 1, 1) * distance).masked_fill(distance < 0, float("-inf"))
         return scores.to(key_BALF.dtype)
 
 

@@ -45,7 +45,7 @@ class KVCache:
         self.length = 0
         self._views: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
         self.index = torch.zeros(1, dtype=torch.long, device=device) if on_device else None
-        self._slots_L = torch.arange(max_length if on_device else 0, device=device)
+        self._slots_L = torch.arange(max_length, device=device)
 
     @property
     def nbytes(self) -> int:
@@ -88,6 +88,14 @@ class KVCache:
             seen = stored.narrow(3, 0, self.length + 1)
             found = self._views[layer, self.length] = (stored.narrow(3, self.length, 1), seen[0], seen[1])
         return found
+
+    def filled(self) -> Tensor:
+        """How many positions there are, as a tensor (1,) on the device."""
+        return self._slots_L.narrow(0, self.length, 1) if self.index is None else self.index
+
+    def layer(self, number: int) -> Tensor:
+        """All of one layer (2, B, A, max_length, F)."""
+        return self._layers[number]
 
     def mask(self) -> Tensor | None:
         """Which of all `max_length` slots a single new position sees; None where `write` returns only those."""

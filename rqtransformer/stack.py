@@ -5,8 +5,6 @@ Legend: B batch, L sequence length, C width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from rqstack.module_list import ModuleList
 from rqtransformer.attention import Block, head_sizes
 from rqtransformer.config import StackConfig
-from rqtransformer.fast.packed_step import STACK_SETTINGS, knows_blocks, make_step, step_fits
+from rqtransformer.fast.packed_step import STACK_SETTINGS, PackedStep, knows_blocks, make_step
 from rqtransformer.fast.packing import WeightFormat
 from rqtransformer.fast.served import has_only, is_plain, knows_settings
 from rqtransformer.kv_cache import KVCache
@@ -34,12 +32,13 @@ class TransformerStack(nn.Module):
         self.blocks: ModuleList[Block] = ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
         _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
         self.gradient_checkpointing = False
-        self.packed_step: Callable[[Tensor, KVCache], Tensor] | None = None
+        self.packed_step: PackedStep | None = None
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None) -> Tensor:
         """Runs all blocks over new positions, after those in `cache`, which then holds the new ones too."""
-        if self.packed_step is not None and not self.training and cache is not None and step_fits(cache, x_BLC):
-            return self.packed_step(x_BLC.squeeze(1), cache).unsqueeze(1)
+        step = None if self.training else self.packed_step
+        if step is not None and cache is not None and step.fits(cache, x_BLC):
+            return step(x_BLC.squeeze(1), cache).unsqueeze(1)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             if recompute:

@@ -1,4 +1,4 @@
-"""What the fast forms of decoding, `NativePosition` and `StepGraph`, know of a model and of a request.
+"""What the fast forms of decoding, `NativePosition` and `DecodeProgram`, know of a model and of a request.
 
 See `rqtransformer.fast.served`; the packed step of a stack says for itself what it knows (`fast.packed_step`).
 """

@@ -1,7 +1,8 @@
-"""One new position through a packed stack on a CPU: the arithmetic of `TransformerStack.forward`, without its detours.
+"""One new position through a packed stack: the arithmetic of `TransformerStack.forward`, without its detours.
 
 A step of 16 images works for a few tens of microseconds per product; module calls, reshapes and slices would take as
 long again. In fp32 a step is one call of compiled code (`native`) where there is a compiler, else ten kernels a layer.
+On a GPU there is `fused_step`.
 
 Legend: B batch, C width, A attention heads, F features per attention head; 2: keys and values.
 """
@@ -9,15 +10,17 @@ Legend: B batch, C width, A attention heads, F features per attention head; 2: k
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqstack.triton_kernels import use_triton
 from rqtransformer import native
 from rqtransformer.attention import Block, FeedForward, LayerNorm, RMSNorm, SelfAttention, SigmoidGELU, has_exact_gelu
 from rqtransformer.config import BlockConfig, StackConfig
+from rqtransformer.fast.fused_step import FusedStep
 from rqtransformer.fast.packing import PackedLinear
 from rqtransformer.fast.served import has_only, is_plain
 from rqtransformer.kv_cache import KVCache
@@ -76,7 +79,19 @@ def _shape(block: Block) -> tuple[object, ...]:
     return heads, attention.slopes, type(block.mlp[1]), block.ln1.normalized_shape
 
 
-def make_step(blocks: Sequence[Block]) -> NativeStep | BlockedStep | None:
+class PackedStep(Protocol):
+    """One new position through all layers of a stack."""
+
+    def fits(self, cache: KVCache, x_B1C: Tensor) -> bool:
+        """Whether it may take the place of the general forward for this input."""
+        ...
+
+    def __call__(self, x_BC: Tensor, cache: KVCache) -> Tensor:
+        """(B, C) -> (B, C); the cache takes keys and values and moves on."""
+        ...
+
+
+def make_step(blocks: Sequence[Block]) -> PackedStep | None:
     """The fastest step through packed blocks that `knows_blocks`; None where only the general forward will do."""
     packed = [linear for block in blocks for linear in _packed_maps(block)]
     if not blocks or len(packed) < MAPS_PER_BLOCK * len(blocks):
@@ -84,11 +99,15 @@ def make_step(blocks: Sequence[Block]) -> NativeStep | BlockedStep | None:
     if all(linear.native is not None for linear in packed):
         norms = [parameter for block in blocks for norm in (block.ln1, block.ln2) for parameter in norm.parameters()]
         return NativeStep(blocks) if all(native.serves(parameter.detach()) for parameter in norms) else None
-    return BlockedStep(blocks) if all(linear.blocked is not None for linear in packed) else None
+    if all(linear.blocked is not None for linear in packed):
+        return BlockedStep(blocks)
+    if all(linear.tensors and use_triton(linear.tensors[0].device) for linear in packed):
+        return FusedStep(blocks, [_packed_maps(block) for block in blocks])
+    return None
 
 
 def step_fits(cache: KVCache, x_B1C: Tensor) -> bool:
-    """Whether a step may take the place of the general forward for this input."""
+    """Whether a step on a CPU knows this input and this cache."""
     return type(cache) is KVCache and cache.index is None and x_B1C.shape[1] == 1 and x_B1C.dtype == cache.dtype
 
 
@@ -104,6 +123,8 @@ def _packed_maps(block: Block) -> list[PackedLinear]:
 
 class NativeStep(native.NativeStack):
     """A step as one call of compiled code."""
+
+    fits = staticmethod(step_fits)
 
     def __init__(self, blocks: Sequence[Block]):
         super().__init__(
@@ -121,6 +142,8 @@ class BlockedStep:
     Args:
         blocks: at least one, all of equal shape.
     """
+
+    fits = staticmethod(step_fits)
 
     def __init__(self, blocks: Sequence[Block]):
         first = blocks[0]

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqstack.triton_kernels import use_triton
 from rqtransformer import native
 from rqtransformer.fast.served import is_plain
 
@@ -33,7 +34,8 @@ class WeightFormat:
     Attributes:
         dtype: of the products' inputs and outputs; None is that of the parameters.
         kind: dense, or int8: one scale per output feature, a quarter of fp32's bytes, products in `dtype`. Where the
-            processor has no kernel for it, the weight is expanded at every product: less memory, more time.
+            processor has no kernel for it (fp32; more than 64 rows on a GPU), the weight is expanded at every product:
+            less memory, more time.
     """
 
     dtype: torch.dtype | None = None
@@ -100,16 +102,28 @@ class PackedLinear:
             out = F.linear(x, self._weight, self.bias)
         else:
             out = self._int8_product(x, self._weight, self._scale)
+            out = out if self.bias is None else out.add_(self.bias)
         if gelu:
             out = F.gelu(out)
         return out if residual is None else residual + out
 
+    def product(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O) without the bias, in the plain layout."""
+        assert self._weight is not None, "the weight is in another layout"
+        if self._scale is None:
+            return F.linear(x, self._weight)
+        return self._int8_product(x, self._weight, self._scale)
+
     def _int8_product(self, x: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
-        if not _has_int8_kernel(x):
-            return F.linear(x, weight_OI.to(x.dtype) * scale_O.unsqueeze(1), self.bias)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        out = torch._weight_int8pack_mm(rows, weight_OI, scale_O).unflatten(0, x.shape[:-1])
-        return out if self.bias is None else out.add_(self.bias)
+        if use_triton(x.device):
+            from rqtransformer.fast.kernels import int8_triton
+
+            if int8_triton.serves(rows, weight_OI, scale_O):
+                return int8_triton.product(rows, weight_OI, scale_O).unflatten(0, x.shape[:-1])
+        if not _has_int8_kernel(x):
+            return F.linear(x, weight_OI.to(x.dtype) * scale_O.unsqueeze(1))
+        return torch._weight_int8pack_mm(rows, weight_OI, scale_O).unflatten(0, x.shape[:-1])
 
     @property
     def tensors(self) -> list[Tensor]:
