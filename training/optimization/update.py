@@ -94,7 +94,8 @@ class ScaledUpdate:
             prefix: of the names that are added.
 
         Returns:
-            False when the step was skipped because a gradient was not finite.
+            False when the step was skipped because a loss or a gradient was not finite. What a loss scaler leaves out
+            in fp16 is not told.
         """
         self.learning_rate = self.schedule.at(step - self.first_step)
         for group in self.optimizer.param_groups:
@@ -113,17 +114,14 @@ class ScaledUpdate:
         return applied
 
     def _apply(self, healthy: bool) -> bool:
-        """Steps the optimizer if allowed; whether it did (a loss scaler leaves out steps that overflowed)."""
-        if not self.scaler.is_enabled():
-            if healthy:
-                self.optimizer.step()
-            return healthy
-        scale = self.scaler.get_scale()
+        """Steps the optimizer if allowed; returns that.
+
+        A loss scaler leaves out steps that overflowed, on the device: to learn which would mean to wait for it.
+        """
         if healthy:
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        # the scale falls exactly when a gradient had overflowed
-        return healthy and self.scaler.get_scale() >= scale
+        return healthy
 
     def _finite(
         self,

@@ -89,6 +89,7 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
                 raise ValueError(f"scales must be positive, got {scales}")
             scale[level] = torch.tensor(value)
         self.register_buffer("scale", scale, persistent=False)
+        self._known: tuple[Tensor, int, list[float]] | None = None
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E); positions where `mask` (...) is False count in no loss and no codebook."""
@@ -144,12 +145,18 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
             for level in range(len(self.order)):
                 quantizer = self.level_at(level)
                 scale = self.scale[level]
-                level_temp = temp / scale.square().mean().item() if stochastic else temp
+                level_temp = temp / self._mean_square_scale(level) if stochastic else temp
                 searched, level_codes = quantizer.targets(residual / scale, level_temp, stochastic, generator)
                 residual = residual - quantizer.decode(level_codes) * scale
                 found.append(searched * scale if searched.shape[-1] == len(scale) else searched)
                 codes.append(level_codes)
         return torch.cat(found, -2), torch.cat(codes, -1)
+
+    def _mean_square_scale(self, level: int) -> float:
+        """Read from the device once, and again when the scales have changed."""
+        if self._known is None or self._known[0] is not self.scale or self._known[1] != self.scale._version:
+            self._known = (self.scale, self.scale._version, [row.square().mean().item() for row in self.scale])
+        return self._known[2][level]
 
     def update_codebook(self) -> None:
         """Apply what the levels have gathered."""
