@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 
 from rqstack.quantizers.arithmetic import nearest_triton
 from rqtransformer import soft_target_triton
-from rqtransformer.fast.kernels import attention_triton, draw_triton, norm_triton
+from rqtransformer.fast.kernels import attention_triton, draw_triton, int8_triton, norm_triton
 
 FP32, BF16 = "fp32", "bf16"
 
@@ -86,8 +86,15 @@ def soft_target_forms(number: str) -> Iterator[Form]:
         yield Form(soft_target_triton._rows_kernel, types, constants, options, may_spill=16)
 
 
+def int8_forms(number: str) -> Iterator[Form]:
+    number = "fp16" if number == FP32 else number  # there is none for fp32
+    types = [f"*{number}", "*i8", f"*{number}", f"*{number}", "i32", "i32", "i32"]
+    blocks = {name: getattr(int8_triton, name) for name in ("BLOCK_R", "BLOCK_O", "BLOCK_I")}
+    yield Form(int8_triton._product_kernel, types, blocks, {"num_warps": 4})
+
+
 # A kernel that is added is a row that is added.
-FORMS = (draw_forms, attention_forms, norm_forms, nearest_forms, soft_target_forms)
+FORMS = (draw_forms, attention_forms, norm_forms, int8_forms, nearest_forms, soft_target_forms)
 
 
 def compile_form(form: Form, capability: int) -> dict[str, Any]:
