@@ -34,15 +34,15 @@ class Form(NamedTuple):
     types: list[str]
     constants: dict[str, Any]
     options: dict[str, Any]
-    may_spill: int = 0
+    may_spill: int = 64
     ones: bool = False
 
 
 def draw_forms(number: str) -> Iterator[Form]:
     types = [f"*{number}", "*fp64", "*fp32", "*i64", "i32", "i32", "i32", "fp32", "i32", "i64"]
     for block, rules, may_spill in [
-        (2048, (True, True, True, True), 0),
-        (128, (False, False, False, False), 0),
+        (2048, (True, True, True, True), 64),
+        (128, (False, False, False, False), 64),
         (16384, (True, True, True, True), 1024),
         (16384, (False, False, True, False), 1024),
         (65536, (False, True, True, True), 8192),
@@ -57,7 +57,7 @@ def attention_forms(number: str) -> Iterator[Form]:
     for group, features, alibi in [(1, 64, False), (4, 128, True), (16, 64, True), (1, 96, True)]:
         blocks = attention_triton.blocks(group, features)
         constants = {"GROUP": group, "ALIBI": alibi} | dict(zip(("BLOCK_G", "BLOCK_S", "BLOCK_F"), blocks))
-        yield Form(attention_triton._attend_kernel, types, constants, {"num_warps": 4}, 512 if group == 16 else 0)
+        yield Form(attention_triton._attend_kernel, types, constants, {"num_warps": 4}, 512 if group == 16 else 64)
 
 
 def norm_forms(number: str) -> Iterator[Form]:

@@ -118,6 +118,14 @@ def broken_rows() -> list[int]:
     return [code for settings in SETTINGS[::4] for code in draw(rows, uniform_B, settings).tolist()]
 
 
+def codes_at_boundaries() -> list[list[int]]:
+    """Equal weights make every sum exact: uniform numbers, then shares p, that are boundaries of the distribution."""
+    eighths_B = torch.arange(8, dtype=torch.float64) / 8
+    largest_B = torch.full((1,), LARGEST, dtype=torch.float64)
+    by_share = [draw(torch.zeros(1, 10), largest_B, DrawSettings(top_p=p)) for p in (0.1, 0.3, 0.7)]
+    return [draw(torch.zeros(8, 8), eighths_B, DrawSettings()).tolist(), torch.cat(by_share).tolist()]
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     print(
@@ -127,6 +135,7 @@ if __name__ == "__main__":
                 "guided": guided_wrong(),
                 "views": rows_of_views_differ(),
                 "broken": broken_rows(),
+                "boundaries": codes_at_boundaries(),
             }
         )
     )

@@ -27,6 +27,7 @@ def test_the_kernel_draws_what_the_rules_draw():
     assert found["guided"] == []
     assert not found["views"]
     assert all(0 <= code < 20 for code in found["broken"])
+    assert found["boundaries"] == [list(range(8)), [0, 2, 6]]
 
 
 @needs_triton
