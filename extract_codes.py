@@ -22,6 +22,7 @@ from runtime.device import use_device
 from runtime.errors import UserError, exit_on_user_error
 from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor
 from sampling.trained_models import config_beside, resolve_checkpoint
+from training.launch.data_identity import check_unseen
 from training.stages.data_checks import check_images, check_resolution
 from training.stages.stage1 import Stage1Config
 from training.stages.stage2 import Stage2Config
@@ -69,6 +70,8 @@ def main(args: argparse.Namespace) -> None:
     for split in SPLITS if args.split == "both" else (args.split,):
         dataset = build_dataset(config, split, args.seed)
         check_images(dataset)
+        if split == "val" and (line := check_unseen(checkpoint, dataset, config.accept_seen)) and env.is_main:
+            print(f"warning: {line}")
         check_resolution(dataset, tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
         shards = Extractor(tokenizer, digest, dataset, dataset_settings(config), settings, env).run(args.output)
         if env.is_main:

@@ -36,6 +36,9 @@ class DatasetConfig:
     channels: what images are given as: 1 grey, 3 RGB (None too), 4 RGBA. background: the colour that shows behind what
     is transparent, a name or `#rrggbb`. How other pixels are read: data/images/pixel_rule.py.
 
+    accept_changed: resume although the images are not those of the run. accept_seen: validate stage 2 also on images
+    that stage 1 was trained on.
+
     Captions: tokenizer names what turns them into ids: a folder of `python -m data.tokenizers train`, a published pair
     (DIR/bpe-16k), or CLIP's file. Without it txt_tok_name does, one of the published names, whose files are then looked
     for (data/README.md). vocab_size_txt: the most ids there may be. context_length: ids per caption, bpe_dropout: share
@@ -74,6 +77,8 @@ class DatasetConfig:
     channels: Optional[int] = None
     background: str = BACKGROUND
     class_folders: bool = False
+    accept_changed: bool = False
+    accept_seen: bool = False
 
     shuffle: str = "auto"
     shuffle_window: int = 8

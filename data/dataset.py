@@ -5,7 +5,7 @@ Axes: B batch, C channels, H W image, N images of the split, L caption tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -30,6 +30,7 @@ class ImageDataset(torch.utils.data.Dataset):
     in_memory = False  # True: a batch costs less than handing it over from a data worker
     tokenizer: CaptionTokenizer | None = None  # what made `cond` of captions
     channels = 3  # of `image`
+    held_out = False  # the splits were cut from the same images, by their names
     groups: Groups | None = None  # how training shuffles where random access is slow; None: all samples
 
     def __init__(
@@ -47,6 +48,18 @@ class ImageDataset(torch.utils.data.Dataset):
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         """A batch as stored and shipped between processes: `image` uint8 (B, 3, H, W), `label`, `index` int64 (B,)."""
         raise AssertionError(f"{type(self).__name__} must implement fetch")
+
+    def names(self) -> Iterator[str]:
+        """What tells every image apart from all others of both splits, in order, wherever the data set lies."""
+        return (f"{self.split}/{index}" for index in range(len(self)))
+
+    def image_size(self, index: int) -> int:
+        """Bytes of an image where it is stored; 0 where that says nothing about it."""
+        return 0
+
+    def content_mark(self) -> str:
+        """What else the images and captions depend on, as a hash or in words."""
+        return ""
 
     def corrupt_count(self) -> int:
         """How many distinct images could not be read so far, over all data workers of this process."""

@@ -8,6 +8,7 @@ Axes: B batch, L tokens of a caption, M captions, N images.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -103,6 +104,9 @@ class CaptionedDataset(FileDataset):
         while self.corrupt_N[index]:
             index = (index + 1) % len(self)
         return index
+
+    def content_mark(self) -> str:
+        return f"{zlib.crc32(self.table.text.data):08x}"
 
     def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
         """The first captions of these images, in words."""

@@ -87,6 +87,9 @@ class SyntheticPairs(ImageDataset):
             "cond": torch.tensor(captions),
         }
 
+    def content_mark(self) -> str:
+        return f"split_seed {self.split_seed}, {len(self.scenes_S)} scenes"
+
     def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
         """The captions of these images in words."""
         return [scene.caption() for scene in self.scenes(index_B)]

@@ -70,6 +70,9 @@ class SyntheticShapes(ImageDataset):
             "cond": self.tokenizer.encode_batch(_captions(words)),
         }
 
+    def content_mark(self) -> str:
+        return f"split_seed {self.split_seed}"
+
     def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
         """The captions of these images in words."""
         return _captions(_attributes(self._draws(self.split, np.asarray(index_B, dtype=np.int64))))

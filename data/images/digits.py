@@ -26,4 +26,5 @@ def build_digits(request: DatasetRequest) -> ImageDataset:
         resize_all(grey_N1HW, request.resolution),
         raw.target[chosen],
         [str(name) for name in raw.target_names],
+        chosen,
     )

@@ -28,6 +28,10 @@ class Encoded(Protocol):
         """What tells every image apart wherever the data set lies, in order: its path below the root, or its key."""
         ...
 
+    def size(self, index: int) -> int:
+        """Bytes of the encoded image; 0 where it is not there or not known without reading it."""
+        ...
+
     def __len__(self) -> int:
         """Number of images."""
         ...
@@ -54,6 +58,13 @@ class PackedPaths:
     def names(self) -> Iterator[str]:
         """The relative paths."""
         return map(self._relative, range(len(self)))
+
+    def size(self, index: int) -> int:
+        """Bytes of the file."""
+        try:
+            return os.stat(self.name(index)).st_size
+        except OSError:
+            return 0
 
     def _relative(self, index: int) -> str:
         start = int(self.end_N[index - 1]) if index else 0
@@ -82,6 +93,10 @@ class Chosen:
         """Those of the source."""
         names = list(self.source.names())
         return (names[index] for index in self.index_N.tolist())
+
+    def size(self, index: int) -> int:
+        """That of the source."""
+        return self.source.size(int(self.index_N[index]))
 
     def read(self, index: int) -> bytes:
         """That of the source."""

@@ -6,7 +6,7 @@ Axes: B batch, N images of the split, C channels, H W image.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from data.images.pixel_rule import Pixels
 from data.images.transforms import NUM_DRAWS, Pipeline
 from data.noise import uniforms
 from data.request import DatasetRequest
+from data.splits import split_name
 from runtime.errors import one_line
 
 _CROP_STREAM = 0x4350  # keeps crops apart from every other use of the same seed
@@ -34,7 +35,12 @@ class ReplacingDataset(ImageDataset):
     An unreadable one is replaced by the next readable one, label included, so that batches stay whole and the
     replacement is the same on every run. `index` stays the number that was asked for: an evaluation that counts every
     number once stays exact. The marks are shared with data workers; more than `max_corrupt` distinct ones are an error.
+
+    Attributes:
+        prefix: of the names: the folder of the split, where each has one of its own.
     """
+
+    prefix = ""
 
     def __init__(
         self,
@@ -50,6 +56,12 @@ class ReplacingDataset(ImageDataset):
         self.max_corrupt = request.config.max_corrupt
         self.corrupt_N = torch.zeros(len(labels_N), dtype=torch.uint8).share_memory_()
         self.flattened_N = torch.zeros(len(labels_N), dtype=torch.uint8).share_memory_()
+
+    def names(self) -> Iterator[str]:
+        return (self.prefix + split_name(name) for name in self.source.names())
+
+    def image_size(self, index: int) -> int:
+        return self.source.size(index)
 
     def corrupt_count(self) -> int:
         return int(self.corrupt_N.count_nonzero())
@@ -94,6 +106,11 @@ class FileDataset(ReplacingDataset):
         super().__init__(request, request.resolution, source, labels_N, class_names)
         self.pipeline = Pipeline(request.crop, request.resolution, request.config.hflip)
         self.rule, self.channels = request.pixels, request.pixels.channels
+
+    @classmethod
+    def of_one_class(cls, request: DatasetRequest, source: Encoded) -> FileDataset:
+        """Images without labels."""
+        return cls(request, source, np.zeros(len(source), dtype=np.int64), [request.name])
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         draws_BK: Iterable[np.ndarray | None] = [None] * len(index_B)

@@ -49,7 +49,9 @@ def build_folder(request: DatasetRequest) -> ImageDataset:
     train_N, val_N = split_by_name(paths, config.val_fraction or VAL_FRACTION, config.split_seed)
     chosen = train_N if request.split == "train" else val_N
     source = Chosen(PackedPaths(root, paths), chosen)
-    return FileDataset(request, source, labels_N[chosen], class_names)
+    dataset = FileDataset(request, source, labels_N[chosen], class_names)
+    dataset.held_out = True
+    return dataset
 
 
 def build_ffhq(request: DatasetRequest) -> ImageDataset:
@@ -101,4 +103,6 @@ def _presplit(request: DatasetRequest, splits: Mapping[str, Path], layout: str) 
     if request.split == VAL and splits[TRAIN].is_dir():
         known = folders_with_images(splits[TRAIN]) or None
     paths, labels_N, class_names = scan_classes(request.config, folder, layout, known)
-    return FileDataset(request, PackedPaths(folder, paths), labels_N, class_names)
+    dataset = FileDataset(request, PackedPaths(folder, paths), labels_N, class_names)
+    dataset.prefix = f"{request.split}/"
+    return dataset

@@ -67,6 +67,9 @@ class LmdbImages:
     def names(self) -> Iterator[str]:
         return (key.decode(errors="surrogateescape") for key in self.keys.tolist())
 
+    def size(self, index: int) -> int:
+        return 0  # a look-up of each would read the whole database
+
     def read(self, index: int) -> bytes:
         with _environment(self.path).begin() as transaction:
             value = transaction.get(bytes(self.keys[index]))
@@ -100,10 +103,14 @@ def _open_lmdb(path: str) -> Any:
 
 
 def _whole(request: DatasetRequest, source: Encoded) -> ImageDataset:
-    return FileDataset(request, source, np.zeros(len(source), dtype=np.int64), [request.name])
+    dataset = FileDataset.of_one_class(request, source)
+    dataset.prefix = f"{request.split}/"
+    return dataset
 
 
 def _held_out(request: DatasetRequest, source: Encoded) -> ImageDataset:
     config = request.config
     train_N, val_N = split_by_name(source.names(), config.val_fraction or VAL_FRACTION, config.split_seed)
-    return _whole(request, Chosen(source, train_N if request.split == "train" else val_N))
+    dataset = FileDataset.of_one_class(request, Chosen(source, train_N if request.split == "train" else val_N))
+    dataset.held_out = True
+    return dataset

@@ -5,7 +5,8 @@ Axes: B batch, N images of the split, C channels, H W image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,18 +22,33 @@ _RESIZE_CHUNK = 4096  # images per float copy while resizing
 
 
 class MemoryDataset(ImageDataset):
-    """Images kept decoded at their final size: image_NCHW uint8 with one or three channels."""
+    """Images kept decoded at their final size: image_NCHW uint8 with one or three channels.
+
+    `numbers_N` are those of the images before a split was cut from them.
+    """
 
     in_memory = True
 
     def __init__(
-        self, request: DatasetRequest, image_NCHW: Tensor, labels_N: np.ndarray, class_names: Sequence[str]
+        self,
+        request: DatasetRequest,
+        image_NCHW: Tensor,
+        labels_N: np.ndarray,
+        class_names: Sequence[str],
+        numbers_N: np.ndarray | None = None,
     ) -> None:
         assert image_NCHW.dtype == torch.uint8 and len(image_NCHW) == len(labels_N)
         super().__init__(request.name, request.split, image_NCHW.shape[-1], class_names, labels_N, request.seed)
         self.image_NCHW = image_NCHW.contiguous()
         self.hflip, self.random_shift = bool(request.config.hflip), request.config.random_shift
         self.channels = request.pixels.channels
+        self.numbers_N = numbers_N
+
+    def names(self) -> Iterator[str]:
+        return super().names() if self.numbers_N is None else map(str, self.numbers_N.tolist())
+
+    def content_mark(self) -> str:
+        return f"{zlib.crc32(self.image_NCHW.numpy().data):08x}"
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         chosen_B = torch.from_numpy(index_B)

@@ -50,6 +50,10 @@ class ShardImages:
         """The names of the members."""
         return (member for _, member, _, _ in self.places)
 
+    def size(self, index: int) -> int:
+        """Bytes of the member."""
+        return self.places[index][3]
+
     def read(self, index: int) -> bytes:
         """The encoded bytes; OSError when they cannot be had."""
         number, _, start, size = self.places[index]

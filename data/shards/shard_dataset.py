@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +78,11 @@ class ShardSamples:
         """The keys."""
         return (os.fsdecode(key) for key in self.keys_N.tolist())
 
+    def size(self, index: int) -> int:
+        """Bytes of the image; of all members where there is none."""
+        sizes_F = self.size_NF[index].clip(0)
+        return int(sizes_F[IMAGE] or sizes_F.sum())
+
     def field(self, index: int, field: int, start: int = 0, size: int | None = None) -> bytes:
         """The bytes of one member of a sample, or `size` of them from `start` on; OSError where there is none."""
         length = int(self.size_NF[index, field])
@@ -117,6 +123,9 @@ class CaptionedShards(FileDataset):
         texts = [texts[number] for texts, number in zip(lines, numbers_B.tolist())]
         return {**batch, "cond": self.tokenizer.encode_batch(texts, segmentation_keys(self.seed, training_key_B))}
 
+    def content_mark(self) -> str:
+        return f"{zlib.crc32(np.ascontiguousarray(self.source.size_NF[:, CAPTION]).data):08x}"
+
     def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
         """The first captions of these images, in words."""
         return [self._lines(int(index))[0] for index in index_B]
@@ -143,22 +152,30 @@ def build_shards(request: DatasetRequest) -> ImageDataset:
         places = [join(root, shard["name"]) for shard in manifest["shards"]]
         indexes = load_indexes(places, config)
         samples, labels_N = ShardSamples(places, indexes, config), _labels(indexes, root)
-        return _dataset(request, samples, labels_N, manifest["class_names"])
+        return _of_split(_dataset(request, samples, labels_N, manifest["class_names"]))
     by_split = _by_split(shards_of_root(root))
     found = {name: load_indexes(places, config) for name, places in by_split.items()}
     labels = {name: _labels(indexes, root) for name, indexes in found.items()}
     class_names = [str(label) for label in range(1 + max(labels_N.max() for labels_N in labels.values()))]
     if split in by_split and (split == "val" or "val" in by_split):
         samples, labels_N = ShardSamples(by_split[split], found[split], config), labels[split]
-    elif "train" in by_split:
+        return _of_split(_dataset(request, samples, labels_N, class_names))
+    if "train" in by_split:
         keys = [os.fsdecode(key) for index in found["train"] for key in index.keys_N.tolist()]
         train_N, val_N = split_by_name(keys, config.val_fraction or VAL_FRACTION, config.split_seed)
         chosen_N = train_N if split == "train" else val_N
         samples = ShardSamples(by_split["train"], found["train"], config, chosen_N)
         labels_N = labels["train"][chosen_N]
-    else:
-        raise missing_shards(root)
-    return _dataset(request, samples, labels_N, class_names)
+        dataset = _dataset(request, samples, labels_N, class_names)
+        dataset.held_out = True
+        return dataset
+    raise missing_shards(root)
+
+
+def _of_split(dataset: FileDataset) -> FileDataset:
+    """Keys are counted anew in every split: the name of an image begins with it."""
+    dataset.prefix = f"{dataset.split}/"
+    return dataset
 
 
 def folder_of(config: DatasetConfig, layout: str = LAYOUT) -> str:
@@ -213,7 +230,7 @@ def _labels(indexes: Sequence[ShardIndex], root: str | Sequence[str]) -> np.ndar
 
 def _dataset(
     request: DatasetRequest, samples: ShardSamples, labels_N: np.ndarray, class_names: Sequence[str]
-) -> ImageDataset:
+) -> FileDataset:
     if labels_N.max() >= len(class_names):
         raise ValueError(f"shards: label {labels_N.max()} is none of the {len(class_names)} classes of the manifest")
     config = request.config

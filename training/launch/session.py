@@ -25,6 +25,7 @@ from training.checkpoints.checkpoint_writer import CheckpointWriter
 from training.checkpoints.snapshot_writer import SnapshotWriter
 from training.experiment import BatchPlan, RunPosition
 from training.launch.continuation import note_launch, with_run_to_continue
+from training.launch.data_identity import DataIdentity
 from training.launch.flags import LaunchSettings
 from training.launch.resuming import ResumedRun
 from training.launch.run_config import load_run_config, plan_run
@@ -62,10 +63,15 @@ class Session(Generic[Config]):
         self.train_set = build_dataset(config.dataset, "train", config.seed)
         self.val_set = build_dataset(config.dataset, "val", config.seed)
         self.config, self.plan = plan_run(config, len(self.train_set), env.world_size, self.resumed)
+        self.data = DataIdentity.of(self.train_set, self.val_set)
+        if self.resumed is not None:
+            self.data.check_resumed(self.resumed, self.config.dataset.accept_changed)
         # initial weights are the same on every rank, and never those of any step's noise
         seed_everything_for_step(config.seed, 0, INITIAL_STEP)
         self.stage = build_stage(self.config, self.plan, env)
         self.stage.check_data(self.train_set)
+        if self.resumed is None and not settings.evaluate:
+            self.data.check_unseen(self.stage.config, self.config.dataset.accept_seen)
         if self.resumed is not None:
             self.resumed.restore(self.stage)
         elif settings.load_path is not None:
@@ -127,7 +133,7 @@ class Session(Generic[Config]):
             self.stage,
             feed,
             self.plan,
-            Records(self.log, self._checkpoints(), snapshots),
+            Records(self.log, self._checkpoints(), snapshots, self.data.facts()),
             guards=guards,
             meter=meter,
             validation=partial(self.batches, self.val_set, guards.watchdog.pulse),
@@ -152,6 +158,8 @@ class Session(Generic[Config]):
     def _say_what_is_trained(self) -> None:
         plan, log = self.plan, self.log
         log.info(f"run directory {self.run_dir}")
+        for line in self.data.warnings:
+            log.warning(line)
         log.info(self.stage.describe())
         log.info(
             f"{self.train_set.name}: {plan.num_images} training images, {len(self.val_set)} validation images; "

@@ -7,7 +7,7 @@ the step's scalars on the device, and reads them back only at log boundaries, so
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -87,11 +87,13 @@ class Records:
         log: where metrics and pictures go.
         checkpoints: to resume from.
         snapshots: to use.
+        facts: what both say beside where the run stands.
     """
 
     log: RunLog
     checkpoints: CheckpointWriter
     snapshots: SnapshotWriter
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Loop:
@@ -124,6 +126,7 @@ class Loop:
     ) -> None:
         self.stage, self.plan, self.guards, self.meter, self.scores = stage, plan, guards, meter, scores
         self.log, self.checkpoints, self.snapshots = records.log, records.checkpoints, records.snapshots
+        self.facts = records.facts
         self.batches, self.validation = iter(feed), validation
         self.step, self.images_seen = start.step, start.images_seen
         self.metrics = StepMetrics()
@@ -241,6 +244,7 @@ class Loop:
             "schedule_ranks": self.plan.schedule_ranks,
             "flops_per_step": self.meter.flops.state_dict(),
             **self.stage.provenance(),
+            **self.facts,
         }
 
     def _save(self, validation: dict[str, Any]) -> None:
