@@ -10,7 +10,8 @@ import sys
 from runtime.errors import UserError
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 11)
-# module: the distribution it comes from. What scripts import only when asked (tokenizers, open_clip, timm) is not here.
+# module: the distribution it comes from. What scripts import only when asked (tokenizers, open_clip, timm) is not here,
+# nor TensorBoard, without which only the items that run scripts are left out.
 PACKAGES = {
     "torch": "torch",
     "torchvision": "torchvision",
@@ -23,6 +24,7 @@ PACKAGES = {
     "safetensors": "safetensors",
     "lpips": "lpips",
     "pytorch_fid": "pytorch-fid",
+    "einops": "einops",
     "tqdm": "tqdm",
 }
 

@@ -14,6 +14,7 @@ from benchmarks.gpu.items.timing import median_ms
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.settings import Absent
 from measure_throughput.roofline import measure_roofline
+from rqstack.triton_kernels import use_triton
 
 TINY_SIZE = 256
 
@@ -53,6 +54,7 @@ def measure(report: Report) -> None:
         report.note("processors", known.multi_processor_count)
         report.note("memory_gib", round(known.total_memory / 2**30, 1))
         report.note("capability", [known.major, known.minor])
+        report.note("triton_kernels", use_triton(report.device))  # false without a C compiler or Python's headers
     if report.tiny:
         left, right = (torch.randn(TINY_SIZE, TINY_SIZE, device=report.device).bfloat16() for _ in range(2))
         report.note("product_ms", round(median_ms(lambda: left @ right, report.device), 4))

@@ -102,7 +102,7 @@ def reuse(report: Report) -> None:
         with report.case("later calls"):
             for call, (number, seed) in enumerate(((NUMBER, 3), (NUMBER, 4), (NUMBER - 2, 5), (NUMBER, 3))):
                 before = recordings.number
-                graph = _draw(model, True, CUT, number, seed)
+                graph = _draw(model, True, {**CUT, "rows": NUMBER}, number, seed)
                 share = share_equal(graph, _draw(model, False, CUT, number, seed))
                 new = recordings.number - before
                 name = f"call {call + 1}, batch {number}"
