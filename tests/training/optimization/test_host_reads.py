@@ -68,7 +68,9 @@ def test_a_step_with_soft_targets_reads_nothing():
 
 
 def test_stochastic_targets_of_a_stack_are_read_once_and_after_a_change():
-    stack = ResidualStack(4, [FiniteScalarQuantizer(4, FiniteScalarOptions([3, 3, 3, 3])) for _ in range(2)], scales=[1.0, 0.5])
+    stack = ResidualStack(
+        4, [FiniteScalarQuantizer(4, FiniteScalarOptions([3, 3, 3, 3])) for _ in range(2)], scales=[1.0, 0.5]
+    )
     z = torch.randn(6, 4)
     with HostReads() as reads:
         stack.targets(z, 0.5, True)
