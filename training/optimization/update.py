@@ -110,7 +110,7 @@ class ScaledUpdate:
         if not self.scaler.is_enabled():
             metrics[f"{prefix}grad_norm"] = norm if applied else torch.zeros_like(norm)
         if self.skip_non_finite:
-            metrics[f"{prefix}skipped_steps"] = torch.as_tensor(float(self.skipped), device=norm.device)
+            metrics[f"{prefix}skipped_steps"] = norm.new_full((), float(self.skipped))
         return applied
 
     def _apply(self, healthy: bool) -> bool:
