@@ -33,7 +33,7 @@ from unittest.mock import patch
 import torch
 import torch._subclasses.fake_tensor as fake_tensor
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -83,7 +83,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.strict, self.recording = False, 0
+        self.strict, self.recording, self.recordings = False, False, 0
         self.legal: Mapping[str, str] = {}
         self.unused: set[str] = set()
         Watch.current = self
@@ -189,6 +189,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         stack.enter_context(patch.object(fake_tensor, "init_gpu_context", lambda device=None: None))
         stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", property(lambda mode: True)))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply_by_replacement))
+        stack.enter_context(patch.object(FakeTensor, "data_ptr", lambda tensor: tensor.untyped_storage()._cdata))
         stack.enter_context(backward_without_driver())
         mode = stack.enter_context(FakeTensorMode())
         stack.enter_context(Watch())
@@ -247,16 +248,15 @@ def _driver() -> dict[str, Any]:
         "current_stream": lambda *_: nothing,
         "default_stream": lambda *_: nothing,
         "stream": lambda stream: contextlib.nullcontext(),
-        "CUDAGraph": lambda *_, **__: nothing,
+        "CUDAGraph": _Graph,
         "graph_pool_handle": lambda: (0, 0),
-        "graph": _recording,
-        "is_current_stream_capturing": lambda: Watch.current.recording > 0,
+        "is_current_stream_capturing": lambda: Watch.current.recording,
         "synchronize": synchronize,
     }
 
 
 class _Nothing:
-    """A stream, an event or a graph: all of its methods do nothing."""
+    """A stream or an event: its methods do nothing, but for waiting."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "synchronize":
@@ -264,12 +264,12 @@ class _Nothing:
         return lambda *_, **__: None
 
 
-@contextlib.contextmanager
-def _recording(*_: Any, **__: Any) -> Iterator[None]:
-    """In the place of `torch.cuda.graph`: the step runs, and may not even copy without waiting."""
-    watch = Watch.current
-    watch.recording += 1
-    try:
-        yield
-    finally:
-        watch.recording -= 1
+class _Graph(_Nothing):
+    """A recording: the step runs while it is made, and may not even copy without waiting."""
+
+    def capture_begin(self, *_: Any, **__: Any) -> None:
+        Watch.current.recording = True
+
+    def capture_end(self) -> None:
+        Watch.current.recording = False
+        Watch.current.recordings += 1

@@ -78,10 +78,15 @@ def test_what_does_not_wait_passes(case):
 def test_a_recording_copies_nothing_at_all():
     with fake_cuda():
         x = torch.ones(3, device=CUDA)
-        with no_host_sync(), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with no_host_sync() as watch:
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin()
             x.add_(1)
             with pytest.raises(HostSync, match="copies from cpu to cuda"):
                 torch.ones(3).to(CUDA, non_blocking=True)
+            graph.capture_end()
+            torch.ones(3).to(CUDA, non_blocking=True)
+        assert watch.recordings == 1
 
 
 def test_what_is_legal_is_named_and_must_be_needed():

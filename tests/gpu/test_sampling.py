@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from rqtransformer import RQTransformer, RQTransformerConfig
-from rqtransformer.decoding import sample
+from rqtransformer.decoding import sample, sample_batches, sample_stream
+from rqtransformer.decoding.pixel_decoding import decode_in_batches
+from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
 from rqvae import RQVAE, RQVAEConfig
 from tests.gpu.fake_cuda import CUDA, no_host_sync
 from tests.training.tiny_runs import STAGE1, changed
 
 # What may wait for the device, all of it before the first position is drawn.
 REQUEST = {"rqtransformer/decoding/sampling_request.py:check_request": "ids out of range are an error, told at once"}
-GUIDANCE = {"rqtransformer/decoding/code_sampling.py:__init__": "the scales of all positions, brought over once"}
 
 
 def arch(**changes: Any) -> dict[str, Any]:
@@ -55,33 +56,80 @@ TEXT = {"vocab_size_cond": 20, "block_size_cond": 4}
 GROUPED = {"block": {"n_kv_head": 2, "norm": "rms", "gelu": "v2"}}
 ALIBI = {"block": {"alibi": True}}
 TABLES = {"input_emb_vqvae": False, "head_emb_vqvae": False, "cumsum_depth_ctx": False, "shared_tok_emb": False}
-# changes of the model, arguments of `sample`, what may wait
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
-    "plain, bf16": ({}, {"amp_dtype": torch.bfloat16}, {}),
-    "settings per depth": ({}, {"top_k": [5, 3, None], "top_p": [0.9, None, 0.5], "temperature": [1.0, 0.7, 2.0]}, {}),
-    "guided": ({}, {"cfg_scale": "linear:4", "top_k": 4}, GUIDANCE),
-    "prefix": ({}, {"prefix": (2, 1, 3)}, {}),
-    "in-painting": ({}, {"known": (2, 2, 2, 3)}, {}),
-    "grouped queries, RMS norm": (GROUPED, {}, {}),
-    "ALiBi": (ALIBI, {}, {}),
-    "text": (TEXT, {}, {}),
-    "tables of its own": (TABLES, {}, {}),
-    "int8": ({}, {"weights": "int8"}, {}),
+# changes of the model, arguments of `sample`
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain, bf16": ({}, {"amp_dtype": torch.bfloat16}),
+    "settings per depth": ({}, {"top_k": [5, 3, None], "top_p": [0.9, None, 0.5], "temperature": [1.0, 0.7, 2.0]}),
+    "guided": ({}, {"cfg_scale": "linear:4", "top_k": 4}),
+    "prefix": ({}, {"prefix": (2, 1, 3)}),
+    "in-painting": ({}, {"known": (2, 2, 2, 3)}),
+    "grouped queries, RMS norm": (GROUPED, {}),
+    "ALiBi": (ALIBI, {}),
+    "text": (TEXT, {}),
+    "tables of its own": (TABLES, {}),
+    "int8": ({}, {"weights": "int8"}),
 }
 
 
-@pytest.mark.parametrize("graphs", [None, False], ids=["recorded", "as it is"])
+def given(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with codes in the place of their shapes."""
+    made = dict(arguments)
+    if "prefix" in made:
+        made["prefix"] = codes(*made["prefix"])
+    if "known" in made:
+        known = codes(*made["known"])
+        made["known"] = (known == 1, known)
+    return made
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_sampling(gpu, case, graphs):
-    changes, arguments, legal = CASES[case]
+def test_a_position_is_recorded_once_and_copies_nothing(gpu, case):
+    changes, arguments = CASES[case]
     model, tokenizer = models(**changes)
-    arguments = dict(arguments)
-    if "prefix" in arguments:
-        arguments["prefix"] = codes(*arguments["prefix"])
-    if "known" in arguments:
-        known = codes(*arguments["known"])
-        arguments["known"] = (known == 1, known)
     cond = codes(2, 4) if changes is TEXT else codes(2)
-    with no_host_sync({**REQUEST, **legal}):
-        drawn = sample(model, tokenizer, cond, graphs=graphs, **arguments)
+    with no_host_sync(REQUEST) as watch:
+        for _ in range(2):
+            drawn = sample(model, tokenizer, cond, **given(arguments))
     assert drawn.is_cuda and drawn.shape == (2, 2, 2, 3)
+    assert watch.recordings == 1
+
+
+@pytest.mark.parametrize("case", ["settings per depth", "guided", "in-painting", "ALiBi"])
+def test_sampling_without_a_recording(gpu, case):
+    changes, arguments = CASES[case]
+    model, tokenizer = models(**changes)
+    with no_host_sync(REQUEST) as watch:
+        for partial in sample_stream(model, tokenizer, codes(2), graphs=False, **given(arguments)):
+            assert partial.codes.is_cuda
+    assert watch.recordings == 0
+
+
+def test_batches_and_their_pixels(gpu):
+    model, tokenizer = models()
+    with no_host_sync({**REQUEST, "rqtransformer/decoding/code_sampling.py:sample_batches": "labels come as numbers"}):
+        for batch in sample_batches(model, tokenizer, [0, 1, 2], batch_size=2):
+            for image_BCHW in decode_in_batches(tokenizer, batch.codes):
+                assert image_BCHW.is_cuda
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "concatenated, padded": {"merge": "concat", "pad_id": 3},
+    "grouped queries, RMS norm, ALiBi alone": {
+        "norm": "rms",
+        "kv_heads": 1,
+        "alibi": True,
+        "absolute_positions": False,
+    },
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_the_nested_transformer(gpu, case):
+    config = HierarchicalConfig(11, 16, depth=(1, 1), max_seq_len=(2, 3), heads=2, dim_head=8, **OPTIONS[case])
+    model = HierarchicalTransformer(config).to(CUDA)
+    with no_host_sync():
+        model.loss(codes(2, 2, 3)).backward()
+        assert model.start.grad is not None and model.start.grad.is_cuda
+        assert model.generate(batch_size=2, top_k=5).is_cuda
+        assert model.generate(codes(2, 4), top_p=0.9).shape == (2, 2, 3)

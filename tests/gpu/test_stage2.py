@@ -13,7 +13,7 @@ import torch
 
 from rqvae import RQVAE, RQVAEConfig
 from runtime.config import load_config
-from tests.gpu.fake_cuda import CUDA, HostSync, no_host_sync
+from tests.gpu.fake_cuda import CUDA, no_host_sync
 from tests.training.tiny_runs import STAGE1, changed, stage2, write_config
 from training.experiment import plan_batches
 from training.stages import stage2 as stage2_module
@@ -71,18 +71,7 @@ def batch(**more: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"label": labels, "cond": torch.zeros(4, 8, dtype=torch.long, device=CUDA), **more}
 
 
-WAITING = {"grouped queries, RMS norm, ALiBi, dropout": "the slopes are brought over in every block"}
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.xfail(raises=HostSync, strict=True, reason=WAITING[case]))
-        if case in WAITING
-        else case
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize("case", CASES)
 def test_a_step(gpu, tmp_path, monkeypatch, case):
     changes, hparams, legal = CASES[case]
     stage = built(gpu, tmp_path, monkeypatch, changes, hparams)
