@@ -31,7 +31,7 @@ class ClassifierFeatures:
     """uint8 images -> (features (B, F), logits (B, Y)), float32; see `train_classifier`.
 
     Attributes:
-        fingerprint: the cache key: hash of training data and settings.
+        fingerprint: the cache key: hash of training data, settings and kind of device.
         accuracy: share of the validation split it recognises; None when it was trained without one.
     """
 
@@ -88,7 +88,6 @@ class ClassifierFeatures:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-@torch.autocast("cpu", enabled=False)
 def train_classifier(
     train: Iterable[Mapping[str, Tensor] | tuple[Tensor, Tensor]],
     num_classes: int,
@@ -100,15 +99,16 @@ def train_classifier(
 ) -> ClassifierFeatures:
     """The classifier of a training split: from `cache_dir` when data and settings are known there, else trained.
 
-    Trained on the CPU whatever `device` is, from its own generator: a function of data and settings, and the global
-    random state is left alone. Every rank must be given the whole split.
+    Trained where it will run, from its own generator: a function of data, settings and kind of device, and the global
+    random state is left alone. A GPU rounds otherwise than a CPU: its classifier has another key. Every rank must be
+    given the whole split.
 
     Args:
         train: batches of (image, label) or mappings with these keys; images uint8, or float in [-1, 1].
         num_classes: number of classes, at least 2.
         validation: the same for the validation split; gives `.accuracy`.
         cache_dir: directory of cached classifiers (safetensors); None trains every time.
-        device: where the result runs.
+        device: where it is trained and runs.
 
     Raises:
         ValueError: fewer than two classes, no images, or labels outside 0..num_classes-1.
@@ -119,14 +119,15 @@ def train_classifier(
     image_NCHW, label_N = _collect(train, config)
     if label_N.min() < 0 or label_N.max() >= num_classes:
         raise ValueError(f"labels must be in 0..{num_classes - 1}, got {label_N.min()}..{label_N.max()}")
-    key = _cache_key(image_NCHW, label_N, num_classes, config)
-    network = new_network(num_classes, config)
+    device = torch.device(device)
+    key = _cache_key(image_NCHW, label_N, num_classes, config, device)
+    network = new_network(num_classes, config).to(device)
     path = None if cache_dir is None else Path(cache_dir) / f"classifier-{key[:32]}.safetensors"
     cached = None if path is None else read_cached(path, network, key)
     if cached is not None:
         network.load_state_dict(cached)
     else:
-        fit_network(network, image_NCHW, label_N, config)
+        fit_network(network, image_NCHW.to(device), label_N.to(device), config)
         if path is not None:
             write_cached(path, network, key, asdict(config))
     features = ClassifierFeatures(network, config, key, device=device)
@@ -173,8 +174,11 @@ def _collect(
     return torch.stack(images), torch.stack(labels)
 
 
-def _cache_key(image_NCHW: Tensor, label_N: Tensor, num_classes: int, config: ClassifierConfig) -> str:
-    digest = hashlib.sha256(json.dumps([RECIPE, num_classes, asdict(config)], sort_keys=True).encode())
+def _cache_key(
+    image_NCHW: Tensor, label_N: Tensor, num_classes: int, config: ClassifierConfig, device: torch.device
+) -> str:
+    elsewhere = [] if device.type == "cpu" else [device.type]
+    digest = hashlib.sha256(json.dumps([RECIPE, num_classes, asdict(config), *elsewhere], sort_keys=True).encode())
     digest.update(image_NCHW.contiguous().numpy().tobytes())
     digest.update(label_N.numpy().tobytes())
     return digest.hexdigest()

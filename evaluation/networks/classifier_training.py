@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +70,27 @@ def new_network(num_classes: int, config: ClassifierConfig) -> ClassifierNetwork
 
 
 def fit_network(network: ClassifierNetwork, image_NCHW: Tensor, label_N: Tensor, config: ClassifierConfig) -> None:
-    """AdamW with warm-up and cosine; small random shifts; the batches of an epoch partition a seeded permutation."""
+    """AdamW with warm-up and cosine; small random shifts; the batches of an epoch partition a seeded permutation.
+
+    Runs where network, images and labels are. Every random number is drawn on the CPU, and on a GPU the kernels are
+    those that give the same numbers again.
+    """
+    with torch.autocast(image_NCHW.device.type, enabled=False), _repeatable_kernels():
+        _fit(network, image_NCHW, label_N, config)
+
+
+@contextlib.contextmanager
+def _repeatable_kernels() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def _fit(network: ClassifierNetwork, image_NCHW: Tensor, label_N: Tensor, config: ClassifierConfig) -> None:
     batch_size = min(config.batch_size, len(image_NCHW))
     steps_per_epoch = len(image_NCHW) // batch_size
     presentations = max(config.epochs * steps_per_epoch * batch_size, config.min_presentations)
@@ -77,7 +100,7 @@ def fit_network(network: ClassifierNetwork, image_NCHW: Tensor, label_N: Tensor,
     network.train()
     for step in range(num_steps):
         if step % steps_per_epoch == 0:
-            order_N = torch.randperm(len(image_NCHW), generator=generator)
+            order_N = torch.randperm(len(image_NCHW), generator=generator).to(image_NCHW.device)
         start = step % steps_per_epoch * batch_size
         index_B = order_N[start : start + batch_size]
         image_BCHW = _shifted(from_uint8(image_NCHW[index_B]), config.max_shift, generator)

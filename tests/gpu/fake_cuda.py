@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
@@ -121,13 +122,13 @@ class Watch(TorchDispatchMode):
             self.judge(HostSync, f"{name} copies from {source.type} to {target.type}")
 
     def judge(self, error: type[AssertionError], what: str) -> None:
-        """Raises `error` unless one of the functions on the way here is listed as legal."""
+        """Raises `error` unless the innermost function of the project is listed as legal."""
         if not self.strict:
             return
         frames = list(_project_frames(sys._getframe(1)))
-        allowed = [place for place in self.legal if any(place == f"{file}:{name}" for file, _, name in frames)]
-        self.unused -= set(allowed)
-        if not allowed or self.recording:
+        place = next((f"{file}:{name}" for file, _, name in frames if not name.startswith("<")), "")
+        self.unused.discard(place)
+        if place not in self.legal or self.recording:
             where = (
                 " < ".join(f"{file}:{line} in {name}" for file, line, name in frames[:4]) or "outside of the project"
             )
@@ -168,8 +169,8 @@ def no_host_sync(legal: Mapping[str, str] | None = None) -> Iterator[Watch]:
     """Inside, whatever makes the host wait for the device, or mixes the two, raises.
 
     Args:
-        legal: "file:function" -> reason, of functions in and below which it may happen. An entry that was not needed is
-            an error too: the list cannot outlive what it excuses.
+        legal: "file:function" -> reason, of functions in which it may happen. An entry that was not needed is an error
+            too: the list cannot outlive what it excuses.
     """
     watch = Watch.current
     watch.strict, watch.legal, watch.unused = True, legal or {}, set(legal or {})
@@ -184,6 +185,9 @@ def no_host_sync(legal: Mapping[str, str] | None = None) -> Iterator[Watch]:
 def fake_cuda() -> Iterator[FakeTensorMode]:
     """The world in which `cuda:0` exists. Everything that is built or drawn inside is fake."""
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # an address is kept to tell tensors apart, never read
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         for name, value in _driver().items():
             stack.enter_context(patch.object(torch.cuda, name, value, create=True))
         stack.enter_context(patch.object(fake_tensor, "init_gpu_context", lambda device=None: None))

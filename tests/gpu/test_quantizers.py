@@ -74,6 +74,7 @@ def test_bottlenecks(gpu, case: str):
         drive(quantizer, torch.randn(2, 4, 4, 8, device=CUDA, requires_grad=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*METHODS, *OF_MAPS])
 def test_quantizers(gpu, case: str):
     with torch.device(CUDA if "in turns" in case else "cpu"):  # fake parameters cannot be moved under an optimizer

@@ -19,7 +19,9 @@ from tests.gpu.fake_cuda import CUDA, no_host_sync
 from tests.training.tiny_runs import STAGE1, changed
 
 # What may wait for the device, all of it before the first position is drawn.
-REQUEST = {"rqtransformer/decoding/sampling_request.py:check_request": "ids out of range are an error, told at once"}
+FILE = "rqtransformer/decoding/sampling_request.py"
+RANGE = {f"{FILE}:_condition": "condition ids out of range are an error, told at once"}
+KNOWN = {f"{FILE}:_known": "so are known codes", f"{FILE}:check_request": "how many positions are given from the start"}
 
 
 def arch(**changes: Any) -> dict[str, Any]:
@@ -53,20 +55,20 @@ def codes(*shape: int) -> torch.Tensor:
 
 
 TEXT = {"vocab_size_cond": 20, "block_size_cond": 4}
-GROUPED = {"block": {"n_kv_head": 2, "norm": "rms", "gelu": "v2"}}
-ALIBI = {"block": {"alibi": True}}
+GROUPED = {"block": {"n_kv_head": 2, "norm": "rms", "gelu": "v2", "alibi": True}}
 TABLES = {"input_emb_vqvae": False, "head_emb_vqvae": False, "cumsum_depth_ctx": False, "shared_tok_emb": False}
-# changes of the model, arguments of `sample`
+# changes of the model, arguments of `sample`; the last ones only in the long suite
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "plain, bf16": ({}, {"amp_dtype": torch.bfloat16}),
-    "settings per depth": ({}, {"top_k": [5, 3, None], "top_p": [0.9, None, 0.5], "temperature": [1.0, 0.7, 2.0]}),
+    "settings per depth, bf16": (
+        {},
+        {"amp_dtype": torch.bfloat16, "top_k": [5, 3, None], "top_p": [0.9, None, 0.5], "temperature": [1.0, 0.7, 2.0]},
+    ),
     "guided": ({}, {"cfg_scale": "linear:4", "top_k": 4}),
-    "prefix": ({}, {"prefix": (2, 1, 3)}),
     "in-painting": ({}, {"known": (2, 2, 2, 3)}),
-    "grouped queries, RMS norm": (GROUPED, {}),
-    "ALiBi": (ALIBI, {}),
+    "grouped queries, RMS norm, ALiBi": (GROUPED, {}),
     "text": (TEXT, {}),
     "tables of its own": (TABLES, {}),
+    "prefix": ({}, {"prefix": (2, 1, 3)}),
     "int8": ({}, {"weights": "int8"}),
 }
 
@@ -82,23 +84,31 @@ def given(arguments: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize("case", CASES)
+def legal(arguments: dict[str, Any]) -> dict[str, str]:
+    return RANGE | (KNOWN if "known" in arguments else {})
+
+
+QUICK = ("settings per depth, bf16", "guided", "in-painting", "grouped queries, RMS norm, ALiBi")
+MARKED = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+
+
+@pytest.mark.parametrize("case", MARKED)
 def test_a_position_is_recorded_once_and_copies_nothing(gpu, case):
     changes, arguments = CASES[case]
     model, tokenizer = models(**changes)
     cond = codes(2, 4) if changes is TEXT else codes(2)
-    with no_host_sync(REQUEST) as watch:
+    with no_host_sync(legal(arguments)) as watch:
         for _ in range(2):
             drawn = sample(model, tokenizer, cond, **given(arguments))
     assert drawn.is_cuda and drawn.shape == (2, 2, 2, 3)
     assert watch.recordings == 1
 
 
-@pytest.mark.parametrize("case", ["settings per depth", "guided", "in-painting", "ALiBi"])
+@pytest.mark.parametrize("case", ["settings per depth, bf16", "guided", "in-painting"])
 def test_sampling_without_a_recording(gpu, case):
     changes, arguments = CASES[case]
     model, tokenizer = models(**changes)
-    with no_host_sync(REQUEST) as watch:
+    with no_host_sync(legal(arguments)) as watch:
         for partial in sample_stream(model, tokenizer, codes(2), graphs=False, **given(arguments)):
             assert partial.codes.is_cuda
     assert watch.recordings == 0
@@ -106,7 +116,7 @@ def test_sampling_without_a_recording(gpu, case):
 
 def test_batches_and_their_pixels(gpu):
     model, tokenizer = models()
-    with no_host_sync({**REQUEST, "rqtransformer/decoding/code_sampling.py:sample_batches": "labels come as numbers"}):
+    with no_host_sync({**RANGE, f"{FILE}:check_request": "indices of samples come as numbers"}):
         for batch in sample_batches(model, tokenizer, [0, 1, 2], batch_size=2):
             for image_BCHW in decode_in_batches(tokenizer, batch.codes):
                 assert image_BCHW.is_cuda

@@ -57,7 +57,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("bf16, recomputed, perceptual", "published update")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_a_step_with_gan(gpu, tmp_path, vgg16, case):
     changes, legal = CASES[case]
     size = {"arch.ddconfig.resolution": 16, "arch.ddconfig.ch_mult": [1, 1, 1], "arch.ema": 0.9}
@@ -68,6 +73,7 @@ def test_a_step_with_gan(gpu, tmp_path, vgg16, case):
     assert all(value.is_cuda for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_steps_over_micro_batches_and_what_follows(gpu, tmp_path):
     """Two steps (the state of the optimizer is there in the second), the averaged weights, codes and usage."""
     stage = built(

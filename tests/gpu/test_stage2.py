@@ -71,7 +71,12 @@ def batch(**more: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"label": labels, "cond": torch.zeros(4, 8, dtype=torch.long, device=CUDA), **more}
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("soft targets, stochastic codes, uneven vocabularies", "grouped queries, RMS norm, ALiBi, dropout")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_a_step(gpu, tmp_path, monkeypatch, case):
     changes, hparams, legal = CASES[case]
     stage = built(gpu, tmp_path, monkeypatch, changes, hparams)
@@ -81,6 +86,7 @@ def test_a_step(gpu, tmp_path, monkeypatch, case):
     assert all(value.is_cuda for value in metrics.values())
 
 
+@pytest.mark.slow
 def test_steps_on_cached_latents_and_codes(gpu, tmp_path, monkeypatch):
     stage = built(gpu, tmp_path, monkeypatch, {"optimizer.type": "sgd"}, {})
     with no_host_sync():

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
-from evaluation.networks.classifier import ClassifierConfig, train_classifier
+from evaluation.networks.classifier import ClassifierConfig, _cache_key, train_classifier
 from evaluation.protocol import to_uint8
 
 QUICK = ClassifierConfig(dim=16, min_presentations=0, epochs=2, batch_size=8)
@@ -70,6 +70,13 @@ def test_training_is_a_function_of_seed_and_data():
     image_BCHW = to_uint8(data[0][0])
     assert torch.equal(one(image_BCHW)[0], two(image_BCHW)[0])
     assert not torch.equal(one(image_BCHW)[0], other(image_BCHW)[0])
+
+
+def test_another_kind_of_device_is_another_classifier():
+    """Its kernels round otherwise, so neither cached weights nor the names of numbers may be mixed."""
+    image_NCHW, label_N = stripes(16)
+    keys = [_cache_key(image_NCHW, label_N, 2, QUICK, torch.device(device)) for device in ("cpu", "cuda:0", "cuda:1")]
+    assert keys[0] != keys[1] == keys[2]
 
 
 def test_scoring_does_not_depend_on_the_batch_nor_on_autocast():
