@@ -52,7 +52,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     ),
     "fp16": (
         {"experiment.precision": "fp16"},
-        {"training/optimization/update.py:_apply": "whether a loss scaler steps is read, see issue 14"},
+        {},
     ),
 }
 

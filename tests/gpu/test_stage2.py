@@ -40,7 +40,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
     "fp16": (
         {**HARD, "experiment.precision": "fp16"},
         {},
-        {"training/optimization/update.py:_apply": "whether a loss scaler steps is read, see issue 14"},
+        {},
     ),
     "grouped queries, RMS norm, ALiBi, dropout": (
         {
