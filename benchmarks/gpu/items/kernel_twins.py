@@ -1,7 +1,8 @@
-"""The Triton kernels of decoding, called by themselves, against their plain twins: draw, attention, sum and norm.
+"""The Triton kernels of decoding, called by themselves, against their plain twins: draw, attention, norm, int8.
 
 Each entry says whether the kernel served the arguments; on a GPU it must. Elsewhere the plain form stands for both.
-Legend: B batch, V vocabulary, A heads of queries, K heads of keys, S slots of the cache, F features, R rows, C width.
+Legend: B batch, V vocabulary, A heads of queries, K heads of keys, S slots of the cache, F features, R rows, C width,
+I input and O output features.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ FORMATS = ((torch.float32, 1e-5), (torch.bfloat16, 1e-2))  # with the relative e
 # batch, heads of queries and of keys, slots, filled ones, features: the body of the 1.4B model, its head, shared heads
 ATTENTION = ((200, 24, 24, 64, 40, 64), (200, 24, 24, 4, 0, 64), (7, 8, 2, 70, 69, 48))
 ROW, WIDTH = 200, 1536
+INT8_ROWS = (1, 4)
 
 
 def kernel_of(report: Report, module: str) -> Any:
@@ -174,3 +176,31 @@ def _plain_norm(
     if shift_C is not None:
         return F.layer_norm(sum_RC, weight_C.shape, weight_C, shift_C, 1e-5).to(dtype)
     return F.rms_norm(sum_RC, weight_C.shape, weight_C, 1e-5).to(dtype)
+
+
+def int8(report: Report) -> None:
+    """Products of few rows with int8 weights, as batch 1 has them, beside the weights expanded and a dense product."""
+    kernel = kernel_of(report, "int8_triton")
+    weight_OI = torch.randint(-127, 128, (4 * WIDTH, WIDTH), generator=torch.Generator().manual_seed(0))
+    weight_OI, dtype = weight_OI.to(report.device, torch.int8), torch.bfloat16
+    scale_O = drawn((len(weight_OI),), 1).abs().to(report.device, dtype) / 100
+    dense_OI = weight_OI.to(dtype) * scale_O.unsqueeze(1)
+    for rows in INT8_ROWS:
+        name = f"int8 product, {rows} rows"
+        with report.case(name):
+            x_RI = drawn((rows, WIDTH), 2).to(report.device, dtype)
+            exact_RO = (x_RI.double() @ weight_OI.double().T) * scale_O.double()
+            served = kernel is not None and kernel.serves(x_RI, weight_OI, scale_O)
+            plain = partial(_expanded, x_RI, weight_OI, scale_O)
+            form = partial(kernel.product, x_RI, weight_OI, scale_O) if served else plain
+            error, times = relative(form(), exact_RO), [_time(report, call) for call in (plain, form)]
+            values = {
+                "plain_ms": times[0],
+                "ms": times[1],
+                "dense_ms": _time(report, partial(F.linear, x_RI, dense_OI)),
+            }
+            report.check(name, error < 1e-2 and (served or not report.on_gpu), served=served, relative=error, **values)
+
+
+def _expanded(x_RI: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
+    return F.linear(x_RI, weight_OI.to(x_RI.dtype) * scale_O.unsqueeze(1))

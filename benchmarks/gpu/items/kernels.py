@@ -45,12 +45,13 @@ def with_and_without(call: Callable[[], Tensor], precision: str = "ieee") -> tup
 
 
 def compare(report: Report) -> None:
-    """Draw, attention, sum and norm; the whole decoding step, search, normalization of images, soft-target loss."""
+    """Draw, attention, sum and norm, int8 products; the whole decoding step, search, autoencoder, soft-target loss."""
     exact_products()
     report.note("triton", use_triton(report.device))
     kernel_twins.draw(report)
     kernel_twins.attention(report)
     kernel_twins.norms(report)
+    kernel_twins.int8(report)
     for name, (dtype, allowed) in FORMATS.items():
         with report.case(f"decoding step, {name}"):
             first, plain = with_and_without(partial(_first_codes, report, dtype))
