@@ -71,6 +71,9 @@ class ExperimentConfig:
     `parallel` is ddp (every process holds the whole model), fsdp (a share of every parameter; stage 2) or none (one
     process). `compile` compiles every transformer block (stage 2), the networks (stage 1).
 
+    `deterministic` makes a GPU take algorithms that give the same bits every time, which an exact resume there needs;
+    without it cuDNN measures which are the fastest. Not verified on a GPU; a CPU is exact either way.
+
     A step with a non-finite loss stops the run or, with `non_finite: skip`, is left out, up to `max_skipped_steps`
     times; either way its batch is kept under `faults/`. A loss more than `spike_factor` deviations above the median of
     the last `spike_window` steps gives a warning (null: never), as does a codebook of which a log window used less
@@ -96,6 +99,7 @@ class ExperimentConfig:
     parallel: str = "ddp"
     channels_last: bool = True
     compile: bool = False
+    deterministic: bool = False
     gradient_checkpointing: bool = False
     num_workers: int = 4
     keep_checkpoints: int = 2

@@ -16,6 +16,7 @@ from torchvision.models import Inception3
 from evaluation.networks.extra_networks import read_state_dict
 from evaluation.networks.weight_files import FID_INCEPTION, find_weights
 from evaluation.protocol import check_uint8_images, resize_named
+from runtime.device import ieee_fp32
 
 INPUT_SIZE = 299
 NUM_CLASSES = 1008
@@ -58,7 +59,7 @@ def fid_inception_network() -> nn.Module:
 
 
 class InceptionFeatures:
-    """uint8 images -> (features (B, dim), logits (B, 1008)), float32.
+    """uint8 images -> (features (B, dim), logits (B, 1008)), float32, on a GPU too without TF32.
 
     The logits leave out the bias of the last layer, as the inception score always did (its first implementation
     multiplies by the weight only); the 1008 classes are ImageNet's in TensorFlow's order and recognise no labels of
@@ -136,7 +137,7 @@ class InceptionFeatures:
     def _run(self, image_BCHW: Tensor, spatial: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         image_BCHW = check_uint8_images(image_BCHW).to(self.device)
         spatial_BF = None
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), ieee_fp32(self.device):
             hidden_BCHW = self.network_input(image_BCHW, INPUT_SIZE)
             for layer in (name for dim, names in _STAGES.items() if dim <= self.dim for name in names):
                 module = getattr(self.network, layer)

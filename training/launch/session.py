@@ -59,7 +59,7 @@ class Session(Generic[Config]):
         self.resumed = ResumedRun.at(find_checkpoint(settings)) if settings.resume else None
         config = load_run_config(schema, settings, self.resumed)
         self.env = env = joined or settings.processes.join()
-        use_device(env)
+        use_device(env, config.experiment.deterministic)
         self.train_set = build_dataset(config.dataset, "train", config.seed)
         self.val_set = build_dataset(config.dataset, "val", config.seed)
         self.config, self.plan = plan_run(config, len(self.train_set), env.world_size, self.resumed)

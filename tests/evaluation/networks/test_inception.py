@@ -6,10 +6,12 @@ import pytest
 import pytorch_fid.inception
 import torch
 
+from evaluation.networks import inception
 from evaluation.networks.feature_networks import build_features
 from evaluation.networks.inception import SPATIAL_DIM, InceptionFeatures
 from evaluation.networks.weight_files import FID_INCEPTION, file_sha256
 from evaluation.protocol import RESIZES
+from runtime.device import ieee_fp32
 from tests.evaluation.random_inception import write_random_weights
 
 DIMS = (64, 192, 768, 2048)
@@ -146,3 +148,23 @@ def test_damaged_and_foreign_files_are_errors(tmp_path):
     foreign.write_bytes(b"not a weight file")
     with pytest.raises(ValueError, match="does not hold the FID Inception weights"):
         InceptionFeatures(foreign)
+
+
+def test_nothing_of_it_is_tf32(features, image_BCHW, monkeypatch):
+    """What a GPU would be set to while the network runs there."""
+    devices, seen = [], []
+
+    def on_a_gpu(device):
+        devices.append(device)
+        return ieee_fp32(torch.device("cuda"))
+
+    def look(*_):
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+
+    monkeypatch.setattr(inception, "ieee_fp32", on_a_gpu)
+    for layer in (features.network.Conv2d_1a_3x3, features.network.Mixed_7c):
+        monkeypatch.setattr(layer, "_forward_pre_hooks", {0: look})
+    before = torch.backends.cudnn.conv.fp32_precision
+    features(image_BCHW)
+    assert devices == [features.device] and seen == [("ieee", "ieee")] * 2
+    assert torch.backends.cudnn.conv.fp32_precision == before

@@ -54,6 +54,21 @@ def test_equals_the_lpips_package(loss, weight_file):
     assert expected.min() > 1e-3
 
 
+def test_bf16_features_with_fp32_sums_are_close_to_fp32(loss):
+    recon, image = images()
+    ends = []
+    for enabled in (False, True):
+        entry = recon.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            distance = loss(entry, image)
+        assert distance.dtype == torch.float32
+        ends.append((distance.detach(), torch.autograd.grad(distance.sum(), entry)[0]))
+    (exact, exact_gradient), (near, near_gradient) = ends
+    assert not torch.equal(near, exact)
+    torch.testing.assert_close(near, exact, rtol=0.01, atol=0.0)
+    assert torch.cosine_similarity(near_gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.99
+
+
 def test_distance_is_zero_only_for_equal_images(loss):
     recon, image = images()
     assert torch.equal(loss(image, image), torch.zeros(2))
