@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.triton_kernels import use_triton
 from rqvae.config import NORM_GROUPS
 
 
@@ -19,9 +20,19 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
-def silu(normed: Tensor) -> Tensor:
-    """SiLU of what a norm has just made: in its place where no gradient asks for it."""
-    return F.silu(normed, inplace=not torch.is_grad_enabled())
+def normalised(norm: nn.GroupNorm, x_BCHW: Tensor, silu: bool = True) -> Tensor:
+    """The norm, and SiLU after it where wanted: PyTorch's, or on a GPU our kernels for channels-last maps.
+
+    Compiled code is PyTorch's, which its compiler fuses by itself. SiLU takes the norm's place in memory where no
+    gradient asks for it.
+    """
+    if not torch.compiler.is_compiling() and use_triton(x_BCHW.device):
+        from rqvae import group_norm_triton  # here: a CPU build of torch comes without Triton
+
+        if group_norm_triton.serves(norm, x_BCHW):
+            return group_norm_triton.group_norm(norm, x_BCHW, silu)
+    normed_BCHW = norm(x_BCHW)
+    return F.silu(normed_BCHW, inplace=not torch.is_grad_enabled()) if silu else normed_BCHW
 
 
 class ResBlock(nn.Module):
@@ -38,8 +49,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H, W)."""
-        h = self.conv1(silu(self.norm1(x_BCHW)))
-        h = self.conv2(self.dropout(silu(self.norm2(h))))
+        h = self.conv1(normalised(self.norm1, x_BCHW))
+        h = self.conv2(self.dropout(normalised(self.norm2, h)))
         return h + (x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW))
 
 
@@ -56,7 +67,7 @@ class AttnBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        h = self.norm(x_BCHW)
+        h = normalised(self.norm, x_BCHW, silu=False)
         query, key, value = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
         mixed_BTC = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         return x_BCHW + self.proj_out(mixed_BTC.transpose(1, 2).unflatten(2, x_BCHW.shape[2:]))

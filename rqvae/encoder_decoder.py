@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rqstack.module_list import ModuleList
-from rqvae.blocks import Downsample, Level, Middle, Upsample, group_norm, silu
+from rqvae.blocks import Downsample, Level, Middle, Upsample, group_norm, normalised
 from rqvae.config import DDConfig
 
 
@@ -42,7 +42,7 @@ class _Half(nn.Module, abc.ABC):
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers():
             h = checkpoint(layer, h, use_reentrant=False) if recompute else layer(h)
-        return silu(self.norm_out(h))
+        return normalised(self.norm_out, h)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the body, as `nn.Module.compile` does a module; a copy of the module is not compiled.

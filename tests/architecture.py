@@ -76,6 +76,7 @@ LIBRARY_EXTRAS = {
     "rqstack/quantizers/arithmetic/nearest_triton.py": {"triton"},
     "rqtransformer/fast/kernels/": {"triton"},
     "rqtransformer/soft_target_triton.py": {"triton"},
+    "rqvae/group_norm_triton.py": {"triton"},
     "rqstack/hub.py": {"huggingface_hub"},
 }
 # Back to the published format, which is a torch.save file: only `convert --to published` does it.

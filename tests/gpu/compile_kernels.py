@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 from rqstack.quantizers.arithmetic import nearest_triton
 from rqtransformer import soft_target_triton
 from rqtransformer.fast.kernels import attention_triton, draw_triton, int8_triton, norm_triton
+from rqvae import group_norm_triton
 
 FP32, BF16 = "fp32", "bf16"
 
@@ -93,8 +94,40 @@ def int8_forms(number: str) -> Iterator[Form]:
     yield Form(int8_triton._product_kernel, types, blocks, {"num_warps": 4})
 
 
+GROUP_NORM_TILE = {name: getattr(group_norm_triton, name) for name in ("BLOCK_T", "BLOCK_C")}
+GROUP_NORM_STRETCH = {"STRETCH": group_norm_triton.STRETCH} | GROUP_NORM_TILE
+
+
+def group_moments_forms(number: str) -> Iterator[Form]:
+    types = [f"*{number}", "*fp32", "*fp32", "i32", "i32"]
+    yield Form(group_norm_triton._moments_kernel, types, GROUP_NORM_STRETCH, {})
+
+
+def group_apply_forms(number: str) -> Iterator[Form]:
+    types = [f"*{number}", *["*fp32"] * 4, f"*{number}", "i32", "i32", "i32"]
+    for silu in (True, False):
+        yield Form(group_norm_triton._apply_kernel, types, {"SILU": silu} | GROUP_NORM_TILE, {})
+
+
+def group_backward_forms(number: str) -> Iterator[Form]:
+    types = [f"*{number}", f"*{number}", *["*fp32"] * 6, f"*{number}", "i32", "i32", "i32"]
+    for silu, sums in [(True, True), (True, False), (False, True), (False, False)]:
+        constants = {"SILU": silu, "SUMS": sums} | GROUP_NORM_STRETCH
+        yield Form(group_norm_triton._backward_kernel, types, constants, {})
+
+
 # A kernel that is added is a row that is added.
-FORMS = (draw_forms, attention_forms, norm_forms, int8_forms, nearest_forms, soft_target_forms)
+FORMS = (
+    draw_forms,
+    attention_forms,
+    norm_forms,
+    int8_forms,
+    nearest_forms,
+    soft_target_forms,
+    group_moments_forms,
+    group_apply_forms,
+    group_backward_forms,
+)
 
 
 def compile_form(form: Form, capability: int) -> dict[str, Any]:
