@@ -9,15 +9,39 @@ import torch
 
 from rqtransformer.targets import Stage2LossConfig
 from rqvae import RQVAE, load_rqvae
+from runtime.precision import Precision
 from sampling.trained_models import resolve_checkpoint
 
 
 @dataclass
 class VQVAEConfig:
-    """The `vqvae` section: which stage-1 checkpoint makes the codes, and whether its EMA weights do."""
+    """The `vqvae` section: which stage-1 checkpoint makes the codes, and how.
+
+    Attributes:
+        ckpt: the checkpoint.
+        ema: whether its EMA weights do.
+        precision: of the encoder while training; the search for codes is fp32 always. auto is bf16 on a GPU when the
+            run is in bf16, else fp32. The first log line says which share of the codes differs for it.
+    """
 
     ckpt: Optional[str] = None
     ema: bool = False
+    precision: str = "auto"
+
+
+ENCODER_PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def encoder_dtype(config: VQVAEConfig, precision: Precision) -> torch.dtype | None:
+    """What the frozen encoder is autocast to; None in fp32.
+
+    Raises:
+        ValueError: for an unknown `vqvae.precision`.
+    """
+    if config.precision not in ENCODER_PRECISIONS:
+        raise ValueError(f"vqvae.precision={config.precision!r}: choose from {', '.join(ENCODER_PRECISIONS)}")
+    automatic = precision.name == "bf16" and precision.device.type == "cuda"
+    return torch.bfloat16 if config.precision == "bf16" or (config.precision == "auto" and automatic) else None
 
 
 def load_tokenizer(config: VQVAEConfig, loss: Stage2LossConfig) -> tuple[VQVAEConfig, RQVAE]:

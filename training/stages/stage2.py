@@ -36,9 +36,9 @@ from training.stage import Batch, OnSkip, SnapshotWeights, Stateful, tell_nobody
 from training.stages.code_counts import CodeCounts
 from training.stages.conditions import condition_of, conditions_of_samples, first_batches
 from training.stages.data_checks import check_condition, check_resolution, tokenizer_files
-from training.stages.frozen_tokenizer import VQVAEConfig, freeze, load_tokenizer
+from training.stages.frozen_tokenizer import VQVAEConfig, encoder_dtype, freeze, load_tokenizer
 from training.stages.start_weights import load_into
-from training.stages.training_codes import check_tokenizer, training_codes
+from training.stages.training_codes import changed_codes, check_tokenizer, training_codes
 from training.stages.transformer_building import build_transformer
 from training.stages.validation import validate_stage2
 
@@ -88,6 +88,9 @@ class Stage2:
         self.config, self.plan, self.env = config, plan, env
         self.precision = Precision(experiment.precision, env.device, experiment.amp)
         check_parallel(experiment.parallel, env)
+        self.encoder_dtype = encoder_dtype(vqvae, self.precision)
+        self.encoder_compared = self.encoder_dtype is None
+        self.changed_codes: Tensor | None = None  # share in the first batch of images, until it is told
         self.tokenizer = freeze(tokenizer, env.device, experiment.channels_last)
         self.tokenizer_digest = weights_digest(tokenizer)
         for settings in (experiment.sample, self.sampling):
@@ -125,7 +128,13 @@ class Stage2:
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config.loss
-        residual_BHWDE, codes_BHWD = training_codes(self.tokenizer, batch, config, self.env.device)
+        device, dtype = self.env.device, self.encoder_dtype
+        if dtype is not None and not self.encoder_compared and "image" in batch:
+            self.changed_codes, self.encoder_compared = (
+                changed_codes(self.tokenizer, batch["image"].to(device), dtype),
+                True,
+            )
+        residual_BHWDE, codes_BHWD = training_codes(self.tokenizer, batch, config, device, dtype)
         self.code_counts.add(codes_BHWD)
         targets = None
         if config.type == "soft_target_cross_entropy":
@@ -139,9 +148,14 @@ class Stage2:
         return stage2_loss(output, codes_BHWD, targets, cond, config)
 
     def window_metrics(self) -> dict[str, Any]:
-        """The learning rate; also folds this window's code counts into the run's."""
+        """The learning rate, and once the share of codes that an encoder in bf16 changes in the first batch.
+
+        Also folds this window's code counts into the run's.
+        """
         self.code_counts.reduce()
-        return {"lr": self.update.learning_rate}
+        changed, self.changed_codes = self.changed_codes, None
+        told = {} if changed is None else {"codes_changed_by_bf16": changed.item()}
+        return {"lr": self.update.learning_rate, **told}
 
     @property
     def keeps_average(self) -> bool:

@@ -37,18 +37,36 @@ def check_tokenizer(dataset: ImageDataset, digest: str, loss: Stage2LossConfig) 
 
 @torch.no_grad()
 def training_codes(
-    tokenizer: RQVAE, batch: dict[str, Tensor], loss: Stage2LossConfig, device: torch.device
+    tokenizer: RQVAE,
+    batch: dict[str, Tensor],
+    loss: Stage2LossConfig,
+    device: torch.device,
+    encoder_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """The vector that every depth searches with (B, H, W, D, C), and the codes (B, H, W, D).
 
     Of cached latents both are worked out as of images, from the quantizer on; cached codes come without the vectors.
+    `encoder_dtype` is what the encoder is autocast to; quantizers search in fp32 whatever surrounds them.
     """
     if "codes" in batch:
         return None, batch["codes"].to(device)
     if "latent" in batch:
         latent_BHWE = batch["latent"].to(device).float()
         return tokenizer.quantizer.targets(latent_BHWE, loss.temp, loss.stochastic_codes)
-    return tokenizer.get_latent_targets(batch["image"].to(device), loss.temp, loss.stochastic_codes)
+    image_BCHW = batch["image"].to(device)
+    with torch.autocast(device.type, encoder_dtype, enabled=encoder_dtype is not None):
+        return tokenizer.get_latent_targets(image_BCHW, loss.temp, loss.stochastic_codes)
+
+
+@torch.no_grad()
+def changed_codes(tokenizer: RQVAE, image_BCHW: Tensor, encoder_dtype: torch.dtype) -> Tensor:
+    """Share of the nearest codes that are others with an encoder in `encoder_dtype` than in fp32; left on the device.
+
+    A code that differs leaves another residual, so the depths behind it mostly differ too.
+    """
+    exact_BHWD = tokenizer.get_codes(image_BCHW)
+    with torch.autocast(image_BCHW.device.type, encoder_dtype):
+        return (tokenizer.get_codes(image_BCHW) != exact_BHWD).float().mean()
 
 
 @torch.no_grad()
