@@ -261,13 +261,13 @@ class Block(nn.Module):
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """See `SelfAttention.forward`."""
-        if cache is None and self._compiled is not None:
+        if cache is None and self.training and self._compiled is not None:
             return self._compiled(x_BLC)
         return self._forward(x_BLC, cache, layer)
 
     def compile_forward(self, **options: Any) -> None:
-        """Compiles the forward pass without a cache; the module's hooks stay outside, its names as they are."""
-        self._compiled = torch.compile(self._forward, **options)
+        """Compiles the forward pass of training for the shapes it meets; hooks stay outside, names as they are."""
+        self._compiled = torch.compile(self._forward, **{"dynamic": False, **options})
 
     def _forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         x_BLC = self.attn(self.ln1(x_BLC), cache, layer, x_BLC)

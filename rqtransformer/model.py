@@ -95,9 +95,11 @@ class RQTransformer(PretrainedModel):
         return [*self.body_transformer.blocks, *self.head_transformer.blocks]
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compiles every block's forward pass without a cache, in place; blocks of one stack share the code.
+        """Compiles every block's forward pass of training, in place; blocks of one stack share the code.
 
-        Decoding, with its caches of growing length, stays as it is. `options` are those of `torch.compile`.
+        Its shapes never change, so body and head get a code each that is made for just theirs. Evaluation, with batches
+        of other sizes, and decoding, with caches of growing length, stay as they are. `options` are those of
+        `torch.compile`.
         """
         for block in self.blocks:
             block.compile_forward(**options)

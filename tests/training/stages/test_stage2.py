@@ -12,7 +12,6 @@ import torch
 from rqstack.snapshots import snapshot_tensors, weights_digest
 from rqtransformer import load_rqtransformer
 from runtime.errors import UserError
-from runtime.precision import Precision
 from runtime.seeding import seed_everything_for_step
 from sampling.trained_models import read_metadata
 from tests.golden_files import GoldenSet
@@ -34,7 +33,6 @@ from tests.training.tiny_runs import (
 )
 from training.experiment import ExperimentConfig
 from training.stages.code_counts import CodeCounts
-from training.stages.frozen_tokenizer import VQVAEConfig, encoder_dtype
 
 TEXT = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "loss.txt_weight": 0.1, "loss.img_weight": 0.9}
 
@@ -367,23 +365,6 @@ def test_finetuning_from_a_run_takes_its_newest_snapshot_and_average(trained, to
     averaged = snapshot_tensors(load_rqtransformer(newest, ema=True))
     assert differing(dict(run.stage.ema.state_dict()), averaged) == []
     assert (run.start.step, json.loads((newest / "metadata.json").read_text())["step"]) == (0, 4)
-
-
-def test_the_encoder_is_in_bf16_on_a_gpu_in_bf16_or_where_asked_for():
-    def chosen(wanted: str, of_the_run: str, device: str):
-        return encoder_dtype(VQVAEConfig(precision=wanted), Precision(of_the_run, torch.device(device)))
-
-    assert chosen("auto", "auto", "cuda") == chosen("auto", "bf16", "cuda") == torch.bfloat16
-    assert chosen("bf16", "fp32", "cpu") == chosen("bf16", "fp16", "cuda") == torch.bfloat16
-    for wanted, of_the_run, device in (
-        ("auto", "bf16", "cpu"),
-        ("auto", "fp16", "cuda"),
-        ("auto", "fp32", "cuda"),
-        ("fp32", "bf16", "cuda"),
-    ):
-        assert chosen(wanted, of_the_run, device) is None
-    with pytest.raises(ValueError, match=r"vqvae.precision='half': choose from auto, fp32, bf16"):
-        chosen("half", "fp32", "cpu")
 
 
 def test_an_encoder_in_bf16_tells_once_which_share_of_the_codes_it_changes(build):
