@@ -187,6 +187,8 @@ def main(args: argparse.Namespace) -> None:
     }
     directory = new_run_dir(args.save_dir or directory_beside(checkpoint), "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
+        if env.is_main and (line_on_cuts := tokenizer.cut_captions(prompts.captions, prompts.source)):
+            log.warning(line_on_cuts)
         log.info(f"{num_samples} samples of {len(prompts.captions)} captions to {directory}, settings {sampling}")
         order, columns = preview(
             len(prompts.captions) if args.prompt else 1, args.num if args.prompt else num_samples, GRID_IMAGES

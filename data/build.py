@@ -10,7 +10,7 @@ from functools import partial
 
 from data.captions.caption_folder import build_caption_folder
 from data.captions.cc3m import build_cc3m
-from data.captions.coco import build_coco
+from data.captions.coco import build_coco, build_karpathy
 from data.captions.pair_grammar import pair_vocabulary
 from data.captions.shape_grammar import shape_vocabulary
 from data.captions.synthetic_pairs import build_synthetic_pairs
@@ -37,6 +37,8 @@ DATASETS: dict[str, DatasetRow] = {
     "folder": DatasetRow(build_folder, crop="imagenet"),
     "cc3m": DatasetRow(build_cc3m, crop="dalle"),
     "coco": DatasetRow(build_coco, crop="dalle"),
+    "coco-2017": DatasetRow(partial(build_coco, year=2017), crop="dalle"),
+    "coco-karpathy": DatasetRow(build_karpathy, crop="dalle"),
     "caption-folder": DatasetRow(build_caption_folder, crop="dalle"),
     "synthetic": DatasetRow(build_synthetic, crop="none", resolution=32, words=shape_vocabulary),
     "synthetic-pairs": DatasetRow(build_synthetic_pairs, crop="none", resolution=32, words=pair_vocabulary),

@@ -13,7 +13,7 @@ CropStyle = Literal["imagenet", "ffhq", "lsun", "dalle", "none"]  # what they me
 MAX_IMAGE_PIXELS = 89_478_485  # beyond it, a small file may be made to fill the memory
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 BACKGROUND = "white"
-_PUBLISHED_SPELLINGS = {"coco-2014val": "coco"}
+_PUBLISHED_SPELLINGS = {"coco-2014val": "coco", "coco-2017val": "coco-2017"}
 
 
 @dataclass
@@ -39,10 +39,11 @@ class DatasetConfig:
     accept_changed: resume although the images are not those of the run. accept_seen: validate stage 2 also on images
     that stage 1 was trained on.
 
-    Captions: tokenizer names what turns them into ids: a folder of `python -m data.tokenizers train`, a published pair
-    (DIR/bpe-16k), or CLIP's file. Without it txt_tok_name does, one of the published names, whose files are then looked
-    for (data/README.md). vocab_size_txt: the most ids there may be. context_length: ids per caption, bpe_dropout: share
-    of merges dropped in training. val_captions: which annotation file of coco the validation split reads.
+    Captions: tokenizer names what turns them into ids: a folder of `python -m data.tokenizers train`, a
+    `tokenizer.json`, a published pair (DIR/bpe-16k), or CLIP's file. Without it txt_tok_name does, one of the published
+    names, whose files are then looked for (data/README.md). vocab_size_txt: the most ids there may be. context_length:
+    ids per caption, bpe_dropout: share of merges dropped in training. val_captions: which annotation file of coco the
+    validation split reads; of coco-karpathy, `val` or `test`.
 
     Shards (types `shards` and `latents`, see docs/data_at_scale.md): root may also be a URL, a brace pattern or a list.
     shuffle: `samples` shuffles everything, `shards` the order of the shards and then within a window of shuffle_window

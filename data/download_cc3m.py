@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from data.captions.url_fetching import PASSING, SCHEMES, FetchFailed, Limits, build_opener, fetch_image
 from data.config import SPLITS
+from data.text_files import read_lines
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error, one_line
@@ -114,16 +115,15 @@ def parse(words: Sequence[str] | None = None) -> DownloadSettings:
 def read_url_list(path: Path, limit: int | None = None) -> list[tuple[str, str]]:
     """(URL, caption) of every line; UserError names a line that has not two columns, one of them a URL."""
     pairs: list[tuple[str, str]] = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if limit is not None and len(pairs) == limit:
-                break
-            columns = [column.strip() for column in line.rstrip("\r\n").split("\t")]
-            if len(columns) != 2:
-                raise UserError(f"{path}, line {number} has {len(columns)} columns; expected caption<TAB>URL")
-            first_is_url = columns[0].startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
-            second_is_url = "://" in columns[1]
-            pairs.append((columns[0], columns[1]) if first_is_url and not second_is_url else (columns[1], columns[0]))
+    for number, line in enumerate(read_lines(path, replace=True), start=1):
+        if limit is not None and len(pairs) == limit:
+            break
+        columns = [column.strip() for column in line.split("\t")]
+        if len(columns) != 2:
+            raise UserError(f"{path}, line {number} has {len(columns)} columns; expected caption<TAB>URL")
+        first_is_url = columns[0].startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+        second_is_url = "://" in columns[1]
+        pairs.append((columns[0], columns[1]) if first_is_url and not second_is_url else (columns[1], columns[0]))
     if not pairs:
         raise UserError(f"{path} is empty; expected lines caption<TAB>URL")
     return pairs

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data import DatasetConfig, ImageDataset
 from data.build import dataset_row
+from data.text_files import read_lines
 from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
 from data.tokenizers.tokenizer_loading import TokenizerNotFound, load_tokenizer, tokenizer_named
 from rqtransformer import RQTransformerConfig
@@ -67,11 +68,7 @@ def read_caption_file(path: Path) -> Prompts:
     Raises:
         UserError: no caption, or no text file.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}") from error
-    return Prompts([line.strip() for line in lines if line.strip()], str(path))
+    return Prompts([line.strip() for line in read_lines(path) if line.strip()], str(path))
 
 
 def dataset_named(config: DatasetConfig, name: str | None, overrides: Sequence[str]) -> DatasetConfig:
@@ -141,5 +138,5 @@ def tokenizer_of(dataset: DatasetConfig, arch: RQTransformerConfig, folder: Path
 
 
 def tokenize(prompts: Prompts, tokenizer: CaptionTokenizer) -> CaptionConditions:
-    """Token ids (M, L) of all captions."""
+    """Token ids (M, L) of all captions; `CaptionTokenizer.cut_captions` says which are too long for the model."""
     return CaptionConditions(tokenizer.encode_batch(prompts.captions))

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.text_files import read_lines
 from evaluation.networks.clip_features import ClipFeatures
 from runtime import distributed
 from runtime.distributed import DistEnv
@@ -59,8 +60,9 @@ def saved_captions(path: Path, num_images: int) -> list[str]:
             f"metrics={CLIP_METRIC} needs the captions of the images: {folder / CAPTIONS_FILE} with a line "
             '{"index": 0, "text": "..."} for each, as main_sampling_txt2img.py writes it'
         )
+    lines = [text for text in read_lines(file) if text.strip()]
     try:
-        entries = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines() if text.strip()]
+        entries = [json.loads(text) for text in lines]
         found = {int(entry["index"]): str(entry["text"]) for entry in entries}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{file} is damaged: every line must be {{"index": ..., "text": ...}}') from error

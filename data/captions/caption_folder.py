@@ -16,6 +16,7 @@ from data.images.listing import list_images
 from data.request import DatasetRequest
 from data.roots import find_root, missing
 from data.splits import split_by_name
+from data.text_files import REPLACEMENT, decoded, lines_of, read_lines
 
 LAYOUT = "images with a .txt file beside each, or with metadata.jsonl, directly or in train/ and val/"
 METADATA = "metadata.jsonl"
@@ -47,16 +48,18 @@ def read_folder(root: Path) -> list[tuple[str, list[str]]]:
     if len(pairs) < len(images):
         without = len(images) - len(pairs)
         _log.warning("%s: %d of %d images have no caption and are left out", root, without, len(images))
+    if damaged := sum(any(REPLACEMENT in text for text in captions) for _, captions in pairs):
+        _log.warning("%s: %d captions have bytes that are not utf-8 text", root, damaged)
     return pairs
 
 
 def _captions_beside(image: Path) -> list[str]:
     """The lines of the text file with the image's name; an empty file is one empty caption."""
     try:
-        text = image.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
+        text = decoded(image.with_suffix(".txt").read_bytes())
     except FileNotFoundError:
         return []
-    return [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    return [line.strip() for line in lines_of(text) if line.strip()] or [""]
 
 
 def read_metadata(path: Path) -> list[tuple[str, list[str]]]:
@@ -66,11 +69,10 @@ def read_metadata(path: Path) -> list[tuple[str, list[str]]]:
         ValueError: a line that is not JSON with `file_name` and `text` (or `caption`); names the line.
     """
     captions: dict[str, list[str]] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                name, texts = _metadata_line(f"{path}, line {number}", line)
-                captions.setdefault(name, []).extend(texts)
+    for number, line in enumerate(read_lines(path, replace=True), start=1):
+        if line.strip():
+            name, texts = _metadata_line(f"{path}, line {number}", line)
+            captions.setdefault(name, []).extend(texts)
     return sorted(captions.items())
 
 

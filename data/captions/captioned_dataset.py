@@ -8,6 +8,7 @@ Axes: B batch, L tokens of a caption, M captions, N images.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from data.request import DatasetRequest
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from data.tokenizers.tokenizer_loading import tokenizer_named_or_warn
 
+CAPTIONS_LOOKED_AT = 1000  # by a data set that is opened, to say whether captions are cut
 _CHOICE_STREAM = 0x4343  # keep these draws apart from every other use of the same seed
 _SEGMENTATION_STREAM = 0x4353
+_log = logging.getLogger(__name__)
 
 
 def segmentation_keys(seed: int, noise_key_B: np.ndarray | None) -> list[int] | None:
@@ -36,6 +39,12 @@ def caption_numbers(seed: int, noise_key_B: np.ndarray | None, count_B: np.ndarr
     if noise_key_B is None:
         return np.zeros(len(count_B), dtype=np.int64)
     return (uniforms(1, _CHOICE_STREAM, seed, noise_key_B)[:, 0] * count_B).astype(np.int64)
+
+
+def warn_of_cut_captions(tokenizer: CaptionTokenizer, texts: Sequence[str], source: str) -> None:
+    """Says so where some of a data set's captions, of which these are a few, are too long for the model."""
+    if line := tokenizer.cut_captions(texts, source):
+        _log.warning(line)
 
 
 def build_captioned(
@@ -88,6 +97,9 @@ class CaptionedDataset(FileDataset):
         assert len(source) == len(table)
         super().__init__(request, source, np.zeros(len(source), dtype=np.int64), [request.name])
         self.table, self.tokenizer = table, tokenizer
+        if tokenizer is not None:
+            spread = range(0, len(table), max(1, len(table) // CAPTIONS_LOOKED_AT))
+            warn_of_cut_captions(tokenizer, [table.text_of(index) for index in spread], f"{self.name} ({self.split})")
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         batch = super().fetch(index_B, noise_key_B)

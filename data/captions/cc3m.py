@@ -12,6 +12,7 @@ from data.captions.captioned_dataset import build_captioned
 from data.dataset import ImageDataset
 from data.request import DatasetRequest
 from data.roots import find_root, missing
+from data.text_files import read_lines
 
 LAYOUT = "train_list.txt and val_list.txt with lines path<TAB>caption, and the images they name"
 
@@ -31,10 +32,9 @@ def build_cc3m(request: DatasetRequest) -> ImageDataset:
 def read_list(path: Path) -> list[tuple[str, str]]:
     """(image path, caption) of every line; ValueError names the line that has another number of columns."""
     pairs = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            columns = line.rstrip("\r\n").split("\t")
-            if len(columns) != 2:
-                raise ValueError(f"{path}, line {number} has {len(columns)} columns; expected path<TAB>caption")
-            pairs.append((columns[0].removeprefix("./"), columns[1].strip()))
+    for number, line in enumerate(read_lines(path, replace=True), start=1):
+        columns = line.split("\t")
+        if len(columns) != 2:
+            raise ValueError(f"{path}, line {number} has {len(columns)} columns; expected path<TAB>caption")
+        pairs.append((columns[0].removeprefix("./"), columns[1].strip()))
     return pairs

@@ -50,12 +50,22 @@ class BPETokenizer(CaptionTokenizer):
         fixed = {entry["id"] for entry in content["added_tokens"]} | {content["model"]["vocab"].get(unknown, -1)}
         return DropoutMerges(content["model"], fixed)
 
+    @property
+    def has_merges(self) -> bool:
+        """Whether it is a byte-pair encoding: a `tokenizer.json` may hold another model."""
+        return json.loads(self.backend.to_str())["model"]["type"] == "BPE"
+
+    def length(self, text: str) -> int:
+        marks = (self.settings.start_id is not None) + (self.settings.end_id is not None)
+        return len(self._encoding(text).ids) + marks
+
+    def _encoding(self, text: str) -> Any:
+        text = text.encode("utf-8", errors="replace").decode("utf-8")
+        return self.backend.encode(clean_for_clip(text) if self.kind == "clip-bpe" else text, add_special_tokens=False)
+
     def encode(self, text: str, noise_key: int | None = None) -> list[int]:
         """The ids of any text: nothing is refused, and what is no valid Unicode becomes a question mark."""
-        text = text.encode("utf-8", errors="replace").decode("utf-8")
-        if self.kind == "clip-bpe":
-            text = clean_for_clip(text)
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        encoding = self._encoding(text)
         ids, settings = encoding.ids, self.settings
         if noise_key is not None and settings.bpe_dropout > 0:
             ids = self._merges.resegment(ids, encoding.word_ids, settings.bpe_dropout, noise_key)

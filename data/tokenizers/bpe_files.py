@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from data.text_files import lines_of, read_json
 from runtime.errors import UserError, one_line
 
 PAD_TOKEN, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
@@ -67,7 +67,7 @@ def read_pair(vocab: Path, merges: Path, lowercase: bool = True) -> tuple[Any, s
     """
     hf = huggingface()
     try:
-        tokens = json.loads(vocab.read_text(encoding="utf-8"))
+        tokens = read_json(vocab)
         by_character = any(token.endswith(WORD_END) for token in tokens)
         kind = hf.CharBPETokenizer if by_character else hf.ByteLevelBPETokenizer
         options = {"unk_token": UNKNOWN_TOKEN} if by_character else {}
@@ -86,7 +86,7 @@ def read_clip(path: Path) -> Any:
     """
     hf = huggingface()
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()[1 : CLIP_MERGES + 1]
+        lines = lines_of(gzip.decompress(path.read_bytes()).decode("utf-8"))[1 : CLIP_MERGES + 1]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no gzip file of merges: {one_line(error)}") from error
     merges = [tuple(line.split()) for line in lines if line.strip()]

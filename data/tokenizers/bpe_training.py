@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from data.text_files import read_lines
 from data.tokenizers.bpe import BPESettings, BPETokenizer
 from data.tokenizers.bpe_files import PAD_TOKEN, huggingface
 
@@ -41,13 +42,11 @@ def train_bpe(
 
 def read_captions(path: Path, column: int | None = None) -> Iterator[str]:
     """The captions of a text file, one a line; `column` (from 1) of lines whose columns are separated by tabs."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.rstrip("\r\n")
-            if column is None:
-                yield line
-                continue
-            columns = line.split("\t")
-            if not 1 <= column <= len(columns):
-                raise ValueError(f"{path}, line {number} has {len(columns)} columns, not {column}")
-            yield columns[column - 1]
+    for number, line in enumerate(read_lines(path, replace=True), start=1):
+        if column is None:
+            yield line
+            continue
+        columns = line.split("\t")
+        if not 1 <= column <= len(columns):
+            raise ValueError(f"{path}, line {number} has {len(columns)} columns, not {column}")
+        yield columns[column - 1]

@@ -41,6 +41,10 @@ class CaptionTokenizer:
         """
         raise AssertionError(f"{type(self).__name__} must implement encode")
 
+    def length(self, text: str) -> int:
+        """How many tokens a caption has before it is cut, marks included."""
+        raise AssertionError(f"{type(self).__name__} must implement length")
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of these ids, without padding; what encoding changed (case, spaces) stays changed."""
         raise AssertionError(f"{type(self).__name__} must implement decode")
@@ -54,6 +58,18 @@ class CaptionTokenizer:
         keys = [None] * len(texts) if noise_keys is None else noise_keys
         rows = [self.encode(text, key) for text, key in zip(texts, keys, strict=True)]
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.context_length)
+
+    def cut_captions(self, texts: Sequence[str], source: str) -> str:
+        """A line on the captions of `source` that are cut, and where the longest is; empty when none is."""
+        lengths = [self.length(text) for text in texts]
+        cut = sum(length > self.context_length for length in lengths)
+        if not cut:
+            return ""
+        longest = max(range(len(texts)), key=lengths.__getitem__)
+        return (
+            f"{source}: {cut} of {len(texts)} captions have more than {self.context_length} tokens and are cut; the "
+            f"longest has {lengths[longest]}: {texts[longest][:60]!r}"
+        )
 
     def save(self, directory: str | Path) -> Path:
         """Writes the two files, the settings last, each complete or not at all; returns the directory."""
@@ -88,6 +104,9 @@ class WordTokenizer(CaptionTokenizer):
         if unknown := [word for word in words if word not in self._token]:
             raise ValueError(f"caption word {unknown[0]!r} is unknown; the words are {', '.join(self.words[1:])}")
         return self._fit([self._token[word] for word in words])
+
+    def length(self, text: str) -> int:
+        return len(text.split())
 
     def decode(self, ids: Iterable[int]) -> str:
         return " ".join(self.words[token] for token in ids if token != self.pad_id)

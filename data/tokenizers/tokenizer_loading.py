@@ -10,9 +10,11 @@ from pathlib import Path
 
 from data.config import DatasetConfig
 from data.roots import ENVIRONMENT
+from data.text_files import read_json, read_text
 from data.tokenizers.bpe import BPESettings, BPETokenizer
 from data.tokenizers.bpe_files import CLIP_END, CLIP_START, PAD_TOKEN, find_pair, huggingface, read_clip, read_pair
 from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
+from data.tokenizers.library_file import read_library_file
 from runtime.errors import UserError, one_line
 
 CLIP_CONTEXT = 77
@@ -31,8 +33,9 @@ def load_tokenizer(
     """The tokenizer at `path`.
 
     Args:
-        path: a folder with `tokenizer.json` and `tokenizer_settings.json`, such as a snapshot; a published pair, as its
-            folder or as DIR/bpe-16k for `bpe-16k-vocab.json` and `bpe-16k-merges.txt`; CLIP's `.gz` file.
+        path: a folder with `tokenizer.json` and `tokenizer_settings.json`, such as a snapshot; a `tokenizer.json` of
+            the `tokenizers` library, or a folder with one; a published pair, as its folder or as DIR/bpe-16k for
+            `bpe-16k-vocab.json` and `bpe-16k-merges.txt`; CLIP's `.gz` file.
         context_length: tokens per caption; None: as saved, or CLIP's 77.
         bpe_dropout: None: as saved, or 0.
 
@@ -43,6 +46,8 @@ def load_tokenizer(
     folder = path.parent if path.name == TOKENIZER_FILE else path
     if (folder / SETTINGS_FILE).is_file():
         tokenizer = _read_saved(folder)
+    elif (alone := _library_file(path)) is not None:
+        tokenizer = read_library_file(alone, context_length)
     elif path.is_file() and path.suffix == ".gz":
         backend = read_clip(path)
         marks = [backend.token_to_id(token) for token in (CLIP_START, CLIP_END)]
@@ -54,10 +59,17 @@ def load_tokenizer(
         tokenizer = BPETokenizer(backend, BPESettings(kind, context_length, backend.token_to_id(PAD_TOKEN)))
     else:
         raise ValueError(
-            f"no tokenizer at {path}; expected a folder with {TOKENIZER_FILE} and {SETTINGS_FILE}, a pair "
-            "<name>-vocab.json and <name>-merges.txt, or CLIP's bpe_simple_vocab_16e6.txt.gz"
+            f"no tokenizer at {path}; expected a folder with {TOKENIZER_FILE}, a pair <name>-vocab.json and "
+            "<name>-merges.txt, or CLIP's bpe_simple_vocab_16e6.txt.gz"
         )
     return _adjusted(tokenizer, context_length, bpe_dropout)
+
+
+def _library_file(path: Path) -> Path | None:
+    """The file of the `tokenizers` library that a path names or a folder holds."""
+    if path.is_dir():
+        path = path / TOKENIZER_FILE
+    return path if path.suffix == ".json" and not path.name.endswith("vocab.json") and path.is_file() else None
 
 
 class TokenizerNotFound(ValueError):
@@ -129,6 +141,8 @@ def _adjusted(tokenizer: CaptionTokenizer, context_length: int | None, dropout: 
         settings = tokenizer.settings
         length = settings.context_length if context_length is None else context_length
         dropout = settings.bpe_dropout if dropout is None else dropout
+        if dropout and not tokenizer.has_merges:
+            raise ValueError(f"dataset.bpe_dropout={dropout} needs a byte-pair encoding; this tokenizer has no merges")
         return BPETokenizer(tokenizer.backend, replace(settings, context_length=length, bpe_dropout=dropout))
     if dropout:
         raise ValueError(f"dataset.bpe_dropout={dropout} needs a byte-pair encoding; this tokenizer knows whole words")
@@ -139,8 +153,8 @@ def _adjusted(tokenizer: CaptionTokenizer, context_length: int | None, dropout: 
 
 def _read_saved(folder: Path) -> CaptionTokenizer:
     try:
-        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        content = (folder / TOKENIZER_FILE).read_text(encoding="utf-8")
+        settings = read_json(folder / SETTINGS_FILE)
+        content = read_text(folder / TOKENIZER_FILE)
         if settings.get("kind") == WordTokenizer.kind:
             return WordTokenizer(json.loads(content)["words"], settings["context_length"])
         backend = huggingface().Tokenizer.from_str(content)

@@ -30,6 +30,9 @@ class TextImageNetwork(Network, Protocol):
     def text_features(self, captions: Sequence[str]) -> Tensor:
         """Captions -> features (B, F)."""
 
+    def count_cut(self, captions: Sequence[str]) -> int:
+        """How many captions are longer than it reads."""
+
 
 def caption_cosine(network: TextImageNetwork, image_BCHW: Tensor, captions: Sequence[str]) -> Tensor:
     """Cosine (B,), float64, of each uint8 image and its caption.
@@ -70,7 +73,13 @@ class ClipScore(Metric):
         names = [
             metric_name(kind, self.network.label, self.network.resize) for kind in ("clip-cosine", "clip-score100")
         ]
-        return MetricResult(dict(zip(names, (total / count, 100 * total / count))), networks={"clip": self.network})
+        values = dict(zip(names, (total / count, 100 * total / count)))
+        used = self.captions[: int(count)]
+        cut = self.network.count_cut(used)
+        warnings = (
+            [f"{cut} of {len(used)} captions are longer than CLIP reads and were cut for the score"] if cut else []
+        )
+        return MetricResult(values, warnings, networks={"clip": self.network})
 
 
 class CaptionJudge:

@@ -72,6 +72,12 @@ class ClipFeatures:
             features_BF = self.network.encode_image(self.pixels(image_BCHW)).float()
         return features_BF, features_BF[:, :0]
 
+    def count_cut(self, captions: Sequence[str]) -> int:
+        """How many captions are longer than the network's context length."""
+        length = self.tokenize.context_length + 1
+        padding = self.tokenize([""], context_length=length)[0, -1]
+        return int((self.tokenize(list(captions), context_length=length)[:, -1] != padding).sum())
+
     @torch.no_grad()
     def text_features(self, captions: Sequence[str]) -> Tensor:
         """Features (B, F) of captions; longer ones are cut at the network's context length."""

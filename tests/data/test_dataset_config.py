@@ -89,7 +89,7 @@ def test_every_data_set_says_how_it_is_cropped():
         **dict.fromkeys(drawn_or_held, "none"),
         **dict.fromkeys(("imagenet", "folder", "shards"), "imagenet"),
         **dict.fromkeys(("lsun-church", "lsun-bedroom", "lsun-cat"), "lsun"),
-        **dict.fromkeys(("cc3m", "coco", "caption-folder"), "dalle"),
+        **dict.fromkeys(("cc3m", "coco", "coco-2017", "coco-karpathy", "caption-folder"), "dalle"),
         "ffhq": "ffhq",
         "latents": "stored",
     }

@@ -46,6 +46,15 @@ class TinyTimm(torch.nn.Module):
         return self.layer(image.mean((2, 3)))
 
 
+class FourBytes:
+    """The tokenizer of a network that reads four bytes, filled up with spaces."""
+
+    context_length = 4
+
+    def __call__(self, texts, context_length=4):
+        return torch.tensor([[*text.encode()[:context_length].ljust(context_length)] for text in texts])
+
+
 @pytest.fixture
 def open_clip(monkeypatch):
     module = types.ModuleType("open_clip")
@@ -58,7 +67,7 @@ def open_clip(monkeypatch):
 
     module.create_model = create_model
     module.get_model_config = lambda name: {"ViT-B-32": {}}.get(name)
-    module.get_tokenizer = lambda name: lambda texts: torch.tensor([[*text.encode()[:4].ljust(4)] for text in texts])
+    module.get_tokenizer = lambda name: FourBytes()
     monkeypatch.setitem(sys.modules, "open_clip", module)
     return module
 
@@ -143,6 +152,7 @@ def test_clip_score_is_the_mean_cosine(open_clip, clip_file, image_BCHW):
     )
     assert line["clip"] == {"name": network.name, "resize": network.resize, "fingerprint": network.fingerprint}
     assert line["features"]["num_classes"] == 0
+    assert line["warnings"] == ["2 of 4 captions are longer than CLIP reads and were cut for the score"]
     turned = {"image": image_BCHW, "caption": torch.tensor([3, 2, 1, 0])}
     assert clip_scores([turned], network, captions[::-1])["metrics"] == pytest.approx(line["metrics"], rel=1e-5)
     with pytest.raises(ValueError, match="1 missing"):
