@@ -101,6 +101,10 @@ class Captioned(Protocol):
         """The first captions of these images, in words."""
         ...
 
+    def all_captions(self, index: int) -> list[str]:
+        """All captions of an image."""
+        ...
+
 
 def to_float_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same batch with `image` as float32 in [-1, 1], on the device it lies on; rounding to uint8 inverts it.

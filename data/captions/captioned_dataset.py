@@ -123,3 +123,7 @@ class CaptionedDataset(FileDataset):
     def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
         """The first captions of these images, in words."""
         return [self.table.text_of(int(index)) for index in index_B]
+
+    def all_captions(self, index: int) -> list[str]:
+        """All captions of an image."""
+        return self.table.texts_of(index)

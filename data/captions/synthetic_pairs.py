@@ -94,6 +94,10 @@ class SyntheticPairs(ImageDataset):
         """The captions of these images in words."""
         return [scene.caption() for scene in self.scenes(index_B)]
 
+    def all_captions(self, index: int) -> list[str]:
+        """The one caption of an image."""
+        return self.captions([index])
+
     def scenes(self, index_B: np.ndarray | Sequence[int]) -> list[Scene]:
         """What these images show."""
         return _scenes(self._numbers(self._draws(self.split, np.asarray(index_B, dtype=np.int64))))

@@ -77,6 +77,10 @@ class SyntheticShapes(ImageDataset):
         """The captions of these images in words."""
         return _captions(_attributes(self._draws(self.split, np.asarray(index_B, dtype=np.int64))))
 
+    def all_captions(self, index: int) -> list[str]:
+        """The one caption of an image."""
+        return self.captions([index])
+
     def _draws(self, split: str, index_B: np.ndarray) -> np.ndarray:
         # shape, colour, size, background | x, y, three channels of colour jitter
         return uniforms(9, _STREAM[split], self.split_seed, index_B)

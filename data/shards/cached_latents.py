@@ -21,7 +21,7 @@ from data.config import DatasetConfig
 from data.dataset import ImageDataset
 from data.images.file_dataset import ReplacingDataset
 from data.request import DatasetRequest
-from data.shards.shard_dataset import ShardSamples, folder_of, join, load_indexes
+from data.shards.shard_dataset import ShardSamples, folder_of, indexed_by
 from data.shards.shard_files import is_remote, local_path
 from data.shards.shard_index import CODES, COND, LATENT
 from data.shards.shard_manifest import LATENTS, read_manifest
@@ -48,8 +48,7 @@ class LatentDataset(ReplacingDataset):
     def __init__(self, request: DatasetRequest, manifest: dict[str, Any]) -> None:
         config = request.config
         root = folder_of(config, LAYOUT)
-        places = [join(root, shard["name"]) for shard in manifest["shards"]]
-        indexes = load_indexes(places, config)
+        places, indexes = indexed_by(manifest, root, config)
         labels_N = np.concatenate([index.label_N for index in indexes])
         super().__init__(
             request,

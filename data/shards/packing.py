@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.captions.captioned_dataset import CaptionedDataset
 from data.dataset import Captioned, ImageDataset
 from data.images.decoding import UNREADABLE, decode_rgb, image_format
 from data.images.file_dataset import FileDataset
@@ -64,9 +63,7 @@ class Packer:
         return EXTENSIONS[found], encoded
 
     def _captions(self, index: int) -> list[str]:
-        if isinstance(self.dataset, CaptionedDataset):
-            return self.dataset.table.texts_of(index)
-        return self.dataset.captions([index]) if isinstance(self.dataset, Captioned) else []
+        return self.dataset.all_captions(index) if isinstance(self.dataset, Captioned) else []
 
     def _note(self, index: int, error: Exception) -> None:
         name, most = str(index), 0

@@ -8,17 +8,19 @@ Axes: B batch, N samples of the split, L caption tokens.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from data.captions.captioned_dataset import caption_numbers, segmentation_keys
+from data.captions.captioned_dataset import caption_numbers, segmentation_keys, warn_of_cut_captions
 from data.config import SPLITS, DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.file_dataset import FileDataset
@@ -26,15 +28,19 @@ from data.order import Groups
 from data.request import DatasetRequest
 from data.roots import find_root
 from data.shards.shard_files import ShardFiles, default_cache, is_remote, load_index, local_path
-from data.shards.shard_index import CAPTION, FIELDS, IMAGE, NO_LABEL, ShardIndex
+from data.shards.shard_index import CAPTION, FIELDS, IMAGE, JSON_CAPTION, NO_LABEL, ShardIndex
 from data.shards.shard_manifest import IMAGES, read_manifest
 from data.shards.shard_names import LAYOUT, missing_shards, shards_of_root
+from data.shards.tar_members import json_label_and_captions
 from data.splits import split_by_name
+from data.text_files import decoded, lines_of
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from data.tokenizers.tokenizer_loading import tokenizer_named
 
 _SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _INDEX_THREADS = 16
+_CAPTIONS_LOOKED_AT = 200  # of the first samples, which lie in one shard: others may have to be fetched
+_log = logging.getLogger(__name__)
 
 
 class ShardSamples:
@@ -99,10 +105,11 @@ class ShardSamples:
 
 
 class CaptionedShards(FileDataset):
-    """Images of shards with captions, one a line of `txt`. Batches also hold `cond`: caption token ids (B, L)."""
+    """Images of shards with captions, one a line of `txt`, else those of `json`. With a tokenizer, batches also hold
+    `cond`: caption token ids (B, L).
+    """
 
     source: ShardSamples
-    tokenizer: CaptionTokenizer
 
     def __init__(
         self,
@@ -110,13 +117,21 @@ class CaptionedShards(FileDataset):
         source: ShardSamples,
         labels_N: np.ndarray,
         class_names: Sequence[str],
-        tokenizer: CaptionTokenizer,
+        tokenizer: CaptionTokenizer | None,
     ) -> None:
         super().__init__(request, source, labels_N, class_names)
         self.tokenizer = tokenizer
+        if tokenizer is None:
+            return
+        if without := int(np.count_nonzero(~has_caption(source))):
+            _log.warning("shards: %d of %d samples have no caption and are given an empty one", without, len(source))
+        first = [text for index in range(min(len(source), _CAPTIONS_LOOKED_AT)) for text in self._lines(index)]
+        warn_of_cut_captions(tokenizer, first, f"shards ({self.split}), the first")
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         batch = super().fetch(index_B, noise_key_B)
+        if self.tokenizer is None:
+            return batch
         training_key_B = noise_key_B if self.split == "train" else None
         lines = [self._lines(self.first_readable(index, lambda found: found)[0]) for index in index_B.tolist()]
         numbers_B = caption_numbers(self.seed, training_key_B, np.array([len(texts) for texts in lines]))
@@ -130,11 +145,23 @@ class CaptionedShards(FileDataset):
         """The first captions of these images, in words."""
         return [self._lines(int(index))[0] for index in index_B]
 
+    def all_captions(self, index: int) -> list[str]:
+        """All captions of an image; none where it has none."""
+        has_one = self.source.size_NF[index, (CAPTION, JSON_CAPTION)].max() >= 0
+        return self._lines(index) if has_one else []
+
     def _lines(self, index: int) -> list[str]:
         """All captions of an image; one that is empty where it has none."""
-        if self.source.size_NF[index, CAPTION] < 0:
-            return [""]
-        return self.source.field(index, CAPTION).decode("utf-8", "replace").strip().splitlines() or [""]
+        if self.source.size_NF[index, CAPTION] >= 0:
+            return lines_of(decoded(self.source.field(index, CAPTION)).strip()) or [""]
+        if self.source.size_NF[index, JSON_CAPTION] >= 0:
+            return json_label_and_captions(self.source.field(index, JSON_CAPTION))[1] or [""]
+        return [""]
+
+
+def has_caption(samples: ShardSamples) -> np.ndarray:
+    """Whether each sample has one, bool (N,)."""
+    return np.asarray(np.any(samples.size_NF[:, (CAPTION, JSON_CAPTION)] >= 0, axis=1))
 
 
 def build_shards(request: DatasetRequest) -> ImageDataset:
@@ -149,12 +176,13 @@ def build_shards(request: DatasetRequest) -> ImageDataset:
     if isinstance(root, str) and manifest is not None:
         if manifest["kind"] != IMAGES:
             raise ValueError(f"shards: {root} holds {manifest['kind']}; read it with dataset.type={manifest['kind']}")
-        places = [join(root, shard["name"]) for shard in manifest["shards"]]
-        indexes = load_indexes(places, config)
+        places, indexes = indexed_by(manifest, root, config)
         samples, labels_N = ShardSamples(places, indexes, config), _labels(indexes, root)
         return _of_split(_dataset(request, samples, labels_N, manifest["class_names"]))
     by_split = _by_split(shards_of_root(root))
-    found = {name: load_indexes(places, config) for name, places in by_split.items()}
+    found = {}
+    for name in by_split:
+        by_split[name], found[name] = _without_empty(by_split[name], load_indexes(by_split[name], config))
     labels = {name: _labels(indexes, root) for name, indexes in found.items()}
     class_names = [str(label) for label in range(1 + max(labels_N.max() for labels_N in labels.values()))]
     if split in by_split and (split == "val" or "val" in by_split):
@@ -196,6 +224,27 @@ def cache_folder(config: DatasetConfig) -> Path:
     return Path(config.shard_cache).expanduser() if config.shard_cache else default_cache()
 
 
+def indexed_by(manifest: Mapping[str, Any], root: str, config: DatasetConfig) -> tuple[list[str], list[ShardIndex]]:
+    """The places and indexes of the shards of a manifest; ValueError where one has not the samples that it says."""
+    places = [join(root, shard["name"]) for shard in manifest["shards"]]
+    indexes = load_indexes(places, config)
+    for place, index, shard in zip(places, indexes, manifest["shards"], strict=True):
+        if len(index) != shard["samples"]:
+            raise ValueError(f"{place} has {len(index)} samples, its manifest says {shard['samples']}")
+    return places, indexes
+
+
+def _without_empty(places: list[str], indexes: list[ShardIndex]) -> tuple[list[str], list[ShardIndex]]:
+    """The shards that hold samples; the others are counted. ValueError where none does."""
+    empty = [place for place, index in zip(places, indexes, strict=True) if not len(index)]
+    if len(empty) == len(places):
+        raise ValueError(f"{places[0]} holds no samples with an image, latents or codes ({len(places)} shards do not)")
+    if empty:
+        _log.warning("shards: %d of %d hold no images and are left out: %s, ...", len(empty), len(places), empty[0])
+    kept = [(place, index) for place, index in zip(places, indexes, strict=True) if len(index)]
+    return [place for place, _ in kept], [index for _, index in kept]
+
+
 def load_indexes(places: Sequence[str], config: DatasetConfig) -> list[ShardIndex]:
     """The indexes of all shards, several at a time."""
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
@@ -234,6 +283,7 @@ def _dataset(
     if labels_N.max() >= len(class_names):
         raise ValueError(f"shards: label {labels_N.max()} is none of the {len(class_names)} classes of the manifest")
     config = request.config
-    if (config.tokenizer or config.txt_tok_name) is None or (samples.size_NF[:, CAPTION] < 0).all():
+    if not has_caption(samples).any():
         return FileDataset(request, samples, labels_N, class_names)
-    return CaptionedShards(request, samples, labels_N, class_names, tokenizer_named(config))
+    named = (config.tokenizer or config.txt_tok_name) is not None
+    return CaptionedShards(request, samples, labels_N, class_names, tokenizer_named(config) if named else None)

@@ -1,7 +1,9 @@
 """What a tar shard holds and where: the index that makes a WebDataset shard a random-access file.
 
-A sample is a run of consecutive members with the same key. Images, `cls` (a label), `txt` (a caption) and the arrays
-that `extract_codes.py` writes are used; members of other kinds are passed over. Nothing is ever extracted to disk.
+A sample is all members with the same key, wherever they stand in the shard; samples are in the order of their first
+members. Images, `cls` (a label), `txt` (captions), `json` (either, where those are not there) and the arrays that
+`extract_codes.py` writes are used; members of other kinds are passed over. Training and scoring read shards through
+this index, and nothing is ever extracted to disk.
 
 The index lies beside its shard (`train-000000.tar.index.npz`) and knows the shard's size and a hash of its beginning,
 so that one that belongs to another shard, or is damaged, is noticed and made again.
@@ -16,28 +18,38 @@ import io
 import os
 import tarfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from data.shards.tar_members import IMAGE_KINDS, LABEL_KIND, key_and_kind, label_text, whole_members
+from data.shards.tar_members import (
+    IMAGE_KINDS,
+    JSON_KIND,
+    LABEL_KIND,
+    described_in_json,
+    json_label,
+    key_and_kind,
+    label_of,
+    whole_members,
+)
 from runtime.atomic import sha256_of_file
 
 INDEX_SUFFIX = ".index.npz"
-FIELDS = ("image", "txt", "latent.npy", "codes.npy", "cond.npy")
-CAPTION, LATENT, CODES, COND = range(1, len(FIELDS))
+FIELDS = ("image", "txt", "latent.npy", "codes.npy", "cond.npy", JSON_KIND)
+CAPTION, LATENT, CODES, COND, JSON_CAPTION = range(1, len(FIELDS))
 IMAGE = 0
 NO_LABEL = -1
-_VERSION = 1
+_VERSION = 2  # 1: a sample was a run of members
 _HEAD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class ShardIndex:
     """keys_N: bytes; label_N: int64, NO_LABEL where there is none; start_NF and size_NF: int64, in bytes, size -1 where
-    a sample has no such member; shard_size in bytes; head: hash of the shard's beginning.
+    a sample has no such member, or its `json` no caption; shard_size in bytes; head: hash of the shard's beginning.
     """
 
     keys_N: np.ndarray
@@ -88,7 +100,8 @@ def scan_shard(file: BinaryIO, name: str) -> ShardIndex:
     """Reads the headers of an uncompressed tar file.
 
     Raises:
-        ValueError: one line, for what is no such file, is cut short, has links in it or names that lead out of it.
+        ValueError: one line, for what is no such file, is cut short, has links in it or names that lead out of it, two
+            members of one kind under one key, or a label that is none.
     """
     file.seek(0, os.SEEK_END)
     size = file.tell()
@@ -99,9 +112,15 @@ def scan_shard(file: BinaryIO, name: str) -> ShardIndex:
         for member in whole_members(file):
             _check_member(member, name)
             rows.add(file, member)
-    except tarfile.TarError as error:
-        raise ValueError(f"{name} is not a readable (uncompressed) tar file: {error}") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{name} is not a whole uncompressed tar file: {error}") from error
     return rows.index(size, head)
+
+
+def describes(index: Path, shard: Path) -> bool:
+    """Whether an index file is that of a shard as this version makes it: one of an earlier version is replaced."""
+    with open(shard, "rb") as file:
+        return index.read_bytes() == scan_shard(file, str(shard)).to_bytes()
 
 
 def head_of(file: BinaryIO) -> str:
@@ -133,8 +152,9 @@ class _Rows:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.keys: list[str] = []
+        self.rows: dict[str, int] = {}  # of keys
         self.labels: list[int] = []
+        self.json_labels: dict[int, tuple[Any, str]] = {}  # as they stand there, and the member
         self.starts: list[list[int]] = []
         self.sizes: list[list[int]] = []
 
@@ -142,34 +162,48 @@ class _Rows:
         key, kind = key_and_kind(member.name)
         if not member.isreg() or not key or not kind:
             return
-        if not self.keys or self.keys[-1] != key:
-            self.keys.append(key)
+        row = self.rows.setdefault(key, len(self.rows))
+        if row == len(self.labels):
             self.labels.append(NO_LABEL)
             self.starts.append([0] * len(FIELDS))
             self.sizes.append([-1] * len(FIELDS))
         if kind == LABEL_KIND:
-            self.labels[-1] = self._label(file, member)
+            self._refuse_second(key, kind, self.labels[row] != NO_LABEL)
+            self.labels[row] = self._of_shard(label_of, file, member)
+            return
+        if kind == JSON_KIND:
+            label, captions = described_in_json(file, member)
+            if label is not None:
+                self.json_labels[row] = label, member.name
+            if not captions:
+                return
         kind = "image" if kind in IMAGE_KINDS else kind
-        if kind in FIELDS and self.sizes[-1][FIELDS.index(kind)] < 0:
-            self.starts[-1][FIELDS.index(kind)] = member.offset_data
-            self.sizes[-1][FIELDS.index(kind)] = member.size
+        if kind in FIELDS:
+            field = FIELDS.index(kind)
+            self._refuse_second(key, kind, self.sizes[row][field] >= 0)
+            self.starts[row][field], self.sizes[row][field] = member.offset_data, member.size
 
-    def _label(self, file: BinaryIO, member: tarfile.TarInfo) -> int:
-        text = label_text(file, member)
-        if not text.strip().isdigit() or member.size > len(text):
-            raise ValueError(f"{self.name}: {member.name} is no label (a whole number): {text.strip()!r}")
-        return int(text)
+    def _refuse_second(self, key: str, kind: str, there_is_one: bool) -> None:
+        if there_is_one:
+            raise ValueError(f"{self.name} has two {kind} members under the key {key!r}; a key is one sample")
+
+    def _of_shard(self, label: Callable[..., int], *arguments: Any) -> int:
+        try:
+            return label(*arguments)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     def index(self, size: int, head: str) -> ShardIndex:
+        """The samples with an image, latents or codes: there may be none."""
         size_NF = np.array(self.sizes, dtype=np.int64).reshape(-1, len(FIELDS))
-        kept_N = (size_NF[:, (IMAGE, LATENT, CODES)] >= 0).any(axis=1)
-        if not kept_N.any():
-            raise ValueError(f"{self.name} holds no samples with an image, latents or codes")
-        keys_N = np.array([os.fsencode(key) for key in self.keys])
         start_NF = np.array(self.starts, dtype=np.int64).reshape(-1, len(FIELDS))
-        return ShardIndex(
-            keys_N[kept_N], np.array(self.labels, dtype=np.int64)[kept_N], start_NF[kept_N], size_NF[kept_N], size, head
-        )
+        kept_N = np.any(size_NF[:, (IMAGE, LATENT, CODES)] >= 0, axis=1)
+        for row, (label, member) in self.json_labels.items():
+            if kept_N[row] and self.labels[row] == NO_LABEL:
+                self.labels[row] = self._of_shard(json_label, label, member)
+        label_N = np.array(self.labels, dtype=np.int64)
+        keys_N = np.array([os.fsencode(key) for key in self.rows], dtype=np.bytes_)
+        return ShardIndex(keys_N[kept_N], label_N[kept_N], start_NF[kept_N], size_NF[kept_N], size, head)
 
 
 def _check_member(member: tarfile.TarInfo, name: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import itertools
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from runtime.errors import UserError
 
 LAYOUT = "tar files of images (<key>.jpg, <key>.cls, <key>.txt), with train or val in their names for given splits"
 MAX_SHARDS = 1_000_000
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def shards_of_root(root: str | Sequence[str]) -> list[str]:
@@ -24,15 +26,9 @@ def shards_of_root(root: str | Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: there are none, or not all of a pattern.
     """
-    from braceexpand import braceexpand
-
     found: list[str] = []
     for pattern in [root] if isinstance(root, str) else root:
-        try:
-            places = list(braceexpand(pattern))
-        except ValueError as error:
-            raise ValueError(f"dataset.root {pattern!r} is no brace pattern: {error}") from error
-        for place in places:
+        for place in expanded(pattern):
             found += [place] if re.search(r"\.(tar|tgz|tar\.\w+)$", place) else _list_folder(place)
     if not found:
         raise missing_shards(root)
@@ -52,28 +48,47 @@ def shards_named(spec: str) -> list[Path]:
         shards = sorted(path.glob("*.tar"))
         if shards and holds_image(path):
             raise UserError(f"{spec} holds both images and .tar files; name the one you mean")
-        return shards
+        return shards or ([] if holds_image(path) else [Path(place) for place in _list_folder(str(path))])
     if path.suffix != ".tar":
         return []
-    shards = []
-    for name in _braces_expanded(str(path)):
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-        if missing := [place for place in found if not os.path.isfile(place)] or ([] if found else [name]):
-            raise UserError(f"no shard {missing[0]}")
-        shards += map(Path, found)
-    return shards
+    places = expanded(str(path))
+    if missing := [place for place in places if not os.path.isfile(place)]:
+        raise UserError(f"no shard {missing[0]}")
+    return [Path(place) for place in places]
 
 
-def _braces_expanded(name: str) -> list[str]:
-    match = _BRACES.search(name)
-    if not match:
+def expanded(pattern: str) -> list[str]:
+    """What a pattern of names stands for, in order: `{000..009}`, `{a,b}` and, for files, `*`. A name that is there is
+    taken as it is, whatever signs are in it.
+
+    Raises:
+        UserError: braces that do not fit, or more than a million names.
+    """
+    if not is_remote(pattern) and local_path(pattern).exists() or not re.search(r"[{}*?\[]", pattern):
+        return [pattern]
+    from braceexpand import braceexpand
+
+    # counted before they are made: the package makes all numbers of a range at once
+    count = math.prod(map(_size, _BRACES.findall(pattern)))
+    try:
+        names = list(itertools.islice(braceexpand(pattern), MAX_SHARDS + 1)) if count <= MAX_SHARDS else []
+    except ValueError as error:
+        raise UserError(f"{pattern!r} is no brace pattern: {error}") from error
+    if not 0 < len(names) <= MAX_SHARDS:
+        raise UserError(f"{pattern} stands for more than {MAX_SHARDS} shards")
+    return [place for name in names for place in _globbed(name)]
+
+
+def _size(inside: str) -> int:
+    """How many names one pair of braces stands for."""
+    numbers = re.match(r"(-?\d+)\.\.(-?\d+)", inside)
+    return 1 + abs(int(numbers[2]) - int(numbers[1])) if numbers else 1 + inside.count(",")
+
+
+def _globbed(name: str) -> list[str]:
+    if is_remote(name) or not glob.has_magic(name):
         return [name]
-    first, last = int(match[1]), int(match[2])
-    if not 0 <= last - first < MAX_SHARDS:
-        raise UserError(f"{name}: {match[0]} must count upwards, over at most {MAX_SHARDS} shards")
-    before, after = name[: match.start()], name[match.end() :]
-    numbers = [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
-    return [before + number + rest for number in numbers for rest in _braces_expanded(after)]
+    return sorted(glob.glob(str(local_path(name)))) or [name]
 
 
 def missing_shards(root: str | Sequence[str]) -> FileNotFoundError:

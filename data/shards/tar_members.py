@@ -6,15 +6,21 @@ member is. Names are keys and nothing else: nothing is ever written or opened un
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from data.images.listing import IMAGE_EXTENSIONS
+from data.text_files import decoded
 
 IMAGE_KINDS = tuple(extension.removeprefix(".") for extension in IMAGE_EXTENSIONS)
 LABEL_KIND = "cls"
+JSON_KIND = "json"
+MAX_CLASSES = 1_000_000  # a label at or above it is a mistake: so many class names would be made
 _LARGEST_LABEL = 32
+_LARGEST_JSON = 1 << 20  # bytes; what is larger describes no label and no caption
+_JSON_LABELS, _JSON_CAPTIONS = ("label", "cls", "class"), ("caption", "text")
 
 
 def whole_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -36,15 +42,72 @@ def whole_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 def key_and_kind(name: str) -> tuple[str, str]:
     """(key of the sample, kind in lower case) of a member; an empty kind where its name has no dot."""
-    folder, _, last = name.rpartition("/")
+    folder, _, last = name.removeprefix("./").rpartition("/")
     stem, _, kind = last.partition(".")
     return f"{folder}/{stem}" if folder and stem else stem, kind.lower()
 
 
-def label_text(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
-    """The first bytes of a label's member, more than any number has; tarfile.TarError where the file ends in them."""
+def label_of(file: BinaryIO, member: tarfile.TarInfo) -> int:
+    """The class in a member of the kind `cls`: a whole number.
+
+    Raises:
+        ValueError: it holds something else, or more than `MAX_CLASSES` allow. tarfile.TarError: the file ends in it.
+    """
+    text = _content(file, member, _LARGEST_LABEL)
+    if not text.strip().isdigit() or member.size > len(text):
+        raise ValueError(f"{member.name} is no label (a whole number): {text.strip()!r}")
+    return checked_label(int(text), member.name)
+
+
+def checked_label(label: int, place: str) -> int:
+    """The label; ValueError, one line, where there cannot be that many classes."""
+    if not 0 <= label < MAX_CLASSES:
+        raise ValueError(f"{place} has label {label}; a label is a whole number from 0 to {MAX_CLASSES - 1}")
+    return label
+
+
+def described_in_json(file: BinaryIO, member: tarfile.TarInfo) -> tuple[Any, list[str]]:
+    """(label as it stands there, None for none; captions) of a member of the kind `json`.
+
+    Labels are called `label`, `cls` or `class`, captions `caption` or `text` (a string or a list of strings). What is
+    no JSON object, or larger than 1 MiB, describes neither.
+    """
+    if member.size > _LARGEST_JSON:
+        return None, []
+    return json_label_and_captions(_content(file, member, _LARGEST_JSON))
+
+
+def json_label_and_captions(content: bytes) -> tuple[Any, list[str]]:
+    """As `described_in_json`, of the bytes."""
+    try:
+        found = json.loads(decoded(content))
+    except (ValueError, RecursionError):
+        return None, []
+    if not isinstance(found, dict):
+        return None, []
+    label = next((found[key] for key in _JSON_LABELS if found.get(key) is not None), None)
+    given: Any = next((found[key] for key in _JSON_CAPTIONS if found.get(key)), [])
+    texts = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    return label, [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+
+
+def json_label(value: Any, place: str) -> int:
+    """A label out of JSON: a whole number, or its digits.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < _LARGEST_LABEL:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{place} has label {value!r:.40}; a label is a whole number from 0 to {MAX_CLASSES - 1}")
+    return checked_label(value, place)
+
+
+def _content(file: BinaryIO, member: tarfile.TarInfo, limit: int) -> bytes:
+    """The bytes of a member, at most `limit`; tarfile.TarError where the file ends in them."""
     file.seek(member.offset_data)
-    text = file.read(min(member.size, _LARGEST_LABEL))
-    if len(text) < min(member.size, _LARGEST_LABEL):
+    content = file.read(min(member.size, limit))
+    if len(content) < min(member.size, limit):
         raise tarfile.ReadError("unexpected end of data")
-    return text
+    return content

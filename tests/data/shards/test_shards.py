@@ -177,11 +177,11 @@ def test_shards_cut_short_or_compressed_are_refused(folder, tmp_path):
     end = len(whole.rstrip(b"\0"))
     for length in (0, 100, 700, 5 * 512, end + 512 - end % 512):
         (tmp_path / "train-000000.tar").write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"train-000000.tar is (not a readable|cut short)"):
+        with pytest.raises(ValueError, match=r"train-000000.tar is not a whole uncompressed tar file"):
             build(tmp_path)
     with tarfile.open(tmp_path / "train-000000.tar", "w:gz") as tar:
         tar.add(folder / "train-000001.tar", "a.png")
-    with pytest.raises(ValueError, match=r"not a readable \(uncompressed\) tar file"):
+    with pytest.raises(ValueError, match="not a whole uncompressed tar file"):
         build(tmp_path)
 
 
