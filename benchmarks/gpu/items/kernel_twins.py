@@ -38,6 +38,7 @@ FORMATS = ((torch.float32, 1e-5), (torch.bfloat16, 1e-2))  # with the relative e
 # batch, heads of queries and of keys, slots, filled ones, features: the body of the 1.4B model, its head, shared heads
 ATTENTION = ((200, 24, 24, 64, 40, 64), (200, 24, 24, 4, 0, 64), (7, 8, 2, 70, 69, 48))
 ROW, WIDTH = 200, 1536
+TINY_ROWS, TINY_WIDTH = 4, 96
 INT8_ROWS = (1, 4)
 
 
@@ -107,6 +108,7 @@ def _compare_attention(
     report: Report, name: str, shape: tuple[int, int, int, int, int, int], form: tuple[torch.dtype, float]
 ) -> None:
     (batch, heads, kv_heads, slots, filled, features), (dtype, allowed) = shape, form
+    batch = min(batch, TINY_ROWS) if report.tiny else batch
     kernel = kernel_of(report, "attention_triton")
     query, key, value = (
         drawn((batch, count, 1, features), seed).to(report.device, dtype)
@@ -142,8 +144,9 @@ def plain_attend(
 def norms(report: Report) -> None:
     """Sum with bias and residual, LayerNorm or RMSNorm, cast: the 1.4B model's rows."""
     kernel = kernel_of(report, "norm_triton")
-    x_RC, residual_RC = drawn((ROW, WIDTH), 0).to(report.device), drawn((ROW, WIDTH), 1).to(report.device)
-    bias_C, weight_C, shift_C = (drawn((WIDTH,), seed).to(report.device) for seed in (2, 3, 4))
+    rows, width = (TINY_ROWS, TINY_WIDTH) if report.tiny else (ROW, WIDTH)
+    x_RC, residual_RC = (drawn((rows, width), seed).to(report.device) for seed in (0, 1))
+    bias_C, weight_C, shift_C = (drawn((width,), seed).to(report.device) for seed in (2, 3, 4))
     for name, shift in (("layer norm", shift_C), ("rms norm", None)):
         for dtype, allowed in FORMATS:
             title = f"{name} {str(dtype).removeprefix('torch.')}"
@@ -181,14 +184,15 @@ def _plain_norm(
 def int8(report: Report) -> None:
     """Products of few rows with int8 weights, as batch 1 has them, beside the weights expanded and a dense product."""
     kernel = kernel_of(report, "int8_triton")
-    weight_OI = torch.randint(-127, 128, (4 * WIDTH, WIDTH), generator=torch.Generator().manual_seed(0))
+    width = TINY_WIDTH if report.tiny else WIDTH
+    weight_OI = torch.randint(-127, 128, (4 * width, width), generator=torch.Generator().manual_seed(0))
     weight_OI, dtype = weight_OI.to(report.device, torch.int8), torch.bfloat16
     scale_O = drawn((len(weight_OI),), 1).abs().to(report.device, dtype) / 100
     dense_OI = weight_OI.to(dtype) * scale_O.unsqueeze(1)
     for rows in INT8_ROWS:
         name = f"int8 product, {rows} rows"
         with report.case(name):
-            x_RI = drawn((rows, WIDTH), 2).to(report.device, dtype)
+            x_RI = drawn((rows, width), 2).to(report.device, dtype)
             exact_RO = (x_RI.double() @ weight_OI.double().T) * scale_O.double()
             served = kernel is not None and kernel.serves(x_RI, weight_OI, scale_O)
             plain = partial(_expanded, x_RI, weight_OI, scale_O)
