@@ -24,6 +24,7 @@ def compare(report: Report) -> None:
         f"experiment.max_steps={2 * half}",
         f"experiment.save_steps={half}",
         "experiment.test_steps=1000",
+        "experiment.deterministic=true",
         f"experiment.batch_size={4 if report.tiny else 64}",
         f"experiment.num_workers={0 if report.tiny else 2}",
         *(["experiment.test_images=8"] if report.tiny else []),

@@ -36,8 +36,8 @@ def share_equal(first: Tensor, second: Tensor) -> float:
 
 def exact_products() -> None:
     """fp32 products without TF32 in this process: what is compared with a CPU must not be rounded to 10 bits."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch adds it when imported
+    torch.backends.cuda.matmul.allow_tf32 = False  # the older switches set the newer ones: `runtime.device`
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def without_kernels() -> AbstractContextManager[object]:
