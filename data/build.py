@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from functools import partial
 
-from data.captions.caption_folder import build_caption_folder
+from data.captions.caption_folder import build_caption_folder, build_folder
 from data.captions.cc3m import build_cc3m
 from data.captions.coco import build_coco, build_karpathy
 from data.captions.pair_grammar import pair_vocabulary
@@ -19,7 +19,7 @@ from data.config import SPLITS, DatasetConfig
 from data.dataset import ImageDataset
 from data.images.binary_formats import build_cifar10, build_fashion_mnist
 from data.images.digits import build_digits
-from data.images.image_folders import build_ffhq, build_folder, build_imagenet
+from data.images.image_folders import build_ffhq, build_imagenet
 from data.images.lsun import build_lsun
 from data.request import STORED, DatasetRequest, DatasetRow
 from data.shards.cached_latents import build_latents, source_of_latents
@@ -34,12 +34,12 @@ DATASETS: dict[str, DatasetRow] = {
     "lsun-church": DatasetRow(partial(build_lsun, stem="church_outdoor"), crop="lsun"),
     "lsun-bedroom": DatasetRow(partial(build_lsun, stem="bedroom"), crop="lsun"),
     "lsun-cat": DatasetRow(partial(build_lsun, stem="cat"), crop="lsun"),
-    "folder": DatasetRow(build_folder, crop="imagenet"),
+    "folder": DatasetRow(build_folder, crop="imagenet", folders=True),
     "cc3m": DatasetRow(build_cc3m, crop="dalle"),
     "coco": DatasetRow(build_coco, crop="dalle"),
     "coco-2017": DatasetRow(partial(build_coco, year=2017), crop="dalle"),
     "coco-karpathy": DatasetRow(build_karpathy, crop="dalle"),
-    "caption-folder": DatasetRow(build_caption_folder, crop="dalle"),
+    "caption-folder": DatasetRow(build_caption_folder, crop="dalle", folders=True),
     "synthetic": DatasetRow(build_synthetic, crop="none", resolution=32, words=shape_vocabulary),
     "synthetic-pairs": DatasetRow(build_synthetic_pairs, crop="none", resolution=32, words=pair_vocabulary),
     "shards": DatasetRow(build_shards, crop="imagenet", many_roots=True),

@@ -13,6 +13,7 @@ CropStyle = Literal["imagenet", "ffhq", "lsun", "dalle", "none"]  # what they me
 MAX_IMAGE_PIXELS = 89_478_485  # beyond it, a small file may be made to fill the memory
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 BACKGROUND = "white"
+NO_CAPTIONS, CAPTION_FILES, CAPTION_NAMES = CAPTIONS = ("none", "files", "names")
 _PUBLISHED_SPELLINGS = {"coco-2014val": "coco", "coco-2017val": "coco-2017"}
 
 
@@ -43,7 +44,8 @@ class DatasetConfig:
     `tokenizer.json`, a published pair (DIR/bpe-16k), or CLIP's file. Without it txt_tok_name does, one of the published
     names, whose files are then looked for (data/README.md). vocab_size_txt: the most ids there may be. context_length:
     ids per caption, bpe_dropout: share of merges dropped in training. val_captions: which annotation file of coco the
-    validation split reads; of coco-karpathy, `val` or `test`.
+    validation split reads; of coco-karpathy, `val` or `test`. captions of a `folder` (None: none) or `caption-folder`
+    (None: files): `files` beside the images, or the `names` of these.
 
     Shards (types `shards` and `latents`, see docs/data_at_scale.md): root may also be a URL, a brace pattern or a list.
     shuffle: `samples` shuffles everything, `shards` the order of the shards and then within a window of shuffle_window
@@ -66,6 +68,7 @@ class DatasetConfig:
 
     tokenizer: Optional[str] = None
     val_captions: Optional[str] = None
+    captions: Optional[str] = None
 
     resolution: Optional[int] = None
     val_fraction: Optional[float] = None
@@ -111,6 +114,8 @@ class DatasetConfig:
         for key, value, low in limits:
             if value is not None and value < low:
                 raise ValueError(f"dataset.{key} must be at least {low}, not {value}")
+        if self.captions not in (None, *CAPTIONS):
+            raise ValueError(f"dataset.captions {self.captions!r} is unknown; choose one of {', '.join(CAPTIONS)}")
         if self.channels not in (None, *CHANNELS):
             raise ValueError(f"dataset.channels must be 1 (grey), 3 (RGB) or 4 (RGBA), not {self.channels}")
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:

@@ -25,6 +25,7 @@ class DatasetRow:
         resolution: side in pixels where the config gives none, for images that are made at any size or held in memory
             and so are never cropped; None for image files, whose config must give it.
         many_roots: dataset.root may be a list.
+        folders: a folder of any images, whose captions and classes dataset.captions and dataset.class_folders tell.
         words: the closed vocabulary of its captions, where they are drawn by a grammar; a word's place is its token id.
     """
 
@@ -32,6 +33,7 @@ class DatasetRow:
     crop: CropStyle | Stored
     resolution: int | None = None
     many_roots: bool = False
+    folders: bool = False
     words: Callable[[], list[str]] | None = None
 
 
@@ -84,5 +86,7 @@ class DatasetRequest:
         _ = self.pixels
         if self.config.random_shift and self.row.resolution is None:
             raise ValueError(f"dataset.random_shift works on data sets held in memory; {self.name} crops by transforms")
+        if not self.row.folders and (self.config.captions is not None or self.config.class_folders):
+            raise ValueError(f"dataset.captions and class_folders are of folder and caption-folder, not of {self.name}")
         if isinstance(self.config.root, (list, tuple)) and not self.row.many_roots:
             raise ValueError(f"dataset.root of {self.name} is one folder; only shards take a list")

@@ -47,6 +47,7 @@ LABEL_KEYS = ("arr_1", "labels", "label")
 DATASET_PREFIX = "dataset:"
 SOURCES = "a folder of images, an .npz or .npy file, .tar shards, or dataset:NAME:SPLIT"
 MAX_ENCODED_BYTES = 1 << 28
+_CHANNELS = (1, 2, 3, 4)  # the length of an axis of channels
 _SAMPLE_NAME = re.compile(r"\d+_class(\d+)\.")
 _DATASET_WORKERS = 4  # processes that decode the files of a data set
 
@@ -259,8 +260,14 @@ def _labels_in_names(paths: Sequence[str]) -> list[int] | None:
 def _checked(path: Path, key: str, header: Header) -> Header:
     if header.dtype != np.uint8:
         raise UserError(f"{key} of {path} is {header.dtype}; images must be uint8 in 0..255 (no guess is made)")
-    if not (len(header.shape) == 4 and header.shape[3] in (1, 3) or len(header.shape) == 3):
-        raise UserError(f"{key} of {path} has shape {header.shape}; images must be (N, height, width, 3 or 1)")
+    shape = header.shape
+    if not (len(shape) == 4 and shape[3] in (1, 3) or len(shape) == 3):
+        raise UserError(f"{key} of {path} has shape {shape}; images must be (N, height, width, 3 or 1)")
+    if len(shape) == 3 and (shape[2] in _CHANNELS or shape[0] in _CHANNELS):
+        raise UserError(
+            f"{key} of {path} has shape {shape}: one image with channels or {shape[0]} grey ones? Save one image as "
+            "(1, height, width, 3), grey ones as (N, height, width, 1)"
+        )
     if 0 in header.shape:
         raise UserError(f"{key} of {path} has shape {header.shape}: there are no images in it")
     return header

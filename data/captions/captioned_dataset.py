@@ -92,10 +92,17 @@ class CaptionedDataset(FileDataset):
     """
 
     def __init__(
-        self, request: DatasetRequest, source: Encoded, table: CaptionTable, tokenizer: CaptionTokenizer | None
+        self,
+        request: DatasetRequest,
+        source: Encoded,
+        table: CaptionTable,
+        tokenizer: CaptionTokenizer | None,
+        labels_N: np.ndarray | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         assert len(source) == len(table)
-        super().__init__(request, source, np.zeros(len(source), dtype=np.int64), [request.name])
+        labels_N = np.zeros(len(source), dtype=np.int64) if labels_N is None else labels_N
+        super().__init__(request, source, labels_N, class_names or [request.name])
         self.table, self.tokenizer = table, tokenizer
         if tokenizer is not None:
             spread = range(0, len(table), max(1, len(table) // CAPTIONS_LOOKED_AT))

@@ -6,6 +6,8 @@ Axes: N images of the split, C channels, H W image.
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ FASHION_CLASSES = (
 CIFAR_LAYOUT = "cifar-10-batches-bin/ (data_batch_1.bin ...) or cifar-10-batches-py/ (data_batch_1 ...)"
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _IDX_UBYTE = 0x08
+_MOST_IDX_BYTES = 1 << 34  # 340,000 images of 224x224
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 
 
@@ -58,17 +61,23 @@ def build_cifar10(request: DatasetRequest) -> ImageDataset:
 
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
     """An IDX file of unsigned bytes, gzipped or not, as a writable uint8 array; ValueError for anything else."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
     header_size = 4 + 4 * num_axes
-    if content[:4] != bytes((0, 0, _IDX_UBYTE, num_axes)) or len(content) < header_size:
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes with {num_axes} axes")
-    shape = np.frombuffer(content, dtype=">u4", count=num_axes, offset=4).astype(np.int64)
-    if len(content) - header_size != shape.prod():
-        raise ValueError(f"{path} is damaged: {len(content) - header_size} bytes of data, {shape.prod()} expected")
-    return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape).copy()
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            header = file.read(header_size)
+            if header[:4] != bytes((0, 0, _IDX_UBYTE, num_axes)) or len(header) < header_size:
+                raise ValueError(f"{path} is not an IDX file of unsigned bytes with {num_axes} axes")
+            shape = [int(length) for length in np.frombuffer(header, dtype=">u4", offset=4)]
+            expected = math.prod(shape)
+            if expected > _MOST_IDX_BYTES:
+                raise ValueError(f"{path} says that it holds {expected} bytes; at most {_MOST_IDX_BYTES} are read")
+            content = file.read(expected + 1)  # a few compressed bytes may stand for any number
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if len(content) != expected:
+        found = f"{len(content)} bytes" if len(content) < expected else "more bytes"
+        raise ValueError(f"{path} is damaged: {found} of data, {expected} expected")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape).copy()
 
 
 def _find(request: DatasetRequest, root: Path, name: str) -> Path:

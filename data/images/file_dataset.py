@@ -127,4 +127,6 @@ class FileDataset(ReplacingDataset):
         return {"image": image_BCHW, "label": self.labels_N[used_B], "index": asked_B}
 
     def _decoded(self, index: int) -> Pixels:
-        return read_pixels(self.source.read(index), self.rule)
+        pixels = read_pixels(self.source.read(index), self.rule)
+        self.pipeline.check(pixels.image, self.rule.max_pixels)
+        return pixels

@@ -29,6 +29,7 @@ from data.config import CropStyle
 NUM_DRAWS = 5  # uniforms per image: vertical place, horizontal place, mirror, scale, place of the square
 _SMALLEST_AREA = 0.75
 _LARGEST_SCALE = 9 / 8
+_SHORT_SIDE: tuple[CropStyle, ...] = ("imagenet", "ffhq", "lsun")  # these resize a whole image, however long it is
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,17 @@ class Pipeline:
     def __post_init__(self) -> None:
         assert self.style in _STYLES, f"{self.style!r} is no crop style"
 
+    def check(self, image: Image.Image, max_pixels: int) -> None:
+        """ValueError where the shape of an image would make more than `max_pixels` of it before the crop."""
+        shorter, longer = sorted(image.size)
+        if self.style in _SHORT_SIDE and (made := self.resolution * (longer * self.resolution // shorter)) > max_pixels:
+            raise ValueError(
+                f"{image.width}x{image.height} becomes {made} pixels when its shorter side is made {self.resolution}, "
+                f"more than max_image_pixels {max_pixels}"
+            )
+
     def __call__(self, image: Image.Image, draws: np.ndarray | None) -> Tensor:
-        """uint8 (3, R, R) of an RGB image; `draws` are NUM_DRAWS uniforms for training, None for evaluation."""
+        """uint8 (C, R, R) of an image with C channels; `draws`: NUM_DRAWS uniforms for training, None in evaluation."""
         style = _STYLES[self.style]
         if draws is None:
             return F.pil_to_tensor(style.evaluation(image, self.resolution))

@@ -182,7 +182,7 @@ def test_folder_with_text_files(tokenizer, tmp_path, caplog):
     (tmp_path / "sub" / "01.txt").unlink()
     with caplog.at_level(logging.WARNING):
         train, val = (_build(tokenizer, split, type="caption-folder", root=str(tmp_path)) for split in ("train", "val"))
-    assert "1 of 20 images have no caption and are left out" in caplog.text
+    assert caplog.text.count("images have no caption and are left out") == 1 and ": 1 of " in caplog.text
     captions = train.captions(range(len(train))) + val.captions(range(len(val)))
     assert len(val) >= 1 and sorted(captions) == sorted(["", *(f"dog {i}" for i in range(2, 20))])
     assert train.table.texts_of(train.captions(range(17)).index("dog 5")) == ["dog 5", "brown dog 5"]
@@ -207,8 +207,83 @@ def test_folder_with_metadata_and_given_splits(tokenizer, tmp_path):
             _build(tokenizer, type="caption-folder", root=str(tmp_path))
 
 
+def test_one_folder_gives_classes_and_captions_and_the_same_split_however_it_is_read(tokenizer, tmp_path, caplog):
+    for number in range(40):
+        _save(tmp_path / "ab"[number % 2] / f"{number:02d}.png", number)
+        (tmp_path / "ab"[number % 2] / f"{number:02d}.txt").write_text(f"dog {number}")
+    (tmp_path / "a" / "00.txt").unlink()
+    sides = {}
+    for name, settings in {
+        "classes": dict(type="folder"),
+        "both": dict(type="folder", captions="files"),
+        "captions": dict(type="caption-folder"),
+        "names": dict(type="folder", captions="names"),
+    }.items():
+        if name == "names":
+            for path in list(tmp_path.rglob("*.png")):
+                path.rename(path.with_name(f"{path.stem}_red-dog.PNG"))
+        train, val = (_build(tokenizer, split, root=str(tmp_path), **settings) for split in ("train", "val"))
+        sides[name] = [set(part.names()) for part in (train, val)]
+        if name in ("classes", "both", "names"):
+            assert train.class_names == val.class_names == ("a", "b")
+            assert train.labels_N.tolist() == ["ab".index(path[0]) for path in train.source.names()]
+        if name in ("both", "captions"):
+            expected = [f"dog {int(path[2:4])}" for path in train.source.names()]
+            assert train.captions(range(len(train))) == expected and "cond" in train[0] and "label" in train[0]
+        if name == "names":
+            assert train.captions([0])[0].endswith(" red dog")
+    for split in (0, 1):
+        assert sides["both"][split] == sides["captions"][split] <= sides["classes"][split]
+    assert caplog.text.count("images have no caption and are left out") == 2 and ": 1 of " in caplog.text
+
+
+def test_names_without_words_are_no_captions(tokenizer, tmp_path):
+    for number in range(20):
+        _save(tmp_path / f"{number:02d}.png", number)
+    with pytest.raises(ValueError, match="dataset.captions=names, but names in .* hold no words"):
+        _build(tokenizer, type="caption-folder", root=str(tmp_path), captions="names")
+    for settings, match in (
+        (dict(type="folder", captions="txt"), "dataset.captions 'txt' is unknown; choose one of none, files, names"),
+        (dict(type="cc3m", captions="names"), "are of folder and caption-folder, not of cc3m"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            _build(tokenizer, root=str(tmp_path), **settings)
+
+
+def test_folder_with_a_table_of_captions(tokenizer, tmp_path):
+    for name in ("x.png", "y.png", "sub/z", "unlisted.png"):
+        _save(tmp_path / "Train" / name, 1)
+        _save(tmp_path / "valid" / name, 1)
+    rows = 'file_name,n,text\ny.png,1,"two, with ""quotes""\nand lines"\n./x.png,2,one\nx.png,3,again\nsub/z,,last\n'
+    (tmp_path / "Train" / "metadata.csv").write_text("\ufeff" + rows, encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text("file_name,caption\nvalid/x.png,val\nTrain/x.png,unused\ngone.png,no\n")
+    train, val = (_build(tokenizer, split, type="caption-folder", root=str(tmp_path)) for split in ("train", "val"))
+    assert list(train.source.names()) == ["sub/z", "x.png", "y.png"]
+    assert train.captions(range(3)) == ["last", "one", 'two, with "quotes" and lines']
+    assert train.table.texts_of(1) == ["one", "again"]
+    assert val.captions(range(len(val))) == ["val"]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("a,b\n1,2\n", "has columns a, b; expected file_name and text"), ("", "has columns ; expected file_name"),
+     ("file_name,text\nx.png\n", "line 2 has no file_name or no text"),
+     ("file_name,text\n../x.png,a\n", "file_name '../x.png' leads out of the folder"),
+     ("file_name,text\n/etc/x.png,a\n", "leads out of the folder")],
+)  # fmt: skip
+def test_tables_that_are_wrong(tokenizer, tmp_path, text, match):
+    _save(tmp_path / "x.png", 1)
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(ValueError, match=match):
+        _build(tokenizer, type="caption-folder", root=str(tmp_path))
+    (tmp_path / "metadata.jsonl").write_text("")
+    with pytest.raises(ValueError, match="has both metadata.jsonl and metadata.csv"):
+        _build(tokenizer, type="caption-folder", root=str(tmp_path))
+
+
 def test_folder_without_captions(tokenizer, tmp_path):
     _save(tmp_path / "x.png", 1)
+    _save(tmp_path / "y.png", 1)
     with pytest.raises(FileNotFoundError, match="expected images with a .txt file beside each"):
         _build(tokenizer, type="caption-folder", root=str(tmp_path))
 

@@ -223,6 +223,40 @@ def test_crops_are_square_for_any_aspect(style, size):
         assert Pipeline(style, 16)(image, draws).shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000)])
+@pytest.mark.parametrize("style", ["imagenet256x256", "ffhq256x256", "LSUN-cat"])
+def test_a_small_file_that_would_become_a_huge_image_is_unreadable(tmp_path, size, style, monkeypatch):
+    """20,000 pixels, of which resizing the shorter side to 256 made 1.3 billion."""
+    for number in range(6):
+        _save(tmp_path / f"{number}.png", number)
+    Image.new("RGB", size).save(tmp_path / "bomb.png")
+    resize, made = Image.Image.resize, []
+
+    def recorded(image, wanted, *args, **kwargs):
+        made.append(wanted[0] * wanted[1])
+        assert made[-1] < 10**7
+        return resize(image, wanted, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    found = [
+        _build(split, type="folder", root=str(tmp_path), transforms=style, resolution=256) for split in ("train", "val")
+    ]
+    for dataset in found:
+        dataset.fetch(np.arange(len(dataset)), np.arange(len(dataset)))
+    assert made and sum(dataset.corrupt_count() for dataset in found) == 1
+    for style_of_any_shape in ("none", "dalle-vqvae"):
+        dataset = _build(type="folder", root=str(tmp_path), transforms=style_of_any_shape, resolution=16)
+        dataset.fetch(np.arange(len(dataset)), np.arange(len(dataset)))
+        assert dataset.corrupt_count() == 0
+
+
+def test_long_images_are_read():
+    image = Image.new("RGB", (3000, 30))
+    Pipeline("imagenet", 256).check(image, 10**7)
+    with pytest.raises(ValueError, match="3000x30 becomes 6553600 pixels .* more than max_image_pixels 1000000"):
+        Pipeline("imagenet", 256).check(image, 10**6)
+
+
 def test_imagenet_crops():
     image = _image(5, (48, 16))
     pipeline = Pipeline("imagenet", 16, hflip=False)

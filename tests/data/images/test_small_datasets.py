@@ -10,7 +10,7 @@ import torch
 
 from data import DatasetConfig, build_dataset
 from data.captions.shape_grammar import BACKGROUNDS, CAPTION_LENGTH, shape_caption, shape_tokenizer, shape_vocabulary
-from data.images.binary_formats import CIFAR_CLASSES, FASHION_CLASSES
+from data.images.binary_formats import CIFAR_CLASSES, FASHION_CLASSES, read_idx
 from data.images.memory_dataset import augment, resize_all
 
 
@@ -129,6 +129,17 @@ def test_root_comes_from_config_environment_or_working_directory(tmp_path, monke
     with pytest.raises(FileNotFoundError, match="RQ_DATA_ROOT") as error:
         build_dataset(DatasetConfig(type="fashion-mnist", root=str(tmp_path / "nowhere")), "train")
     assert "\n" not in str(error.value) and "nowhere" in str(error.value)
+
+
+def test_an_idx_file_gives_no_more_bytes_than_its_header_says(tmp_path):
+    header = bytes((0, 0, 8, 3)) + np.array([2, 3, 4], dtype=">u4").tobytes()
+    (tmp_path / "a.gz").write_bytes(gzip.compress(header + bytes(10**7)))
+    with pytest.raises(ValueError, match="is damaged: more bytes of data, 24 expected"):
+        read_idx(tmp_path / "a.gz", num_axes=3)
+    huge = bytes((0, 0, 8, 3)) + np.full(3, 2**32 - 1, dtype=">u4").tobytes()
+    (tmp_path / "b.gz").write_bytes(gzip.compress(huge))
+    with pytest.raises(ValueError, match="says that it holds .* bytes; at most"):
+        read_idx(tmp_path / "b.gz", num_axes=3)
 
 
 def test_damaged_idx_files(tmp_path):
