@@ -36,6 +36,7 @@ from data.splits import split_by_name
 from data.text_files import decoded, lines_of
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from data.tokenizers.tokenizer_loading import tokenizer_named
+from runtime.errors import UserError
 
 _SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _INDEX_THREADS = 16
@@ -173,6 +174,11 @@ def build_shards(request: DatasetRequest) -> ImageDataset:
     manifest = None
     if isinstance(root, str) and not root.endswith(".tar") and "{" not in root:
         manifest = read_manifest(root, split)
+        if manifest is None and split == "val" and read_manifest(root, "train") is not None:
+            raise UserError(
+                f"shards: {root} has a manifest of the train split alone, all of which is trained on; write the val "
+                "split too (python -m data.prepare --split val)"
+            )
     if isinstance(root, str) and manifest is not None:
         if manifest["kind"] != IMAGES:
             raise ValueError(f"shards: {root} holds {manifest['kind']}; read it with dataset.type={manifest['kind']}")

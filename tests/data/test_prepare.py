@@ -217,3 +217,11 @@ def test_captions_are_packed_and_chosen_like_those_of_the_folder(images, tmp_pat
     for key in (None, *(np.arange(len(ours)) + epoch * len(ours) for epoch in range(6))):
         batches = [dataset.fetch(np.arange(len(ours)), key) for dataset in (ours, theirs)]
         assert all(torch.equal(batches[0][name], batches[1][name]) for name in ("image", "cond", "index"))
+
+
+def test_validation_images_are_not_cut_from_shards_that_are_trained_on_as_a_whole(images, tmp_path):
+    main(parse(["--dataset", "folder", "--data-root", str(images), "--split", "train", str(tmp_path / "out")]))
+    config = DatasetConfig(type="shards", root=str(tmp_path / "out"), resolution=8)
+    assert len(build_dataset(config, "train")) > 0
+    with pytest.raises(UserError, match="has a manifest of the train split alone"):
+        build_dataset(config, "val")
