@@ -3,7 +3,9 @@
 `fake_path` is a folder of images, an `.npz` file, `.tar` shards, or what `main_sampling_fid.py` wrote. `ref_dataset` is
 a data set of the configs (its training split, or `ref_split=val`; `dataset.root=...` and the other `dataset` keys
 apply), images as for `fake_path`, `dataset:NAME:SPLIT`, or a reference `.npz` (ours, or published moments). The result
-goes beside the images (`metrics_<features>.json`, and with `--report` `metrics.html`) and to the console.
+goes to the console and, as a line of JSON, beside the images: `<name of the folder or file>_metrics_<features>.json`,
+and with `--report` `<name>_metrics.html`; into the folder of a run of samples as `metrics_<features>.json`. No other
+folder of images is written into.
 
 `clip` is the CLIP score of samples for texts, whose captions lie in `captions.jsonl` (`main_sampling_txt2img.py` writes
 it); alone it needs no `ref_dataset`.
@@ -21,9 +23,9 @@ from runtime.errors import UserError, exit_on_user_error
 from scoring.clip_scoring import CLIP_METRIC, load_clip, saved_captions
 from scoring.comparison import Comparison, ComparisonConfig
 from scoring.flags import add_clip_flags, add_scoring_flags, clip_settings_from, feature_settings_from
-from scoring.image_source import ImageSource, open_source
+from scoring.image_source import ImageSource, is_run_of_samples, open_source
 from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
-from scoring.result_lines import file_part, write_result
+from scoring.result_lines import check_target, file_part, write_result
 from scoring.saved_scores import SavedScores
 
 PLAIN_WORDS = ("fake_path", "ref_dataset", "metrics", "ref_split")
@@ -37,10 +39,24 @@ class MetricsConfig(ComparisonConfig):
     metrics: str = DEFAULT_METRICS
 
 
+WORDS = f"""words, as key=value:
+  fake_path=IMAGES      a folder of images, an .npz or .npy file, .tar shards, dataset:NAME:SPLIT, or a run of samples
+  ref_dataset=WHAT      compared with: a data set of the configs, images as above, or an .npz file of moments
+  ref_split=SPLIT       of a data set: train (default) or val
+  metrics=NAMES         out of {", ".join(METRICS)} (default: {DEFAULT_METRICS})
+  batch_size=N          per process (default: 100); num_workers=N (default: 4)
+  skip_unreadable=true  leave out images that cannot be read, and count them
+  dataset.KEY=VALUE     settings of the data set, such as dataset.root=DIR dataset.resolution=256
+
+example: python compute_metrics.py fake_path=samples ref_dataset=cifar10 metrics=fid,is,kid"""
+
+
 def parse() -> argparse.Namespace:
-    parser = build_parser(f"Scores of saved images. Metrics: {', '.join(METRICS)} (default: {DEFAULT_METRICS}).")
-    parser.add_argument("--out", help="result file (default: metrics_<features>.json beside the images)")
-    parser.add_argument("--report", action="store_true", help="also write metrics.html beside the result file")
+    parser = build_parser("Scores of saved images.")
+    parser.usage = "compute_metrics.py fake_path=IMAGES ref_dataset=WHAT [metrics=NAMES] [key=value ...] [flags]"
+    parser.epilog, parser.formatter_class = WORDS, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", help="result file (default: see the top of this script: beside the images)")
+    parser.add_argument("--report", action="store_true", help="also write a page, metrics.html, beside the result file")
     add_scoring_flags(parser)
     add_clip_flags(parser)
     return parser.parse_args()
@@ -75,12 +91,21 @@ def open_samples(path: Path, skip_unreadable: bool) -> ImageSource:
 
 
 def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Path:
-    """Beside the images: inside a folder, next to a file."""
+    """Where the result line goes: into a run of samples, else next to the folder or file of the images."""
     if args.out:
         return Path(args.out)
     network = file_part(args.features) if metrics.by_reference else CLIP_METRIC
-    name = f"metrics_{network}.json"
-    return path / name if path.is_dir() else path.parent / f"{path.name.split('.')[0]}_{name}"
+    name, path = f"metrics_{network}.json", path.resolve()
+    for folder in (path, path.parent):
+        if is_run_of_samples(folder):
+            return folder / name
+    stem = path.name if path.is_dir() else path.name.split(".")[0]
+    return path.parent / f"{file_part(stem)}_{name}"
+
+
+def page_file(target: Path, given: bool) -> Path:
+    """Where the page goes: beside the result, under its name without the features."""
+    return target.with_name("metrics.html" if given else f"{target.name.partition('metrics_')[0]}metrics.html")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -89,6 +114,7 @@ def main(args: argparse.Namespace) -> None:
     assert config.fake_path is not None, "read_words asks for it"
     path = Path(config.fake_path).expanduser()
     samples = open_samples(path, config.skip_unreadable)
+    target = check_target(result_file(args, path, metrics))
     first = next(iter(samples.batches(1)))
     env = ProcessSettings.from_flags(args).join()
     if not metrics.by_reference and args.report:
@@ -98,14 +124,14 @@ def main(args: argparse.Namespace) -> None:
         captions = saved_captions(path, len(samples))
         clip = load_clip(clip_settings_from(args), env)
     scores = SavedScores(config.fake_path, samples, "label" in first, metrics, env, config.batch_size, clip, captions)
-    target, comparison = result_file(args, path, metrics), None
+    comparison = None
     if metrics.by_reference:
         comparison = Comparison(config, feature_settings_from(args), env, first["image"].shape[-1])
-        line = scores.against(comparison, target.with_name("metrics.html") if args.report else None)
+        line = scores.against(comparison, page_file(target, bool(args.out)) if args.report else None)
     else:
         line = scores.against_captions()
     if env.is_main:
-        write_result(target, line)
+        write_result(target, line, args.json)
     if comparison is not None and comparison.data is not None:
         comparison.data.report_unreadable()
 

@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
             print_curve(lines)
             line["per_depth"] = [{"codes": codes, "metrics": found["metrics"]} for codes, found in lines.items()]
         directory = path if path.is_dir() else path.parent
-        write_result(directory / f"rfid_{split}_{file_part(args.features)}.json", line)
+        write_result(directory / f"rfid_{split}_{file_part(args.features)}.json", line, args.json)
 
 
 def print_curve(lines: dict[int, dict[str, Any]]) -> None:

@@ -1,7 +1,9 @@
 """Samples N images and scores them: `python main_sampling_fid.py -v STAGE1 -a STAGE2 -n 50000 --save-dir DIR`.
 
-Sample i depends on the seed and on i alone: its class is i modulo the number of classes, and its noise is the same for
-any batch size and number of processes. FID is taken against the training split.
+Sample i depends on the seed and on i alone: its class is i modulo the number of classes (of those that were trained,
+where the checkpoint knows), or with `--classes frequencies` each class comes as often as among the training images,
+which the names of the metrics then say. Its noise is the same for any batch size and number of processes. FID is taken
+against the training split.
 """
 
 import argparse
@@ -10,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from evaluation.networks.class_judge import OWN_CLASSIFIER, build_judge
@@ -25,14 +28,22 @@ from sampling.image_files import save_images
 from sampling.picture_grids import keep_images, save_grid
 from sampling.rejection import RejectionPlan, RejectionSampler
 from sampling.sampler import Sampler
-from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
+from sampling.trained_models import (
+    config_beside,
+    directory_beside,
+    load_models,
+    resolve_checkpoint,
+    trained_classes,
+)
 from scoring.flags import add_scoring_flags, feature_settings_from
 from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
-from scoring.result_lines import write_result
+from scoring.result_lines import BY_FREQUENCY, write_result
 from scoring.sample_scores import Comparing, SampleScores, SampleSet
 from scoring.scoring_data import ScoringData
 from training.stages.stage2 import Stage2Config
 
+CLASSES = ("seen", "all", "frequencies")
+UNEQUAL = 2.0  # a class with that many times its equal share of the images is worth a warning
 SAMPLE_METRICS = tuple(name for name in METRICS if name not in ("cas", "clip"))
 
 
@@ -40,6 +51,13 @@ def parse() -> argparse.Namespace:
     parser = build_parser("Sample from an RQ-Transformer and compute FID and IS.")
     add_sampling_flags(parser)
     parser.add_argument("-n", "--n-samples", type=int, default=50000, help="number of samples (default: 50000)")
+    parser.add_argument(
+        "--classes",
+        choices=CLASSES,
+        default="seen",
+        help="seen: those with training images, each in turn (all where the checkpoint does not know); all: every "
+        "class of the model, in turn; frequencies: as often as among the training images (default: seen)",
+    )
     parser.add_argument(
         "--reject-keep",
         type=float,
@@ -65,14 +83,55 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_rejection(args: argparse.Namespace, sampler: Sampler, data: ScoringData) -> RejectionSampler | None:
+def find_conditions(args: argparse.Namespace, checkpoint: Path, num_classes: int, data: ScoringData) -> ClassConditions:
+    """The classes that `--classes` asks for, of a model with so many."""
+    if num_classes < 2:
+        if args.classes != "seen":
+            raise UserError(f"--classes {args.classes} needs a class-conditional model: this one has no classes")
+        return ClassConditions(num_classes)
+    if args.classes == "all":
+        return ClassConditions(num_classes)
+    counts = trained_classes(checkpoint)
+    if counts is None and args.classes == "seen":
+        return ClassConditions(num_classes)
+    if counts is None:
+        counts = torch.bincount(data.split("train").labels_N, minlength=num_classes).tolist()
+    if len(counts) != num_classes:
+        raise UserError(f"{checkpoint} was trained on {len(counts)} classes, the model has {num_classes}")
+    return ClassConditions.of_counts(torch.tensor(counts), by_frequency=args.classes == "frequencies")
+
+
+def class_facts(conditions: ClassConditions) -> dict[str, object]:
+    """What a result line says of the classes: nothing where samples have all of them in turn."""
+    asked: dict[str, object] = {} if conditions.classes is None else {"num_classes": conditions.num}
+    return asked if conditions.counts is None else {"classes": BY_FREQUENCY, **asked}
+
+
+def unequal_classes(conditions: ClassConditions, data: ScoringData) -> list[str]:
+    """A warning where every class is drawn equally often and the images of the data set are of few."""
+    train = data.split("train")
+    if conditions.num_classes < 2 or conditions.counts is not None or not conditions.fits(train.num_classes):
+        return []
+    counts = torch.bincount(train.labels_N)
+    share, label = counts.max().item() / len(train), counts.argmax().item()
+    if share < UNEQUAL / train.num_classes:
+        return []
+    return [
+        f"{share:.0%} of the training images are of class {label}, samples have every class equally often: "
+        "--classes frequencies draws them as the images are"
+    ]
+
+
+def find_rejection(
+    args: argparse.Namespace, sampler: Sampler, conditions: ClassConditions, data: ScoringData
+) -> RejectionSampler | None:
     """What `--reject-keep` asks for."""
     if args.reject_keep is None:
         return None
-    num_classes = sampler.conditions.num
-    if num_classes < 2:
+    if conditions.num_classes < 2:
         raise UserError("rejection sampling needs a class-conditional model: this one has no classes")
-    plan = RejectionPlan(args.n_samples, num_classes, args.reject_keep)
+    plan = RejectionPlan(args.n_samples, conditions.num, args.reject_keep)
+    num_classes = conditions.num_classes if conditions.classes is None else data.split("train").num_classes
     own = partial(data.features, replace(feature_settings_from(args), name=OWN_CLASSIFIER))
     judge = build_judge(
         args.reject_model or OWN_CLASSIFIER, num_classes=num_classes, own_classifier=own, device=data.env.device
@@ -95,22 +154,23 @@ def main(args: argparse.Namespace) -> None:
     if stage2.config.block_size_cond > 1:
         raise UserError(f"{args.model_ar_path} is conditioned on text: sample it with main_sampling_txt2img.py")
     amp_dtype = Precision(args.precision, env.device).amp_dtype
-    conditions = ClassConditions(stage2.config.vocab_size_cond)
+    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=features.cache)
+    conditions = find_conditions(args, checkpoint, stage2.config.vocab_size_cond, data)
     pixel_dtype = pixel_dtype_from(args, env.device)
     sampler = Sampler(stage1, stage2, conditions, sampling_settings_from(args), amp_dtype, pixel_dtype)
-    data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=features.cache)
-    rejection = find_rejection(args, sampler, data)
+    rejection = find_rejection(args, sampler, conditions, data)
     sampling = {
         **sampler.arguments,
         "ema": args.ema,
         **pixel_facts(pixel_dtype),
+        **class_facts(conditions),
         **({} if rejection is None else rejection.facts()),
     }
     extractor = data.features(features) if metrics.names else None
     labelled = False
     if extractor is not None:
         metrics.check(extractor)
-        labelled = extractor.recognises_labels and conditions.num == data.split("train").num_classes
+        labelled = extractor.recognises_labels and conditions.fits(data.split("train").num_classes)
     base = Path(args.save_dir) if args.save_dir else directory_beside(checkpoint)
     directory = new_run_dir(base, "samples", f"seed{args.seed}")
     with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
@@ -126,7 +186,8 @@ def main(args: argparse.Namespace) -> None:
         samples = SampleSet(args.n_samples, directory, args.seed, sampling, stage1, stage2)
         line = SampleScores(metrics, data, comparing, extractor, labelled=labelled).line(batches, samples)
         if line is not None and env.is_main:
-            write_result(directory / "result.json", line)
+            line["warnings"] = [*line["warnings"], *([] if comparing.is_file else unequal_classes(conditions, data))]
+            write_result(directory / "result.json", line, args.json)
         save_grid(kept, log, directory)
     data.report_unreadable()
 
@@ -147,6 +208,10 @@ def check_rejection(args: argparse.Namespace) -> None:
     """UserError for rejection settings that cannot work, before any model is read."""
     if args.reject_keep is not None:
         RejectionPlan.check_keep(args.reject_keep)
+        if args.classes == "frequencies":
+            raise UserError(
+                "--classes frequencies and --reject-keep exclude each other: candidates are drawn per class"
+            )
     elif args.reject_model is not None:
         raise UserError(f"--reject-model {args.reject_model} needs --reject-keep SHARE")
 

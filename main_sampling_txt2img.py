@@ -209,7 +209,8 @@ def main(args: argparse.Namespace) -> None:
             prompts.write(directory, num_samples, args.format)
             if line is not None:
                 seconds = round(time.perf_counter() - started, 3)
-                write_result(directory / "result.json", line | {"captions": prompts.facts(), "seconds": seconds})
+                line |= {"captions": prompts.facts(), "seconds": seconds}
+                write_result(directory / "result.json", line, args.json)
         save_grid(kept, log, directory, columns, order)
         log.info(f"images, {directory / 'samples.png'} and {directory / 'captions.jsonl'} are written")
     data.report_unreadable()

@@ -83,6 +83,27 @@ def balanced_conditions(num_samples: int, num_classes: int) -> Tensor:
     return torch.arange(num_samples) % num_classes
 
 
+def proportional_conditions(num_samples: int, count_Y: Tensor) -> Tensor:
+    """Class of each of `num_samples` samples, (N,) int64, as often as the class occurs in `count_Y`.
+
+    Sample after sample goes to the class that is furthest behind its share (the k-th of a class with share p stands at
+    (k + 1/2) / p: Webster's method), so that every prefix has the shares of the whole, to within about one sample.
+
+    Raises:
+        ValueError: no class occurs, or a negative count or number of samples.
+    """
+    if num_samples < 0:
+        raise ValueError(f"num_samples must not be negative, got {num_samples}")
+    if not len(count_Y) or count_Y.min() < 0 or not count_Y.any():
+        raise ValueError("class frequencies need at least one class with images, and no negative count")
+    share_Y = count_Y.double() / count_Y.sum()
+    most_Y = ((num_samples + len(count_Y)) * share_Y).long() + 2
+    class_M = torch.repeat_interleave(torch.arange(len(count_Y)), torch.where(count_Y > 0, most_Y, 0))
+    first_M = torch.where(count_Y > 0, most_Y, 0).cumsum(0).roll(1).index_fill_(0, torch.tensor([0]), 0)[class_M]
+    place_M = (torch.arange(len(class_M)) - first_M + 0.5) / share_Y[class_M]
+    return class_M[place_M.argsort(stable=True)[:num_samples]]
+
+
 def metric_name(
     kind: str,
     features: str,
@@ -107,6 +128,12 @@ def metric_name(
     if reference is not None:
         parts.append(f"vs_{reference}")
     return "_".join(parts)
+
+
+def with_detail(name: str, detail: str) -> str:
+    """A full metric name with one more setting: before what it compares with, where it says that."""
+    head, versus, reference = name.partition("_vs_")
+    return f"{head}_{detail}{versus}{reference}"
 
 
 class Resize(NamedTuple):

@@ -1,6 +1,6 @@
-"""What samples are asked to show: classes or captions, taken in turn.
+"""What samples are asked to show: classes or captions.
 
-Legend: B batch, L condition length, M conditions.
+Legend: B batch, L condition length, M conditions, N samples.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from evaluation.protocol import balanced_conditions, proportional_conditions
+
 
 class Conditions(Protocol):
-    """What samples are asked to show. Sample i has condition i modulo `num`."""
+    """What samples are asked to show, numbered 0..M-1."""
 
     @property
     def num(self) -> int:
@@ -20,22 +22,67 @@ class Conditions(Protocol):
 
     @property
     def key(self) -> str:
-        """What a condition's number is called in a batch."""
+        """What a condition is called in a batch."""
+
+    def of_samples(self, num_samples: int) -> Tensor:
+        """The number of the condition of every sample (N,): of sample i a function of i alone."""
+
+    def names(self, condition_B: Tensor) -> Tensor:
+        """What a batch says of conditions with these numbers: classes as the data set numbers them."""
 
     def ids(self, condition_B: Tensor) -> Tensor | None:
         """What the model takes for conditions with these numbers; None for a model without condition."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassConditions:
-    """The classes of a model; one class stands for an unconditional model."""
+    """The classes of a model; one class stands for an unconditional model.
 
-    num: int
+    Attributes:
+        num_classes: of the model.
+        classes: those that are asked for, int64 (M,), ascending; None: all.
+        counts: how often each of them occurs (M,), and so is asked for; None: each in turn.
+    """
+
+    num_classes: int
+    classes: Tensor | None = None
+    counts: Tensor | None = None
     key: str = "label"
 
+    @property
+    def num(self) -> int:
+        return self.num_classes if self.classes is None else len(self.classes)
+
+    def of_samples(self, num_samples: int) -> Tensor:
+        """In turn, or as often as they occur."""
+        if self.counts is None:
+            return balanced_conditions(num_samples, self.num)
+        return proportional_conditions(num_samples, self.counts)
+
+    def names(self, condition_B: Tensor) -> Tensor:
+        """The classes (B,)."""
+        return condition_B if self.classes is None else self.classes.to(condition_B.device)[condition_B]
+
     def ids(self, condition_B: Tensor) -> Tensor | None:
-        """The numbers themselves (B,)."""
-        return condition_B if self.num > 1 else None
+        """The classes (B,)."""
+        return self.names(condition_B) if self.num_classes > 1 else None
+
+    def fits(self, num_classes: int) -> bool:
+        """Whether they are classes of a data set with so many: all of the model's, or those that are asked for."""
+        return num_classes == self.num_classes if self.classes is None else int(self.classes.max()) < num_classes
+
+    @classmethod
+    def of_counts(cls, count_Y: Tensor, by_frequency: bool = False) -> ClassConditions:
+        """The classes that occur in `count_Y`, in turn or as often as they occur.
+
+        Raises:
+            ValueError: none occurs.
+        """
+        classes = count_Y.nonzero().squeeze(1)
+        if not len(classes):
+            raise ValueError("no class has images")
+        counts = count_Y[classes] if by_frequency else None
+        return cls(len(count_Y), None if len(classes) == len(count_Y) else classes, counts)
 
 
 @dataclass(frozen=True)
@@ -48,6 +95,14 @@ class CaptionConditions:
     @property
     def num(self) -> int:
         return len(self.token_ML)
+
+    def of_samples(self, num_samples: int) -> Tensor:
+        """In turn."""
+        return balanced_conditions(num_samples, self.num)
+
+    def names(self, condition_B: Tensor) -> Tensor:
+        """The numbers themselves (B,)."""
+        return condition_B
 
     def ids(self, condition_B: Tensor) -> Tensor:
         """Token ids (B, L)."""

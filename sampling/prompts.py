@@ -5,6 +5,7 @@ Legend: L condition length, M captions, N samples.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import DatasetConfig, ImageDataset
-from data.build import dataset_row
+from data.build import DATASETS, dataset_row
 from data.text_files import read_lines
 from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
 from data.tokenizers.tokenizer_loading import TokenizerNotFound, load_tokenizer, tokenizer_named
@@ -75,6 +76,14 @@ def dataset_named(config: DatasetConfig, name: str | None, overrides: Sequence[s
     """The checkpoint's data set, or the one that `--dataset` names, which then has its own root."""
     if name is None:
         return config
+    if DatasetConfig(type=name).name not in DATASETS:
+        what = "a folder" if Path(name).expanduser().is_dir() else "no file"
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"--dataset {name} is {what} and no data set{hint}; give a text file with a caption a line, or a data set "
+            "with captions, such as cc3m, coco or caption-folder"
+        )
     named = replace(config, type=name, dataset=None)
     same = config.type is not None and named.name == config.name
     if same or any(word.lstrip("+").startswith("dataset.root=") for word in overrides):

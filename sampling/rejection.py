@@ -119,7 +119,7 @@ class RejectionSampler:
             if not len(part):
                 continue
             image_BCHW = to_uint8(self.sampler.decode(codes_M[place[part]].long()))
-            class_B = chosen_N[part] % self.plan.num_classes
+            class_B = self.sampler.conditions.names(chosen_N[part] % self.plan.num_classes)
             yield {"image": image_BCHW, self.sampler.conditions.key: class_B, "index": index_N[part]}
 
     def _judged(self, number_M: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +130,8 @@ class RejectionSampler:
                 continue
             label_B = number_B % self.plan.num_classes
             codes_BHWD = self.sampler.draw(number_B, label_B, rows=min(self.batch_size, len(number_M)))
-            scores.append(self.judge(to_uint8(self.sampler.decode(codes_BHWD)), label_B).float().cpu())
+            class_B = self.sampler.conditions.names(label_B)
+            scores.append(self.judge(to_uint8(self.sampler.decode(codes_BHWD)), class_B).float().cpu())
             if not done:  # once, and filled in place: joining parts would need the memory twice
                 codes_M = torch.empty(len(number_M), *codes_BHWD.shape[1:], dtype=torch.int32)
             codes_M[done : done + len(number_B)] = codes_BHWD

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.protocol import balanced_conditions, shard_indices, to_uint8
+from evaluation.protocol import shard_indices, to_uint8
 from rqtransformer import RQTransformer, decode_in_batches, sample
 from rqtransformer.pretrained import sampling_settings
 from rqvae import RQVAE
@@ -115,7 +115,7 @@ class Sampler:
 
     def images(self, num_samples: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:
         """Samples 0..N-1 in batches of this rank: `image` uint8 (B, C, H, W), `index` and `conditions.key` (B,)."""
-        condition_N = balanced_conditions(num_samples, self.conditions.num)
+        condition_N = self.conditions.of_samples(num_samples)
         mine = torch.tensor(shard_indices(num_samples, rank, world_size), dtype=torch.long)
         if not len(mine):
             return
@@ -126,4 +126,5 @@ class Sampler:
             drawn = drawn_ahead(draws, self.stage2.pos_emb_hw.device)
             for (index_B, condition_B), codes_BHWD in zip(batches, drawn):
                 image_BCHW = to_uint8(self.decode(codes_BHWD))
-                yield {"image": image_BCHW, self.conditions.key: condition_B, "index": index_B}
+                named_B = self.conditions.names(condition_B)
+                yield {"image": image_BCHW, self.conditions.key: named_B, "index": index_B}

@@ -17,6 +17,8 @@ from runtime.config import load_config
 from runtime.errors import UserError
 from runtime.step_directories import SNAPSHOTS, complete_steps, read_json
 
+IMAGES_PER_CLASS = "images_per_class"  # in a snapshot's metadata: of the classes of a model
+
 
 def find_latest_snapshot(path: str | Path) -> Path | None:
     """The newest complete snapshot of a run directory or its `snapshots` directory, or `path` if it is one."""
@@ -51,6 +53,28 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not is_complete(Path(path)):
         raise FileNotFoundError(f"{path} is not a complete snapshot")
     return read_json(Path(path) / METADATA_FILE)
+
+
+def trained_classes(checkpoint: Path) -> list[int] | None:
+    """How many images every class of a snapshot was trained on; None where that is not recorded.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    if not (checkpoint / METADATA_FILE).is_file():
+        return None
+    counts = read_metadata(checkpoint).get(IMAGES_PER_CLASS)
+    if counts is None:
+        return None
+    if (
+        not isinstance(counts, list)
+        or not all(type(count) is int and count >= 0 for count in counts)
+        or not any(counts)
+    ):
+        raise UserError(
+            f"{checkpoint / METADATA_FILE}: {IMAGES_PER_CLASS} must list numbers of images, one of them above 0"
+        )
+    return counts
 
 
 def directory_beside(checkpoint: Path) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data import DatasetConfig
 from data.build import DATASETS
+from data.shards.tar_members import MAX_CLASSES
 from evaluation.networks.feature_networks import FeatureExtractor, build_features
 from evaluation.references.reference_cache import cached_reference
 from evaluation.references.reference_files import Reference
@@ -98,7 +99,10 @@ class Comparison:
         self.source, self.name, self.images = source, default_name(self.spec), partial(self._source_batches, source)
         if "label" in next(iter(source.batches(1))):
             batches = self._source_batches(source, shared=False)
-            self.num_classes = 1 + max(int(batch["label"].max()) for batch in batches)
+            largest = max(int(batch["label"].max()) for batch in batches)
+            if largest >= MAX_CLASSES:
+                raise UserError(f"{self.spec} has label {largest}; a label is a whole number below {MAX_CLASSES}")
+            self.num_classes = 1 + largest
 
     def _source_batches(self, source: ImageSource, shared: bool = True) -> Iterable[dict[str, Tensor]]:
         place = (self.env.rank, self.env.world_size) if shared else (0, 1)

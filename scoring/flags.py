@@ -35,6 +35,11 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
         default=str(CLASSIFIER_CACHE),
         help=f"where trained classifiers and measured references are kept (default: {CLASSIFIER_CACHE})",
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result line, which goes to a file in any case, on a terminal too (elsewhere it is always last)",
+    )
 
 
 def feature_settings_from(args: argparse.Namespace) -> FeatureSettings:

@@ -48,7 +48,8 @@ DATASET_PREFIX = "dataset:"
 SOURCES = "a folder of images, an .npz or .npy file, .tar shards, or dataset:NAME:SPLIT"
 MAX_ENCODED_BYTES = 1 << 28
 _CHANNELS = (1, 2, 3, 4)  # the length of an axis of channels
-_SAMPLE_NAME = re.compile(r"\d+_class(\d+)\.")
+_SAMPLE_NAME = re.compile(r"(?P<number>\d+)(?:_class(?P<label>\d+))?\.\w+")
+SAMPLES_ARCHIVE = "samples.npz"
 _DATASET_WORKERS = 4  # processes that decode the files of a data set
 
 
@@ -58,9 +59,11 @@ class ImageSource(Protocol):
     Attributes:
         name: what the user called it.
         skipped: images left out because they cannot be decoded; complete before the first batch.
+        numbered: `index` is the number that each image was drawn as; otherwise its place in a listing, of no meaning.
     """
 
     name: str
+    numbered: bool
     skipped: Sequence[str]
 
     def __len__(self) -> int:
@@ -89,19 +92,36 @@ def open_source(
         return DatasetImages(spec, dataset)
     path = Path(spec).expanduser()
     if path.suffix in (".npz", ".npy") and not path.is_dir():
-        return ArrayImages(path)
+        return ArrayImages(path, numbered=path.name == SAMPLES_ARCHIVE and is_run_of_samples(path.parent))
     if shards := shards_named(spec):
         members = ShardImages(shards, MAX_ENCODED_BYTES)
         return EncodedImages(spec, members, members.labels_N, skip_unreadable, threads)
     if not path.is_dir():
         raise UserError(f"no images at {spec!r}; expected {SOURCES}")
-    if (path / "samples.npz").is_file():
-        return ArrayImages(path / "samples.npz")
-    if (path / "images").is_dir() and (path / "samples.png").is_file():
-        path = path / "images"  # beside the preview of a run of samples
+    if (path / SAMPLES_ARCHIVE).is_file():
+        return ArrayImages(path / SAMPLES_ARCHIVE, numbered=is_run_of_samples(path))
+    if (path / "images").is_dir() and is_run_of_samples(path):
+        path = path / "images"
     names = list_images(path)
     files = PackedPaths(path, names, MAX_ENCODED_BYTES)
-    return EncodedImages(spec, files, _labels_in_names(names), skip_unreadable, threads)
+    images = EncodedImages(spec, files, _labels_in_names(names), skip_unreadable, threads)
+    images.numbered = not images.skipped and _are_samples(path, names)
+    return images
+
+
+def is_run_of_samples(folder: Path) -> bool:
+    """Whether a sampling script wrote the folder: it holds the preview of its images."""
+    return (folder / "samples.png").is_file()
+
+
+def _are_samples(folder: Path, names: Sequence[str]) -> bool:
+    """Whether names say that these are samples 0 to N-1, in order: as a sampling script calls them, in its folder or,
+    with their classes, anywhere.
+    """
+    found = [_SAMPLE_NAME.fullmatch(name.rpartition("/")[2]) for name in names]
+    if not all(match and int(match["number"]) == place for place, match in enumerate(found)):
+        return False
+    return is_run_of_samples(folder.parent) or all(match and match["label"] for match in found)
 
 
 def default_name(source: str) -> str:
@@ -114,6 +134,8 @@ def default_name(source: str) -> str:
 
 class EncodedImages:
     """Image files or shard members, decoded by threads, in order."""
+
+    numbered = False
 
     def __init__(
         self,
@@ -180,8 +202,8 @@ class ArrayImages:
 
     skipped: Sequence[str] = ()
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.name = path, str(path)
+    def __init__(self, path: Path, numbered: bool = False) -> None:
+        self.path, self.name, self.numbered = path, str(path), numbered
         headers = {"arr_0": npy_header(path)} if path.suffix == ".npy" else read_headers(path)
         found = [key for key in IMAGE_KEYS if key in headers]
         if not found:
@@ -222,6 +244,7 @@ class DatasetImages:
     """
 
     skipped: Sequence[str] = ()
+    numbered = False
 
     def __init__(self, spec: str, config: DatasetConfig | None = None) -> None:
         parts = spec.removeprefix(DATASET_PREFIX).split(":")
@@ -253,8 +276,9 @@ class DatasetImages:
 
 def _labels_in_names(paths: Sequence[str]) -> list[int] | None:
     """The numbers in names such as `000012_class7.png`, when all have one."""
-    found = [match for path in paths if (match := _SAMPLE_NAME.match(path.rpartition("/")[2]))]
-    return [int(match[1]) for match in found] if found and len(found) == len(paths) else None
+    matches = (_SAMPLE_NAME.fullmatch(path.rpartition("/")[2]) for path in paths)
+    found = [match["label"] for match in matches if match and match["label"]]
+    return [int(label) for label in found] if found and len(found) == len(paths) else None
 
 
 def _checked(path: Path, key: str, header: Header) -> Header:

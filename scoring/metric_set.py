@@ -13,7 +13,7 @@ from evaluation.metrics.class_frechet import ClassFrechetDistance
 from evaluation.metrics.classification_accuracy import ClassificationAccuracy
 from evaluation.metrics.clip_score import ClipScore
 from evaluation.metrics.frechet import FrechetDistance
-from evaluation.metrics.inception_score import InceptionScore
+from evaluation.metrics.inception_score import InceptionScore, MixedInceptionScore
 from evaluation.metrics.kid import KernelDistance
 from evaluation.metrics.manifold import ManifoldOverlap
 from evaluation.metrics.metric import Metric
@@ -36,6 +36,7 @@ class MetricInputs:
         extractor, reference: the feature network, and what is compared with in its features.
         clip, captions: the CLIP network and the captions of the images, by number.
         train_on_samples: the classification accuracy score of the samples, once they are whole.
+        numbered: the images have numbers of their own, and not only places in a listing.
     """
 
     num_images: int
@@ -44,6 +45,7 @@ class MetricInputs:
     clip: ClipFeatures | None = None
     captions: Sequence[str] = ()
     train_on_samples: Callable[[], dict[str, float]] | None = None
+    numbered: bool = True
 
     def features(self) -> tuple[FeatureExtractor, Reference]:
         """What everything that compares features needs."""
@@ -58,7 +60,8 @@ def _fid(inputs: MetricInputs) -> Metric:
 
 def _inception_score(inputs: MetricInputs) -> Metric:
     assert inputs.extractor is not None
-    return InceptionScore(inputs.extractor, inputs.num_images)
+    score = InceptionScore if inputs.numbered else MixedInceptionScore
+    return score(inputs.extractor, inputs.num_images)
 
 
 def _kid(inputs: MetricInputs) -> Metric:

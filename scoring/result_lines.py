@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evaluation.protocol import with_detail
 from evaluation.references.reference_files import Reference
 from runtime.atomic import write_text_atomically
+from runtime.errors import UserError
 
+BY_FREQUENCY = "frequencies"  # `sampling.classes` of samples with the class frequencies of the training images
 WITHOUT_REFERENCE = ("metrics", "num_images", "references", "features", "warnings")
 
 
@@ -25,13 +29,39 @@ def reference_facts(reference: Reference) -> dict[str, Any]:
     return {"source": reference.source, "num_images": reference.moments.num or None, "digest": reference.digest}
 
 
+def named_by_sampling(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The line with names that say how the classes of the samples were drawn, where they were not drawn in turn."""
+    if line["sampling"].get("classes") != BY_FREQUENCY:
+        return dict(line)
+    return {**line, "metrics": {with_detail(name, "classfreq"): value for name, value in line["metrics"].items()}}
+
+
 def line_of_captions(line: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The result line of images that were compared with nothing but their captions."""
     return {**{name: line[name] for name in WITHOUT_REFERENCE}, **facts, "clip": line["clip"]}
 
 
-def write_result(path: Path, line: Mapping[str, Any]) -> None:
-    """Writes the result line as JSON, and prints its warnings, a readable table and the line itself, last."""
+def check_target(path: Path) -> Path:
+    """The file that a result is to be written to.
+
+    Raises:
+        UserError: there it cannot be written: asked before anything is computed.
+    """
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; name a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = "cannot be written" if folder.is_dir() else "is no folder"
+        raise UserError(f"the result cannot go to {path}: {folder} {what}; --out FILE says where else")
+    return path
+
+
+def write_result(path: Path, line: Mapping[str, Any], json_on_screen: bool = False) -> None:
+    """Writes the result line as JSON, and prints its warnings and a readable table.
+
+    Who reads the output from a program finds the line itself at its end, as ever. People have it in the file: on a
+    terminal it is printed where `json_on_screen` asks for it.
+    """
     text = json.dumps(line)
     write_text_atomically(path, text + "\n")
     for warning in line.get("warnings", ()):
@@ -40,4 +70,6 @@ def write_result(path: Path, line: Mapping[str, Any]) -> None:
     print(f"{line['num_images']} images, features {line['features']['name']}, {line['seconds']:.1f} s")
     for name, value in line["metrics"].items():
         print(f"  {name:<{width}}  {value:.4f}")
-    print(text, flush=True)
+    print(f"result line: {path}", flush=True)
+    if json_on_screen or not sys.stdout.isatty():
+        print(text, flush=True)

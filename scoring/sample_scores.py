@@ -29,7 +29,7 @@ from runtime.errors import UserError
 from scoring.image_source import open_source
 from scoring.metric_set import MetricInputs, MetricSet
 from scoring.reference_loading import load_reference
-from scoring.result_lines import line_of_captions, reference_facts
+from scoring.result_lines import line_of_captions, named_by_sampling, reference_facts
 from scoring.scoring_data import ScoringData, ranks_of, split_name
 
 
@@ -146,6 +146,7 @@ class SampleScores:
             ranks=ranks,
             origin=origin,
         )
+        line = named_by_sampling(line)
         if isinstance(distance := named.get("fid"), FrechetDistance):
             save_moments(samples.directory, distance.statistics.gaussian())
         if bank is not None and distributed.is_main():

@@ -24,7 +24,7 @@ from runtime.errors import UserError
 from scoring.comparison import Comparison
 from scoring.image_source import ImageSource
 from scoring.metric_set import MetricInputs, MetricSet
-from scoring.result_lines import line_of_captions, reference_facts
+from scoring.result_lines import line_of_captions, named_by_sampling, reference_facts
 from scoring.scoring_data import ranks_of
 
 RUN_FACTS = ("seed", "sampling", "checkpoint", "tokenizer", "dataset")
@@ -72,7 +72,9 @@ class SavedScores:
         keeps_features = self.metrics.keeps_features or page is not None
         reference = comparison.reference(extractor, keeps_features, self.metrics.keeps_spatial)
         train = self._training(comparison) if "cas" in self.metrics else None
-        inputs = MetricInputs(len(self.samples), extractor, reference, self.clip, self.captions, train)
+        inputs = MetricInputs(
+            len(self.samples), extractor, reference, self.clip, self.captions, train, self.samples.numbered
+        )
         metrics = list(self.metrics.build(inputs).values())
         bank = None if page is None else FeatureBank(extractor.dim, len(self.samples), extractor.device)
         facts = {
@@ -89,6 +91,7 @@ class SavedScores:
             ranks=ranks_of(self.env),
             origin=Origin.of(run_facts(Path(self.fake_path).expanduser()) | facts),
         )
+        line = named_by_sampling(line)
         line["unreadable"] = len(self.samples.skipped)  # known when all were read
         if page is not None and bank is not None and self.env.is_main:
             line["neighbours"] = self._write_report(page, line, bank, comparison, reference)

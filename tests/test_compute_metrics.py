@@ -87,6 +87,7 @@ def test_every_metric_has_a_line_and_the_page_is_written(folder, cache, capsys, 
         "is",
         "is-std",
         "accuracy",
+        "judge-accuracy",
         "kid",
         "kid-std",
         "precision",
@@ -121,14 +122,72 @@ def test_folder_archive_and_shuffled_batches_score_alike(folder, cache, tmp_path
     assert first["reference"] == second["reference"]
 
 
-def test_results_go_beside_the_images(folder, cache, tmp_path):
-    copy = shutil.copytree(folder, tmp_path / "copy")
+def test_results_go_beside_the_images_and_never_among_them(folder, cache, tmp_path, monkeypatch):
+    copy = shutil.copytree(folder, tmp_path / "my.images")
     file = archive(folder, tmp_path / "samples.npz")
     for path in (copy, file):
+        run(cache, f"fake_path={path}", "ref_dataset=synthetic", "metrics=fid", *DATA, "--report")
+    assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in folder.iterdir())
+    names = ("my.images", "samples")
+    lines = [json.loads((tmp_path / f"{name}_metrics_classifier.json").read_text()) for name in names]
+    assert lines[0]["metrics"] == pytest.approx(lines[1]["metrics"], rel=1e-6)
+    assert all((tmp_path / f"{name}_metrics.html").is_file() for name in names)
+    monkeypatch.chdir(copy)  # `.` has no name of its own
+    run(cache, "fake_path=.", "ref_dataset=synthetic", "metrics=is", *DATA)
+    assert "is_" in (tmp_path / "my.images_metrics_classifier.json").read_text()
+
+
+def test_results_of_a_run_of_samples_go_into_it(folder, cache, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(folder, run_dir / "images")
+    Image.new("RGB", (4, 4)).save(run_dir / "samples.png")
+    for path in (run_dir, run_dir / "images"):
         run(cache, f"fake_path={path}", "ref_dataset=synthetic", "metrics=fid", *DATA)
-    inside = json.loads((copy / "metrics_classifier.json").read_text())
-    beside = json.loads((tmp_path / "samples_metrics_classifier.json").read_text())
-    assert inside["metrics"] == pytest.approx(beside["metrics"], rel=1e-6)
+        (run_dir / "metrics_classifier.json").unlink()
+    assert sorted(path.name for path in run_dir.iterdir()) == ["images", "samples.png"]
+
+
+def test_the_line_is_on_a_terminal_where_it_is_asked_for_and_elsewhere_always(
+    folder, cache, tmp_path, capsys, monkeypatch
+):
+    words = [f"fake_path={folder}", "ref_dataset=synthetic", "metrics=fid", *DATA]
+    line = scored(cache, tmp_path, *words)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    scored(cache, tmp_path, *words)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == f"result line: {tmp_path / 'result.json'}"
+    assert not any(text.startswith("{") for text in printed)
+    line = scored(cache, tmp_path, *words, "--json")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == line
+
+
+def test_images_without_numbers_have_one_inception_score_in_any_order(folder, cache, tmp_path):
+    """The same images by class, by another order, and in an archive; and by the numbers that they were drawn as."""
+    words = ["ref_dataset=synthetic", "metrics=is", *DATA]
+    published = scored(cache, tmp_path, f"fake_path={folder}", *words)["metrics"]
+    assert not any("mixed" in name for name in published)
+    found = []
+    for number, key in enumerate((lambda name: name, lambda name: name.partition("class")[2] + name)):
+        copy = tmp_path / f"order{number}"
+        copy.mkdir()
+        for place, file in enumerate(sorted(folder.iterdir(), key=lambda file: key(file.name))):
+            shutil.copy(file, copy / f"image{place:03d}.png")
+        found.append(scored(cache, tmp_path, f"fake_path={copy}", *words)["metrics"])
+    found.append(scored(cache, tmp_path, f"fake_path={archive(folder, tmp_path / 'x.npz')}", *words)["metrics"])
+    assert found[0] == pytest.approx(found[1], rel=1e-9) and found[0] == pytest.approx(found[2], rel=1e-9)
+    assert all(name.endswith("_splits10_mixed") for name in found[0])
+    copy = shutil.copytree(folder, tmp_path / "fewer")
+    (copy / sorted(path.name for path in copy.iterdir())[3]).unlink()  # numbers with a gap say no order
+    assert all("mixed" in name for name in scored(cache, tmp_path, f"fake_path={copy}", *words)["metrics"])
+
+
+def test_help_names_every_word(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_here("compute_metrics.py", "--help")
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(word in printed for word in ("fake_path=", "ref_dataset=", "ref_split=", "metrics=", "skip_unreadable="))
 
 
 def test_images_as_the_reference(folder, cache, tmp_path):
@@ -198,6 +257,9 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "one image": (["fake_path=ONE", REF, "metrics=fid"], "at least 2 images, got 1"),
     "no classes": (["fake_path=MIXED", REF, "metrics=accuracy"], "needs the classes of the samples"),
     "classifier of moments": ([FAKE, "ref_dataset=STATS"], "needs ref_dataset to be a data set or images with classes"),
+    "a folder for the result": ([FAKE, REF, "--out", "EMPTY"], "--out EMPTY is a folder; name a file in it"),
+    "no folder for the result": ([FAKE, REF, "--out", "STATS/x.json"], "the result cannot go to STATS/x.json"),
+    "millions of classes": ([FAKE, "ref_dataset=HUGE", "metrics=is"], "label 999999999999; a label is a whole number"),
     "page of moments": ([FAKE, "ref_dataset=STATS", "--report"], "STATS holds none"),
 }
 
@@ -205,13 +267,14 @@ ERRORS: dict[str, tuple[list[str], str]] = {
 @pytest.fixture
 def places(folder, tmp_path) -> dict[str, str]:
     """Wrong inputs by the word that stands for them above."""
-    names = {name: tmp_path / name.lower() for name in ("PICKLES", "EMPTY", "MIXED", "ONE")}
+    names = {name: tmp_path / name.lower() for name in ("PICKLES", "EMPTY", "MIXED", "ONE", "HUGE")}
     for path in names.values():
         path.mkdir()
     (names["PICKLES"] / "samples_0.pkl").write_bytes(b"\x80\x04.")
     for index, size in enumerate((SIZE, SIZE, SIZE + 1)):
         Image.new("RGB", (size, size)).save(names["MIXED"] / f"{index}.png")
     Image.new("RGB", (SIZE, SIZE)).save(names["ONE"] / "000000_class0.png")
+    Image.new("RGB", (SIZE, SIZE)).save(names["HUGE"] / "000000_class999999999999.png")
     np.savez(tmp_path / "stats.npz", mu=np.zeros(4), sigma=np.eye(4))
     return {name: str(path) for name, path in names.items()} | {
         "FOLDER": str(folder),

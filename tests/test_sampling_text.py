@@ -16,6 +16,7 @@ from data.tokenizers.tokenizer_loading import load_tokenizer
 from evaluation.protocol import to_uint8
 from rqtransformer import load_rqtransformer, sample
 from rqvae import load_rqvae
+from scoring.clip_scoring import saved_captions
 from tests.commands import run_here, torchrun
 from tests.golden_files import copies_of
 from tests.published_workspace import captions, write_tokenizer
@@ -183,6 +184,21 @@ def test_a_prompt_gives_a_grid_and_files(checkpoints, tmp_path):
     np.testing.assert_array_equal(archive["arr_0"][0], image_NHWC[0])
 
 
+def test_prompts_of_a_file_with_a_mark_and_odd_lines_of_which_one_is_too_long(checkpoints, tmp_path, capsys):
+    write_tokenizer(tmp_path, captions(200))
+    long = "a small red cat on the large boat on a tree " * 3 + "at the end"
+    texts = ["a small red cat", f"the\u2028boat {long}", long]
+    (tmp_path / "prompts.txt").write_bytes("\r\n".join(texts).encode("utf-8-sig"))
+    flags = ["--tokenizer", tmp_path / "bpe-16k", "--no-stats-saving", "--save-dir", tmp_path]
+    run(checkpoints, "--dataset", tmp_path / "prompts.txt", *flags)
+    directory = only_run(tmp_path)
+    lines = (directory / "captions.jsonl").read_text().split("\n")[:-1]
+    assert [json.loads(line)["text"] for line in lines] == texts
+    assert saved_captions(directory, 3) == texts
+    (said,) = [line for line in (directory / "train.log").read_text().split("\n") if "are cut" in line]
+    assert "prompts.txt: 2 of 3 captions have more than" in said
+
+
 def test_the_caption_decides(checkpoints, tmp_path):
     images = []
     for number, prompt in enumerate((PROMPT, PROMPT.replace("red", "blue"))):
@@ -257,7 +273,10 @@ def test_clip_weights_by_file(open_clip, checkpoints, tmp_path):
         (["--prompt", PROMPT, "--reject-keep", 0], "--reject-keep 0.0 must be above 0"),
         (["--prompt", PROMPT, "--tokenizer", "nowhere"], "no tokenizer at nowhere"),
         (["--prompt", PROMPT, "--cfg-scale", 2], "guidance (cfg_scale) needs a model trained with condition dropout"),
-        (["--dataset", "laion"], "dataset.type 'laion' is unknown"),
+        (["--dataset", "laion"], "--dataset laion is no file and no data set; give a text file"),
+        (["--dataset", "nowhere.txt"], "--dataset nowhere.txt is no file and no data set"),
+        (["--dataset", "cc3n"], "no data set (did you mean cc3m?)"),
+        (["--dataset", "."], "--dataset . is a folder and no data set"),
         (["--dataset", "digits", "--metrics", "none"], "digits has no captions"),
         (["--prompt", " "], "--prompt holds no captions"),
     ],

@@ -121,5 +121,8 @@ class Stage(Protocol):
     def snapshot(self) -> SnapshotWeights:
         """The weights in the form that users load, empty on all but the main process; every rank must call it."""
 
+    def snapshot_facts(self, dataset: ImageDataset) -> dict[str, Any]:
+        """What the metadata of a snapshot say of the images that it was trained on."""
+
     def snapshot_files(self, dataset: ImageDataset) -> dict[str, str]:
         """File name -> text of what else belongs to the trained model."""

@@ -5,6 +5,7 @@ Axes: N images, Y classes, S splits.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import torch
@@ -82,7 +83,9 @@ def inception_score(logits: Tensor | Iterable[Tensor], splits: int = 10) -> tupl
 
 
 class InceptionScore(Metric):
-    """Inception score and its deviation over splits.
+    """Inception score and its deviation over splits, which the images are put into in the order of their numbers.
+
+    The published order: images that a model drew, by their sample numbers.
 
     Args:
         num_images: over all ranks.
@@ -92,11 +95,16 @@ class InceptionScore(Metric):
         ValueError: the feature network has no classes.
     """
 
+    detail: str | None = None
+
     def __init__(self, extractor: FeatureExtractor, num_images: int, splits: int = 10) -> None:
         if not extractor.num_classes:
             raise ValueError(f"{extractor.label} has no classes, which the inception score needs")
         splits = min(splits, num_images)
-        self.names = [metric_name(k, extractor.label, extractor.resize, splits=splits) for k in ("is", "is-std")]
+        self.names = [
+            metric_name(k, extractor.label, extractor.resize, splits=splits, detail=self.detail)
+            for k in ("is", "is-std")
+        ]
         self.score = StreamingInceptionScore(num_images, extractor.num_classes, splits, extractor.device)
 
     def update(self, batch: ScoredBatch) -> None:
@@ -107,3 +115,42 @@ class InceptionScore(Metric):
 
     def result(self, whole: WholeSet) -> MetricResult:
         return MetricResult(dict(zip(self.names, self.score.result())))
+
+
+class MixedInceptionScore(InceptionScore):
+    """Inception score of images whose order says nothing: that of a folder of another tool, which may be by class.
+
+    The images are put in the order of the SHA-256 values of their pixels and dealt out to the splits in turn: the same
+    images give the same number, however they are named or arranged, and equal images do not gather in one split. The
+    logits (N, Y) wait in memory until all images are there.
+    """
+
+    detail = "mixed"
+
+    def __init__(self, extractor: FeatureExtractor, num_images: int, splits: int = 10) -> None:
+        super().__init__(extractor, num_images, splits)
+        self.splits = min(splits, num_images)
+        self.digest_N = torch.zeros(num_images, dtype=torch.int64, device=extractor.device)
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, batch: ScoredBatch) -> None:
+        self.digest_N[batch.index_B.to(self.digest_N.device)] = image_digests(batch.image_BCHW).to(self.digest_N.device)
+        self.waiting.append((batch.index_B.cpu(), batch.logits_BY.detach().float().cpu()))
+
+    def all_reduce(self, reduce: Reduce) -> None:
+        reduce(self.digest_N)  # of every image one rank has it, the others zero
+        order_N = self.digest_N.cpu().argsort(stable=True)
+        dealt_N = torch.cat([order_N[first :: self.splits] for first in range(self.splits)])
+        place_N = torch.empty_like(dealt_N)
+        place_N[dealt_N] = torch.arange(len(dealt_N))
+        for index_B, logits_BY in self.waiting:
+            self.score.update(logits_BY.to(self.digest_N.device), place_N[index_B])
+        self.waiting.clear()
+        super().all_reduce(reduce)
+
+
+def image_digests(image_BCHW: Tensor) -> Tensor:
+    """The first 8 bytes of the SHA-256 value of every uint8 image, as int64 (B,)."""
+    pixels_BHWC = image_BCHW.cpu().permute(0, 2, 3, 1).contiguous().numpy()
+    digests = [hashlib.sha256(pixels_HWC).digest()[:8] for pixels_HWC in pixels_BHWC]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests], dtype=torch.int64)

@@ -11,7 +11,8 @@ from evaluation.statistics import Reduce
 
 
 class RecognitionAccuracy(Metric):
-    """Share of images in which the classifier recognises the class each was asked for.
+    """Share of images in which the classifier recognises the class each was asked for, and beside it `judge-accuracy`,
+    the share of the data set's own validation images in which it does: what the first can be at best.
 
     Raises:
         ValueError: the feature network does not know the data set's classes, or a batch has no labels.
@@ -21,6 +22,8 @@ class RecognitionAccuracy(Metric):
         if not extractor.recognises_labels:
             raise ValueError(f"{extractor.name} does not know the data set's classes: accuracy needs the classifier")
         self.name = metric_name("accuracy", extractor.label, extractor.resize)
+        self.judge_name = metric_name("judge-accuracy", extractor.label, extractor.resize, reference="val")
+        self.judge_accuracy: float | None = getattr(extractor, "accuracy", None)
         self.correct_and_total = torch.zeros(2, dtype=torch.int64, device=extractor.device)
 
     def update(self, batch: ScoredBatch) -> None:
@@ -34,4 +37,9 @@ class RecognitionAccuracy(Metric):
 
     def result(self, whole: WholeSet) -> MetricResult:
         correct, total = self.correct_and_total.tolist()
-        return MetricResult({self.name: correct / total})
+        values = {self.name: correct / total}
+        if self.judge_accuracy is None:
+            return MetricResult(
+                values, ["how well the classifier knows real images was not measured: no validation split"]
+            )
+        return MetricResult(values | {self.judge_name: self.judge_accuracy})

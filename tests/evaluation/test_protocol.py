@@ -8,8 +8,10 @@ from evaluation.protocol import (
     check_uint8_images,
     from_uint8,
     metric_name,
+    proportional_conditions,
     shard_indices,
     to_uint8,
+    with_detail,
 )
 
 
@@ -86,3 +88,27 @@ def test_metric_names_carry_the_protocol():
     assert metric_name("fid", "inception2048", "bilinear299", "train") == "fid_inception2048_bilinear299_vs_train"
     names = {metric_name("is", f, r, splits=s) for f in "ab" for r in "cd" for s in (5, 10)}
     assert len(names) == 8
+
+
+@pytest.mark.parametrize("counts", [[6, 3, 1], [0, 5, 0, 5], [1], [1, 999], [7] * 10])
+@pytest.mark.parametrize("num_samples", [0, 1, 10, 137])
+def test_proportional_conditions_have_the_shares_of_the_counts_in_every_prefix(counts, num_samples):
+    labels = proportional_conditions(num_samples, torch.tensor(counts))
+    assert len(labels) == num_samples and labels.dtype == torch.int64
+    for length in range(num_samples + 1):
+        for label, count in enumerate(counts):
+            drawn = int((labels[:length] == label).sum())
+            assert abs(drawn - length * count / sum(counts)) <= 1 and (count or not drawn)
+    assert torch.equal(proportional_conditions(num_samples + 13, torch.tensor(counts))[:num_samples], labels)
+
+
+def test_equal_counts_give_every_class_in_turn():
+    assert torch.equal(proportional_conditions(25, torch.tensor([4] * 10)), balanced_conditions(25, 10))
+    for counts, num_samples in (([], 5), ([0, 0], 5), ([1, -1], 5), ([1], -1)):
+        with pytest.raises(ValueError, match="class frequencies need|must not be negative"):
+            proportional_conditions(num_samples, torch.tensor(counts))
+
+
+def test_a_detail_stands_before_what_a_metric_compares_with():
+    assert with_detail("fid_x_bilinear299_vs_train", "d") == "fid_x_bilinear299_d_vs_train"
+    assert with_detail("is_x_splits10", "d") == "is_x_splits10_d"

@@ -74,3 +74,16 @@ def test_conditions_are_numbers_of_classes_or_rows_of_tokens():
     captions = CaptionConditions(torch.arange(6).view(3, 2))
     assert (captions.num, captions.key) == (3, "caption")
     assert captions.ids(number_B).tolist() == [[4, 5], [0, 1]]
+
+
+def test_classes_without_images_are_not_asked_for():
+    classes = ClassConditions.of_counts(torch.tensor([0, 3, 0, 9]))
+    assert classes.num == 2 and classes.of_samples(5).tolist() == [0, 1, 0, 1, 0]
+    assert classes.names(torch.tensor([1, 0])).tolist() == classes.ids(torch.tensor([1, 0])).tolist() == [3, 1]
+    assert classes.fits(4) and classes.fits(10) and not classes.fits(3)
+    often = ClassConditions.of_counts(torch.tensor([0, 3, 0, 9]), by_frequency=True)
+    assert torch.bincount(often.names(often.of_samples(8))).tolist() == [0, 2, 0, 6]
+    everything = ClassConditions.of_counts(torch.tensor([1, 2, 3]))
+    assert everything.classes is None and everything.of_samples(4).tolist() == [0, 1, 2, 0]
+    with pytest.raises(ValueError, match="no class has images"):
+        ClassConditions.of_counts(torch.tensor([0, 0]))

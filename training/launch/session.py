@@ -222,7 +222,7 @@ class Session(Generic[Config]):
         return SnapshotWriter(
             self.run_dir / SNAPSHOTS,
             self.stage.config,
-            facts={"stage": self.stage.name, "seed": self.config.seed},
+            facts={"stage": self.stage.name, "seed": self.config.seed, **self.stage.snapshot_facts(self.train_set)},
             files=self.stage.snapshot_files(self.train_set),
             keep_last=self.config.experiment.keep_snapshots,
         )

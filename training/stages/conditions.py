@@ -5,7 +5,7 @@ Legend: B batch, L caption tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -33,15 +33,20 @@ def condition_of(model: RQTransformer, batch: Batch, device: torch.device) -> Te
     return None
 
 
-def conditions_of_samples(arch: RQTransformerConfig, batches: Iterable[Batch]) -> Conditions:
+def conditions_of_samples(
+    arch: RQTransformerConfig, batches: Iterable[Batch], images_per_class: Sequence[int] | None = None
+) -> Conditions:
     """What samples of a model are asked to show: its classes, or captions.
 
     Args:
         batches: give the captions; they are read for a model that takes captions alone.
+        images_per_class: leaves out the classes that have none; None takes all.
     """
     if arch.block_size_cond > 1:
         return CaptionConditions(torch.cat([batch["cond"] for batch in batches]))
-    return ClassConditions(arch.vocab_size_cond)
+    if images_per_class is None or arch.vocab_size_cond < 2:
+        return ClassConditions(arch.vocab_size_cond)
+    return ClassConditions.of_counts(torch.tensor(images_per_class))
 
 
 def first_batches(batches: Iterable[Batch], num_images: int) -> Iterator[Batch]:

@@ -3,9 +3,15 @@
 Legend: L caption tokens.
 """
 
+import logging
+
+import torch
+
 from data import ImageDataset
 from data.shards.cached_latents import LatentDataset
 from rqtransformer import RQTransformerConfig
+
+_log = logging.getLogger(__name__)
 
 
 def tokenizer_files(dataset: ImageDataset) -> dict[str, str]:
@@ -36,6 +42,30 @@ def check_condition(dataset: ImageDataset, arch: RQTransformerConfig) -> None:
         raise ValueError(
             f"arch.vocab_size_cond={arch.vocab_size_cond} is less than the {dataset.num_classes} classes of "
             f"{dataset.name}"
+        )
+    elif arch.vocab_size_cond > 1 and dataset.num_classes < 2:
+        raise ValueError(
+            f"arch.vocab_size_cond={arch.vocab_size_cond} wants classes, and {dataset.name} has none; 1 is a model "
+            "without condition"
+        )
+    elif arch.vocab_size_cond > 1 and dataset.split == "train":
+        _warn_of_untrained(dataset, arch.vocab_size_cond)
+
+
+def images_per_class(dataset: ImageDataset, num_classes: int) -> list[int]:
+    """How many training images every class of a model has."""
+    return torch.bincount(dataset.labels_N, minlength=num_classes).tolist()
+
+
+def _warn_of_untrained(dataset: ImageDataset, num_classes: int) -> None:
+    without = [label for label, count in enumerate(images_per_class(dataset, num_classes)) if not count]
+    if without:
+        shown = ", ".join(map(str, without[:3])) + (", ..." if len(without) > 3 else "")
+        _log.warning(
+            "arch.vocab_size_cond=%d: %d of these classes have no training image (%s) and will not be sampled",
+            num_classes,
+            len(without),
+            shown,
         )
 
 

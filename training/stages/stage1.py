@@ -276,6 +276,10 @@ class Stage1:
         with self.ema.swap(self.model):
             return raw, snapshot_tensors(self.model)
 
+    def snapshot_facts(self, dataset: ImageDataset) -> dict[str, Any]:
+        """None: an RQ-VAE does not know classes."""
+        return {}
+
     def snapshot_files(self, dataset: ImageDataset) -> dict[str, str]:
         """None: all of an RQ-VAE is in its weights and its config."""
         return {}

@@ -25,7 +25,7 @@ from runtime.precision import Precision
 from sampling.conditions import Conditions
 from sampling.picture_grids import uint8_grid
 from sampling.sampler import Sampler, SamplingSettings
-from sampling.trained_models import check_stages_fit
+from sampling.trained_models import IMAGES_PER_CLASS, check_stages_fit
 from scoring.scoring_data import ScoringData
 from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
 from training.optimization.ema import EMA
@@ -35,7 +35,7 @@ from training.optimization.update import accumulate, build_update
 from training.stage import Batch, OnSkip, SnapshotWeights, Stateful, tell_nobody
 from training.stages.code_counts import CodeCounts
 from training.stages.conditions import condition_of, conditions_of_samples, first_batches
-from training.stages.data_checks import check_condition, check_resolution, tokenizer_files
+from training.stages.data_checks import check_condition, check_resolution, images_per_class, tokenizer_files
 from training.stages.frozen_tokenizer import VQVAEConfig, encoder_dtype, freeze, load_tokenizer
 from training.stages.start_weights import load_into
 from training.stages.training_codes import changed_codes, check_tokenizer, training_codes
@@ -184,10 +184,11 @@ class Stage2:
     def images_to_score(self, data: ScoringData, num_images: int) -> Iterator[Batch]:
         """Samples 0, 1, ... with the run's `sampling` settings, as `main_sampling_fid.py` draws them.
 
-        Their conditions are the classes in turn, or captions of the validation split.
+        Their conditions are the classes that have training images, in turn, or captions of the validation split.
         """
-        captions = data.spread_float_batches("val", num_images, shared=False)
-        conditions = conditions_of_samples(self.config.arch, captions)
+        captions, arch = data.spread_float_batches("val", num_images, shared=False), self.config.arch
+        counts = images_per_class(data.split("train"), arch.vocab_size_cond) if arch.block_size_cond == 1 else None
+        conditions = conditions_of_samples(arch, captions, counts)
         model = self._model_to_sample()
         assert model is not None, "every rank asked for one"
         sampler = self._sampler(model, conditions, self.sampling, data.batch_size)
@@ -246,6 +247,13 @@ class Stage2:
         """
         raw = gather_to_main(self.model.state_dict(), self.env.is_main)
         return raw, None if self.ema is None else gather_to_main(self.ema.state_dict(), self.env.is_main)
+
+    def snapshot_facts(self, dataset: ImageDataset) -> dict[str, Any]:
+        """How many images every class had, of a model that is conditioned on classes: sampling asks for those alone."""
+        arch = self.config.arch
+        if arch.block_size_cond > 1 or arch.vocab_size_cond < 2:
+            return {}
+        return {IMAGES_PER_CLASS: images_per_class(dataset, arch.vocab_size_cond)}
 
     def snapshot_files(self, dataset: ImageDataset) -> dict[str, str]:
         """The tokenizer of the captions, for a model that is conditioned on them."""

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.training.tiny_runs import GAN, stage1, train, write_config
 from training.checkpoints.checkpoint_restoring import read_progress
 from training.loop import throughput
-from training.loop.throughput import StepFlops, device_peak, peak_memory_gib
+from training.loop.throughput import SpeedMeter, StepFlops, device_peak, peak_memory_gib
 
 CPU = torch.device("cpu")
 
@@ -120,6 +120,25 @@ def test_an_unknown_device_is_measured():
     assert peak.flops > 1e8
     assert "768x768" in peak.source
     assert device_peak(CPU, "fp32") == peak, "once"
+
+
+def test_a_peak_that_was_measured_too_low_is_measured_again_and_never_below_a_step(monkeypatch):
+    monkeypatch.setattr(throughput, "_MEASURED", {})
+    rates = [1e9, 4e9, 2e9]  # something else ran at first
+    monkeypatch.setattr(throughput, "_measure", lambda *settings: rates.pop(0))
+    assert device_peak(CPU, "fp32").flops == 1e9
+    flops = StepFlops(True, {"0": 2_000_000_000})
+    with flops.counting():
+        pass
+    meter = SpeedMeter(CPU, "fp32", flops)
+    assert meter.timing(1.0)["mfu"] == pytest.approx(0.5), "2e9 of 4e9"
+    assert meter.timing(1.0)["mfu"] == pytest.approx(0.5), "the best so far"
+    rates += [1e9]
+    fast = meter.timing(3.0)
+    assert fast["mfu"] == 1.0 and fast["tflops"] == pytest.approx(6e-3)
+
+
+def test_memory_of_the_process():
     assert 0.01 < peak_memory_gib(CPU) < 1000
 
 
