@@ -181,7 +181,7 @@ def check_metrics(name: str, workspace: Path, tmp_path: Path) -> None:
     lines = []
     for command in commands_of(name):
         run(command, workspace, tmp_path)
-        lines.append(json.loads((workspace / "saved" / "metrics_inception.json").read_text()))
+        lines.append(json.loads((workspace / "saved_metrics_inception.json").read_text()))
     assert lines[0]["num_images"] == 10
     assert lines[1]["metrics"] == pytest.approx(lines[0]["metrics"], rel=1e-4)
 

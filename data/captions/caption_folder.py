@@ -182,20 +182,26 @@ def _captions_beside(image: Path) -> list[str]:
 
 
 def read_metadata(path: Path) -> list[tuple[str, list[str]]]:
-    """(file name, captions) of every line, sorted by name; several lines for one image are several captions.
+    """(file name, captions) of every line, sorted by name; several lines for one image are several captions. Captions
+    that are null are left out and counted.
 
     Raises:
         ValueError: a line that is not JSON with `file_name` and `text` (or `caption`); names the line.
     """
     captions: dict[str, list[str]] = {}
+    total = 0
     for number, line in enumerate(read_lines(path, replace=True), start=1):
         if line.strip():
             name, texts = _metadata_line(f"{path}, line {number}", line)
-            captions.setdefault(name, []).extend(texts)
+            total += len(texts)
+            if given := [text.strip() for text in texts if text is not None]:
+                captions.setdefault(name, []).extend(given)
+    if null := total - sum(map(len, captions.values())):
+        _log.warning("%s: %d of %d captions are null and are left out", path, null, total)
     return sorted(captions.items())
 
 
-def _metadata_line(place: str, line: str) -> tuple[str, list[str]]:
+def _metadata_line(place: str, line: str) -> tuple[str, list[str | None]]:
     try:
         entry = json.loads(line)
         name = entry["file_name"]
@@ -203,7 +209,7 @@ def _metadata_line(place: str, line: str) -> tuple[str, list[str]]:
     except (ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
         shown = repr(line.strip()[:80])
         raise ValueError(f'{place} is not of the form {{"file_name": ..., "text": ...}}: {shown}') from error
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(name, str) or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    texts = texts if isinstance(texts, list) else [texts]
+    if not isinstance(name, str) or not all(isinstance(text, (str, type(None))) for text in texts):
         raise ValueError(f"{place}: file_name must be a string and text a string or a list of strings")
-    return name, [text.strip() for text in texts] or [""]
+    return name, texts or [""]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data import DatasetConfig, EvalLoader, TrainLoader, build_dataset
 from data.build import dataset_request
+from data.captions.caption_folder import read_folder, read_metadata
 from data.captions.captioned_dataset import CaptionTable
 from data.images.transforms import Pipeline
 from data.tokenizers.bpe_training import train_bpe
@@ -348,3 +349,28 @@ def test_published_crop():
     largest = crop(large, np.array([0.0, 0.999, 0.9, 0.999, 0.0]))
     assert largest.shape == (3, 16, 16) and largest[0, 0, 0] > 6 and largest[0, 0, -1] > 60  # 2 of 18 columns go
     assert crop(large, np.array([0.0, 0.0, 0.0, 0.0, 0.0]))[0, 0, 0] < 4  # not mirrored, not enlarged
+
+
+def test_null_captions_of_metadata_are_left_out_and_counted(tmp_path, caplog):
+    lines = [("a.png", None), ("b.png", ["one\u2028two", None]), ("c.png", [])]
+    text = "\r\n".join(json.dumps({"file_name": name, "text": given}, ensure_ascii=False) for name, given in lines)
+    (tmp_path / "metadata.jsonl").write_text(text, encoding="utf-8-sig", newline="")
+    with caplog.at_level(logging.WARNING):
+        assert read_metadata(tmp_path / "metadata.jsonl") == [("b.png", ["one\u2028two"]), ("c.png", [""])]
+    assert "2 of 4 captions are null and are left out" in caplog.text
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": 5}')
+    with pytest.raises(ValueError, match="text a string or a list of strings"):
+        read_metadata(tmp_path / "metadata.jsonl")
+
+
+def test_marks_and_odd_ends_of_lines_are_no_part_of_lists_and_texts(tokenizer, tmp_path):
+    _cc3m(tmp_path, ["a dog", "a cat"])
+    lines = [f"./train/{number:032x}\t{text}" for number, text in enumerate(["a\u2028dog", "a cat"])]
+    (tmp_path / "train_list.txt").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    train = _build(tokenizer, type="cc3m", root=str(tmp_path))
+    assert train.fetch(np.arange(2), None)["image"][:, 0, 0, 0].tolist() == [0, 1] and train.corrupt_count() == 0
+    assert train.captions([0, 1]) == ["a\u2028dog", "a cat"]
+    for number, encoding in enumerate(("utf-8-sig", "utf-16")):
+        _save(tmp_path / "folder" / f"{number}.png", number)
+        (tmp_path / "folder" / f"{number}.txt").write_bytes("one\x85dog\rtwo".encode(encoding))
+    assert [texts for _, texts in read_folder(tmp_path / "folder")] == [["one\x85dog", "two"]] * 2
