@@ -277,18 +277,20 @@ def test_images_that_carry_the_numbers_they_were_drawn_as(tmp_path):
     plain, classes = [f"{index:06d}.png" for index in range(3)], [f"{index:06d}_class7.png" for index in range(3)]
     run = saved(tmp_path / "run" / "images", plain).parent
     (run / "samples.png").write_bytes(as_png(IMAGES[0]))
+    (tmp_path / "archive").mkdir()
     numbered = [run, run / "images", saved(tmp_path / "classes", classes)]
     listed = [
         saved(tmp_path / "plain", plain),
         saved(tmp_path / "gap", [classes[0], classes[2]]),
         saved(tmp_path / "order", ["0_class1.png", "10_class1.png", "2_class1.png"]),
         saved(tmp_path / "others", ["a_class1.png", "b_class1.png"]),
-        write_array(tmp_path / "samples.npz", IMAGES),
+        write_array(tmp_path / "archive" / "samples.npz", IMAGES),
         write_shard(tmp_path / "a.tar", {f"{index:06d}.png": as_png(IMAGES[index]) for index in range(3)}),
     ]
     assert [open_source(str(path)).numbered for path in numbered] == [True] * 3
     assert [open_source(str(path)).numbered for path in listed] == [False] * 6
-    (tmp_path / "samples.png").write_bytes(as_png(IMAGES[0]))
-    assert open_source(str(tmp_path / "samples.npz")).numbered and open_source(str(tmp_path)).numbered
+    archive = tmp_path / "archive"
+    (archive / "samples.png").write_bytes(as_png(IMAGES[0]))
+    assert open_source(str(archive / "samples.npz")).numbered and open_source(str(archive)).numbered
     (run / "images" / plain[1]).write_bytes(b"no image")
     assert not open_source(str(run), skip_unreadable=True).numbered
