@@ -13,7 +13,7 @@ from PIL import Image
 
 from data import DatasetConfig, EvalLoader, TrainLoader, build_dataset
 from data.build import dataset_request
-from data.captions.caption_folder import read_folder, read_metadata
+from data.captions.caption_folder import read_metadata
 from data.captions.captioned_dataset import CaptionTable
 from data.images.transforms import Pipeline
 from data.tokenizers.bpe_training import train_bpe
@@ -373,4 +373,6 @@ def test_marks_and_odd_ends_of_lines_are_no_part_of_lists_and_texts(tokenizer, t
     for number, encoding in enumerate(("utf-8-sig", "utf-16")):
         _save(tmp_path / "folder" / f"{number}.png", number)
         (tmp_path / "folder" / f"{number}.txt").write_bytes("one\x85dog\rtwo".encode(encoding))
-    assert [texts for _, texts in read_folder(tmp_path / "folder")] == [["one\x85dog", "two"]] * 2
+    settings = {"type": "caption-folder", "root": str(tmp_path / "folder"), "val_fraction": 0.5}
+    for split in ("train", "val"):
+        assert _build(tokenizer, split, **settings).all_captions(0) == ["one\x85dog", "two"]
