@@ -4,7 +4,7 @@
 and of the scores whose softmax is the target, is read twice: for the sums (online softmax: Milakov and Gimelshein,
 2018) and for the gradient. Sums are fp32.
 
-Import it only where `rqstack.triton_kernels.use_triton` says so: it needs Triton. It is tested in Triton's interpreter;
+Import it only where `rqstack.triton_kernels.use_kernel` says so: it needs Triton. It is tested in Triton's interpreter;
 it was never run on a GPU.
 
 Legend: N rows, n rows of a chunk, D code depth, V vocabulary, K codes that have a target, at most V; v entries of a
@@ -101,7 +101,7 @@ def _rows_kernel(
 
 
 def serves(logits_NDV: Tensor, codes_ND: Tensor) -> bool:
-    """Whether `cross_entropy_rows` knows chunks of these; where it runs is `use_triton`'s to say."""
+    """Whether `cross_entropy_rows` knows chunks of these; where it runs is `use_kernel`'s to say."""
     return (
         type(logits_NDV) is type(codes_ND) is Tensor
         and logits_NDV.dim() == 3

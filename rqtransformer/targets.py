@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rqstack.triton_kernels import use_triton
+from rqstack.triton_kernels import alike, trial_numbers, use_kernel
 from rqtransformer.model import RQTransformerOutput
 
 LOSS_TYPES = ("soft_target_cross_entropy", "cross_entropy")
@@ -181,7 +181,7 @@ def _sums_and_gradient(
 
 def _kernel_serves(logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None) -> bool:
     """Whether the Triton kernel runs here and knows all of these."""
-    if not use_triton(logits_NDV.device) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not use_kernel(loss_trial, logits_NDV.device):
         return False
     from rqtransformer.soft_target_triton import serves
 
@@ -191,6 +191,23 @@ def _kernel_serves(logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribu
         if max(len(book_KE) for book_KE in targets.codebooks_KE) > logits_NDV.shape[-1]:
             return False
     return serves(logits_NDV, codes_ND)
+
+
+def loss_trial(device: torch.device) -> bool:
+    """Whether the Triton kernel gives the sums and gradients of `_chunk` on this device."""
+    from rqtransformer.soft_target_triton import cross_entropy_rows
+
+    codes_n, scores_nK = torch.arange(0, 1000, 77, device=device), 9 * trial_numbers(13, 900, device=device, pace=0.41)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+        logits_nV = 5 * trial_numbers(13, 1000, device=device, dtype=dtype)
+        gradient_nV = torch.empty_like(logits_nV)
+        for scores, eps in ((None, 0.0), (scores_nK, SOFT_EPS)):
+            sums_3 = cross_entropy_rows(logits_nV, codes_n, scores, eps, gradient_nV)
+            target_nV = None if scores is None else scores.softmax(dim=-1)
+            expected_3, slope_nV = _chunk(logits_nV.float(), codes_n, target_nV, with_gradient=True)
+            if not (alike(sums_3, expected_3, 1e-4) and alike(gradient_nV, slope_nV, tolerance)):
+                return False
+    return True
 
 
 def _chunk(scores_nV: Tensor, codes_n: Tensor, target_nV: Tensor | None, with_gradient: bool) -> tuple[Tensor, Tensor]:

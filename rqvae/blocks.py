@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rqstack.triton_kernels import use_triton
+from rqstack.triton_kernels import alike, trial_numbers, use_kernel
 from rqvae.config import NORM_GROUPS
 
 
@@ -26,13 +26,38 @@ def normalised(norm: nn.GroupNorm, x_BCHW: Tensor, silu: bool = True) -> Tensor:
     Compiled code is PyTorch's, which its compiler fuses by itself. SiLU takes the norm's place in memory where no
     gradient asks for it.
     """
-    if not torch.compiler.is_compiling() and use_triton(x_BCHW.device):
+    if not torch.compiler.is_compiling() and use_kernel(norm_trial, x_BCHW.device):
         from rqvae import group_norm_triton  # here: a CPU build of torch comes without Triton
 
         if group_norm_triton.serves(norm, x_BCHW):
             return group_norm_triton.group_norm(norm, x_BCHW, silu)
     normed_BCHW = norm(x_BCHW)
     return F.silu(normed_BCHW, inplace=not torch.is_grad_enabled()) if silu else normed_BCHW
+
+
+def norm_trial(device: torch.device) -> bool:
+    """Whether the kernels give PyTorch's values and gradients on this device."""
+    from rqvae import group_norm_triton
+
+    norm = group_norm(64).to(device)
+    with torch.no_grad():
+        norm.weight.copy_(trial_numbers(64, device=device))
+        norm.bias.copy_(trial_numbers(64, device=device, pace=0.31))
+    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 3e-2)):
+        start_BCHW = 3 + trial_numbers(2, 64, 19, 17, device=device, dtype=dtype)
+        slope_BCHW = trial_numbers(2, 64, 19, 17, device=device, dtype=dtype, pace=0.19)
+        ends = []
+        for fused in (True, False):
+            x_BCHW = start_BCHW.contiguous(memory_format=torch.channels_last).requires_grad_()
+            if fused:
+                y_BCHW = group_norm_triton.group_norm(norm, x_BCHW, silu=True)
+            else:
+                y_BCHW = F.silu(norm(x_BCHW.float()))
+            inputs = (x_BCHW, norm.weight, norm.bias)
+            ends.append([y_BCHW, *torch.autograd.grad(y_BCHW, inputs, slope_BCHW.to(y_BCHW.dtype))])
+        if not all(alike(found, expected, tolerance) for found, expected in zip(*ends)):
+            return False
+    return True
 
 
 class ResBlock(nn.Module):

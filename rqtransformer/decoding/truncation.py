@@ -13,7 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
-from rqstack.triton_kernels import use_triton
+from rqstack.triton_kernels import trial_numbers, use_kernel
 from rqtransformer import native
 from rqtransformer.decoding.logits import guide, invert_cdf, sampling_probs
 from rqtransformer.draw_settings import DrawSettings
@@ -36,11 +36,32 @@ def draw_truncated(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings,
     With rules that it knows it never waits for a device other than the CPU. With a guidance scale the logits are
     (2B, V), those with the condition first, and what is drawn from is their `guide`.
     """
-    if use_triton(logits_BV.device):
+    if use_kernel(draw_trial, logits_BV.device):
         from rqtransformer.fast.kernels import draw_triton
 
         if draw_triton.serves(logits_BV, uniform_B, settings, scale):
             return draw_triton.draw(logits_BV, uniform_B, settings, scale)
+    return _draw_plainly(logits_BV, uniform_B, settings, scale)
+
+
+def draw_trial(device: torch.device) -> bool:
+    """Whether the Triton kernel draws the codes of the plain form on this device."""
+    from rqtransformer.fast.kernels import draw_triton
+
+    uniform_B = (0.5 + 0.499 * trial_numbers(8, device=device, pace=0.37)).double()
+    cases = [DrawSettings(1.0, None, None), DrawSettings(0.7, 40, None), DrawSettings(1.0, 300, 0.8)]
+    for vocabulary in (300, 1000):
+        logits_BV = 4 * trial_numbers(16, vocabulary, device=device)
+        scale = torch.full((1,), 2.0, device=device)
+        for settings in cases:
+            for given, guidance in ((logits_BV[:8], None), (logits_BV, scale)):
+                drawn_B = draw_triton.draw(given, uniform_B, settings, guidance)
+                if not torch.equal(drawn_B, _draw_plainly(given, uniform_B, settings, guidance)):
+                    return False
+    return True
+
+
+def _draw_plainly(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings, scale: Tensor | None) -> Tensor:
     if scale is not None:
         conditional_BV, unconditional_BV = logits_BV.float().chunk(2)
         logits_BV = guide(conditional_BV, unconditional_BV, scale)

@@ -13,11 +13,61 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rqstack.triton_kernels import alike, trial_numbers
 from rqtransformer.attention import Block, LayerNorm, has_exact_gelu, slopes_on
 from rqtransformer.fast.packing import PackedLinear
 from rqtransformer.kv_cache import KVCache
+
+
+def layers_trial(device: torch.device) -> bool:
+    """Whether the kernels give what attention and norms by their definitions give on this device."""
+    return all(
+        _attends(device, dtype, tolerance) and _normalises(device, dtype, tolerance)
+        for dtype, tolerance in ((torch.float32, 1e-2), (torch.bfloat16, 3e-2))  # products may be TF32
+    )
+
+
+def _attends(device: torch.device, dtype: torch.dtype, tolerance: float) -> bool:
+    from rqtransformer.fast.kernels import attention_triton
+
+    heads, kv_heads, features, filled = 4, 2, 64, 37
+    query, key, value = (
+        2 * trial_numbers(3, count, 1, features, device=device, dtype=dtype, pace=pace)
+        for count, pace in ((heads, 0.31), (kv_heads, 0.53), (kv_heads, 0.71))
+    )
+    stored_2BKSF = trial_numbers(2, 3, kv_heads, 64, features, device=device, dtype=dtype)
+    whole_2BKSF = torch.cat((stored_2BKSF[:, :, :, :filled], torch.stack((key, value))), dim=3)
+    keys, values = whole_2BKSF.double().repeat_interleave(heads // kv_heads, dim=2)
+    slopes_A = slopes_on(device, heads)
+    fall_AS = -slopes_A.double().unsqueeze(1) * torch.arange(filled, -1, -1, device=device)
+    scores = query.double() @ keys.transpose(2, 3) * features**-0.5 + fall_AS.unsqueeze(1)
+    index = torch.full((1,), filled, device=device)
+    found = attention_triton.attend(query, key, value, stored_2BKSF, index, slopes_A)
+    written = torch.equal(stored_2BKSF[:, :, :, : filled + 1], whole_2BKSF)
+    return written and alike(found, scores.softmax(dim=-1) @ values, tolerance)
+
+
+def _normalises(device: torch.device, dtype: torch.dtype, tolerance: float) -> bool:
+    from rqtransformer.fast.kernels import norm_triton
+
+    x_RC, residual_RC = (trial_numbers(5, 192, device=device, dtype=dtype, pace=pace) for pace in (0.29, 0.47))
+    bias_C, weight_C, shift_C = trial_numbers(3, 192, device=device, dtype=dtype)
+    for centred in (True, False):
+        shift = shift_C if centred else None
+        found = norm_triton.add_and_norm(
+            x_RC, residual_RC, bias_C, weight_C, shift, dtype, epsilon=1e-5, centred=centred
+        )
+        sum_RC = x_RC.double() + bias_C.double() + residual_RC.double()
+        if centred:
+            normed_RC = F.layer_norm(sum_RC, (192,), weight_C.double(), shift_C.double(), 1e-5)
+        else:
+            normed_RC = F.rms_norm(sum_RC, (192,), weight_C.double(), 1e-5)
+        if not (alike(found.sum, sum_RC, tolerance) and alike(found.normed, normed_RC, tolerance)):
+            return False
+    return True
 
 
 class FusedStep:

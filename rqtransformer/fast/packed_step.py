@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqstack.triton_kernels import use_triton
+from rqstack.triton_kernels import use_kernel
 from rqtransformer import native
 from rqtransformer.attention import Block, FeedForward, LayerNorm, RMSNorm, SelfAttention, SigmoidGELU, has_exact_gelu
 from rqtransformer.config import BlockConfig, StackConfig
-from rqtransformer.fast.fused_step import FusedStep
+from rqtransformer.fast.fused_step import FusedStep, layers_trial
 from rqtransformer.fast.packing import PackedLinear
 from rqtransformer.fast.served import has_only, is_plain
 from rqtransformer.kv_cache import KVCache
@@ -101,7 +101,7 @@ def make_step(blocks: Sequence[Block]) -> PackedStep | None:
         return NativeStep(blocks) if all(native.serves(parameter.detach()) for parameter in norms) else None
     if all(linear.blocked is not None for linear in packed):
         return BlockedStep(blocks)
-    if all(linear.tensors and use_triton(linear.tensors[0].device) for linear in packed):
+    if all(linear.tensors and use_kernel(layers_trial, linear.tensors[0].device) for linear in packed):
         return FusedStep(blocks, [_packed_maps(block) for block in blocks])
     return None
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqstack.triton_kernels import use_triton
+from rqstack.triton_kernels import alike, trial_numbers, use_kernel
 from rqtransformer import native
 from rqtransformer.fast.served import is_plain
 
@@ -116,7 +116,7 @@ class PackedLinear:
 
     def _int8_product(self, x: Tensor, weight_OI: Tensor, scale_O: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        if use_triton(x.device):
+        if use_kernel(int8_trial, x.device):
             from rqtransformer.fast.kernels import int8_triton
 
             if int8_triton.serves(rows, weight_OI, scale_O):
@@ -172,6 +172,20 @@ class PackedLinear:
         if gelu or residual.dtype != self.dtype:
             return residual + self._blocked_product(x, None, gelu)
         return product.binary(x, residual, self.blocked, self.bias, "add")
+
+
+def int8_trial(device: torch.device) -> bool:
+    """Whether the Triton kernel gives the product with the expanded weight on this device."""
+    from rqtransformer.fast.kernels import int8_triton
+
+    weight_OI = (127 * trial_numbers(200, 328, device=device)).round().to(torch.int8)
+    for dtype in int8_triton.KNOWN_TYPES:
+        x_RI = trial_numbers(3, 328, device=device, dtype=dtype, pace=0.31)
+        scale_O = ((2 + trial_numbers(200, device=device, pace=0.17)) / 127).to(dtype)
+        expected_RO = x_RI.double() @ (weight_OI.double() * scale_O.double().unsqueeze(1)).T
+        if not alike(int8_triton.product(x_RI, weight_OI, scale_O), expected_RO, 4 * torch.finfo(dtype).eps):
+            return False
+    return True
 
 
 def _can_block(weight_OI: Tensor) -> bool:

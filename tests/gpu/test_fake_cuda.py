@@ -55,7 +55,7 @@ FREE: dict[str, Callable[[Tensor], object]] = {
 def test_waiting_is_seen(case):
     with fake_cuda():
         x = torch.ones(3, 3, device=CUDA)
-        with pytest.raises(HostSync, match=r"tests/gpu/test_fake_cuda\.py:\d+ in "), no_host_sync():
+        with pytest.raises(HostSync, match=r"tests/gpu/test_fake_cuda.py:\d+ in "), no_host_sync():
             WAITING[case](x)
 
 
@@ -63,7 +63,7 @@ def test_waiting_is_seen(case):
 def test_mixed_devices_are_seen(case):
     with fake_cuda():
         x = torch.ones(3, 3, device=CUDA)
-        with pytest.raises(MixedDevices, match=r"cuda:0.*tests/gpu/test_fake_cuda\.py:\d+ in "), no_host_sync():
+        with pytest.raises(MixedDevices, match=r"cuda:0.*tests/gpu/test_fake_cuda.py:\d+ in "), no_host_sync():
             MIXED[case](x)
 
 

@@ -28,6 +28,7 @@ def a_gpu_machine(monkeypatch, tmp_path):
 
 
 def forget() -> None:
+    triton_kernels._verdicts.clear()
     triton_kernels._can_build.cache_clear()
     triton_kernels._is_known.cache_clear()
 
@@ -65,3 +66,48 @@ def test_old_gpus_have_none(monkeypatch, capability, served):
 def test_other_makers_gpus_have_none(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.2")
     assert not triton_kernels.use_triton(CUDA)
+
+
+def raising(device):
+    raise RuntimeError("no such instruction\nand much more")
+
+
+@pytest.mark.parametrize(("trial", "reason"), [(lambda device: False, "numbers differ"), (raising, "no such instruct")])
+def test_a_kernel_that_does_not_stand_its_trial_is_left_out_with_one_warning(trial, reason):
+    with pytest.warns(UserWarning, match=reason) as warned:
+        assert not triton_kernels.use_kernel(trial, CUDA)
+    assert len(warned) == 1
+    assert "\n" not in str(warned[0].message)
+    assert not triton_kernels.use_kernel(trial, CUDA)  # and is not asked again: a second warning would be an error
+
+
+def test_a_trial_runs_once_per_device_with_gradients_and_without_autocast():
+    seen = []
+
+    def trial(device):
+        seen.append(
+            (device, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cuda"))
+        )
+        return True
+
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with torch.inference_mode():
+            for index in (0, 1, 0):
+                assert triton_kernels.use_kernel(trial, torch.device("cuda", index))
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert seen == [(torch.device("cuda", index), True, False, False) for index in (0, 1)]
+
+
+def test_a_recording_waits_for_no_trial(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not triton_kernels.use_kernel(lambda device: True, CUDA)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert triton_kernels.use_kernel(lambda device: True, CUDA)
+
+
+def test_nothing_is_tried_where_no_kernel_runs():
+    assert not triton_kernels.use_kernel(raising, torch.device("cpu"))

@@ -64,7 +64,7 @@ def whole_loss() -> float:
     soft = targets.SoftTargets(torch.randn(2, 3, 3, 4, 6), [torch.randn(21, 6)] * 4, 0.5)
     results = []
     for use in (False, True):
-        targets.use_triton = lambda device, use=use: use
+        targets.use_kernel = lambda trial, device, use=use: use
         given = logits.clone().requires_grad_()
         loss_D, nll_D, accuracy_D = targets.cross_entropy_per_depth(given, codes, soft, chunk=5)
         (loss_D * torch.arange(1.0, 5.0)).sum().backward()

@@ -29,7 +29,7 @@ def test_it_serves_what_it_knows_and_nothing_else(monkeypatch):
     logits, codes = torch.randn(6, 2, 8), torch.zeros(6, 2, dtype=torch.int64)
     soft = targets.SoftTargets(torch.randn(1, 2, 3, 2, 4), [torch.randn(8, 4)] * 2, 1.0)
     assert not targets._kernel_serves(logits, codes, soft)  # on a CPU
-    monkeypatch.setattr(targets, "use_triton", lambda device: True)
+    monkeypatch.setattr(targets, "use_kernel", lambda trial, device: True)
     assert targets._kernel_serves(logits, codes, soft) and targets._kernel_serves(logits.half(), codes, None)
 
     class Other(targets.SoftTargets):

@@ -28,10 +28,15 @@ from benchmarks.gpu.items.models import (
 from benchmarks.gpu.items.timing import exact_products, relative, share_equal, without_kernels
 from benchmarks.gpu.report import Report
 from rqstack.quantizers.arithmetic.nearest import FUSED_SWITCH, nearest_codes
-from rqstack.triton_kernels import SWITCH, use_triton
+from rqstack.triton_kernels import SWITCH, use_kernel, use_triton
 from rqtransformer import sample
-from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
+from rqtransformer.decoding.truncation import draw_trial
+from rqtransformer.fast.fused_step import layers_trial
+from rqtransformer.fast.packing import int8_trial
+from rqtransformer.targets import SoftTargets, Stage2LossConfig, loss_trial, stage2_loss
+from rqvae.blocks import norm_trial
 
+TRIALS = (draw_trial, layers_trial, int8_trial, loss_trial, norm_trial)  # one that is not stood lets no kernel serve
 FORMATS = {"fp32": (torch.float32, 1e-5), "bf16": (torch.bfloat16, 2e-2)}  # with the relative error allowed
 NEAREST = {"ieee": 1.0, "tf32x3": 0.999}  # share of codes that must be equal
 
@@ -48,6 +53,8 @@ def compare(report: Report) -> None:
     """Draw, attention, sum and norm, int8 products; the whole decoding step, search, autoencoder, soft-target loss."""
     exact_products()
     report.note("triton", use_triton(report.device))
+    for trial in TRIALS if use_triton(report.device) else ():
+        report.check(trial.__name__, use_kernel(trial, report.device))
     kernel_twins.draw(report)
     kernel_twins.attention(report)
     kernel_twins.norms(report)

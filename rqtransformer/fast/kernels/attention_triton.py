@@ -115,7 +115,7 @@ def serves(
     index: Tensor,
     slopes_A: Tensor | None = None,
 ) -> bool:
-    """Whether `attend` knows these arguments; where it runs is `use_triton`'s to say."""
+    """Whether `attend` knows these arguments; where it runs is `use_kernel`'s to say."""
     new = (query_BA1F, key_BK1F, value_BK1F)
     tensors = (*new, stored_2BKSF, index, *(() if slopes_A is None else (slopes_A,)))
     if not all(type(tensor) is Tensor and tensor.device == stored_2BKSF.device for tensor in tensors):

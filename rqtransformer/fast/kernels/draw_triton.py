@@ -138,7 +138,7 @@ def warps(block: int) -> int:
 
 
 def serves(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings, scale: Tensor | None = None) -> bool:
-    """Whether `draw` knows these arguments; where it runs is `use_triton`'s to say."""
+    """Whether `draw` knows these arguments; where it runs is `use_kernel`'s to say."""
     tensors = (logits_BV, uniform_B) if scale is None else (logits_BV, uniform_B, scale)
     return (
         type(settings) is DrawSettings

@@ -53,7 +53,7 @@ def _product_kernel(
 
 
 def serves(x_RI: Tensor, weight_OI: Tensor, scale_O: Tensor) -> bool:
-    """Whether `product` knows these arguments; where it runs is `use_triton`'s to say."""
+    """Whether `product` knows these arguments; where it runs is `use_kernel`'s to say."""
     return (
         all(
             type(tensor) is Tensor and tensor.device == x_RI.device and tensor.is_contiguous()

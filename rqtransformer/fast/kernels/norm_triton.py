@@ -81,7 +81,7 @@ def serves(
     shift_C: Tensor | None,
     dtype: torch.dtype,
 ) -> bool:
-    """Whether `add_and_norm` knows these arguments; where it runs is `use_triton`'s to say."""
+    """Whether `add_and_norm` knows these arguments; where it runs is `use_kernel`'s to say."""
     wide = [x_RC] if residual_RC is None else [x_RC, residual_RC]
     narrow = [weight_C, *(vector for vector in (bias_C, shift_C) if vector is not None)]
     return (

@@ -47,8 +47,8 @@ def compare(changes: dict, block: dict, form: dict) -> dict:
     taken = []
     call = fused_step.FusedStep.__call__
     with (
-        mock.patch.object(packed_step, "use_triton", lambda device: True),
-        mock.patch.object(truncation, "use_triton", lambda device: True),
+        mock.patch.object(packed_step, "use_kernel", lambda trial, device: True),
+        mock.patch.object(truncation, "use_kernel", lambda trial, device: True),
         mock.patch.object(fused_step.FusedStep, "__call__", lambda *given: taken.append(1) or call(*given)),
     ):
         fused, fused_codes = outputs()

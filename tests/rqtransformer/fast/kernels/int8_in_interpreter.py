@@ -27,7 +27,7 @@ def main() -> None:
     x = torch.randn(2, 3, 40).half()
     expanded = linear(x)
     with (
-        mock.patch.object(packing, "use_triton", lambda device: True),
+        mock.patch.object(packing, "use_kernel", lambda trial, device: True),
         mock.patch.object(int8_triton, "product", lambda *given: called.append(1) or product(*given)),
     ):
         packed = (linear(x) - expanded).abs().max().item()
