@@ -79,7 +79,7 @@ def read_words(words: list[str]) -> MetricsConfig:
     return config
 
 
-def open_samples(path: Path, skip_unreadable: bool) -> ImageSource:
+def open_samples(path: Path, skip_unreadable: bool, mixed_sizes: bool) -> ImageSource:
     """The images of `fake_path`; pickled samples are refused, because reading a pickle runs what is in it."""
     pickles = [path] if path.suffix in (".pkl", ".pickle") else sorted(path.glob("*.pkl")) if path.is_dir() else []
     if pickles:
@@ -87,7 +87,7 @@ def open_samples(path: Path, skip_unreadable: bool) -> ImageSource:
             f"{pickles[0]} is a pickle, which is not read: save the samples as .png files or as an .npz "
             "file with arr_0 (uint8, N x H x W x 3), as main_sampling_fid.py does"
         )
-    return open_source(str(path), skip_unreadable=skip_unreadable)
+    return open_source(str(path), skip_unreadable=skip_unreadable, mixed_sizes=mixed_sizes)
 
 
 def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Path:
@@ -113,12 +113,14 @@ def main(args: argparse.Namespace) -> None:
     metrics = MetricSet.parse(config.metrics)
     assert config.fake_path is not None, "read_words asks for it"
     path = Path(config.fake_path).expanduser()
-    samples = open_samples(path, config.skip_unreadable)
+    samples = open_samples(path, config.skip_unreadable, config.mixed_sizes)
     target = check_target(result_file(args, path, metrics))
     first = next(iter(samples.batches(1)))
     env = ProcessSettings.from_flags(args).join()
     if not metrics.by_reference and args.report:
         raise UserError(f"--report shows reference images, and metrics={CLIP_METRIC} compares with none")
+    if config.mixed_sizes and args.report:
+        raise UserError("--report shows images of one size beside each other; leave it out with mixed_sizes=true")
     clip, captions = None, []
     if CLIP_METRIC in metrics:
         captions = saved_captions(path, len(samples))

@@ -20,7 +20,7 @@ from data.dataset import ImageDataset
 from data.images.binary_formats import build_cifar10, build_fashion_mnist
 from data.images.digits import build_digits
 from data.images.image_folders import build_ffhq, build_imagenet
-from data.images.lsun import build_lsun
+from data.images.lsun import LSUN_STEMS, build_lsun
 from data.request import STORED, DatasetRequest, DatasetRow
 from data.shards.cached_latents import build_latents, source_of_latents
 from data.shards.shard_dataset import build_shards
@@ -31,9 +31,7 @@ DATASETS: dict[str, DatasetRow] = {
     "cifar10": DatasetRow(build_cifar10, crop="none", resolution=32),
     "imagenet": DatasetRow(build_imagenet, crop="imagenet"),
     "ffhq": DatasetRow(build_ffhq, crop="ffhq"),
-    "lsun-church": DatasetRow(partial(build_lsun, stem="church_outdoor"), crop="lsun"),
-    "lsun-bedroom": DatasetRow(partial(build_lsun, stem="bedroom"), crop="lsun"),
-    "lsun-cat": DatasetRow(partial(build_lsun, stem="cat"), crop="lsun"),
+    **{f"lsun-{name}": DatasetRow(partial(build_lsun, stem=stem), crop="lsun") for name, stem in LSUN_STEMS.items()},
     "folder": DatasetRow(build_folder, crop="imagenet", folders=True),
     "cc3m": DatasetRow(build_cc3m, crop="dalle"),
     "coco": DatasetRow(build_coco, crop="dalle"),
@@ -47,9 +45,14 @@ DATASETS: dict[str, DatasetRow] = {
 }
 
 
+def dataset_choices() -> str:
+    """The names of all data sets, for help and errors; those of LSUN's categories in one word."""
+    return ", ".join(dict.fromkeys("lsun-<category>" if name.startswith("lsun-") else name for name in DATASETS))
+
+
 def dataset_row(config: DatasetConfig) -> DatasetRow:
     """The row of the data set that a config names; ValueError with the choices where it names none of them."""
-    choices = f"choose one of {', '.join(DATASETS)}"
+    choices = f"choose one of {dataset_choices()}"
     if not (config.type or config.dataset):
         raise ValueError(f"dataset.type is missing; {choices}")
     if config.name not in DATASETS:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, Optional
 
 SHUFFLES = ("auto", "samples", "shards")
-TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-church|bedroom|cat", "dalle-vqvae", "none")
+TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-<category>", "dalle-vqvae", "none")
 SPLITS = ("train", "val")
 CropStyle = Literal["imagenet", "ffhq", "lsun", "dalle", "none"]  # what they mean: data/images/transforms.py
 MAX_IMAGE_PIXELS = 89_478_485  # beyond it, a small file may be made to fill the memory
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 BACKGROUND = "white"
 NO_CAPTIONS, CAPTION_FILES, CAPTION_NAMES = CAPTIONS = ("none", "files", "names")
-_PUBLISHED_SPELLINGS = {"coco-2014val": "coco", "coco-2017val": "coco-2017"}
+_PUBLISHED_SPELLINGS = {"coco-2014val": "coco", "coco-2017val": "coco-2017", "lsun-church-outdoor": "lsun-church"}
 
 
 @dataclass
@@ -138,7 +138,7 @@ def parse_transforms(transforms: Any) -> tuple[CropStyle | None, int | None]:
         if match[2] != match[3]:
             raise ValueError(f"dataset.transforms {name!r} is not square; images are R x R")
         return "imagenet" if match[1] else "ffhq", int(match[2])
-    if re.fullmatch(r"lsun(-(church|bedroom|cat))?", str(name).lower()):
+    if re.fullmatch(r"lsun([_-][a-z_-]+)?", str(name).lower()):
         return "lsun", 256
     if str(name) == "none":
         return "none", None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.build import DATASETS, build_dataset
+from data.build import build_dataset, dataset_choices
 from data.config import SPLITS, DatasetConfig
 from data.dataset import ImageDataset, reading_notes
 from data.loader import stored_batches
@@ -40,7 +40,7 @@ class ExportSettings:
 
 def parse(words: Sequence[str] | None = None) -> ExportSettings:
     parser = ArgumentParser(description="Write the images of a data set's split to an .npz file.", allow_abbrev=False)
-    parser.add_argument("--dataset", required=True, help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--dataset", required=True, help=f"one of {dataset_choices()}")
     parser.add_argument("--split", required=True, help=f"one of {', '.join(SPLITS)}")
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode images (default: 0)")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.build import DATASETS, build_dataset, dataset_row
+from data.build import build_dataset, dataset_choices, dataset_row
 from data.config import SPLITS, DatasetConfig
 from data.shards.cached_latents import LatentDataset
 from data.shards.packing import pack
@@ -39,7 +39,7 @@ def parse(words: Sequence[str] | None = None) -> PrepareSettings:
     parser = ArgumentParser(
         prog="python -m data.prepare", description="Pack a data set into WebDataset shards.", allow_abbrev=False
     )
-    parser.add_argument("--dataset", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--dataset", help=f"one of {dataset_choices()}")
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--split", choices=(*SPLITS, "both"), default="both", help="default: both")
     parser.add_argument("--samples-per-shard", type=int, default=5000, help="default: 5000")

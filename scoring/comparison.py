@@ -14,7 +14,7 @@ from typing import Optional
 from torch import Tensor
 
 from data import DatasetConfig
-from data.build import DATASETS
+from data.build import DATASETS, dataset_choices
 from data.shards.tar_members import MAX_CLASSES
 from evaluation.networks.feature_networks import FeatureExtractor, build_features
 from evaluation.references.reference_cache import cached_reference
@@ -34,7 +34,9 @@ class ComparisonConfig:
     """The reference side of a configuration.
 
     ref_dataset: a data set of the configs, images, or an `.npz` file of moments. ref_split: of a data set. batch_size:
-    per process. skip_unreadable: leave out and count damaged images. dataset: settings of a data set named above.
+    per process. skip_unreadable: leave out and count damaged images. mixed_sizes: image files of any sizes, each taken
+    to the feature network's input by the resize that stands in the metrics' names. dataset: settings of a data set
+    named above.
     """
 
     ref_dataset: Optional[str] = None
@@ -42,6 +44,7 @@ class ComparisonConfig:
     batch_size: int = 100
     num_workers: int = 4
     skip_unreadable: bool = False
+    mixed_sizes: bool = False
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
 
@@ -85,6 +88,8 @@ class Comparison:
         dataset = self.config.dataset
         dataset.type, self.name = self.spec, split
         if dataset.transforms is None and dataset.resolution is None:
+            if self.config.mixed_sizes:
+                raise UserError("mixed_sizes=true: say at which size ref_dataset is read (dataset.resolution=256)")
             dataset.resolution = resolution
         self.data = ScoringData(
             dataset, self.config.batch_size, self.env, self.config.num_workers, cache=self.settings.cache
@@ -94,8 +99,10 @@ class Comparison:
 
     def _open_images(self, path: Path) -> None:
         if not path.exists() and ":" not in self.spec and not any(mark in self.spec for mark in "*{"):
-            raise UserError(f"ref_dataset={self.spec} is neither a path nor one of {', '.join(DATASETS)}")
-        source = open_source(self.spec, skip_unreadable=self.config.skip_unreadable)
+            raise UserError(f"ref_dataset={self.spec} is neither a path nor one of {dataset_choices()}")
+        source = open_source(
+            self.spec, skip_unreadable=self.config.skip_unreadable, mixed_sizes=self.config.mixed_sizes
+        )
         self.source, self.name, self.images = source, default_name(self.spec), partial(self._source_batches, source)
         if "label" in next(iter(source.batches(1))):
             batches = self._source_batches(source, shared=False)

@@ -9,7 +9,8 @@
 
 A source gives every image once, as uint8 with three channels, and knows their number beforehand. What is no image of
 the common size is an error that names it; with `skip_unreadable`, images that cannot be decoded are left out and
-counted. Memory holds a few batches. Axes: B batch, C channels, H W image, N images.
+counted; with `mixed_sizes`, image files may have any sizes, which the feature network's own resize takes to its input.
+Memory holds a few batches. Axes: B batch, C channels, H W image, N images.
 """
 
 from __future__ import annotations
@@ -76,7 +77,12 @@ class ImageSource(Protocol):
 
 
 def open_source(
-    spec: str, *, dataset: DatasetConfig | None = None, skip_unreadable: bool = False, threads: int | None = None
+    spec: str,
+    *,
+    dataset: DatasetConfig | None = None,
+    skip_unreadable: bool = False,
+    threads: int | None = None,
+    mixed_sizes: bool = False,
 ) -> ImageSource:
     """The source that a user names; see the table at the top of the module.
 
@@ -84,6 +90,7 @@ def open_source(
         dataset: settings of a `dataset:NAME:SPLIT` beside its type.
         skip_unreadable: leave out images that cannot be decoded (takes one more pass over encoded images).
         threads: that decode; None takes one for every core, at most 16.
+        mixed_sizes: image files may have any sizes; those of a batch have one.
 
     Raises:
         UserError: nothing there, no images, or a damaged file.
@@ -95,7 +102,7 @@ def open_source(
         return ArrayImages(path, numbered=path.name == SAMPLES_ARCHIVE and is_run_of_samples(path.parent))
     if shards := shards_named(spec):
         members = ShardImages(shards, MAX_ENCODED_BYTES)
-        return EncodedImages(spec, members, members.labels_N, skip_unreadable, threads)
+        return EncodedImages(spec, members, members.labels_N, skip_unreadable, threads, mixed_sizes)
     if not path.is_dir():
         raise UserError(f"no images at {spec!r}; expected {SOURCES}")
     if (path / SAMPLES_ARCHIVE).is_file():
@@ -104,7 +111,7 @@ def open_source(
         path = path / "images"
     names = list_images(path)
     files = PackedPaths(path, names, MAX_ENCODED_BYTES)
-    images = EncodedImages(spec, files, _labels_in_names(names), skip_unreadable, threads)
+    images = EncodedImages(spec, files, _labels_in_names(names), skip_unreadable, threads, mixed_sizes)
     images.numbered = not images.skipped and _are_samples(path, names)
     return images
 
@@ -144,7 +151,9 @@ class EncodedImages:
         labels_N: Sequence[int] | None = None,
         skip_unreadable: bool = False,
         threads: int | None = None,
+        mixed_sizes: bool = False,
     ) -> None:
+        self.mixed_sizes = mixed_sizes
         self.name, self.files, self.labels_N, self.threads = name, files, labels_N, threads
         self.skipped: Sequence[str] = ()
         self.flattened: set[int] = set()
@@ -172,15 +181,23 @@ class EncodedImages:
         self.flattened.clear()
         decoded = self._of_one_size(decode_in_order(self.files, mine, self.threads, self.flattened))
         while rows := list(islice(decoded, batch_size)):
-            index_B = torch.tensor([index for index, _ in rows])
-            image_BHWC = torch.from_numpy(np.stack([image_HWC for _, image_HWC in rows]))
-            batch = {"image": image_BHWC.permute(0, 3, 1, 2).contiguous(), "index": index_B}
-            if self.labels_N is not None:
-                batch["label"] = torch.tensor([self.labels_N[index] for index, _ in rows])
-            yield batch
+            by_size: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+            for row in rows:
+                by_size.setdefault(row[1].shape, []).append(row)
+            yield from map(self._batch, by_size.values())
         if self.flattened:
             count = len(self.flattened)
             print(f"warning: {count} images have transparency, shown over {BACKGROUND}: {self.name}", file=sys.stderr)
+
+    def _batch(self, rows: list[tuple[int, np.ndarray]]) -> Batch:
+        image_BHWC = torch.from_numpy(np.stack([image_HWC for _, image_HWC in rows]))
+        batch = {
+            "image": image_BHWC.permute(0, 3, 1, 2).contiguous(),
+            "index": torch.tensor([index for index, _ in rows]),
+        }
+        if self.labels_N is not None:
+            batch["label"] = torch.tensor([self.labels_N[index] for index, _ in rows])
+        return batch
 
     def _of_one_size(self, decoded: Iterable[tuple[int, np.ndarray | UserError]]) -> Iterator[tuple[int, np.ndarray]]:
         first: tuple[int, np.ndarray] | None = None
@@ -188,11 +205,11 @@ class EncodedImages:
             if isinstance(image_HWC, UserError):
                 raise image_HWC
             first = first or (index, image_HWC)
-            if image_HWC.shape != first[1].shape:
+            if image_HWC.shape != first[1].shape and not self.mixed_sizes:
                 sizes = [f"{shape[1]}x{shape[0]}" for shape in (image_HWC.shape, first[1].shape)]
                 raise UserError(
                     f"{self.files.name(index)} is {sizes[0]}, {self.files.name(first[0])} is {sizes[1]}: "
-                    "the images of a source must have one size"
+                    "the images of a source must have one size, or mixed_sizes=true (--mixed-sizes) takes each as it is"
                 )
             yield index, image_HWC
 

@@ -66,6 +66,7 @@ class ReferenceSettings:
     keep_features: bool = False
     spatial: bool = False
     skip_unreadable: bool = False
+    mixed_sizes: bool = False
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     batch_size: int = 64
     device: str = "cpu"
@@ -105,6 +106,7 @@ def parse(words: Sequence[str] | None = None) -> ReferenceSettings:
     parser.add_argument("--keep-features", action="store_true", help="make: also what KID, precision and recall need")
     parser.add_argument("--spatial", action="store_true", help="make: also what sFID needs")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out and count images that do not decode")
+    parser.add_argument("--mixed-sizes", action="store_true", help="image files of any sizes; the network resizes each")
     parser.add_argument("--data-root", help="where the files of dataset:NAME:SPLIT lie")
     parser.add_argument("-bs", "--batch-size", type=int, default=64, help="images at a time (default: 64)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, ...")
@@ -124,7 +126,12 @@ def parse(words: Sequence[str] | None = None) -> ReferenceSettings:
 
 def open_images(settings: ReferenceSettings, spec: str) -> ImageSource:
     """The source, with a line on stderr about what was left out."""
-    source = open_source(spec, dataset=settings.dataset, skip_unreadable=settings.skip_unreadable)
+    source = open_source(
+        spec,
+        dataset=settings.dataset,
+        skip_unreadable=settings.skip_unreadable,
+        mixed_sizes=settings.mixed_sizes,
+    )
     if source.skipped:
         names = ", ".join(source.skipped[:3])
         print(f"warning: {len(source.skipped)} unreadable images of {spec} left out: {names}, ...", file=sys.stderr)

@@ -81,6 +81,7 @@ class SavedScores:
             "fake_path": self.fake_path,
             "ref_dataset": comparison.spec,
             "reference": reference_facts(reference),
+            "mixed_sizes": comparison.config.mixed_sizes,
             "unreadable": 0,
         }
         line = score_images(

@@ -190,6 +190,20 @@ def test_help_names_every_word(capsys):
     assert all(word in printed for word in ("fake_path=", "ref_dataset=", "ref_split=", "metrics=", "skip_unreadable="))
 
 
+def test_images_of_any_sizes_are_resized_by_the_network_one_by_one(folder, cache, tmp_path):
+    """The same numbers as of each size alone, in whatever batches they come."""
+    mixed = shutil.copytree(folder, tmp_path / "mixed")
+    for path in sorted(mixed.glob("*.png"))[::3]:
+        Image.open(path).resize((2 * SIZE, SIZE + 3)).save(path)
+    words = [f"fake_path={mixed}", "metrics=fid,kid,accuracy", "mixed_sizes=true", "dataset.resolution=16", *DATA]
+    lines = [scored(cache, tmp_path, *words, "ref_dataset=synthetic", f"batch_size={size}") for size in (5, 33)]
+    assert lines[0]["metrics"] == pytest.approx(lines[1]["metrics"], rel=1e-5) and lines[0]["mixed_sizes"]
+    itself = scored(cache, tmp_path, *words, f"ref_dataset={mixed}", "--features-resize", "bilinear")
+    assert itself["metrics"][next(name for name in itself["metrics"] if name.startswith("fid"))] == pytest.approx(
+        0, abs=1e-4
+    )
+
+
 def test_images_as_the_reference(folder, cache, tmp_path):
     """A set has no distance to itself, and covers itself."""
     line = scored(
@@ -254,6 +268,11 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "pickles": (["fake_path=PICKLES", REF], "samples_0.pkl is a pickle, which is not read"),
     "empty": (["fake_path=EMPTY", REF], "no images in"),
     "mixed sizes": (["fake_path=MIXED", REF], "must have one size"),
+    "mixed sizes beside a data set": (["fake_path=MIXED", REF, "mixed_sizes=true"], "dataset.resolution=256"),
+    "page of mixed sizes": (
+        ["fake_path=MIXED", REF, "mixed_sizes=true", "--report"],
+        "--report shows images of one size",
+    ),
     "one image": (["fake_path=ONE", REF, "metrics=fid"], "at least 2 images, got 1"),
     "no classes": (["fake_path=MIXED", REF, "metrics=accuracy"], "needs the classes of the samples"),
     "classifier of moments": ([FAKE, "ref_dataset=STATS"], "needs ref_dataset to be a data set or images with classes"),

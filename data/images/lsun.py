@@ -1,4 +1,4 @@
-"""LSUN (church, bedroom, cat): exported image folders, or the LMDB databases it is distributed as.
+"""LSUN, its 30 categories: exported image folders, or the LMDB databases it is distributed as.
 
 The databases need the `lmdb` package. They are read here and not through torchvision, which keeps its list of keys in a
 pickle in the working directory.
@@ -23,20 +23,37 @@ from data.request import DatasetRequest
 from data.roots import find_root, missing
 from data.splits import split_by_name
 
+LSUN_STEMS = {
+    "church": "church_outdoor",
+    **{
+        stem.replace("_", "-"): stem
+        for stem in (
+            # scenes
+            *("bedroom", "bridge", "classroom", "conference_room", "dining_room", "kitchen", "living_room"),
+            *("restaurant", "tower"),
+            # objects
+            *("airplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining_table"),
+            *("dog", "horse", "motorbike", "person", "potted_plant", "sheep", "sofa", "train", "tv-monitor"),
+        )
+    },
+}
+"""Category -> how the names of its databases begin (Yu et al., arXiv 1506.03365, and its page)."""
+
 
 def build_lsun(request: DatasetRequest, *, stem: str) -> ImageDataset:
     """One LSUN category without labels; `stem` begins the names of its databases.
 
-    In order of preference: the databases <stem>_train_lmdb and <stem>_val_lmdb, one database <stem> (as `cat` comes),
-    two folders of images; from one database, or images in one place, val_fraction of them is held out.
+    In order of preference: the databases <stem>_train_lmdb and <stem>_val_lmdb, one database <stem> (as objects come)
+    or the root itself, two folders of images; from one database, or images in one place, val_fraction is held out.
     """
     split = request.split
     layout = f"{stem}_train_lmdb/ and {stem}_val_lmdb/, or folders of images train/ and val/, or images"
     root = find_root(request.config, layout)
     if (root / f"{stem}_{split}_lmdb").is_dir():
         return _whole(request, LmdbImages(root / f"{stem}_{split}_lmdb"))
-    if (root / stem / "data.mdb").is_file():
-        return _held_out(request, LmdbImages(root / stem))
+    for whole in (root / stem, root):
+        if (whole / "data.mdb").is_file():
+            return _held_out(request, LmdbImages(whole))
     named = {name: root / f"{stem}_{name}" for name in SPLITS}
     splits = named if all(folder.is_dir() for folder in named.values()) else find_splits(request.name, root) or {}
     if VAL in splits:

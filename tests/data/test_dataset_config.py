@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from data import DatasetConfig, build_dataset
-from data.build import DATASETS, dataset_request
+from data.build import DATASETS, dataset_request, dataset_row
+from data.images.lsun import LSUN_STEMS
 from data.images.transforms import Pipeline
 from data.request import DatasetRow
 
@@ -81,6 +82,24 @@ def test_config_is_an_omegaconf_schema():
     assert (request.crop, request.resolution) == ("ffhq", 256)
 
 
+def test_the_categories_of_lsun():
+    assert len(LSUN_STEMS) == 30 and {"church", "tv-monitor", "train", "living-room"} < set(LSUN_STEMS)
+    assert LSUN_STEMS["church"] == "church_outdoor" and LSUN_STEMS["dining-room"] == "dining_room"
+    names = {
+        "LSUN-dining_room": "lsun-dining-room",
+        "lsun_church_outdoor": "lsun-church",
+        "LSUN-tv-monitor": "lsun-tv-monitor",
+    }
+    for given, name in names.items():
+        request = dataset_request(DatasetConfig(type=given, transforms=given), "train")
+        assert (request.name, request.crop, request.resolution) == (name, "lsun", 256)
+    with pytest.raises(
+        ValueError, match="'lsun-kitchens' is unknown .did you mean 'lsun-kitchen'.*lsun-<category>"
+    ) as e:
+        dataset_row(DatasetConfig(type="lsun-kitchens"))
+    assert len(str(e.value)) < 300
+
+
 def test_every_data_set_says_how_it_is_cropped():
     """Where the config does not: no data set gets the crops of another one because it was forgotten in a list."""
     crops = {name: row.crop for name, row in DATASETS.items()}
@@ -88,7 +107,7 @@ def test_every_data_set_says_how_it_is_cropped():
     assert crops == {
         **dict.fromkeys(drawn_or_held, "none"),
         **dict.fromkeys(("imagenet", "folder", "shards"), "imagenet"),
-        **dict.fromkeys(("lsun-church", "lsun-bedroom", "lsun-cat"), "lsun"),
+        **{f"lsun-{category}": "lsun" for category in LSUN_STEMS},
         **dict.fromkeys(("cc3m", "coco", "coco-2017", "coco-karpathy", "caption-folder"), "dalle"),
         "ffhq": "ffhq",
         "latents": "stored",

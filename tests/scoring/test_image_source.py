@@ -294,3 +294,21 @@ def test_images_that_carry_the_numbers_they_were_drawn_as(tmp_path):
     assert open_source(str(archive / "samples.npz")).numbered and open_source(str(archive)).numbered
     (run / "images" / plain[1]).write_bytes(b"no image")
     assert not open_source(str(run), skip_unreadable=True).numbered
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_mixed_sizes_come_in_batches_of_one_size_with_their_own_numbers_and_labels(tmp_path, batch_size, world_size):
+    sizes = [(8, 6), (6, 8), (8, 6), (5, 5), (6, 8), (8, 6), (8, 6)]
+    for index, size in enumerate(sizes):
+        Image.new("RGB", size, (index, 0, 0)).save(tmp_path / f"{index}_class{index % 3}.png")
+    source = open_source(str(tmp_path), mixed_sizes=True)
+    batches = [batch for rank in range(world_size) for batch in source.batches(batch_size, rank, world_size)]
+    seen = {}
+    for batch in batches:
+        assert len(batch["index"]) <= batch_size
+        for image_CHW, index, label in zip(batch["image"], batch["index"].tolist(), batch["label"].tolist()):
+            assert image_CHW.shape == (3, *sizes[index][::-1]) and image_CHW[0, 0, 0] == index and label == index % 3
+            seen[index] = seen.get(index, 0) + 1
+    assert seen == dict.fromkeys(range(7), 1)
+    refused(tmp_path, "mixed_sizes=true")
