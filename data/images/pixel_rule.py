@@ -82,7 +82,7 @@ def apply_rule(image: Image.Image, rule: PixelRule) -> Pixels:
     if image.mode == plain and plain != "RGBA" and image.format != "TIFF":
         image.load()  # what stands at the end of a PNG is known after it
         if image.info.keys().isdisjoint(("transparency", *_ORIENTATION_KEYS)):
-            return Pixels(image.convert(plain))
+            return Pixels(image)
     turn = _turn(image)
     pixels = _eight_bits(image)
     flattened = False
