@@ -15,7 +15,7 @@ from evaluation.references.reference_files import Reference
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError
 
-BY_FREQUENCY = "frequencies"  # `sampling.classes` of samples with the class frequencies of the training images
+BY_FREQUENCY = "frequencies"  # what `classes` says of samples drawn as often as the training images
 WITHOUT_REFERENCE = ("metrics", "num_images", "references", "features", "warnings")
 
 
