@@ -8,6 +8,7 @@ become float32 there; cached latents (data/shards/cached_latents.py) travel as t
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -158,7 +159,7 @@ def _stored(
         batch_sampler=order,
         num_workers=min(num_workers, _cores()),
         collate_fn=_unchanged,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_start_worker,
         prefetch_factor=_PREFETCH,
         pin_memory=pin_memory,  # by a thread of its own, while still uint8
         generator=torch.Generator(),  # its own: making the iterator must not advance the global generator
@@ -178,5 +179,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _use_one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the main one ends its workers when it has saved
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

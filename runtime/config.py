@@ -56,6 +56,17 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
     return _to_object(config, source)
 
 
+def composed_values(path: str | Path) -> dict[str, Any]:
+    """What a YAML file and those of its defaults list say, neither checked nor resolved.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    values = OmegaConf.to_container(_compose(Path(path), []), resolve=False)
+    assert isinstance(values, dict), "a composed file is a mapping"
+    return {str(name): value for name, value in values.items()}
+
+
 def config_to_yaml(config: Any) -> str:
     """The resolved YAML text of a config: a dataclass instance, a DictConfig or a mapping."""
     node = config if OmegaConf.is_config(config) else OmegaConf.create(OmegaConf.structured(config))

@@ -1,15 +1,24 @@
-"""Being told to stop: SIGTERM and SIGUSR1 ask a run to end at its next step boundary, with everything saved."""
+"""Being told to stop: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 ask a run to end at its next step boundary, with everything
+saved. A second Ctrl-C ends it at once.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
 PREEMPTED_EXIT_CODE = 75
 """What a run that was told to stop exits with: `EX_TEMPFAIL` of sysexits.h, "try again later"."""
+
+
+LAUNCHER_VARIABLE = "TORCHELASTIC_RUN_ID"
+_ONE_PRESS_SECONDS = 1.0
 
 
 class Preempted(SystemExit):
@@ -20,14 +29,18 @@ class Preempted(SystemExit):
 
 
 class StopSignals:
-    """While entered, `SIGTERM` and `SIGUSR1` no longer end the process but set `received`, the signal's name.
+    """While entered, these signals no longer end the process but set `received`, the signal's name.
 
-    Signals can be handled in the main thread only; anywhere else entering changes nothing.
+    A second SIGINT ends it without any more work: whatever is half written has no reader. A launcher passes on what the
+    terminal has sent already, so that what follows within `_ONE_PRESS_SECONDS` is the same press there. Signals can be
+    handled in the main thread only; anywhere else entering changes nothing.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._pressed: float | None = None
+        self._one_press = _ONE_PRESS_SECONDS if LAUNCHER_VARIABLE in os.environ else 0.0
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -40,5 +53,12 @@ class StopSignals:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # nothing else: the handler may run in the middle of anything
+        # as little as can be: the handler may run in the middle of anything
+        if number == signal.SIGINT:
+            if self._pressed is not None and time.monotonic() - self._pressed >= self._one_press:
+                os._exit(INTERRUPTED_EXIT_CODE)
+            if self._pressed is None and not self._one_press:
+                # a main thread that waits inside a library would not come to the second one: the system ends it
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+            self._pressed = self._pressed or time.monotonic()
         self.received = signal.Signals(number).name

@@ -16,6 +16,7 @@ from runtime.atomic import is_complete
 from runtime.config import load_config
 from runtime.errors import UserError
 from runtime.step_directories import SNAPSHOTS, complete_steps, read_json
+from sampling.recorded_paths import TYPED, with_paths_that_exist
 
 IMAGES_PER_CLASS = "images_per_class"  # in a snapshot's metadata: of the classes of a model
 
@@ -94,6 +95,8 @@ def config_beside(checkpoint: Path, schema: type, overrides: Sequence[str] = ())
     config: Any = load_config(schema, directory / CONFIG_FILE, list(overrides))
     if not any("dataset.tokenizer=" in word for word in overrides):
         config.dataset.tokenizer = tokenizer_beside(config.dataset, directory) or config.dataset.tokenizer
+    if (directory / METADATA_FILE).is_file():
+        config = with_paths_that_exist(config, read_json(directory / METADATA_FILE).get(TYPED) or {})
     return config
 
 

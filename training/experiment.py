@@ -13,6 +13,7 @@ POSITIVE_OR_UNSET = (
     "epochs",
     "max_steps",
     "save_steps",
+    "save_minutes",
     "test_steps",
     "log_steps",
     "save_ckpt_freq",
@@ -65,8 +66,9 @@ class ExperimentConfig:
     processes; the number of accumulated micro-steps follows from it. A frequency in steps (`*_steps`) wins over
     the one in epochs. `precision` is auto (bf16 on a GPU when `amp` is set or unset, fp32 on a CPU), fp32, bf16, fp16.
 
-    The last `keep_checkpoints` checkpoints stay, and those of steps that are multiples of `keep_every_steps` (null:
-    none) for ever. With `async_checkpoint` training goes on while one is written.
+    The first checkpoint is written after `save_minutes` at the latest, whatever the frequencies say (null: as they
+    say). The last `keep_checkpoints` stay, and those of steps that are multiples of `keep_every_steps` (null: none) for
+    ever. With `async_checkpoint` training goes on while one is written.
 
     `parallel` is ddp (every process holds the whole model), fsdp (a share of every parameter; stage 2) or none (one
     process). `compile` compiles every transformer block (stage 2), the networks (stage 1).
@@ -79,8 +81,8 @@ class ExperimentConfig:
     the last `spike_window` steps gives a warning (null: never), as does a codebook of which a log window used less
     than `min_code_usage` at some depth. Data workers that die are replaced up to `max_worker_deaths` times. When a rank
     does not move for `hang_timeout` seconds, the run says where every rank stands and ends (null: never). After a
-    SIGTERM or SIGUSR1 the ranks agree to stop at the next multiple of `signal_steps`. `count_flops` counts those of a
-    step for the log line.
+    SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the ranks agree to stop at the next multiple of `signal_steps`. `count_flops`
+    counts those of a step for the log line.
     """
 
     batch_size: int = MISSING
@@ -93,6 +95,7 @@ class ExperimentConfig:
 
     max_steps: Optional[int] = None
     save_steps: Optional[int] = None
+    save_minutes: Optional[float] = 10.0
     test_steps: Optional[int] = None
     log_steps: int = 50
     precision: str = "auto"
@@ -171,7 +174,6 @@ def plan_batches(
     steps_per_epoch = math.ceil(num_images / global_batch)
     if (config.epochs is None) == (config.max_steps is None):
         raise ValueError("set exactly one of experiment.epochs and experiment.max_steps")
-    total_steps = config.max_steps or math.ceil((config.epochs or 0) * steps_per_epoch)
 
     def in_steps(steps: int | None, epochs: float) -> int:
         return steps if steps is not None else max(1, round(epochs * steps_per_epoch))
@@ -182,12 +184,17 @@ def plan_batches(
         accumulation=accumulation,
         world_size=world_size,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
+        total_steps=num_steps(config, steps_per_epoch),
         save_steps=in_steps(config.save_steps, config.save_ckpt_freq),
         test_steps=in_steps(config.test_steps, config.test_freq),
         log_steps=config.log_steps,
         schedule_ranks=schedule_ranks or world_size,
     )
+
+
+def num_steps(config: ExperimentConfig, steps_per_epoch: int) -> int:
+    """The length of a run in optimizer steps."""
+    return config.max_steps or math.ceil((config.epochs or 0) * steps_per_epoch)
 
 
 def _accumulation(config: ExperimentConfig, world_size: int, grad_accm_steps: int) -> int:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 end a run at a step boundary, saved, with an exit code of its own; restarts go on from there."""
+"""SIGTERM, SIGINT and SIGUSR1 end a run at a step boundary, saved, with an exit code of its own; restarts go on."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.training.tiny_runs import (
     write_config,
 )
 from training.checkpoints.checkpoint_directories import complete_checkpoints
+from training.experiment import ExperimentConfig
 from training.launch.continuation import LAUNCH_FILE
 
 STEPS = 6
@@ -46,7 +47,7 @@ def signalled(number: signal.Signals, at_step: int):
     return on_step
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_the_step_and_exits_with_75(number, config, tmp_path):
     straight = train("stage1", "-m", config, "-r", tmp_path / "straight").run_dir
     before = signal.getsignal(number)
@@ -75,6 +76,44 @@ def test_several_signals_are_one(config, tmp_path):
     with pytest.raises(Preempted):
         train("stage1", "-m", config, "-r", tmp_path, on_step=on_step)
     assert [path.name for path in complete_checkpoints(only_run(tmp_path))] == ["step_00000001"]
+
+
+PRESSES = """
+import os, signal, sys, time
+from runtime.preemption import StopSignals
+
+with StopSignals() as signals:
+    for pause in map(float, sys.argv[1:]):
+        os.kill(os.getpid(), signal.SIGINT)
+        print(signals.received, flush=True)
+        time.sleep(pause)
+    print("went on", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("launched", "pauses", "code", "printed"),
+    [
+        (False, ["0"], 0, "SIGINT\nwent on\n"),
+        (False, ["0", "0"], -signal.SIGINT, "SIGINT\n"),
+        (True, ["0", "0"], 0, "SIGINT\nSIGINT\nwent on\n"),  # the terminal's and the launcher's
+        (True, ["1.1", "0"], 130, "SIGINT\n"),
+    ],
+)
+def test_a_second_press_ends_at_once(launched, pauses, code, printed, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    process = start("-c", PRESSES, *pauses)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (code, printed)
+    assert "Traceback" not in err
+
+
+def test_the_first_checkpoint_comes_after_a_time(config, tmp_path):
+    run = train("stage1", "-m", config, "-r", tmp_path, "experiment.save_minutes=1e-6").run_dir
+    assert [path.name for path in complete_checkpoints(run)] == [f"step_{STEPS:08d}", "step_00000001"]
+    assert ExperimentConfig(batch_size=1).save_minutes == 10
 
 
 def test_outside_the_loop_signals_keep_their_meaning():

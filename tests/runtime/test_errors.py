@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from runtime.errors import UserError, exit_on_user_error, one_line
@@ -46,3 +48,22 @@ def test_the_traceback_can_be_asked_for(capsys, monkeypatch):
 )
 def test_one_line(error, text):
     assert one_line(error) == text
+
+
+def test_ctrl_c_is_a_line_and_its_own_exit_code(capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as exit_info, exit_on_user_error():
+        raise KeyboardInterrupt
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "thing", [object(), io.BytesIO(), test_a_bug_keeps_its_traceback, [].append, io.BytesIO().read]
+)
+def test_messages_carry_no_addresses(thing):
+    assert "0x" not in one_line(ValueError(f"cannot read {thing!r}"))

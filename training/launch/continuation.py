@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ from typing import Any
 import torch
 
 from runtime.atomic import write_text_atomically
+from runtime.config import composed_values
 from runtime.rundir import runs
 from runtime.step_directories import CHECKPOINTS
+from sampling.recorded_paths import TYPED
 from training.checkpoints.checkpoint_directories import complete_checkpoints
 from training.launch.flags import LaunchSettings
+from training.launch.resume_rules import flattened, settings_of
 
 LAUNCH_FILE = "launch.json"
+GIVEN = "model_config"  # under this name it holds what the -m file said
 
 
 def with_run_to_continue(settings: LaunchSettings) -> LaunchSettings:
@@ -47,8 +52,12 @@ def _run_to_continue(settings: LaunchSettings) -> Path | None:
     return None
 
 
-def note_launch(run_dir: Path, world_size: int) -> None:
-    """Writes `launch.json`: what was started, with which versions, by which launcher. For the main process."""
+def note_launch(run_dir: Path, world_size: int, model_config: str | None, typed: Mapping[str, Any]) -> None:
+    """Writes `launch.json`: what was started, with which versions, by which launcher. For the main process.
+
+    What the -m file said when the run began, and the paths that were typed, stay there when it is started again.
+    """
+    before = read_launch(run_dir)
     content = {
         "launch": launch_id(),
         "command": sys.argv,
@@ -56,6 +65,8 @@ def note_launch(run_dir: Path, world_size: int) -> None:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        GIVEN: before.get(GIVEN) or _given(model_config),
+        TYPED: {**(before.get(TYPED) or {}), **typed},
     }
     write_text_atomically(run_dir / LAUNCH_FILE, json.dumps(content, indent=1) + "\n")
 
@@ -89,8 +100,36 @@ def _candidates(settings: LaunchSettings) -> list[Path]:
 
 
 def _launch_of(run: Path) -> str | None:
+    return read_launch(run).get("launch")
+
+
+def read_launch(run: Path) -> dict[str, Any]:
+    """The content of `launch.json`; empty where there is none."""
     try:
         content: Any = json.loads((run / LAUNCH_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return content.get("launch") if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def typed_by(run_dir: Path) -> dict[str, Any]:
+    """The paths of a run as they were typed, by key."""
+    return read_launch(run_dir).get(TYPED) or {}
+
+
+def edits(run_dir: Path, model_config: str | None, config: Any) -> list[str]:
+    """What the -m file says now, did not when the run began, and is not what the run does: `key=value`, in order."""
+    then = read_launch(run_dir).get(GIVEN)
+    if not model_config or not isinstance(then, dict) or not Path(model_config).is_file():
+        return []
+    now, does = json.loads(json.dumps(_given(model_config))), json.loads(json.dumps(dict(settings_of(config))))
+    keys = [*now, *(key for key in then if key not in now)]
+    return [
+        f"{key}={now[key]}" if key in now else f"no {key}"
+        for key in keys
+        if now.get(key) != then.get(key) and not (key in now and key in does and does[key] == now[key])
+    ]
+
+
+def _given(model_config: str | None) -> dict[str, Any] | None:
+    return flattened(composed_values(model_config)) if model_config else None

@@ -73,6 +73,10 @@ class LaunchSettings:
             raise UserError("--eval needs -l/--load-path: the run, snapshot or checkpoint to evaluate")
         if not self.model_config and not self.resume:
             raise UserError("-m/--model-config is missing: the YAML file of the experiment")
+        if self.resume and self.postfix:
+            raise UserError(f"-p/--postfix {self.postfix}: a resumed run keeps its directory")
+        if self.resume and self.test_epoch >= 0:
+            raise UserError(f"-e/--test-epoch {self.test_epoch:g} chooses a snapshot; --resume takes a checkpoint: -l")
         if self.test_batch_size is not None and self.test_batch_size < 1:
             raise UserError(f"-t/--test-batch-size {self.test_batch_size} must be at least 1")
 

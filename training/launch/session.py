@@ -20,15 +20,24 @@ from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
 from runtime.step_directories import CHECKPOINTS, SNAPSHOTS
+from sampling.recorded_paths import TYPED, typed_paths, with_absolute_paths
 from scoring.scoring_data import ScoringData
 from training.checkpoints.checkpoint_writer import CheckpointWriter
 from training.checkpoints.snapshot_writer import SnapshotWriter
 from training.experiment import BatchPlan, RunPosition
-from training.launch.continuation import note_launch, with_run_to_continue
+from training.launch.continuation import note_launch, typed_by, with_run_to_continue
 from training.launch.data_identity import DataIdentity
 from training.launch.flags import LaunchSettings
+from training.launch.resume_rules import Change, allowed_changes
 from training.launch.resuming import ResumedRun
-from training.launch.run_config import load_run_config, plan_run
+from training.launch.run_config import (
+    config_before,
+    edited,
+    learning_rate_jump,
+    load_run_config,
+    plan_run,
+    recorded_config,
+)
 from training.launch.starting_points import find_checkpoint, find_weights
 from training.loop.faults import FaultRecorder
 from training.loop.feed import Feed, Survivor
@@ -36,7 +45,8 @@ from training.loop.guards import Guards
 from training.loop.in_loop_scores import InLoopScores, find_features
 from training.loop.loop import Loop, Records
 from training.loop.throughput import SpeedMeter, StepFlops
-from training.stage import Batch, Config, Stage
+from training.schedules import never_reached
+from training.stage import Batch, Config, RunConfig, Stage
 
 INITIAL_STEP = -1  # the step number that seeds initial weights
 BuildStage = Callable[[Config, BatchPlan, DistEnv], Stage]
@@ -53,19 +63,28 @@ class Session(Generic[Config]):
 
     def __init__(self, schema: type[Config], build_stage: BuildStage[Config], settings: LaunchSettings) -> None:
         settings.check()
+        told_to_resume = settings.resume
         self.settings = settings = with_run_to_continue(settings)
         # ranks that resume share the hashing of the checkpoint's files
         joined = settings.processes.join() if settings.resume else None
         self.resumed = ResumedRun.at(find_checkpoint(settings)) if settings.resume else None
         config = load_run_config(schema, settings, self.resumed)
+        self.changed: list[Change] | None = None
+        self.notes: list[str] = []
+        if self.resumed is not None:
+            before = config_before(schema, self.resumed)
+            self.changed = changed = allowed_changes(before, config)
+            self.notes = edited(settings, self.resumed, config, refused=told_to_resume)
         self.env = env = joined or settings.processes.join()
         use_device(env, config.experiment.deterministic)
         self.train_set = build_dataset(config.dataset, "train", config.seed)
         self.val_set = build_dataset(config.dataset, "val", config.seed)
-        self.config, self.plan = plan_run(config, len(self.train_set), env.world_size, self.resumed)
+        self.config, self.plan = plan_run(config, len(self.train_set), env.world_size, self.resumed, self.changed or ())
         self.data = DataIdentity.of(self.train_set, self.val_set)
         if self.resumed is not None:
             self.data.check_resumed(self.resumed, self.config.dataset.accept_changed)
+            self.notes += [f"from here on {change}" for change in changed]
+            self.notes += learning_rate_jump(before, self.config, self.plan, self.start.step)
         # initial weights are the same on every rank, and never those of any step's noise
         seed_everything_for_step(config.seed, 0, INITIAL_STEP)
         self.stage = build_stage(self.config, self.plan, env)
@@ -76,8 +95,10 @@ class Session(Generic[Config]):
             self.resumed.restore(self.stage)
         elif settings.load_path is not None:
             self.stage.load_weights(find_weights(settings.load_path, settings.test_epoch))
-        self.run_dir = self._open_run_dir()
-        distributed.run_on_main(lambda: note_launch(self.run_dir, env.world_size))
+        self.typed = {} if self.resumed is None else typed_by(self.resumed.run_dir)
+        self.typed |= typed_paths(self.stage.config)
+        self.run_dir = self._open_run_dir(recorded_config(self.stage.config, config, self.changed))
+        distributed.run_on_main(lambda: note_launch(self.run_dir, env.world_size, settings.model_config, self.typed))
         resume_step = None if self.resumed is None else self.resumed.position.step
         self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=resume_step)
 
@@ -86,15 +107,17 @@ class Session(Generic[Config]):
         """Where the run stands before it is trained on."""
         return RunPosition() if self.resumed is None else self.resumed.position
 
-    def _open_run_dir(self) -> Path:
+    def _open_run_dir(self, config: RunConfig) -> Path:
         if self.resumed is not None:
+            run_dir = self.resumed.run_dir
             distributed.run_on_main(self.resumed.abandon_later_steps)
-            return self.resumed.run_dir
+            distributed.run_on_main(lambda: save_config(config, run_dir / "config.yaml"))
+            return run_dir
         settings = self.settings
         assert settings.model_config, "`LaunchSettings.check` lets no new run start without"
         stem = Path(settings.model_config).stem + ("-eval" if settings.evaluate else "")
         run_dir = new_run_dir(settings.result_path, stem, settings.postfix)
-        distributed.run_on_main(lambda: save_config(self.stage.config, run_dir / "config.yaml"))
+        distributed.run_on_main(lambda: save_config(config, run_dir / "config.yaml"))
         return run_dir
 
     def batches(self, dataset: ImageDataset, pulse: Callable[[], None] | None = None) -> Iterator[Batch]:
@@ -170,6 +193,14 @@ class Session(Generic[Config]):
         if self.resumed is not None:
             start = self.start
             log.info(f"resumed from {self.resumed.checkpoint} at step {start.step}, {start.images_seen} images seen")
+            if start.step >= plan.total_steps:
+                self.notes.append(
+                    f"the run is finished: {start.step} of {plan.total_steps} steps are done; a larger "
+                    "experiment.max_steps or experiment.epochs makes it longer"
+                )
+        for line in [*self.notes, *never_reached(self.stage.objects().values())]:
+            if log.is_main:
+                log.warning(line)
 
     def _report_unreadable(self) -> None:
         for dataset in (self.train_set, self.val_set):
@@ -221,8 +252,13 @@ class Session(Generic[Config]):
     def _snapshots(self) -> SnapshotWriter:
         return SnapshotWriter(
             self.run_dir / SNAPSHOTS,
-            self.stage.config,
-            facts={"stage": self.stage.name, "seed": self.config.seed, **self.stage.snapshot_facts(self.train_set)},
+            with_absolute_paths(self.stage.config),
+            facts={
+                "stage": self.stage.name,
+                "seed": self.config.seed,
+                **self.stage.snapshot_facts(self.train_set),
+                **({TYPED: self.typed} if self.typed else {}),
+            },
             files=self.stage.snapshot_files(self.train_set),
             keep_last=self.config.experiment.keep_snapshots,
         )

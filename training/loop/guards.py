@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -32,8 +34,12 @@ class Guards:
         self.spikes = SpikeAlarm(config.spike_factor, config.spike_window, self._alarm)
         self.collapse = CollapseAlarm(config.min_code_usage, self._alarm)
         self._entered = ExitStack()
+        self._save_minutes = config.save_minutes
+        self._save_at = math.inf
 
     def __enter__(self) -> Guards:
+        if self._save_minutes is not None:
+            self._save_at = time.monotonic() + 60 * self._save_minutes
         self._entered.enter_context(self.signals)
         self._entered.enter_context(self.watchdog)
         return self
@@ -48,6 +54,16 @@ class Guards:
         if self.world_size > 1 and step % self.signal_steps:
             return False
         return self.agreement.any(self.signals.received is not None)
+
+    def must_save(self, step: int) -> bool:
+        """Whether the run has gone on for long without a checkpoint of its own; asked and answered like `must_stop`."""
+        if self._save_at == math.inf or (self.world_size > 1 and step % self.signal_steps):
+            return False
+        return self.agreement.any(time.monotonic() >= self._save_at)
+
+    def saved(self) -> None:
+        """Told that a checkpoint is written: the next ones come as often as the plan says."""
+        self._save_at = math.inf
 
     def look_at(self, step: int, values: Sequence[tuple[int, str, float]], metrics: Mapping[str, Any]) -> None:
         """Raises the alarms of a log window: (step, name, value) of its steps, and its metrics."""

@@ -152,7 +152,7 @@ class Loop:
         plan, step = self.plan, self.step
         last = step == plan.total_steps
         stop = self.guards.must_stop(step)
-        save = last or stop or step % plan.save_steps == 0
+        save = last or stop or step % plan.save_steps == 0 or self.guards.must_save(step)
         test = last or step % plan.test_steps == 0
         scores = self.scores if self.scores is not None and self.scores.due(step, last) else None
         # a line before every checkpoint makes the log of a resumed run that of an uninterrupted one
@@ -252,6 +252,7 @@ class Loop:
         progress = self._progress()
         self.checkpoints.save(self.step, self.stage.objects(), progress)
         self.snapshots.save(self.stage.snapshot(), progress, validation)
+        self.guards.saved()
         self._restart_clock()
 
     def _restart_clock(self) -> None:

@@ -110,7 +110,10 @@ def clip_gradients(params: Iterable[Tensor], max_norm: float | None = None) -> T
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`optimizer.load_state_dict` for moments that are whole or sharded, into parameters that are whole or sharded."""
+    """`optimizer.load_state_dict` for moments that are whole or sharded, into parameters that are whole or sharded.
+
+    Weight decay, betas and the like stay those of `optimizer`: a resumed run may have been told other ones.
+    """
     params = [param for group in optimizer.param_groups for param in group["params"]]
 
     def placed(index: int, value: Any) -> Any:
@@ -120,7 +123,11 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     entries = {
         index: {name: placed(index, value) for name, value in entry.items()} for index, entry in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": entries})
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    groups = [{**saved, **own} for saved, own in zip(state["param_groups"], options)]
+    optimizer.load_state_dict(
+        {**state, "state": entries, "param_groups": groups + state["param_groups"][len(options) :]}
+    )
 
 
 @torch.no_grad()

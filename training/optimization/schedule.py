@@ -56,11 +56,12 @@ class LearningRateSchedule:
         _check(init_lr, warmup)
         if steps_per_epoch <= 0 or max_epoch <= 0:
             raise ValueError(f"a schedule needs steps: steps_per_epoch {steps_per_epoch}, max_epoch {max_epoch}")
+        self.total_steps = max_epoch * steps_per_epoch
         self.warmup_steps = warmup.epoch * steps_per_epoch
         buffer_steps = warmup.buffer_epoch * steps_per_epoch
         has_warmup = self.warmup_steps > 0
         self.cosine_start = math.floor(self.warmup_steps + buffer_steps) if has_warmup else 0
-        self.cosine_steps = max_epoch * steps_per_epoch - self.warmup_steps - buffer_steps
+        self.cosine_steps = self.total_steps - self.warmup_steps - buffer_steps
         self.peak_lr = init_lr * _multiplier(warmup, world_size) if has_warmup else init_lr
         self.first_lr = 0.0 if warmup.start_from_zero else init_lr
         last_whole = math.floor(self.warmup_steps)
@@ -75,6 +76,19 @@ class LearningRateSchedule:
             return self.plateau_lr
         progress = (step - self.cosine_start) / self.cosine_steps
         return self.min_lr + (self.plateau_lr - self.min_lr) * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+    def never_reached(self) -> str:
+        """A line where the run ends before its schedule gets anywhere: in the warm-up, or on the plateau after it."""
+        last = self.at(max(0, math.ceil(self.total_steps) - 1))
+        if self.warmup_steps >= self.total_steps:
+            what = (
+                f"the warm-up of {self.warmup_steps:g} steps (optimizer.warmup.epoch) is as long as the run or longer"
+            )
+        elif self.warmup_steps > 0 and self.cosine_start >= self.total_steps:
+            what = f"warm-up and plateau (optimizer.warmup.buffer_epoch) last {self.cosine_start} steps, all of the run"
+        else:
+            return ""
+        return f"{what}: {self.total_steps:g} steps end at a learning rate of {last:.3g} of {self.peak_lr:.3g}"
 
     def _rising(self, step: int) -> float:
         return self.first_lr + (self.peak_lr - self.first_lr) * (step / self.warmup_steps)

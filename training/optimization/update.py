@@ -20,6 +20,7 @@ from training.optimization.optimizer import (
     load_optimizer_state,
 )
 from training.optimization.schedule import LearningRateSchedule
+from training.schedules import schedule_of
 
 
 class ScaledUpdate:
@@ -157,7 +158,8 @@ class ScaledUpdate:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty of a run that was not in fp16: the scale then starts anew
+            self.scaler.load_state_dict(state["scaler"])
         self.skipped = state["skipped"]
 
 
@@ -174,10 +176,7 @@ def build_update(
 
     A network that joins at `first_step` has its own schedule over the steps that are left, warm-up included.
     """
-    epochs = plan.epoch(max(1, plan.total_steps - first_step))
-    schedule = LearningRateSchedule(
-        optimizer.init_lr, optimizer.warmup, plan.steps_per_epoch, epochs, plan.schedule_ranks
-    )
+    schedule = schedule_of(optimizer, plan, first_step)
     return ScaledUpdate(
         module,
         build_optimizer(module, optimizer, env.device),

@@ -9,6 +9,7 @@ import torch
 
 from rqtransformer.targets import Stage2LossConfig
 from rqvae import RQVAE, load_rqvae
+from runtime.errors import UserError
 from runtime.precision import Precision
 from sampling.trained_models import resolve_checkpoint
 
@@ -53,7 +54,10 @@ def load_tokenizer(config: VQVAEConfig, loss: Stage2LossConfig) -> tuple[VQVAECo
     """
     if not config.ckpt:
         raise ValueError("no stage-1 checkpoint: give -v/--vqvae PATH or vqvae.ckpt")
-    checkpoint = resolve_checkpoint(config.ckpt)
+    try:
+        checkpoint = resolve_checkpoint(config.ckpt)
+    except UserError as error:
+        raise UserError(f"{error} (vqvae.ckpt); -v/--vqvae PATH says where stage 1 lies") from None
     tokenizer = load_rqvae(checkpoint, ema=config.ema)
     if loss.type == "soft_target_cross_entropy" and not tokenizer.quantizer.fixed_code_vectors:
         raise ValueError(

@@ -152,11 +152,11 @@ def test_a_finished_run_resumes_to_nothing_and_can_be_made_longer(tmp_path):
 def test_resuming_with_another_seed_or_architecture_is_refused(tmp_path):
     config = write_config(tmp_path / "tiny.yaml", stage1(PLAN))
     run_dir = train("stage1", "-m", config, "-r", tmp_path / "runs").run_dir
-    with pytest.raises(UserError, match="--seed 5 differs from the resumed run's seed 0"):
+    with pytest.raises(UserError, match="seed=5: the resumed run has 0 and cannot"):
         session("stage1", "--resume", "-l", run_dir, "--seed", 5)
-    with pytest.raises(UserError, match="model does not fit this run"):
+    with pytest.raises(UserError, match="arch.ddconfig.num_res_blocks=2: the resumed run has 1"):
         session("stage1", "--resume", "-l", run_dir, "arch.ddconfig.num_res_blocks=2")
-    with pytest.raises(UserError, match="ema"):
+    with pytest.raises(UserError, match="arch.ema=0.5: the resumed run has null"):
         session("stage1", "--resume", "-l", run_dir, "arch.ema=0.5")
 
 

@@ -43,7 +43,7 @@ def test_words_on_the_command_line_still_change_it(finished):
 
 
 def test_another_seed_is_refused(finished):
-    with pytest.raises(UserError, match="--seed 7 differs from the resumed run's seed 0"):
+    with pytest.raises(UserError, match="seed=7: the resumed run has 0 and cannot change it"):
         session("stage1", *resume_flags(*finished), "--seed", 7)
 
 

@@ -112,3 +112,24 @@ def test_wrong_warmup(change, message):
 def test_empty_run(steps, epochs):
     with pytest.raises(ValueError, match="needs steps"):
         LearningRateSchedule(1e-3, WarmupConfig(), steps, epochs)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "epochs", "said"),
+    [
+        (
+            {"epoch": 5.0},
+            2,
+            "the warm-up of 50 steps (optimizer.warmup.epoch) is as long as the run or longer: 20 steps",
+        ),
+        ({"epoch": 2.0}, 2, "the warm-up of 20 steps"),
+        ({"epoch": 1.0, "buffer_epoch": 1.0}, 2, "warm-up and plateau (optimizer.warmup.buffer_epoch) last 20 steps"),
+        ({"epoch": 1.0}, 2, ""),
+        ({"buffer_epoch": 9.0}, 2, ""),  # without a warm-up the plateau does not apply
+        ({}, 2, ""),
+    ],
+)
+def test_a_run_that_ends_before_its_schedule_begins_says_so(warmup, epochs, said):
+    line = LearningRateSchedule(1e-3, WarmupConfig(**warmup), 10, epochs).never_reached()
+    assert line.startswith(said)
+    assert bool(line) == bool(said)
