@@ -11,6 +11,7 @@ TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-<category>", "dalle-v
 SPLITS = ("train", "val")
 CropStyle = Literal["imagenet", "ffhq", "lsun", "dalle", "none"]  # what they mean: data/images/transforms.py
 MAX_IMAGE_PIXELS = 89_478_485  # beyond it, a small file may be made to fill the memory
+MAX_IMAGE_BYTES = 1 << 28  # of one encoded image, wherever it lies
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 BACKGROUND = "white"
 NO_CAPTIONS, CAPTION_FILES, CAPTION_NAMES = CAPTIONS = ("none", "files", "names")

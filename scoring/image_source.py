@@ -47,7 +47,6 @@ IMAGE_KEYS = ("arr_0", "images")
 LABEL_KEYS = ("arr_1", "labels", "label")
 DATASET_PREFIX = "dataset:"
 SOURCES = "a folder of images, an .npz or .npy file, .tar shards, or dataset:NAME:SPLIT"
-MAX_ENCODED_BYTES = 1 << 28
 _CHANNELS = (1, 2, 3, 4)  # the length of an axis of channels
 _SAMPLE_NAME = re.compile(r"(?P<number>\d+)(?:_class(?P<label>\d+))?\.\w+")
 SAMPLES_ARCHIVE = "samples.npz"
@@ -101,7 +100,7 @@ def open_source(
     if path.suffix in (".npz", ".npy") and not path.is_dir():
         return ArrayImages(path, numbered=path.name == SAMPLES_ARCHIVE and is_run_of_samples(path.parent))
     if shards := shards_named(spec):
-        members = ShardImages(shards, MAX_ENCODED_BYTES)
+        members = ShardImages(shards)
         return EncodedImages(spec, members, members.labels_N, skip_unreadable, threads, mixed_sizes)
     if not path.is_dir():
         raise UserError(f"no images at {spec!r}; expected {SOURCES}")
@@ -110,7 +109,7 @@ def open_source(
     if (path / "images").is_dir() and is_run_of_samples(path):
         path = path / "images"
     names = list_images(path)
-    files = PackedPaths(path, names, MAX_ENCODED_BYTES)
+    files = PackedPaths(path, names)
     images = EncodedImages(spec, files, _labels_in_names(names), skip_unreadable, threads, mixed_sizes)
     images.numbered = not images.skipped and _are_samples(path, names)
     return images

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
+from data.config import MAX_IMAGE_BYTES
+
 
 class Encoded(Protocol):
     """Numbered encoded images."""
@@ -37,17 +39,26 @@ class Encoded(Protocol):
         ...
 
 
+def checked(encoded: bytes) -> bytes:
+    """The bytes of one image; OSError where they are more than any is given."""
+    check_size(len(encoded))
+    return encoded
+
+
+def check_size(size: int) -> None:
+    """OSError for an encoded image of more bytes than are read."""
+    if size > MAX_IMAGE_BYTES:
+        raise OSError(f"it has more than {MAX_IMAGE_BYTES} bytes")
+
+
 class PackedPaths:
     """Files under one root. The relative paths share one buffer: a million Python strings would be copied into every
     data worker as their reference counts change.
-
-    Args:
-        max_bytes: more than these are not read of a file; -1 reads all.
     """
 
-    def __init__(self, root: Path, relative: Sequence[str], max_bytes: int = -1) -> None:
+    def __init__(self, root: Path, relative: Sequence[str]) -> None:
         encoded = [os.fsencode(path) for path in relative]
-        self.root, self.max_bytes = str(root), max_bytes
+        self.root = str(root)
         self.text = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self.end_N = np.cumsum([len(path) for path in encoded], dtype=np.int64)
 
@@ -73,7 +84,7 @@ class PackedPaths:
     def read(self, index: int) -> bytes:
         """The content of the file."""
         with open(self.name(index), "rb") as file:
-            return file.read(self.max_bytes)
+            return checked(file.read(MAX_IMAGE_BYTES + 1))
 
     def __len__(self) -> int:
         return len(self.end_N)

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.config import SPLITS
 from data.dataset import VAL_FRACTION, ImageDataset
-from data.images.encoded_images import Chosen, Encoded, PackedPaths
+from data.images.encoded_images import Chosen, Encoded, PackedPaths, checked
 from data.images.file_dataset import FileDataset
 from data.images.listing import list_images
 from data.images.split_folders import TRAIN, VAL, find_splits
@@ -92,7 +92,7 @@ class LmdbImages:
             value = transaction.get(bytes(self.keys[index]))
         if value is None:
             raise OSError("the key is gone from the database")
-        return value
+        return checked(value)
 
 
 # path -> (process, environment). A process may open a database once, whatever the number of data sets over it, and must

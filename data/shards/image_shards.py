@@ -11,15 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from data.images.encoded_images import check_size
 from data.shards.shard_index import IMAGE, NO_LABEL, ShardIndex, scan_shard
 from runtime.errors import UserError, one_line
 
 
 class ShardImages:
     """Images of uncompressed tar files in the WebDataset layout; see `data.shards.shard_index`.
-
-    Args:
-        max_bytes: more than these are not read of a member.
 
     Attributes:
         labels_N: of every image; None where one has none.
@@ -28,8 +26,8 @@ class ShardImages:
         UserError: a shard that cannot be read or is refused.
     """
 
-    def __init__(self, shards: Sequence[Path], max_bytes: int) -> None:
-        self.shards, self.max_bytes = tuple(shards), max_bytes
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self.shards = tuple(shards)
         indexes = [_scanned(shard) for shard in shards]
         chosen = [index.size_NF[:, IMAGE] >= 0 for index in indexes]
         self.shard_N = np.repeat(np.arange(len(indexes)), [int(chosen_N.sum()) for chosen_N in chosen])
@@ -56,9 +54,10 @@ class ShardImages:
 
     def read(self, index: int) -> bytes:
         """The encoded bytes; OSError when they cannot be had."""
+        check_size(self.size(index))
         with open(self.shards[self.shard_N[index]], "rb") as file:
             file.seek(int(self.start_N[index]))
-            return file.read(min(int(self.size_N[index]), self.max_bytes))
+            return file.read(int(self.size_N[index]))
 
 
 def _scanned(shard: Path) -> ShardIndex:

@@ -23,6 +23,7 @@ from torch import Tensor
 from data.captions.captioned_dataset import caption_numbers, segmentation_keys, warn_of_cut_captions
 from data.config import SPLITS, DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset
+from data.images.encoded_images import check_size
 from data.images.file_dataset import FileDataset
 from data.order import Groups
 from data.request import DatasetRequest
@@ -101,7 +102,8 @@ class ShardSamples:
         return self.files.read(int(self.shard_N[index]), int(self.start_NF[index, field]) + start, size)
 
     def read(self, index: int) -> bytes:
-        """The encoded image."""
+        """The encoded image; OSError when it cannot be had."""
+        check_size(int(self.size_NF[index, IMAGE]))
         return self.field(index, IMAGE)
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import tarfile
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data import DatasetConfig, build_dataset
 from data.images.decoding import UNREADABLE, decode_in_order, decode_rgb, image_format
 from data.images.listing import IMAGE_EXTENSIONS, holds_image, list_images
 from data.shards.tar_members import IMAGE_KINDS
 from runtime.errors import UserError
+from scoring.image_source import open_source
 
 
 def encoded(pixels, form="PNG"):
@@ -97,3 +100,29 @@ def test_the_same_files_are_images_in_folders_and_in_shards(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert holds_image(tmp_path) and holds_image(tmp_path / "b")
     assert list_images(tmp_path) == sorted([*names, "b/A.JPEG"])
+
+
+def test_a_file_of_more_bytes_than_any_image_has_is_unreadable_wherever_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.images.encoded_images.MAX_IMAGE_BYTES", 1000)
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
+    for number, pixels in enumerate((GREY, noise, GREY)):
+        (tmp_path / f"{number}.png").write_bytes(encoded(pixels))
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for number in range(3):
+            tar.add(tmp_path / f"{number}.png", f"{number}.png")
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        (tmp_path / f"{number}.png").rename(tmp_path / "images" / f"{number}.png")
+    shards = [str(tmp_path / "train.tar")]
+    for kind, root in (("folder", str(tmp_path / "images")), ("shards", shards)):
+        sides = [build_dataset(DatasetConfig(type=kind, root=root, resolution=8), split) for split in ("train", "val")]
+        for dataset in sides:
+            for index in range(len(dataset)):
+                if "1" in dataset.source.name(index).rpartition("/")[2].rpartition(":")[2]:
+                    with pytest.raises(OSError, match="it has more than 1000 bytes"):
+                        dataset.source.read(index)
+                else:
+                    assert dataset.source.read(index)
+    for spec in (str(tmp_path / "images"), shards[0]):
+        with pytest.raises(UserError, match="cannot be read: it has more than 1000 bytes"):
+            list(open_source(spec).batches(1))
