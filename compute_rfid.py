@@ -14,7 +14,7 @@ from rqvae import load_rqvae
 from runtime import distributed
 from runtime.cli import ProcessSettings, build_parser
 from runtime.errors import UserError, exit_on_user_error
-from sampling.trained_models import config_beside, resolve_checkpoint
+from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
 from scoring.flags import add_scoring_flags, feature_settings_from
 from scoring.reconstruction_scores import find_perceptual, score_reconstructions
 from scoring.result_lines import file_part, reference_facts, write_result
@@ -41,6 +41,7 @@ def main(args: argparse.Namespace) -> None:
     config = config_beside(path, Stage1Config, args.overrides)
     env = ProcessSettings.from_flags(args).join()
     model = load_rqvae(path, ema=args.ema, device=env.device)
+    check_weights(model, path)
     deepest = len(model.quantizer.num_codes)
     depth = deepest if args.depth is None else args.depth
     if not 1 <= depth <= deepest:

@@ -21,7 +21,7 @@ from runtime.config import load_config
 from runtime.device import use_device
 from runtime.errors import UserError, exit_on_user_error
 from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor
-from sampling.trained_models import config_beside, resolve_checkpoint
+from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
 from training.launch.data_identity import check_unseen
 from training.stages.data_checks import check_images, check_resolution
 from training.stages.stage1 import Stage1Config
@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
     env = ProcessSettings.from_flags(args).join()
     use_device(env)
     tokenizer = load_rqvae(checkpoint, ema=args.ema)
+    check_weights(tokenizer, checkpoint)
     if not tokenizer.quantizer.num_codes:
         raise UserError(f"{checkpoint} has no bottleneck, and so no codes")
     digest = weights_digest(tokenizer)

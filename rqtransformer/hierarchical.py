@@ -29,6 +29,7 @@ from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.draw_settings import DrawSettings
 from rqtransformer.fast.packing import PackedSlot, WeightFormat
+from rqtransformer.finite_draws import check_drawn, naming_weights, to_embed
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.stack import TransformerStack
 
@@ -240,7 +241,7 @@ class HierarchicalTransformer(nn.Module):
             more_rules: further fields of `DrawSettings`.
 
         Raises:
-            ValueError: for a prime that does not fit, or settings out of range.
+            ValueError: for a prime that does not fit, settings out of range, or logits that are not finite.
         """
         device = self.start.device
         num_blocks = self.config.max_seq_len[0] if num_blocks is None else num_blocks
@@ -269,9 +270,10 @@ class HierarchicalTransformer(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            for stack in self.levels:
-                stack.pack(form or WeightFormat())
-            self._packed_logits.fill_from((self.to_logits,), form or WeightFormat())
+            with naming_weights(self):
+                for stack in self.levels:
+                    stack.pack(form or WeightFormat())
+                self._packed_logits.fill_from((self.to_logits,), form or WeightFormat())
             yield
         finally:
             for packed in (*self.levels, self._packed_logits):
@@ -283,7 +285,8 @@ class HierarchicalTransformer(nn.Module):
         for position in range(walk.first_position, drawn_BN.shape[1]):
             if position >= num_given:
                 drawn_BN[:, position] = draw_truncated(walk.logits(), noise_NB[position], settings)
-            walk.push(drawn_BN[:, position])
+            walk.push(to_embed(drawn_BN[:, position]))
+        check_drawn(drawn_BN, self)
 
     def _nested(self, ids: Tensor) -> Tensor:
         if ids.ndim == 2:

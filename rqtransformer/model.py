@@ -25,6 +25,7 @@ from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTo
 from rqtransformer.fast.decoding_state import DecodingState
 from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
 from rqtransformer.fast.served import is_plain
+from rqtransformer.finite_draws import naming_weights
 from rqtransformer.stack import TransformerStack
 
 
@@ -285,9 +286,10 @@ class RQTransformer(PretrainedModel):
 
     def _pack(self, form: WeightFormat) -> None:
         self.decoding.form = form
-        for part in (self.body_transformer, self.head_transformer, self.classifier):
-            part.pack(form)
-        self._pack_projections(form)
+        with naming_weights(self):
+            for part in (self.body_transformer, self.head_transformer, self.classifier):
+                part.pack(form)
+            self._pack_projections(form)
 
     def _end_decoding(self, keep: bool) -> None:
         self.decoding.form = None

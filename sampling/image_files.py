@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from rqtransformer.finite_draws import NonFiniteError
 from runtime import distributed
 from runtime.npz import Header, write_npz
 
@@ -30,17 +31,23 @@ def save_images(
     uint8 (N, H, W, 3), and the classes `arr_1`, int64 (N,), which is what the ADM evaluator takes, and the classes once
     more as `labels`; without classes `arr_0` alone. N images are never in memory.
 
+    Where a batch cannot be made because numbers are not finite, what this process wrote before is taken away again.
+
     Raises:
         ValueError: unknown format.
     """
     if file_format not in FORMATS:
         raise ValueError(f"--format {file_format!r} is unknown; choose one of {', '.join(FORMATS)}")
     writer = PngFiles(directory) if file_format == "png" else NpzFile(directory, num_images, resolution)
-    for batch in batches:
-        image_BHWC = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
-        label_B = batch["label"].cpu().numpy() if "label" in batch else None
-        writer.write(image_BHWC, batch["index"].cpu().numpy(), label_B)
-        yield batch
+    try:
+        for batch in batches:
+            image_BHWC = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
+            label_B = batch["label"].cpu().numpy() if "label" in batch else None
+            writer.write(image_BHWC, batch["index"].cpu().numpy(), label_B)
+            yield batch
+    except NonFiniteError:
+        writer.discard()
+        raise
     writer.close()
 
 
@@ -50,12 +57,19 @@ class PngFiles:
     def __init__(self, directory: Path):
         self.directory = directory / "images"
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._written: list[Path] = []
 
     def write(self, image_BHWC: np.ndarray, index_B: np.ndarray, label_B: np.ndarray | None) -> None:
         """Writes one batch."""
         classes = [""] * len(index_B) if label_B is None else [f"_class{label}" for label in label_B]
         for image_HWC, index, suffix in zip(image_BHWC, index_B, classes, strict=True):
-            Image.fromarray(image_HWC).save(self.directory / f"{index:06d}{suffix}.png")
+            self._written.append(self.directory / f"{index:06d}{suffix}.png")
+            Image.fromarray(image_HWC).save(self._written[-1])
+
+    def discard(self) -> None:
+        """Takes away what this process wrote."""
+        for file in self._written:
+            file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Waits until every rank has written its files."""
@@ -83,6 +97,11 @@ class NpzFile:
         if label_B is not None:
             self.arrays["labels"][index_B] = label_B
             self.labelled = True
+
+    def discard(self) -> None:
+        """Takes away the arrays."""
+        for file in self.files.values():
+            file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Packs the archive on the main process, streaming."""

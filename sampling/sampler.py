@@ -18,6 +18,8 @@ from torch import Tensor
 
 from evaluation.protocol import shard_indices, to_uint8
 from rqtransformer import RQTransformer, decode_in_batches, sample
+from rqtransformer.decoding import check_codes
+from rqtransformer.finite_draws import check_pixels
 from rqtransformer.pretrained import sampling_settings
 from rqvae import RQVAE
 from sampling.conditions import Conditions
@@ -94,7 +96,11 @@ class Sampler:
     def draw(self, index_B: Tensor, condition_B: Tensor, rows: int | None = None) -> Tensor:
         """Codes (B, H, W, D) of the samples with these global indices and numbers of conditions.
 
-        `rows`: samples of a full batch, where this may be a smaller last one; see `decoding.sample_stream`.
+        Does not wait for the device; `decode` looks at whether all could be drawn.
+
+        Args:
+            index_B, condition_B: of the samples.
+            rows: samples of a full batch, where this may be a smaller last one; see `decoding.sample_stream`.
         """
         return sample(
             self.stage2,
@@ -104,14 +110,21 @@ class Sampler:
             seed=self.settings.seed,
             amp_dtype=self.amp_dtype,
             rows=rows,
+            checked=False,
             **self.arguments,
         )
 
     def decode(self, codes_BHWD: Tensor) -> Tensor:
-        """Images in [-1, 1], decoded in as many parts as memory asks for."""
+        """Images in [-1, 1], decoded in as many parts as memory asks for.
+
+        Raises:
+            NonFiniteError: naming what is not finite, in stage 2 for codes that could not be drawn, in stage 1 for
+                pixels.
+        """
+        check_codes(codes_BHWD, self.stage2, self.stage1)
         dtype = self.pixel_dtype
         with torch.autocast(codes_BHWD.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            return torch.cat(list(decode_in_batches(self.stage1, codes_BHWD)))
+            return check_pixels(torch.cat(list(decode_in_batches(self.stage1, codes_BHWD))), self.stage1)
 
     def images(self, num_samples: int, rank: int = 0, world_size: int = 1) -> Iterator[dict[str, Tensor]]:
         """Samples 0..N-1 in batches of this rank: `image` uint8 (B, C, H, W), `index` and `conditions.key` (B,)."""

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data.tokenizers.tokenizer_loading import tokenizer_beside
+from rqstack.finite import non_finite_names
 from rqstack.snapshots import CONFIG_FILE, METADATA_FILE, MODEL_FILE, weights_digest
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer
 from rqvae import RQVAE, load_rqvae
@@ -123,6 +125,13 @@ def check_stages_fit(arch: RQTransformerConfig, tokenizer: RQVAE) -> None:
         )
 
 
+def check_weights(model: nn.Module, path: str | Path) -> None:
+    """UserError naming the weights of a loaded model that are not finite."""
+    names = non_finite_names(model.state_dict().items())
+    if names:
+        raise UserError(f"the weights of {path} are not finite: {names}")
+
+
 def load_models(
     stage1_path: str | Path,
     stage2_path: str | Path,
@@ -137,12 +146,14 @@ def load_models(
         stage1_ema, stage2_ema: the averaged weights instead of the raw ones.
 
     Raises:
-        ValueError: the two do not belong together.
+        ValueError: the two do not belong together, or have weights that are not finite.
     """
     stage1 = load_rqvae(resolve_checkpoint(stage1_path), ema=stage1_ema, device=device)
     checkpoint = resolve_checkpoint(stage2_path)
     stage2 = load_rqtransformer(checkpoint, ema=stage2_ema, device=device)
     check_stages_fit(stage2.config, stage1)
+    for path, model in ((stage1_path, stage1), (stage2_path, stage2)):
+        check_weights(model, path)
     if (checkpoint / METADATA_FILE).is_file():
         trained_on = read_metadata(checkpoint).get("tokenizer")
         if trained_on not in (None, weights_digest(stage1)):

@@ -3,6 +3,7 @@
 from rqtransformer.decoding.code_sampling import (
     PartialCodes,
     SampledBatch,
+    check_codes,
     sample,
     sample_batches,
     sample_stream,
@@ -16,6 +17,7 @@ __all__ = [
     "DrawSettings",
     "PartialCodes",
     "SampledBatch",
+    "check_codes",
     "decode_in_batches",
     "sample",
     "sample_batches",

@@ -21,6 +21,7 @@ from rqtransformer.decoding.position_step import DrawInputs, PositionStep
 from rqtransformer.decoding.sampling_request import Guidance, SamplingRequest, check_request
 from rqtransformer.decoding.served_model import knows_model, knows_request
 from rqtransformer.embedding import ImageTokenizer
+from rqtransformer.finite_draws import check_drawn
 from rqtransformer.model import RQTransformer
 
 
@@ -37,7 +38,8 @@ class PartialCodes(NamedTuple):
 
     Attributes:
         position: how many positions (raster order) are finished.
-        codes: (B, H, W, D); what is not finished yet is 0. The next step writes into the same tensor.
+        codes: (B, H, W, D); what is not finished yet is 0, and `NOT_DRAWN` what cannot be drawn. The next step writes
+            into the same tensor.
     """
 
     position: int
@@ -58,11 +60,22 @@ def sample(
         arguments: those of `sample_stream`.
 
     Raises:
-        ValueError: for settings out of range, shapes that do not fit, or guidance of a model without null condition.
+        ValueError: for settings out of range, shapes that do not fit, or guidance of a model without null condition;
+            `NonFiniteError`, one of these, where the model's numbers are not finite.
     """
     for partial in sample_stream(model, tokenizer, cond, **arguments):
         codes_BHWD = partial.codes
     return codes_BHWD
+
+
+def check_codes(codes_BHWD: Tensor, model: RQTransformer, tokenizer: ImageTokenizer | None) -> Tensor:
+    """Codes of `sample(..., checked=False)` as they are.
+
+    Raises:
+        NonFiniteError: naming what is not finite, for codes that could not be drawn.
+    """
+    books = [(f"codebook of depth {depth}", book) for depth, book in enumerate(code_vectors(model, tokenizer))]
+    return check_drawn(codes_BHWD, model, books)
 
 
 def sample_stream(
@@ -84,12 +97,13 @@ def sample_stream(
     weights: str = "dense",
     graphs: bool | None = None,
     rows: int | None = None,
+    checked: bool = True,
     **more_rules: Any,
 ) -> Iterator[PartialCodes]:
     """`sample`, position by position: yields what is given, then once per position, for previews.
 
-    Nothing waits for the device until the caller looks at the codes. The model is in decoding mode until the iterator
-    ends or is closed.
+    Nothing waits for the device before the last position, and nothing at all with `checked` off. The model is in
+    decoding mode until the iterator ends or is closed.
 
     Args:
         model, tokenizer, cond: see `sample`.
@@ -110,10 +124,12 @@ def sample_stream(
             (`served_model`) decodes without.
         rows: samples of a full batch, if this is the last and smaller one of several: with graphs it is filled up, and
             nothing is recorded anew.
+        checked: look at the end whether all codes could be drawn; off: the caller does with `check_codes`, later.
         more_rules: further fields of `DrawSettings`, one value or one per depth.
 
     Raises:
         ValueError: see `sample`.
+        NonFiniteError: instead of the last step, where the model's numbers are not finite.
     """
     request = check_request(
         model,
@@ -144,6 +160,8 @@ def sample_stream(
                 positions = _draw_plainly(walk, codes_BTD)
             with contextlib.closing(positions):
                 for position in positions:
+                    if checked and position == model.num_positions:
+                        check_codes(codes_BHWD, model, tokenizer)
                     yield PartialCodes(position, codes_BHWD)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rqstack.counter_noise import uniform_noise
 from rqtransformer.draw_settings import DrawSettings
+from rqtransformer.finite_draws import NOT_DRAWN
 
 
 def guide(cond_logits: Tensor, uncond_logits: Tensor, scale: Tensor | float) -> Tensor:
@@ -38,11 +39,16 @@ def draw(probs_BV: Tensor, seed: int, sample_index_B: Tensor, position: int, dep
 
 
 def invert_cdf(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """The code (B,) at which the cumulated probability first exceeds `uniform`; codes of probability 0 never come."""
+    """The code (B,) at which the cumulated probability first exceeds `uniform`; codes of probability 0 never come.
+
+    `NOT_DRAWN` where the probabilities are not finite.
+    """
     # A parallel sum rounds neighbours differently, so a code of probability 0 may seem to add something: hide those.
     cumulated_BV = probs_BV.cumsum(dim=-1).masked_fill_(probs_BV == 0, 0.0)
     total_B = cumulated_BV.amax(dim=-1)
+    # amax gives NaN where there is one
     # Rounding must not push the value up to the total, which no entry exceeds.
     largest_B = torch.nextafter(total_B, torch.zeros_like(total_B))
     value_B = torch.minimum((uniform_B * total_B).to(total_B.dtype), largest_B)
-    return (cumulated_BV > value_B.unsqueeze(1)).to(torch.uint8).argmax(dim=-1)
+    code_B = (cumulated_BV > value_B.unsqueeze(1)).to(torch.uint8).argmax(dim=-1)
+    return code_B.where(total_B > 0, NOT_DRAWN)

@@ -19,6 +19,7 @@ from rqtransformer.decoding.decoder import Decoder
 from rqtransformer.decoding.sampling_request import SamplingRequest
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.draw_settings import DrawSettings
+from rqtransformer.finite_draws import to_embed
 from rqtransformer.native import NativePosition
 
 
@@ -104,7 +105,8 @@ class PositionStep:
             if known_BD is not None and given_BD is not None:
                 code_B = torch.where(known_BD[:, depth], given_BD[:, depth], code_B)
             drawn.append(code_B)
-            decoder.push(code_B if scale is None else code_B.repeat(2))
+            given_B = to_embed(code_B)
+            decoder.push(given_B if scale is None else given_B.repeat(2))
         self._write(torch.stack(drawn, dim=1), index)
 
     def _write(self, codes_BD: Tensor, index: Tensor | int) -> None:

@@ -17,6 +17,7 @@ from rqstack.triton_kernels import trial_numbers, use_kernel
 from rqtransformer import native
 from rqtransformer.decoding.logits import guide, invert_cdf, sampling_probs
 from rqtransformer.draw_settings import DrawSettings
+from rqtransformer.finite_draws import NOT_DRAWN
 
 SMALLEST_BLOCK = 64
 # exp(-104) is 0 in fp32: lower logits have no probability with any filter.
@@ -34,7 +35,8 @@ def draw_truncated(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings,
     """Logits -> codes (B,): `invert_cdf(sampling_probs(logits, settings), uniform)`, faster where it knows the rules.
 
     With rules that it knows it never waits for a device other than the CPU. With a guidance scale the logits are
-    (2B, V), those with the condition first, and what is drawn from is their `guide`.
+    (2B, V), those with the condition first, and what is drawn from is their `guide`. `NOT_DRAWN` where the logits
+    hold a NaN or +inf, or nothing but -inf.
     """
     if use_kernel(draw_trial, logits_BV.device):
         from rqtransformer.fast.kernels import draw_triton
@@ -83,12 +85,16 @@ def _draw_plainly(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings, 
 
 
 def kept_codes(scores_BV: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Which codes (B, V) stay: the same kernels whatever the values, so it needs no look at them."""
+    """Which codes (B, V) stay: the same kernels whatever the values, so it needs no look at them.
+
+    All codes of a row with a NaN or +inf: what is drawn from must have it, too.
+    """
     count = scores_BV.shape[1] if top_k is None else top_k
     best_BM = scores_BV.topk(count, dim=-1).values
     threshold_B1 = best_BM[:, -1:]
+    broken_B1 = ~best_BM[:, :1].isfinite()  # a NaN comes first
     if top_p is None:
-        return scores_BV >= threshold_B1
+        return (scores_BV >= threshold_B1) | broken_B1
     weight_BM = (best_BM - best_BM[:, :1]).exp()
     cumulated_BM = weight_BM.cumsum(dim=-1)
     tied_B1 = (scores_BV >= threshold_B1).sum(dim=-1, keepdim=True) - count  # those topk had no room for
@@ -100,7 +106,7 @@ def kept_codes(scores_BV: Tensor, top_k: int | None, top_p: float | None) -> Ten
     cut_B1 = best_BM.gather(1, number_B1 - 1)
     room_B1 = number_B1 + missing_B1 - (scores_BV > cut_B1).sum(dim=-1, keepdim=True)
     at_cut_BV = scores_BV == cut_B1
-    return (scores_BV > cut_B1) | (at_cut_BV & (at_cut_BV.cumsum(dim=-1) <= room_B1))
+    return (scores_BV > cut_B1) | (at_cut_BV & (at_cut_BV.cumsum(dim=-1) <= room_B1)) | broken_B1
 
 
 def _probs_above_cut(scores_BV: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -115,6 +121,7 @@ def _probs_above_cut(scores_BV: Tensor, top_k: int | None, top_p: float | None) 
         kept_Bk = below_BM if top_k is None else below_BM[:, :top_k]
         cumulated_Bk = (lowest_B1 - kept_Bk).exp_().cumsum(dim=-1)
         last_B1 = torch.searchsorted(cumulated_Bk, top_p * cumulated_Bk[:, -1:])  # the code that crosses p
+        last_B1 = last_B1.clamp_(max=kept_Bk.shape[1] - 1)  # beyond it where the sum is not finite
         cut_B1 = below_BM.gather(1, last_B1)
         tied_B1 = cut_B1 == below_BM.gather(1, last_B1.add_(1).clamp_(max=below_BM.shape[1] - 1))
         if top_k is not None:  # a tie at k changes the mass that p is a share of
@@ -164,4 +171,5 @@ def _invert(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     total_B = cumulated_BV[:, -1]
     largest_B = torch.nextafter(total_B, torch.zeros_like(total_B))
     value_B = torch.minimum((uniform_B * total_B).to(total_B.dtype), largest_B)
-    return torch.searchsorted(cumulated_BV, value_B.unsqueeze(1), right=True).squeeze(1)
+    code_B = torch.searchsorted(cumulated_BV, value_B.unsqueeze(1), right=True).squeeze(1)
+    return code_B.where(total_B > 0, NOT_DRAWN)

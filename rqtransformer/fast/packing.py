@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqstack.finite import is_finite
 from rqstack.triton_kernels import alike, trial_numbers, use_kernel
 from rqtransformer import native
 from rqtransformer.fast.served import is_plain
+from rqtransformer.finite_draws import NonFiniteError
 
 WEIGHT_FORMATS = ("dense", "int8")
 # The row count oneDNN plans its blocks for. One plan for all batches: another plan may round differently.
@@ -229,7 +231,11 @@ class PackedSlot:
         form: WeightFormat,
         bias_scale: float = 1.0,
     ) -> None:
-        """Activates the map of these weights, joined along O; what was packed before serves while it is current."""
+        """Activates the map of these weights, joined along O; what was packed before serves while it is current.
+
+        Raises:
+            NonFiniteError: for weights on a CPU that are not finite: attention there makes numbers of a NaN.
+        """
         key = tuple(_identity(tensor) for tensor in (*weights_OI, *biases_O) if tensor is not None)
         known, packed = self._kept.get(form, (None, None))
         if packed is None or known != key:
@@ -238,6 +244,8 @@ class PackedSlot:
             bias = _join(biases) if biases else None
             if bias is not None and bias_scale != 1.0:
                 bias = bias * bias_scale
+            if weight.device.type == "cpu" and not (is_finite(weight) and (bias is None or is_finite(bias))):
+                raise NonFiniteError(f"weights of shape {tuple(weight.shape)} or their bias are not finite")
             fresh = PackedLinear(weight, bias, form, lenders=(*weights_OI, *biases_O))
             if packed is None or not packed.take_over(fresh):
                 packed = fresh

@@ -4,6 +4,8 @@
 // or above a value falls as the value rises. Ties at the k-th score all stay; the score that crosses p stays, and of
 // equal ones as many as it takes, the first ones.
 //
+// A row with a NaN or +inf, or with nothing but -inf, has no distribution: NOT_DRAWN.
+//
 // Legend: B images, V vocabulary; "kept" arrays hold what is left after top-k, in the order of the codes.
 
 #include <cstring>
@@ -28,6 +30,8 @@ static int32_t last_true(int32_t lowest, int32_t highest, Holds holds) {
     }
     return lowest;
 }
+
+constexpr int32_t KEY_OF_INFINITY = 0x7F800000, KEY_OF_MINUS_INFINITY = -0x7F800001;  // NaNs lie beyond them
 
 struct Row {
     std::vector<float> scores, weights;
@@ -72,6 +76,9 @@ static int64_t draw(Row& row, const float* logits, int64_t vocabulary, double un
         keys[v] = ordered(scores[v]);
         lowest = keys[v] < lowest ? keys[v] : lowest;
         highest = keys[v] > highest ? keys[v] : highest;
+    }
+    if (highest >= KEY_OF_INFINITY || lowest < KEY_OF_MINUS_INFINITY || highest == KEY_OF_MINUS_INFINITY) {
+        return NOT_DRAWN;
     }
     if (top_k < vocabulary) {
         lowest = last_true(lowest, highest, [&](int32_t key) {

@@ -5,6 +5,8 @@
 
 #include "product.h"
 
+constexpr int64_t NOT_DRAWN = -1;  // the code where there is no distribution; `finite_draws.py`
+
 struct Norm {
     const float *weight, *bias;  // without a bias the mean is not taken off either
     float eps;

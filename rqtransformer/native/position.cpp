@@ -25,11 +25,11 @@ struct Head {
     int32_t cumulate;  // the head sees the sum of the vectors so far, before `project`
 };
 
-// to = the rows of the table that the codes select, added to what is there if `add`.
+// to = the rows of the table that the codes select (row 0 for NOT_DRAWN), added to what is there if `add`.
 static void look_up(const float* table_KE, const int64_t* code_B, int64_t images, int64_t size, bool add,
                     float* to_BE) {
     for (int64_t image = 0; image < images; ++image, to_BE += size) {
-        const float* row = table_KE + code_B[image] * size;
+        const float* row = table_KE + std::max<int64_t>(code_B[image], 0) * size;
         for (int64_t e = 0; e < size; ++e) to_BE[e] = add ? to_BE[e] + row[e] : row[e];
     }
 }

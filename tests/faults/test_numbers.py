@@ -214,3 +214,26 @@ def test_the_rng_state_is_the_one_the_step_begins_with(monkeypatch, tmp_path):
     state = load_file(only_run(tmp_path / "runs") / f"faults/step_{BAD:08d}/rank0.safetensors")["rng_state"]
     seed_everything_for_step(9, 0, BAD)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_run_whose_weights_are_not_finite_saves_none_of_them(monkeypatch, capsys, tmp_path):
+    """Every loss of it was finite, or its step was skipped."""
+    config = write_config(tmp_path / "tiny.yaml", stage1(PLAN | {"experiment.non_finite": "skip"}))
+    original = Stage1.train_step
+
+    def train_step(self, micro_batches, step, on_skip):
+        terms = original(self, micro_batches, step, on_skip)
+        if step == BAD:
+            with torch.no_grad():
+                self.model.decoder.conv_out.bias.fill_(math.nan)
+        return terms
+
+    monkeypatch.setattr(Stage1, "train_step", train_step)
+    with pytest.raises(SystemExit) as ended:
+        launch_in_process("stage1", "-m", config, "-r", tmp_path / "runs")
+    assert ended.value.code == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "the weights after step 4 are not finite: decoder.conv_out.bias" in error and len(error) < 300
+    run_dir = only_run(tmp_path / "runs")
+    for kind in ("checkpoints", "snapshots"):
+        assert [path.name for path in (run_dir / kind).glob("step_*")] == ["step_00000002"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
 from rqtransformer import RQTransformer
+from rqtransformer.finite_draws import NonFiniteError
 from rqvae import RQVAE
+from runtime.errors import UserError
 from sampling import CaptionConditions, ClassConditions, Sampler, SamplingSettings, load_models
+from sampling.image_files import save_images
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -87,3 +91,30 @@ def test_classes_without_images_are_not_asked_for():
     assert everything.classes is None and everything.of_samples(4).tolist() == [0, 1, 2, 0]
     with pytest.raises(ValueError, match="no class has images"):
         ClassConditions.of_counts(torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize("file_format", ["png", "npz"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_numbers_that_are_not_finite_end_in_an_error_and_no_image_stays(models, stage, file_format, tmp_path):
+    models = copy.deepcopy(models)
+    drawer = sampler(models, batch_size=2)
+    batches = save_images(drawer.images(6), tmp_path, file_format, 6, (models[0].config.ddconfig.resolution,) * 2)
+    next(batches)
+    weight, name = {
+        "stage1": (models[0].decoder.conv_out.bias, "decoder.conv_out.bias"),
+        "stage2": (models[1].classifier.layer_norm.weight, "classifier.layer_norm.weight"),
+    }[stage]
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=f"not finite.*: {name}$"):
+        next(batches)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_checkpoint_with_weights_that_are_not_finite_is_refused_by_name(models, tmp_path):
+    stage1 = copy.deepcopy(models[0])
+    with torch.no_grad():
+        stage1.decoder.conv_out.bias[0] = float("inf")
+    stage1.save_pretrained(tmp_path / "broken")
+    with pytest.raises(UserError, match="the weights of .*broken are not finite: decoder.conv_out.bias"):
+        load_models(tmp_path / "broken", GOLDEN / "rqtransformer-class" / "model.pt", torch.device("cpu"))

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rqstack.finite import non_finite_names
 from runtime import distributed
 from runtime.atomic import is_complete, remove_directory
+from runtime.errors import UserError
 from runtime.step_directories import step_name
 from sampling.trained_models import read_metadata
 from training.checkpoints.snapshots import save_snapshot
@@ -35,8 +37,26 @@ class SnapshotWriter:
     files: Mapping[str, str] = field(default_factory=dict)
     keep_last: int | None = None
 
+    def check(self, weights: SnapshotWeights, step: int) -> None:
+        """Before a step is saved, as a checkpoint or as a snapshot.
+
+        Raises:
+            UserError: on every rank, naming the weights that are not finite.
+        """
+        raw, averaged = weights
+
+        def look() -> None:
+            for kind, tensors in (("weights", raw), ("averaged weights", averaged or {})):
+                if names := non_finite_names(tensors.items()):
+                    raise UserError(
+                        f"the {kind} after step {step} are not finite: {names}; nothing of this step is saved, the "
+                        "last checkpoint and snapshot are kept"
+                    )
+
+        distributed.run_on_main(look)
+
     def save(self, weights: SnapshotWeights, progress: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """Writes the snapshot of a step.
+        """Writes the snapshot of a step, whose weights were given to `check`.
 
         Args:
             weights: of the main process; those of the others are not looked at.
@@ -54,6 +74,7 @@ class SnapshotWriter:
         reason: Mapping[str, Any],
     ) -> None:
         """Writes `best` in the place of the one before; `reason` is what `best_reason` will give."""
+        self.check(weights, progress["step"])
         metadata = {**progress, **self.facts, "metrics": dict(metrics), BEST: dict(reason)}
         self._write(BEST, weights, metadata, None)
 

@@ -249,9 +249,10 @@ class Loop:
 
     def _save(self, validation: dict[str, Any]) -> None:
         self.guards.watchdog.beat(self.step, "checkpoint")
-        progress = self._progress()
+        progress, weights = self._progress(), self.stage.snapshot()
+        self.snapshots.check(weights, self.step)
         self.checkpoints.save(self.step, self.stage.objects(), progress)
-        self.snapshots.save(self.stage.snapshot(), progress, validation)
+        self.snapshots.save(weights, progress, validation)
         self.guards.saved()
         self._restart_clock()
 

@@ -11,7 +11,7 @@ from rqtransformer.targets import Stage2LossConfig
 from rqvae import RQVAE, load_rqvae
 from runtime.errors import UserError
 from runtime.precision import Precision
-from sampling.trained_models import resolve_checkpoint
+from sampling.trained_models import check_weights, resolve_checkpoint
 
 
 @dataclass
@@ -59,6 +59,7 @@ def load_tokenizer(config: VQVAEConfig, loss: Stage2LossConfig) -> tuple[VQVAECo
     except UserError as error:
         raise UserError(f"{error} (vqvae.ckpt); -v/--vqvae PATH says where stage 1 lies") from None
     tokenizer = load_rqvae(checkpoint, ema=config.ema)
+    check_weights(tokenizer, checkpoint)
     if loss.type == "soft_target_cross_entropy" and not tokenizer.quantizer.fixed_code_vectors:
         raise ValueError(
             f"loss.type {loss.type!r} needs code vectors that follow from their codes alone; bottleneck "

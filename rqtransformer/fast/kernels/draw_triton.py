@@ -83,6 +83,7 @@ def _draw_kernel(
         score_v = free_v + tl.load(scale_ptr).to(tl.float32) * (score_v - free_v)
     if TEMPERED:
         score_v = tl.div_rn(score_v, temperature)
+    broken = tl.max(((score_v != score_v) | (score_v == float("inf"))).to(tl.int32), axis=0)
     # The padding is in no set that a search looks at: what it asks about lies above the lowest score.
     lowest = _ordered(tl.min(tl.where(inside_v, score_v, float("inf")), axis=0))
     score_v = tl.where(inside_v, score_v, float("-inf"))
@@ -129,7 +130,8 @@ def _draw_kernel(
         exceeds = _mass(weight_v, code_v <= half) > limit
         last = tl.where(exceeds, half, last)
         first = tl.where(exceeds, first, half + 1)
-    tl.store(codes_ptr + row, tl.where(total > 0.0, last, 0).to(tl.int64))
+    code = tl.where((total > 0.0) & (broken == 0), last, -1)  # NOT_DRAWN
+    tl.store(codes_ptr + row, code.to(tl.int64))
 
 
 def warps(block: int) -> int:
@@ -158,7 +160,7 @@ def serves(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings, scale: 
 def draw(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings, scale: Tensor | None = None) -> Tensor:
     """Logits -> codes (B,), int64, as `decoding.truncation.draw_truncated` draws them; never waits for the device.
 
-    A row without a finite logit, or with one that is NaN or +inf, gets some valid code.
+    A row without a finite logit, or with one that is NaN or +inf, gets `NOT_DRAWN`.
 
     Args:
         logits_BV: fp32, bf16 or fp16; a row's entries are neighbours.

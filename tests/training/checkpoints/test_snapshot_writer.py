@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
+from runtime.errors import UserError
 from runtime.step_directories import complete_steps
 from training.checkpoints.snapshot_writer import BEST, SnapshotWriter, discard_best_after
 
@@ -53,3 +55,17 @@ def test_a_best_one_of_a_later_step_is_given_up(tmp_path):
     discard_best_after(tmp_path, 19)
     assert not (tmp_path / BEST).exists()
     discard_best_after(tmp_path, 19)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value, tmp_path):
+    raw, good = {"w": torch.tensor([1.0, value]), "n": torch.tensor([3])}, weights(1.0)[0]
+    snapshots = writer(tmp_path)
+    snapshots.check((good, good), 7)
+    with pytest.raises(UserError, match="the weights after step 7 are not finite: w;"):
+        snapshots.check((raw, None), 7)
+    with pytest.raises(UserError, match="the averaged weights after step 7 are not finite: w;"):
+        snapshots.check((good, raw), 7)
+    with pytest.raises(UserError, match="not finite: w;"):
+        snapshots.save_best((raw, None), progress(7), {}, {"metric": "fid", "value": 1.0})
+    assert list(tmp_path.iterdir()) == []

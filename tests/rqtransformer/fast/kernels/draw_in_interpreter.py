@@ -111,7 +111,7 @@ def rows_of_views_differ() -> bool:
 
 
 def broken_rows() -> list[int]:
-    """Of rows that are not a distribution: some code of the vocabulary."""
+    """Of rows that are not a distribution."""
     rows = torch.randn(4, 20)
     rows[0], rows[1, 3], rows[2, 4], rows[3, 5:] = float("-inf"), float("nan"), float("inf"), float("nan")
     uniform_B = torch.rand(4, dtype=torch.float64)
