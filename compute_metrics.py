@@ -19,7 +19,7 @@ from typing import Optional
 from runtime import distributed
 from runtime.cli import ProcessSettings, build_parser
 from runtime.config import load_config
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import UserError
 from scoring.clip_scoring import CLIP_METRIC, load_clip, saved_captions
 from scoring.comparison import Comparison, ComparisonConfig
 from scoring.flags import add_clip_flags, add_scoring_flags, clip_settings_from, feature_settings_from
@@ -139,6 +139,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error(ValueError, OSError):
+    with distributed.exit_in_order(ValueError, OSError):
         main(parse())
-        distributed.shutdown()

@@ -13,7 +13,7 @@ from rqstack.snapshots import weights_digest
 from rqvae import load_rqvae
 from runtime import distributed
 from runtime.cli import ProcessSettings, build_parser
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import UserError
 from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
 from scoring.flags import add_scoring_flags, feature_settings_from
 from scoring.reconstruction_scores import find_perceptual, score_reconstructions
@@ -85,6 +85,5 @@ def print_curve(lines: dict[int, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error(ValueError, OSError):
+    with distributed.exit_in_order(ValueError, OSError):
         main(parse())
-        distributed.shutdown()

@@ -19,7 +19,7 @@ from runtime import distributed
 from runtime.cli import ProcessSettings, build_parser
 from runtime.config import load_config
 from runtime.device import use_device
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import UserError
 from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor
 from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
 from training.launch.data_identity import check_unseen
@@ -83,6 +83,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error(ValueError, OSError):
+    with distributed.exit_in_order(ValueError, OSError):
         main(parse())
-        distributed.shutdown()

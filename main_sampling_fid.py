@@ -18,7 +18,7 @@ from torch import Tensor
 from evaluation.networks.class_judge import OWN_CLASSIFIER, build_judge
 from runtime import distributed
 from runtime.cli import ProcessSettings, build_parser
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import UserError
 from runtime.precision import Precision
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
@@ -217,6 +217,5 @@ def check_rejection(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error(ValueError, OSError):
+    with distributed.exit_in_order(ValueError, OSError):
         main(parse())
-        distributed.shutdown()

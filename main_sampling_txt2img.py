@@ -19,7 +19,7 @@ from evaluation.networks.clip_features import ClipFeatures
 from rqtransformer import RQTransformer
 from runtime import distributed
 from runtime.cli import ProcessSettings, build_parser
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import UserError
 from runtime.precision import Precision
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
@@ -228,6 +228,5 @@ def find_rejection(
 
 
 if __name__ == "__main__":
-    with exit_on_user_error(ValueError, OSError):
+    with distributed.exit_in_order(ValueError, OSError):
         main(parse())
-        distributed.shutdown()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
+
+from runtime.config import TEXT_OR_LIST
 
 SHUFFLES = ("auto", "samples", "shards")
 TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-<category>", "dalle-vqvae", "none")
@@ -56,7 +58,7 @@ class DatasetConfig:
 
     type: Optional[str] = None
     transforms: Any = None
-    root: Any = None
+    root: Any = field(default=None, metadata={TEXT_OR_LIST: True})
     vocab_size: Any = None
 
     # Published keys of text-conditioned data sets.

@@ -8,11 +8,13 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from runtime import distributed
-from runtime.distributed import BACKENDS, DEFAULT_TIMEOUT_SECONDS, DistEnv
 from runtime.errors import EXIT_CODE
+from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS
+
+if TYPE_CHECKING:
+    from runtime.distributed import DistEnv
 
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
 
@@ -26,17 +28,22 @@ class ProcessSettings:
     local_rank: int | None = None
     world_size: int | None = None
     node_rank: int | None = None
+    join_timeout: float = DEFAULT_JOIN_SECONDS
 
     @classmethod
     def from_flags(cls, args: argparse.Namespace) -> ProcessSettings:
         """Of what a parser of `build_parser` gave."""
-        return cls(args.timeout, args.dist_backend, args.local_rank, args.world_size, args.node_rank)
+        return cls(args.timeout, args.dist_backend, args.local_rank, args.world_size, args.node_rank, args.join_timeout)
 
     def join(self) -> DistEnv:
         """Joins the process group; see `runtime.distributed.initialize`."""
+        # torch takes seconds, for which `--help` must not wait
+        from runtime import distributed
+
         return distributed.initialize(
             self.timeout,
             self.backend,
+            join_timeout=self.join_timeout,
             local_rank=self.local_rank,
             world_size=self.world_size,
             node_rank=self.node_rank,
@@ -101,4 +108,10 @@ def _add_distributed_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_TIMEOUT_SECONDS,
         help=f"seconds to wait for other processes (default: {DEFAULT_TIMEOUT_SECONDS})",
+    )
+    group.add_argument(
+        "--join-timeout",
+        type=float,
+        default=DEFAULT_JOIN_SECONDS,
+        help=f"seconds to wait at the start until all processes have come (default: {DEFAULT_JOIN_SECONDS})",
     )

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -27,6 +27,7 @@ from runtime.errors import UserError, one_line
 
 T = TypeVar("T")
 COMMAND_LINE = "command line"
+TEXT_OR_LIST = "text or list"  # in the metadata of a field: overrides of it are taken as text, or as a list of texts
 SHARED_DIRECTORY = "configs"
 
 
@@ -43,7 +44,7 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         UserError: anything wrong with the file or the overrides, in one line.
     """
     config = OmegaConf.structured(schema)
-    parsed = [_parse_override(text) for text in overrides]
+    parsed = [_parse_override(text, config) for text in overrides]
     source = COMMAND_LINE
     if path is not None:
         path = Path(path)
@@ -112,16 +113,66 @@ def _is_group(override: Override, path: Path) -> bool:
     return bool(key) and any((base / key).is_dir() for base in (directory, _shared_root(directory)))
 
 
-def _parse_override(text: str) -> Override:
+def _parse_override(text: str, config: DictConfig) -> Override:
+    """An override in Hydra's grammar; where its key holds text, what the grammar takes for anything else is that text.
+
+    `null`, quoted text and `${...}` mean in a text what they mean in YAML.
+    """
+    key, equals, given = text.partition("=")
+    if not key or (not equals and not key.startswith("~")):
+        raise UserError(f"override {_shortened(text)!r}: overrides are written key=value")
+    is_text, may_be_list = _holds_text(config, key.lstrip("+"))
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        raise UserError(f"override {text!r}: {one_line(error)}; overrides are written key=value") from error
-    if override.is_sweep_override():
-        raise UserError(f"override {text!r} lists several values; write {override.key_or_group}=[...] for a list")
+        if not is_text:
+            raise UserError(f"override {_shortened(text)!r} cannot be read: quote text: '{key}=\"...\"'") from error
+        return _text_override(key, given, text)
     if override.type == OverrideType.DEL:
         raise UserError(f"override {text!r}: a key cannot be deleted; write {override.key_or_group}=null")
+    if is_text and (override.is_sweep_override() or not _is_meant(override, given, may_be_list)):
+        return _text_override(key, given, text)
+    if override.is_sweep_override():
+        raise UserError(
+            f"override {_shortened(text)!r} lists several values; write {key}=[...] for a list, "
+            f"'{key}=\"...\"' for a text"
+        )
     return override
+
+
+def _text_override(key: str, given: str, text: str) -> Override:
+    """What sets a key to the very characters that were given."""
+    override = OverridesParser.create().parse_override(f"{key}=text")
+    return replace(override, _value=given, input_line=text)
+
+
+def _is_meant(override: Override, given: str, may_be_list: bool) -> bool:
+    """Whether the grammar's value of a text is what was written: not a number, not shortened."""
+    value = override.value()
+    return value is None or (isinstance(value, str) and given == given.strip()) or (may_be_list and type(value) is list)
+
+
+def _holds_text(config: DictConfig, key: str) -> tuple[bool, bool]:
+    """Whether a key's values are texts, and whether they may be lists of texts, as `TEXT_OR_LIST` of its field says."""
+    section, _, name = key.rpartition(".")
+    kind: Any = config._metadata.object_type
+    for part in section.split(".") if section else []:
+        kind = _section_type(kind, part)
+    if not is_dataclass(kind) or name not in get_type_hints(cast("type", kind)):
+        return False, False
+    declared = next(field for field in fields(kind) if field.name == name)
+    either = bool(declared.metadata.get(TEXT_OR_LIST))
+    return either or get_type_hints(cast("type", kind))[name] in (str, Optional[str]), either
+
+
+def _section_type(kind: Any, name: str) -> Any:
+    """The dataclass of a section of a dataclass, None where it is none."""
+    hint = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _apply(config: DictConfig, override: Override) -> DictConfig:

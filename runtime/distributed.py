@@ -9,7 +9,9 @@ import gc
 import json
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,16 +19,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import HashStore  # type: ignore[attr-defined]  # its stub does not say that it exports it
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]  # stubs do not say they export them
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
-from torch.distributed.rendezvous import rendezvous
 
-from runtime.errors import UserError, one_line
-from runtime.rounds import agree_on_round
+from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
+from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, agree_on_round
 
-BACKENDS = ("auto", "gloo", "nccl")
 DEVICES = ("auto", "cpu", "cuda")
-DEFAULT_TIMEOUT_SECONDS = 86400
 _LOST_RANK = re.compile(r"gloo.*(Connection (closed|reset)|Timed out|Broken pipe|not connected)|NCCL", re.DOTALL)
 
 
@@ -53,6 +52,7 @@ def initialize(
     timeout: float = DEFAULT_TIMEOUT_SECONDS,
     backend: str = "auto",
     *,
+    join_timeout: float = DEFAULT_JOIN_SECONDS,
     device: str = "auto",
     local_rank: int | None = None,
     world_size: int | None = None,
@@ -63,12 +63,14 @@ def initialize(
     Args:
         timeout: seconds after which a collective that waits for another rank fails.
         backend: `auto` is nccl on CUDA and gloo on CPU.
+        join_timeout: seconds after which this one fails, if other processes have not come.
         device: `auto` is CUDA where there is one.
         local_rank: from the command line (`torch.distributed.launch`); the environment has precedence.
         world_size, node_rank: from the command line; only compared with what the launcher says.
 
     Raises:
-        UserError: unknown backend or device, too few GPUs, or a flag that contradicts the launcher.
+        UserError: unknown backend or device, too few GPUs, a flag that contradicts the launcher, or processes that
+            cannot be met; it names the address, and who is missing.
     """
     _check_choice("--dist-backend", backend, BACKENDS)
     _check_choice("device", device, DEVICES)
@@ -81,7 +83,7 @@ def initialize(
     backend = _pick_backend(backend, torch_device)
     if env_world_size == 1:
         return DistEnv(0, 1, env_local_rank, torch_device, "none")
-    _join_group(backend, env_rank, env_world_size, timeout, torch_device)
+    _join_group(backend, env_rank, env_world_size, timeout, join_timeout, torch_device)
     return DistEnv(env_rank, env_world_size, env_local_rank, torch_device, backend)
 
 
@@ -246,6 +248,29 @@ def lost_a_rank(error: RuntimeError) -> bool:
     return get_world_size() > 1 and bool(_LOST_RANK.search(str(error)))
 
 
+@contextmanager
+def exit_in_order(*also: type[BaseException]) -> Iterator[None]:
+    """`exit_on_user_error` for a whole program of one process or many, which leaves the process group at its end.
+
+    A process that fails because another one has ended says that, in a line, and exits with `LOST_RANK_EXIT_CODE`.
+    """
+    with exit_on_user_error(*also):
+        try:
+            yield
+        except RuntimeError as error:
+            if not lost_a_rank(error):
+                raise
+            print(
+                f"error (rank {get_rank()}): another process of the run has ended; its own message says why "
+                f"({one_line(error)[:160]})",
+                file=sys.stderr,
+                flush=True,
+            )
+            raise SystemExit(LOST_RANK_EXIT_CODE) from None
+        finally:
+            shutdown()
+
+
 def _has_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
@@ -288,22 +313,56 @@ def _pick_backend(backend: str, device: torch.device) -> str:
     return backend
 
 
-def _join_group(backend: str, rank: int, world_size: int, timeout: float, device: torch.device) -> None:
+def _join_group(
+    backend: str, rank: int, world_size: int, timeout: float, join_timeout: float, device: torch.device
+) -> None:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start with torchrun")
+    port = _env_int("MASTER_PORT", 0)
+    if rank >= world_size or not 0 < port < 65536 or min(timeout, join_timeout) <= 0:
+        raise UserError(
+            f"RANK={rank} must lie below WORLD_SIZE={world_size}, MASTER_PORT={port} between 1 and 65535, and "
+            f"--timeout {timeout:g} and --join-timeout {join_timeout:g} above 0"
+        )
+    with _named_place(rank, join_timeout):
+        store: Any = _open_store(os.environ["MASTER_ADDR"], port, rank, join_timeout)
+        store = PrefixStore(agree_on_round(store, rank, world_size, join_timeout), store)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout),
+            device_id=device if backend == "nccl" else None,
+        )
+
+
+def _open_store(host: str, port: int, rank: int, timeout: float) -> Any:
+    """The store that all processes share: torchrun's, else rank 0's."""
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     limit = timedelta(seconds=timeout)
-    store, _, _ = next(iter(rendezvous("env://", rank, world_size, timeout=limit)))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = PrefixStore(agree_on_round(store, rank, world_size, timeout), store)
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=limit,
-        device_id=device if backend == "nccl" else None,
-    )
+    return TCPStore(host, port, None, serves, limit, wait_for_workers=False, multi_tenant=True)
+
+
+@contextmanager
+def _named_place(rank: int, join_timeout: float) -> Iterator[None]:
+    """Makes a line with the address of what goes wrong while processes meet."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (MASTER_ADDR:MASTER_PORT)"
+    try:
+        yield
+    except TimeoutError as error:
+        raise UserError(f"{one_line(error)}; waited {join_timeout:g} s (--join-timeout) at {address}") from error
+    except (dist.DistError, RuntimeError) as error:
+        text = one_line(error)
+        if "EADDRINUSE" in text or "address already in use" in text.lower():
+            raise UserError(f"the port is taken by another program: {address}; choose another MASTER_PORT") from error
+        if "timed out" in text.lower() and rank > 0:
+            raise UserError(
+                f"rank 0 has not come: nothing answers rank {rank} at {address}; waited {join_timeout:g} s "
+                "(--join-timeout)"
+            ) from error
+        raise UserError(f"cannot meet the other processes at {address}: {text[:140]}") from error
 
 
 def _on_group_device(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import sys
 import traceback
@@ -34,14 +35,21 @@ def exit_on_user_error(*also: type[BaseException]) -> Iterator[None]:
     """Turn `UserError`, and the exception types in `also`, into `error: <one line>` on stderr and exit code 2.
 
     Every rank that fails says so; ranks other than 0 add their number. With the environment variable `RQ_TRACEBACK`
-    set, the traceback is printed as well. Ctrl-C ends in a line of its own, said by rank 0.
+    set, the traceback is printed as well. Ctrl-C ends in a line of its own, said by rank 0;
+    a reader of the output who has seen enough (`| head`) in none.
     """
     try:
         yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGINT) from None
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except BaseException as error:
         if not isinstance(error, (UserError, *also)):
             raise
@@ -51,3 +59,13 @@ def exit_on_user_error(*also: type[BaseException]) -> Iterator[None]:
         where = "" if rank == "0" else f" (rank {rank})"
         print(f"error{where}: {one_line(error)}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_CODE) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads the standard output any more; what is still to be written then goes nowhere."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in watch.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

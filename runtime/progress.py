@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -66,15 +67,17 @@ class Progress:
         self._last_time = now
         self.step += steps
         if not self._bar.disable:
-            self._bar.set_postfix(shown | {"img/s": f"{self.images_per_second:.1f}"}, refresh=False)
-            self._bar.update(steps)
+            with suppress(OSError):  # the terminal may be gone: the run goes on
+                self._bar.set_postfix(shown | {"img/s": f"{self.images_per_second:.1f}"}, refresh=False)
+                self._bar.update(steps)
 
     def skip_time(self) -> None:
         """Leave the time since the last update (an evaluation, a checkpoint) out of the speed."""
         self._last_time = time.perf_counter()
 
     def close(self) -> None:
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
 
     def __enter__(self) -> Progress:
         return self

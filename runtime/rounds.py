@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
+# for the command line, which must not wait for torch
+BACKENDS = ("auto", "gloo", "nccl")
+DEFAULT_TIMEOUT_SECONDS = 86400
+"""How long a collective waits for another rank: rank 0 may prepare data for hours."""
+DEFAULT_JOIN_SECONDS = 600
+"""How long the processes wait for each other at the start: nodes may be given minutes apart."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.1
 
 
@@ -36,9 +43,13 @@ def agree_on_round(store: KeyValueStore, rank: int, world_size: int, timeout: fl
         return _name_round(store, world_size, timeout)
     number = secrets.token_hex(8)
     store.set(f"number{rank}", number)
-    _wait_for(lambda: store.check([f"answer{number}"]), timeout, "rank 0")
+    deadline = time.monotonic() + timeout
+    _wait_for(lambda: store.check([f"answer{number}"]), deadline, lambda: "rank 0 has not come")
     name = store.get(f"answer{number}").decode("ascii")
     store.set(f"confirmed{name}/{rank}", "")
+    _wait_for(
+        lambda: store.check([f"complete{name}"]), deadline, lambda: "not all processes have come; rank 0 says which"
+    )
     return name
 
 
@@ -55,14 +66,20 @@ def _name_round(store: KeyValueStore, world_size: int, timeout: float) -> str:
                 waiting[rank] = number
         return not waiting
 
-    _wait_for(all_confirmed, timeout, f"all of {world_size} processes")
+    _wait_for(all_confirmed, time.monotonic() + timeout, lambda: _missing(sorted(waiting), world_size))
+    store.set(f"complete{name}", "")
     return name
 
 
-def _wait_for(condition: Any, timeout: float, whom: str) -> None:
-    deadline, pause = time.monotonic() + timeout, _FIRST_PAUSE_SECONDS
+def _missing(ranks: list[int], world_size: int) -> str:
+    named = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"{len(ranks)} of {world_size} processes have not come: rank {named}"
+
+
+def _wait_for(condition: Callable[[], bool], deadline: float, problem: Callable[[], str]) -> None:
+    pause = _FIRST_PAUSE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout:g} s for {whom} to start")
+            raise TimeoutError(problem())
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

@@ -7,22 +7,24 @@ import logging
 import math
 import sys
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from runtime.atomic import write_text_atomically
+from runtime.errors import one_line
 from runtime.progress import Progress, TqdmStream
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+Handler = TypeVar("Handler", bound=logging.Handler)
 LOGGER_NAME = "rq"
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
@@ -31,6 +33,9 @@ _FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 
 class RunLog:
     """Everything a run reports. Rank 0 writes files; the other ranks only print warnings to stderr.
+
+    Once it is open, nothing that goes wrong here ends the run: TensorBoard, a full disk, a closed terminal cost one
+    warning each and what could not be written.
 
     Args:
         run_dir: the run directory; None keeps everything on the console.
@@ -55,12 +60,15 @@ class RunLog:
         self._metrics: TextIO | None = None
         self._writer: SummaryWriter | None = None
         self._progress: Progress | None = None
+        self._told: set[str] = set()
+        self._cut = False  # whether the last line of the metrics may be half a line
         self._logger = self._build_logger(rank)
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self._metrics = _open_metrics(self.run_dir, resume_step)
             if tensorboard:
-                self._writer = _open_tensorboard(self.run_dir, resume_step)
+                with self._harmless("TensorBoard", Exception):
+                    self._writer = _open_tensorboard(self.run_dir, resume_step)
 
     def info(self, message: str) -> None:
         """A line on the console and in `train.log`, from rank 0 alone."""
@@ -96,8 +104,9 @@ class RunLog:
         self._write_metrics(step, values, epoch, times)
         if self._writer is not None:
             spread = _flat(values) + [(f"timing/{name}", number) for name, number in _flat(times)]
-            for name, number in spread:
-                self._writer.add_scalar(name, number, step)
+            with self._tensorboard() as writer:
+                for name, number in spread:
+                    writer.add_scalar(name, number, step)
         shown = {name.removeprefix(f"{prefix}/"): value for name, value in values.items()} | times
         text = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
         self._logger.info(f"{prefix or 'metrics'} {self._position(step)}: {text}")
@@ -109,12 +118,14 @@ class RunLog:
             return None
         image_CHW = grid_CHW.detach().cpu()
         path = self.run_dir / "samples" / f"{name.replace('/', '_')}_{step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
         image_HWC = image_CHW.expand(3, -1, -1).permute(1, 2, 0).contiguous()
-        Image.fromarray(image_HWC.numpy()).save(path)
+        with self._harmless("samples", OSError):
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(image_HWC.numpy()).save(path)
         if self._writer is not None:
-            self._writer.add_image(name, image_CHW, step)
-        return path
+            with self._tensorboard() as writer:
+                writer.add_image(name, image_CHW, step)
+        return path if path.is_file() else None
 
     def progress(self, total: int, initial: int = 0, images_per_step: int = 1, name: str = "train") -> Progress:
         """A progress bar with ETA and images/s: a bar on a terminal, the time left in the metric lines everywhere."""
@@ -126,10 +137,12 @@ class RunLog:
             self._logger.removeHandler(handler)
             handler.close()
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):
+                self._metrics.close()
             self._metrics = None
         if self._writer is not None:
-            self._writer.close()
+            with suppress(Exception):
+                self._writer.close()
             self._writer = None
 
     def __enter__(self) -> RunLog:
@@ -144,12 +157,12 @@ class RunLog:
 
     def _build_logger(self, rank: int) -> logging.Logger:
         logger = logging.Logger(LOGGER_NAME, logging.INFO if self.is_main else logging.WARNING)
-        console = logging.StreamHandler(TqdmStream(sys.stderr))
+        console = _quietly_failing(logging.StreamHandler(TqdmStream(sys.stderr)))
         console.setFormatter(logging.Formatter(_FORMAT if self.is_main else f"[rank {rank}] {_FORMAT}", "%H:%M:%S"))
         logger.addHandler(console)
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(self.run_dir / LOG_FILE, encoding="utf-8")
+            file = _quietly_failing(logging.FileHandler(self.run_dir / LOG_FILE, encoding="utf-8"))
             file.setFormatter(logging.Formatter(_FORMAT))
             logger.addHandler(file)
         return logger
@@ -160,8 +173,31 @@ class RunLog:
         line = {"step": step, **({} if epoch is None else {"epoch": epoch}), **values}
         if times:
             line["timing"] = times
-        self._metrics.write(json.dumps(_finite_or_none(line)) + "\n")
-        self._metrics.flush()
+        text = json.dumps(_finite_or_none(line)) + "\n"
+        with self._harmless(METRICS_FILE, OSError):
+            self._cut, text = True, "\n" + text if self._cut else text
+            self._metrics.write(text)
+            self._metrics.flush()
+            self._cut = False
+
+    @contextmanager
+    def _harmless(self, what: str, *errors: type[Exception]) -> Iterator[None]:
+        """Turns errors into a warning, the first time."""
+        try:
+            yield
+        except errors as error:
+            if what not in self._told:
+                self._told.add(what)
+                self.warning(f"cannot write {what}: {one_line(error)[:200]}; the run goes on without")
+
+    @contextmanager
+    def _tensorboard(self) -> Iterator[SummaryWriter]:
+        """The writer, which is given up with the first error."""
+        writer, self._writer = self._writer, None
+        assert writer is not None, "callers ask whether there is one"
+        with self._harmless("TensorBoard", Exception):
+            yield writer
+            self._writer = writer
 
     def _position(self, step: int) -> str:
         if self._progress is None:
@@ -187,18 +223,33 @@ def _open_tensorboard(run_dir: Path, resume_step: int | None) -> SummaryWriter:
 
 def truncate_metrics(path: Path, last_step: int) -> None:
     """Remove the lines of steps after `last_step`, and a last line that a kill cut short."""
-    kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= last_step]
+    kept = [line for line in _complete_lines(path) if _read_line(line)["step"] <= last_step]
     write_text_atomically(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """The lines of a `metrics.jsonl`; those that a kill or a full disk cut short are left out."""
     return [json.loads(line) for line in _complete_lines(Path(path))]
 
 
 def _complete_lines(path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [line for line in lines[:-1] if line]
+    return [line for line in lines[:-1] if _read_line(line)]
+
+
+def _read_line(line: str) -> dict[str, Any]:
+    """A line of metrics; empty where a full disk cut it short."""
+    try:
+        read = json.loads(line)
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _quietly_failing(handler: Handler) -> Handler:
+    """A log handler that says nothing of lines it could not write: a full disk, a terminal that is gone."""
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # logging's own hook
+    return handler
 
 
 def _plain(value: Any) -> Any:

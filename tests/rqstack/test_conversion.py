@@ -16,6 +16,7 @@ from rqstack.conversion import convert
 from rqtransformer import load_rqtransformer
 from rqvae import load_rqvae
 from rqvae.model import count_parameters
+from tests.commands import start
 from tests.repository import GOLDEN
 from tests.rqvae.published_state import published_state
 
@@ -191,3 +192,10 @@ def test_models_that_the_published_code_does_not_know(config, says, tmp_path):
         convert(folder, "published")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot"]
     assert read_archive(folder).parts["state_dict"]["a"].tolist() == [1, 1]
+
+
+def test_inspect_for_a_reader_who_has_seen_enough():
+    process = start("-m", "rqtransformer.pretrained", "inspect", GOLDEN / "rqtransformer-text")
+    process.stdout.close()
+    with process.stderr:
+        assert (process.wait(120), process.stderr.read()) == (141, "")

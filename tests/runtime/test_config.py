@@ -9,7 +9,7 @@ from typing import Any, List, Optional
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from runtime.config import config_to_yaml, load_config, save_config
+from runtime.config import TEXT_OR_LIST, config_to_yaml, load_config, save_config
 from runtime.errors import UserError
 
 
@@ -193,3 +193,44 @@ def test_a_saved_config_loads_to_the_same(tmp_path):
 
 def test_config_to_yaml_takes_mappings_too():
     assert config_to_yaml({"a": {"b": 1}}) == "a:\n  b: 1\n"
+
+
+FOLDERS = (
+    "müller", "a=b", "x (1)", "a,b", "a#b", "中文", "123", "01", "1e3", "true", "1_000", "inf", "{x}", "[a]", "f(x)",
+    "it's (1)", 'a"b', "~/a", " a", "a ", "a & b;c!?*<>|", "C:\\x", "back\\", "http://a/b?c=d&e", "{0..3}.tar", "a:b@c",
+)  # fmt: skip
+
+
+@dataclass
+class Files:
+    root: Any = field(default=None, metadata={TEXT_OR_LIST: True})
+    cache: Optional[str] = None
+
+
+@dataclass
+class Paths:
+    files: Files = field(default_factory=Files)
+    maybe: Optional[Files] = None
+    count: int = 1
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_any_folder_name_can_be_given_as_it_is(folder):
+    words = [f"files.root={folder}", f"files.cache={folder}", f"maybe.cache={folder}"]
+    config = load_config(Paths, None, words)
+    assert config.files.cache == config.maybe.cache == folder
+    assert config.files.root == (["a"] if folder == "[a]" else folder)
+
+
+def test_text_keeps_the_grammar_of_null_quotes_lists_and_interpolations():
+    words = ["files.cache='a,b'", "files.root=[a,'x (1)']", "maybe.root=${files.cache}", "maybe.cache=null"]
+    config = load_config(Paths, None, words)
+    assert config.files == Files(["a", "x (1)"], "a,b")
+    assert config.maybe == Files("a,b", None)
+
+
+@pytest.mark.parametrize("word", ["count=x (1)", "count=müller", "count=1,2", f"count={'(' * 500}"])
+def test_what_is_no_text_says_how_to_quote(word):
+    with pytest.raises(UserError, match=r"'count=\"\.\.\.\"'") as told:
+        load_config(Paths, None, [word])
+    assert len(str(told.value)) < 300

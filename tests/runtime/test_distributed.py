@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
 from runtime import distributed
+from runtime.cli import ProcessSettings, build_parser
 from runtime.errors import UserError
 from runtime.rundir import new_run_dir
 from tests.commands import succeed
@@ -143,3 +146,43 @@ def test_torch_distributed_launch_is_understood(tmp_path):
     launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}"]
     done = succeed(*launcher, tmp_path / "script.py", "a=1", "--world_size", 2)
     assert done.out.count("[[0, 0, 0, ['a=1']], [1, 1, 1, ['a=1']]]") == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "said"),
+    [
+        ({}, [], "rank 0 has not come: nothing answers rank 1 at 127.0.0.1:PORT (MASTER_ADDR:"),
+        ({"RANK": "0"}, [], "1 of 2 processes have not come: rank 1; waited 1 s (--join-timeout) at 127.0.0.1:PORT"),
+        ({"MASTER_ADDR": "no.such.host.invalid"}, [], "at no.such.host.invalid:PORT"),
+        ({"RANK": "7"}, [], "RANK=7 must lie below WORLD_SIZE=2"),
+        ({"MASTER_PORT": "99999"}, [], "=99999 between 1 and 65535"),
+        ({}, ["--join-timeout", "0"], "--join-timeout 0 above 0"),
+    ],
+)
+def test_what_cannot_be_met_is_one_line(variables, flags, said, monkeypatch):
+    port = free_port()
+    given = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **variables}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=re.escape(said.replace("PORT", str(port)))) as told:
+        ProcessSettings.from_flags(build_parser("test").parse_args(["--join-timeout", "1", *flags])).join()
+    assert len(str(told.value)) < 300
+
+
+def test_a_taken_port_is_named(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"^the port is taken by another program: 127.0.0.1:{port} "):
+            distributed.initialize(device="cpu", join_timeout=2)
+
+
+def test_a_rank_that_is_lost_later_is_one_line_in_every_script(capsys):
+    with pytest.raises(SystemExit) as ended, distributed.exit_in_order():
+        raise torch.distributed.DistBackendError("[gloo/transport] Connection closed by peer")
+    assert ended.value.code == 1
+    assert "another process of the run has ended" in capsys.readouterr().err

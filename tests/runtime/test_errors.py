@@ -7,6 +7,7 @@ import io
 import pytest
 
 from runtime.errors import UserError, exit_on_user_error, one_line
+from tests.commands import start
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(capsys, monkeypatch):
@@ -67,3 +68,18 @@ def test_ctrl_c_is_a_line_and_its_own_exit_code(capsys, monkeypatch):
 )
 def test_messages_carry_no_addresses(thing):
     assert "0x" not in one_line(ValueError(f"cannot read {thing!r}"))
+
+
+@pytest.mark.parametrize("lines", [1, 10000])
+def test_a_reader_who_has_seen_enough_is_no_error(lines):
+    script = f"""
+from runtime.errors import exit_on_user_error
+import time
+with exit_on_user_error(OSError):
+    time.sleep(1)
+    print("line\\n" * {lines})
+"""
+    process = start("-c", script)
+    process.stdout.close()
+    with process.stderr:
+        assert (process.wait(120), process.stderr.read()) == (141, "")

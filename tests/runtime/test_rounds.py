@@ -49,7 +49,29 @@ def test_a_start_after_one_that_failed_half_way():
     assert store.check(["answerdead"])
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_does_not_come_is_not_waited_for_forever(rank):
-    with pytest.raises(TimeoutError, match="waited 0.05 s for"):
-        agree_on_round(dist.HashStore(), rank, 2, timeout=0.05)
+@pytest.mark.parametrize(
+    ("rank", "said"), [(0, "^3 of 4 processes have not come: rank 1, 2, 3$"), (1, "^rank 0 has not")]
+)
+def test_a_process_that_does_not_come_is_not_waited_for_forever(rank, said):
+    with pytest.raises(TimeoutError, match=said):
+        agree_on_round(dist.HashStore(), rank, 4, timeout=0.05)
+
+
+def test_those_who_came_do_not_go_on_without_the_others():
+    store, failed = dist.HashStore(), {}
+
+    def start(rank: int) -> None:
+        try:
+            agree_on_round(store, rank, 4, timeout=0.5)
+        except TimeoutError as error:
+            failed[rank] = str(error)
+
+    threads = [threading.Thread(target=start, args=(rank,)) for rank in (0, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == {
+        0: "2 of 4 processes have not come: rank 1, 3",
+        2: "not all processes have come; rank 0 says which",
+    }

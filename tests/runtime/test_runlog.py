@@ -127,3 +127,65 @@ def test_a_console_log_needs_no_directory(capsys):
         log.log_metrics(1, {"loss": 1.0})
         assert log.log_images("grid", torch.zeros(3, 4, 4, dtype=torch.uint8), 1) is None
     assert "metrics step 1: loss 1" in capsys.readouterr().err
+
+
+class Broken:
+    """A TensorBoard writer whose disk is full."""
+
+    def __getattr__(self, name: str):
+        def fail(*_args: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        return fail
+
+
+def log_a_bit(log: RunLog) -> None:
+    for step in (1, 2):
+        log.log_metrics(step, {"loss": 1.0})
+        log.log_images("grid", torch.zeros(3, 4, 4, dtype=torch.uint8), step)
+
+
+@pytest.mark.parametrize("error", [ImportError("no module"), TypeError("Descriptors cannot be created directly")])
+def test_a_tensorboard_that_cannot_be_opened_is_one_warning(error, tmp_path, monkeypatch, capsys):
+    def fail(*_args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("runtime.runlog._open_tensorboard", fail)
+    with RunLog(tmp_path) as log:
+        log_a_bit(log)
+    assert capsys.readouterr().err.count("cannot write TensorBoard") == 1
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_a_tensorboard_that_breaks_is_one_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("runtime.runlog._open_tensorboard", lambda *_args: Broken())
+    with RunLog(tmp_path) as log:
+        log_a_bit(log)
+    assert capsys.readouterr().err.count("cannot write TensorBoard: [Errno 28] No space left on device") == 1
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+    with RunLog(tmp_path):  # one that breaks when it is closed
+        pass
+
+
+def test_metrics_and_samples_that_cannot_be_written_are_one_warning_each(tmp_path, capsys):
+    (tmp_path / "samples").write_text("in the way of the folder")
+    with quiet(tmp_path) as log:
+        log.log_metrics(1, {"loss": 1.0})
+        whole, log._metrics = log._metrics, Broken()
+        log_a_bit(log)
+        whole.write('{"step": 2, "lo')  # what got through
+        log._metrics = whole
+        log.log_metrics(3, {"loss": 3.0})
+    printed = capsys.readouterr().err
+    assert printed.count("cannot write metrics.jsonl") == printed.count("cannot write samples") == 1
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3]
+    with quiet(tmp_path, resume_step=2):
+        assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_terminal_that_is_gone_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", Broken())
+    with quiet(tmp_path) as log:
+        log_a_bit(log)
+        log.warning("said in the file")
+    assert "said in the file" in (tmp_path / "train.log").read_text()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import sys
 
 from data.errors import DataError
 from runtime import distributed
-from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
+from runtime.errors import UserError, exit_on_user_error, one_line
 from training.launch.flags import LaunchSettings
 from training.launch.session import BuildStage, Session
 from training.stage import Config
@@ -24,7 +23,7 @@ def launch(schema: type[Config], build_stage: BuildStage[Config], settings: Laun
         build_stage: the stage's class, called with config, plan and env.
         settings: what the command line says.
     """
-    with exit_on_user_error(DataError):
+    with distributed.exit_in_order(DataError):
         try:
             # in a function of its own, because the process group must outlive everything that refers to it
             _run(schema, build_stage, settings)
@@ -32,18 +31,6 @@ def launch(schema: type[Config], build_stage: BuildStage[Config], settings: Laun
             if error.errno not in DISK_ERRORS:
                 raise
             raise UserError(f"{one_line(error)}; the last checkpoint is kept") from error
-        except RuntimeError as error:
-            if not distributed.lost_a_rank(error):
-                raise
-            print(
-                f"error (rank {distributed.get_rank()}): another process of the run has ended; its own message says "
-                f"why ({one_line(error)[:200]})",
-                file=sys.stderr,
-                flush=True,
-            )
-            raise SystemExit(LOST_RANK_EXIT_CODE) from None
-        finally:
-            distributed.shutdown()
 
 
 def _run(schema: type[Config], build_stage: BuildStage[Config], settings: LaunchSettings) -> None:
