@@ -154,7 +154,7 @@ def stream_array(path: str | os.PathLike[str], name: str, rows: int) -> Iterator
     """
     path = Path(path)
     with _naming(path):
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             with open(path, "rb") as file:
                 yield from _RowStream(file).blocks(rows)
             return

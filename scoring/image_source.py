@@ -97,7 +97,7 @@ def open_source(
     if spec.startswith(DATASET_PREFIX):
         return DatasetImages(spec, dataset)
     path = Path(spec).expanduser()
-    if path.suffix in (".npz", ".npy") and not path.is_dir():
+    if path.suffix.lower() in (".npz", ".npy") and not path.is_dir():
         return ArrayImages(path, numbered=path.name == SAMPLES_ARCHIVE and is_run_of_samples(path.parent))
     if shards := shards_named(spec):
         members = ShardImages(shards)
@@ -220,7 +220,7 @@ class ArrayImages:
 
     def __init__(self, path: Path, numbered: bool = False) -> None:
         self.path, self.name, self.numbered = path, str(path), numbered
-        headers = {"arr_0": npy_header(path)} if path.suffix == ".npy" else read_headers(path)
+        headers = {"arr_0": npy_header(path)} if path.suffix.lower() == ".npy" else read_headers(path)
         found = [key for key in IMAGE_KEYS if key in headers]
         if not found:
             raise UserError(f"{path} holds no images: it has {', '.join(headers) or 'nothing'}, not arr_0")

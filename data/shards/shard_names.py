@@ -49,7 +49,7 @@ def shards_named(spec: str) -> list[Path]:
         if shards and holds_image(path):
             raise UserError(f"{spec} holds both images and .tar files; name the one you mean")
         return shards or ([] if holds_image(path) else [Path(place) for place in _list_folder(str(path))])
-    if path.suffix != ".tar":
+    if path.suffix.lower() != ".tar":
         return []
     places = expanded(str(path))
     if missing := [place for place in places if not os.path.isfile(place)]:

@@ -312,3 +312,13 @@ def test_mixed_sizes_come_in_batches_of_one_size_with_their_own_numbers_and_labe
             seen[index] = seen.get(index, 0) + 1
     assert seen == dict.fromkeys(range(7), 1)
     refused(tmp_path, "mixed_sizes=true")
+
+
+def test_endings_of_any_case_are_known(tmp_path):
+    write_array(tmp_path / "a.npz", IMAGES).rename(tmp_path / "a.NPZ")
+    np.save(tmp_path / "a.npy", IMAGES.permute(0, 2, 3, 1).numpy())
+    (tmp_path / "a.npy").rename(tmp_path / "a.NPY")
+    write_shard(tmp_path / "a.tar", {f"{index:02d}.PNG": as_png(IMAGES[index]) for index in range(13)})
+    (tmp_path / "a.tar").rename(tmp_path / "a.TAR")
+    for name in ("a.NPZ", "a.NPY", "a.TAR"):
+        assert torch.equal(images_of(open_source(str(tmp_path / name))), IMAGES)
