@@ -128,8 +128,6 @@ class _Walk:
                     self._broken(path, relative)
                 elif not os.path.isdir(path):
                     files.append((path, relative))
-                elif _identity(path) in self.visited:
-                    self.left_out.append(relative)
                 else:
                     self._folder(path, relative + "/")
         self._linked_files(files)
