@@ -113,7 +113,8 @@ class Archive:
 
 
 def read_archive(path: str | Path, wanted: Collection[str] | None = None) -> Archive:
-    """Reads a snapshot folder, a published file, or the folder with `model.pt` or with exactly one `.pt`.
+    """Reads a snapshot folder, a run directory (its newest snapshot), a published file, or the folder with `model.pt`
+    or with exactly one `.pt`.
 
     Args:
         wanted: the parts to read; None for all there are. A published file has all of them, mapped from disk.
@@ -124,6 +125,7 @@ def read_archive(path: str | Path, wanted: Collection[str] | None = None) -> Arc
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    path = newest_snapshot(path) or path
     if path.is_dir() and (path / COMPLETE).exists():
         return _read_snapshot(path, wanted)
     if path.is_dir():
@@ -138,6 +140,12 @@ def read_archive(path: str | Path, wanted: Collection[str] | None = None) -> Arc
     parts, left_out = read_published_file(path)
     config, text = _read_config(path.with_name(CONFIG_FILE))
     return Archive(path, False, parts, config, text, left_out=left_out)
+
+
+def newest_snapshot(run_dir: Path) -> Path | None:
+    """The snapshot of the most steps in a run directory; None where `run_dir` is none, or has none that is complete."""
+    marks = sorted(run_dir.glob(f"snapshots/step_*/{COMPLETE}"), key=lambda mark: mark.parent.name)
+    return marks[-1].parent if marks else None
 
 
 def _read_snapshot(path: Path, wanted: Collection[str] | None) -> Archive:

@@ -56,9 +56,10 @@ class RQTransformerConfig:
     """Sizes and switches of an RQ-Transformer.
 
     Attributes:
-        block_size: code grid (H, W, D).
+        block_size: code grid (H, W, D). Training files may leave it to the stage-1 checkpoint.
         embed_dim: width of body and head.
-        input_embed_dim: size of the stage-1 code vectors; `embed_dim` when left out.
+        input_embed_dim: size of the stage-1 code vectors; `embed_dim` when left out, in training files the one of the
+            stage-1 checkpoint where its vectors are used.
         vocab_size: codebook size, or one per depth. Training files leave it to `dataset.vocab_size`.
         shared_tok_emb: one token table for all depths (used only where the code vectors are not).
         shared_cls_emb: one classifier for all depths.
@@ -77,7 +78,7 @@ class RQTransformerConfig:
     ema: Any = None
     ar_hierarchy: Optional[bool] = None
     vocab_size: Any = None
-    block_size: List[int] = MISSING
+    block_size: List[int] = field(default_factory=list)
     vocab_size_cond: int = 1
     block_size_cond: int = 1
     embed_dim: int = MISSING

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from data.tokenizers.tokenizer_loading import tokenizer_beside
+from rqstack.archive import read_archive
 from rqstack.finite import non_finite_names
 from rqstack.snapshots import CONFIG_FILE, METADATA_FILE, MODEL_FILE, weights_digest
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer
@@ -78,6 +79,13 @@ def trained_classes(checkpoint: Path) -> list[int] | None:
             f"{checkpoint / METADATA_FILE}: {IMAGES_PER_CLASS} must list numbers of images, one of them above 0"
         )
     return counts
+
+
+def resolution_of(stage1: str | Path) -> int | None:
+    """The size of the images of a stage-1 checkpoint, without its weights; None where its config does not say it."""
+    arch = (read_archive(resolve_checkpoint(stage1), wanted=()).config or {}).get("arch") or {}
+    resolution = (arch.get("ddconfig") or {}).get("resolution")
+    return resolution if isinstance(resolution, int) else None
 
 
 def directory_beside(checkpoint: Path) -> Path:

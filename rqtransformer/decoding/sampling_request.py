@@ -187,7 +187,9 @@ def _condition(model: RQTransformer, cond: Tensor | None, batch_size: int, devic
     if cond is not None and cond.numel():  # where it is: on the host nothing waits for the device
         low, high = (int(bound) for bound in cond_BL.aminmax())
         if low < 0 or high >= known:
-            raise ValueError(f"condition ids must lie in 0..{known - 1}, not {low}..{high}")
+            given, last = low if low == high else f"{low}..{high}", model.config.vocab_size_cond - 1
+            null = f" ({known - 1} is the null condition of guidance)" if model.config.has_null_condition else ""
+            raise ValueError(f"condition ids must lie in 0..{last}{null}, not {given}")
     return cond_BL.to(device)
 
 

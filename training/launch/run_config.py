@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from data import DatasetConfig
+from data.config import parse_transforms
 from runtime.config import load_config
 from runtime.errors import UserError
 from sampling.recorded_paths import with_absolute_paths, with_paths_that_exist
+from sampling.trained_models import resolution_of
 from training.experiment import BatchPlan, fit_to_ranks, num_steps, plan_batches
 from training.launch.continuation import edits, typed_by
 from training.launch.flags import LaunchSettings
@@ -19,6 +22,7 @@ from training.launch.resuming import ResumedRun
 from training.schedules import schedule_of
 from training.stage import Config, RunConfig
 
+LATENTS = "latents"  # the type of data set that brings its own sizes
 BATCH_SIZE, ACCUMULATION = "experiment.batch_size", "optimizer.grad_accm_steps"
 # Settings of which one holds, with the word that clears each; a frequency in steps wins over one in epochs anyway.
 EXCLUSIVE = (
@@ -57,6 +61,16 @@ def _cleared(overrides: Sequence[str]) -> list[str]:
         both = ACCUMULATION in names and any(key in given for key in others)
         cleared += [f"{key}={names[key]}" for key in others if names[key] and not both]
     return cleared
+
+
+def with_resolution_of_stage1(config: Config) -> Config:
+    """A config whose images have the size of the stage-1 model that it names, where it does not say another one."""
+    dataset, stage1 = config.dataset, getattr(getattr(config, "vqvae", None), "ckpt", None)
+    said = dataset.resolution or dataset.image_resolution or parse_transforms(dataset.transforms)[1]
+    if not stage1 or said or not Path(stage1).exists() or not (dataset.type or dataset.dataset):
+        return config
+    resolution = None if dataset.name == LATENTS else resolution_of(stage1)
+    return config if resolution is None else replace(config, dataset=replace(dataset, resolution=resolution))
 
 
 def config_before(schema: type[Config], resumed: ResumedRun) -> Config:

@@ -37,8 +37,9 @@ from training.launch.run_config import (
     load_run_config,
     plan_run,
     recorded_config,
+    with_resolution_of_stage1,
 )
-from training.launch.starting_points import find_checkpoint, find_weights
+from training.launch.starting_points import find_checkpoint, find_weights, step_of
 from training.loop.faults import FaultRecorder
 from training.loop.feed import Feed, Survivor
 from training.loop.guards import Guards
@@ -71,10 +72,12 @@ class Session(Generic[Config]):
         config = load_run_config(schema, settings, self.resumed)
         self.changed: list[Change] | None = None
         self.notes: list[str] = []
+        self.weights_step = 0  # of those that are evaluated, where they say it
         if self.resumed is not None:
             before = config_before(schema, self.resumed)
             self.changed = changed = allowed_changes(before, config)
             self.notes = edited(settings, self.resumed, config, refused=told_to_resume)
+        config = with_resolution_of_stage1(config)
         self.env = env = joined or settings.processes.join()
         use_device(env, config.experiment.deterministic)
         self.train_set = build_dataset(config.dataset, "train", config.seed)
@@ -94,7 +97,9 @@ class Session(Generic[Config]):
         if self.resumed is not None:
             self.resumed.restore(self.stage)
         elif settings.load_path is not None:
-            self.stage.load_weights(find_weights(settings.load_path, settings.test_epoch))
+            weights = find_weights(settings.load_path, settings.test_epoch)
+            self.stage.load_weights(weights)
+            self.weights_step = step_of(weights)
         self.typed = {} if self.resumed is None else typed_by(self.resumed.run_dir)
         self.typed |= typed_paths(self.stage.config)
         self.run_dir = self._open_run_dir(recorded_config(self.stage.config, config, self.changed))
@@ -175,7 +180,7 @@ class Session(Generic[Config]):
             with self.stage.averaged():
                 results["val_ema"] = self.stage.evaluate(self.batches(self.val_set))
         for split, metrics in results.items():
-            self.log.log_metrics(self.start.step, metrics, prefix=split)
+            self.log.log_metrics(self.weights_step, metrics, prefix=split)
         self._report_unreadable()
 
     def _say_what_is_trained(self) -> None:

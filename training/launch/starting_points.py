@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from rqstack.snapshots import METADATA_FILE
 from runtime.errors import UserError
 from runtime.rundir import runs
 from runtime.step_directories import CHECKPOINTS, SNAPSHOTS, complete_steps
@@ -65,3 +66,8 @@ def find_weights(path: Path, epoch: float) -> Path:
         choices = ", ".join(f"{value:g}" for value in sorted(by_epoch))
         raise UserError(f"-e {epoch:g}: {path} has no snapshot of that epoch; choose from {choices}")
     return by_epoch[round(epoch, 3)]
+
+
+def step_of(weights: Path) -> int:
+    """The training step that a snapshot's weights are of; 0 of a published file, which does not say."""
+    return int(read_metadata(weights).get("step", 0)) if (weights / METADATA_FILE).is_file() else 0

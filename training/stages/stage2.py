@@ -58,11 +58,25 @@ class Stage2Config:
 
 
 def complete_arch(config: Stage2Config, tokenizer: RQVAE) -> RQTransformerConfig:
-    """The arch section with the vocabulary filled in, from `dataset.vocab_size` or the tokenizer."""
-    arch = config.arch
+    """The arch section with what it leaves out and the tokenizer knows: code grid, vocabulary, size of code vectors.
+
+    Raises:
+        ValueError: what it says does not fit the tokenizer; the key that says it.
+    """
+    arch, sizes = config.arch, list(tokenizer.quantizer.num_codes)
+    if not arch.block_size:
+        arch = replace(arch, block_size=list(tokenizer.config.code_shape))
     if arch.vocab_size is None:
-        vocab = config.dataset.vocab_size
-        arch = replace(arch, vocab_size=vocab if vocab is not None else list(tokenizer.quantizer.num_codes))
+        said = config.dataset.vocab_size
+        if said is not None and (sizes != [said] * len(sizes) if isinstance(said, int) else sizes != list(said)):
+            raise ValueError(f"dataset.vocab_size={said} does not fit the stage-1 checkpoint, whose codes are {sizes}")
+        arch = replace(arch, vocab_size=sizes if said is None else said)
+    if (
+        arch.input_embed_dim is None
+        and tokenizer.quantizer.fixed_code_vectors
+        and (arch.input_emb_vqvae or arch.head_emb_vqvae)
+    ):
+        arch = replace(arch, input_embed_dim=tokenizer.codebook(0).shape[1])
     check_stages_fit(arch, tokenizer)
     return arch
 
