@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runtime.cli import build_parser
+from tests.commands import succeed
 
 
 @pytest.fixture
@@ -75,3 +76,21 @@ def test_the_arguments_default_to_those_of_the_process(parser, monkeypatch):
     args = parser.parse_args()
     assert args.eval
     assert args.overrides == ["a=1"]
+
+
+HEAVY = ("torch", "torchvision", "hydra", "tensorboard", "scipy", "sklearn", "matplotlib")
+HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    print("imported:", *(name for name in {heavy} if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("script", ["main_stage1.py", "main_stage2.py"])
+def test_help_does_not_wait_for_torch(script):
+    printed = succeed("-c", HELP.format(heavy=HEAVY), script).out
+    assert "--model-config" in printed
+    assert printed.splitlines()[-1] == "imported:"
