@@ -12,11 +12,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rqtransformer.draw_settings import is_number
+from rqtransformer.given_values import short
 from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
 
 
@@ -57,7 +60,7 @@ class NextTokenModel(HierarchicalTransformer):
 
     def generate(  # type: ignore[override]  # the call of that package, which has other names and a share for top-k
         self,
-        prime: Tensor | None = None,
+        prime: Any = None,
         filter_thres: float = 0.9,
         temperature: float = 1.0,
         default_batch_size: int = 1,
@@ -73,8 +76,8 @@ class NextTokenModel(HierarchicalTransformer):
             default_batch_size: sequences drawn without a prime.
             seed: ours; None draws other sequences at every call, from torch's global random state.
         """
-        if not 0.0 <= filter_thres <= 1.0:
-            raise ValueError(f"filter_thres={filter_thres} must be at least 0 and at most 1")
+        if not is_number(filter_thres) or not 0.0 <= filter_thres <= 1.0:
+            raise ValueError(f"filter_thres={short(filter_thres)} must be at least 0 and at most 1")
         kept = max(1, math.floor(round((1 - filter_thres) * self.config.num_tokens, 9)))
         if seed is None:
             seed = int(torch.randint(2**62, ()))

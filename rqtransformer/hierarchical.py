@@ -26,10 +26,12 @@ from rqstack.counter_noise import uniform_noise
 from rqstack.module_list import ModuleList
 from rqtransformer.attention import NORMS
 from rqtransformer.config import BlockConfig, StackConfig
+from rqtransformer.decoding.sampling_request import settings_per_depth
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.draw_settings import DrawSettings
 from rqtransformer.fast.packing import PackedSlot, WeightFormat
 from rqtransformer.finite_draws import check_drawn, naming_weights, to_embed
+from rqtransformer.given_values import check_codes_below, whole_number, whole_numbers
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.stack import TransformerStack
 
@@ -217,7 +219,7 @@ class HierarchicalTransformer(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        prime: Tensor | None = None,
+        prime: Any = None,
         *,
         batch_size: int = 1,
         num_blocks: int | None = None,
@@ -244,10 +246,15 @@ class HierarchicalTransformer(nn.Module):
             ValueError: for a prime that does not fit, settings out of range, or logits that are not finite.
         """
         device = self.start.device
-        num_blocks = self.config.max_seq_len[0] if num_blocks is None else num_blocks
+        num_blocks = self.config.max_seq_len[0] if num_blocks is None else whole_number("num_blocks", num_blocks)
+        batch_size, seed = whole_number("batch_size", batch_size, 1), whole_number("seed", seed)
+        start_index = whole_number("start_index", start_index)
+        settings = settings_per_depth(1, temperature=temperature, top_k=top_k, top_p=top_p, **more_rules)[0]
         given_BN = torch.empty(batch_size, 0, dtype=torch.long, device=device)
         if prime is not None:
-            given_BN = prime.flatten(1).to(device)
+            prime = whole_numbers("prime", prime).flatten(1)
+            check_codes_below("prime", prime.unsqueeze(-1), [self.config.num_tokens])
+            given_BN = prime.to(device)
         total = num_blocks * math.prod(self.block_shape)
         if given_BN.shape[1] > total or not 0 < num_blocks <= self._most_blocks():
             raise ValueError(
@@ -260,7 +267,6 @@ class HierarchicalTransformer(nn.Module):
             index_B = torch.arange(start_index, start_index + len(given_BN), device=device)
             noise_NB = uniform_noise(seed, index_B, [(position, 0) for position in range(total)])
             with torch.inference_mode(), self.decoding_mode():
-                settings = DrawSettings(temperature, top_k, top_p, **more_rules)
                 self._draw_into(drawn_BN, given_BN.shape[1], noise_NB, settings)
         return drawn_BN.view(len(drawn_BN), num_blocks, *self.block_shape)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from rqtransformer.decoding.sampling_request import Guidance, SamplingRequest, c
 from rqtransformer.decoding.served_model import knows_model, knows_request
 from rqtransformer.embedding import ImageTokenizer
 from rqtransformer.finite_draws import check_drawn
+from rqtransformer.given_values import short, whole_number
 from rqtransformer.model import RQTransformer
 
 
@@ -46,9 +47,7 @@ class PartialCodes(NamedTuple):
     codes: Tensor
 
 
-def sample(
-    model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Tensor | None = None, **arguments: Any
-) -> Tensor:
+def sample(model: RQTransformer, tokenizer: ImageTokenizer | None, cond: Any = None, **arguments: Any) -> Tensor:
     """Draws code maps (B, H, W, D), int64.
 
     The noise of a sample is a function of (seed, its index, position, depth) only; batch size and rank do not matter.
@@ -56,7 +55,7 @@ def sample(
     Args:
         model: on any device; runs in eval mode and is put back afterwards.
         tokenizer: the stage-1 model whose codebooks embed the codes.
-        cond: None, class ids (B,) or token ids (B, L).
+        cond: None, class ids (B,) or token ids (B, L), in a tensor, an array or lists.
         arguments: those of `sample_stream`.
 
     Raises:
@@ -81,7 +80,7 @@ def check_codes(codes_BHWD: Tensor, model: RQTransformer, tokenizer: ImageTokeni
 def sample_stream(
     model: RQTransformer,
     tokenizer: ImageTokenizer | None,
-    cond: Tensor | None = None,
+    cond: Any = None,
     *,
     num_samples: int | None = None,
     temperature: float | Sequence[float] = 1.0,
@@ -114,7 +113,8 @@ def sample_stream(
         seed: of all noise.
         start_index: global index of the first sample; the others follow.
         indices: global index of every sample, instead of `start_index`.
-        prefix: codes (B, P, D) of the first P positions in raster order, kept as they are.
+        prefix: codes (B, P, D) of the first P positions in raster order, or (B, h, W, D) of the first h rows of a code
+            map, kept as they are.
         known: (mask, codes (B, H, W, D)): codes where the mask is True are kept, the others drawn in raster order, each
             given all codes before it. The mask is (H, W), (B, H, W) or (B, H, W, D).
         amp_dtype: type of products and caches, for example torch.bfloat16; the residual stream keeps its own.
@@ -133,6 +133,7 @@ def sample_stream(
     """
     request = check_request(
         model,
+        tokenizer,
         cond,
         num_samples=num_samples,
         draw={"temperature": temperature, "top_k": top_k, "top_p": top_p, **more_rules},
@@ -142,6 +143,9 @@ def sample_stream(
         prefix=prefix,
         known=known,
     )
+    seed, rows = whole_number("seed", seed), 0 if rows is None else whole_number("rows", rows, 0)
+    if amp_dtype is not None and not (isinstance(amp_dtype, torch.dtype) and amp_dtype.is_floating_point):
+        raise ValueError(f"amp_dtype={short(amp_dtype)} must be None or torch.float32, torch.bfloat16 or torch.float16")
     device = model.pos_emb_hw.device
     # Made here, outside of inference mode, so that a caller may train on what is drawn.
     codes_BTD = torch.zeros(request.batch_size, model.num_positions, model.depth, dtype=torch.long, device=device)
@@ -155,7 +159,7 @@ def sample_stream(
         with model.decoding_mode(amp_dtype, weights):
             # kernels on fixed buffers read the position from the device: only known modules do so everywhere
             if fixed and knows_model(model) and knows_request(request):
-                positions = _draw_in_fixed_buffers(walk, codes_BTD, rows or 0)
+                positions = _draw_in_fixed_buffers(walk, codes_BTD, rows)
             else:
                 positions = _draw_plainly(walk, codes_BTD)
             with contextlib.closing(positions):
@@ -243,8 +247,9 @@ def sample_batches(
         indices: global index of every sample; counted from `start_index` when left out.
         settings: passed on to `sample`.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
+    batch_size, start_index = whole_number("batch_size", batch_size, 1), whole_number("start_index", start_index)
+    if isinstance(indices, Sized) and isinstance(conditions, Sized) and len(indices) != len(conditions):
+        raise ValueError(f"{len(indices)} indices do not fit {len(conditions)} conditions")
     numbered = zip(itertools.count(start_index) if indices is None else indices, conditions)
     rows = 0
     while batch := list(itertools.islice(numbered, batch_size)):
@@ -252,6 +257,14 @@ def sample_batches(
         index = [int(i) for i, _ in batch]
         cond = None
         if batch[0][1] is not None:
-            cond = torch.stack([torch.as_tensor(entry) for _, entry in batch])
+            cond = _together([entry for _, entry in batch])
         codes_BHWD = sample(model, tokenizer, cond, num_samples=len(batch), indices=index, rows=rows, **settings)
         yield SampledBatch(codes_BHWD, cond, index)
+
+
+def _together(conditions: Sequence[Any]) -> Tensor:
+    """One entry per sample -> ids (B,) or (B, L)."""
+    try:
+        return torch.stack([torch.as_tensor(condition) for condition in conditions])
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"conditions {short(conditions)} must be class ids, or token ids of one length") from None

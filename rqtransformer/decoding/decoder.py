@@ -209,6 +209,12 @@ def code_tables(model: RQTransformer, tokenizer: CodeVectorSource | None) -> tup
     if model.input_mlp is not None or model.head_mlp is not None:
         assert tokenizer is not None, "the model embeds codes with the code vectors of a tokenizer"
         books = [tokenizer.codebook(d) for d in range(model.depth)]
+        for depth, (book, size) in enumerate(zip(books, model.config.vocab_sizes)):
+            if len(book) < size or book.shape[1] != model.config.code_dim:
+                raise ValueError(
+                    f"the tokenizer's code vectors of depth {depth}, {tuple(book.shape)}, do not fit a model of "
+                    f"{size} codes with vectors of {model.config.code_dim} numbers"
+                )
     tables = [] if model.tok_emb is None else [model.tok_emb.table(d) for d in range(model.depth)]
     return (
         books if model.input_mlp is not None else tables,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rqtransformer.draw_settings import DrawSettings
+from rqtransformer.draw_settings import DrawSettings, is_number
+from rqtransformer.given_values import INT64_MAX, check_codes_below, plain, short, whole_number, whole_numbers
 from rqtransformer.model import RQTransformer
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
@@ -49,25 +50,37 @@ class SamplingRequest:
 
 def check_request(
     model: RQTransformer,
-    cond: Tensor | None,
+    tokenizer: object,
+    cond: Any,
     *,
     num_samples: int | None,
     draw: Mapping[str, Any],
     cfg_scale: Guidance,
     start_index: int,
-    indices: Sequence[int] | Tensor | None,
-    prefix: Tensor | None,
-    known: tuple[Tensor, Tensor] | None,
+    indices: Any,
+    prefix: Any,
+    known: Any,
 ) -> SamplingRequest:
     """The arguments of `decoding.sample` -> a `SamplingRequest`. Raises ValueError as `sample` says.
 
     `draw` are those that become `DrawSettings`, by name.
     """
+    if not isinstance(model, RQTransformer):
+        raise ValueError(f"the first model must be an RQTransformer (stage 2), not a {type(model).__name__}")
+    if tokenizer is None and not (model.input_mlp is None and model.head_mlp is None):
+        raise ValueError("this model embeds codes with the code vectors of a tokenizer: give the stage-1 model")
+    if tokenizer is not None and not hasattr(tokenizer, "codebook"):
+        raise ValueError(f"the tokenizer must be a stage-1 model, with `codebook`, not a {type(tokenizer).__name__}")
     device = model.pos_emb_hw.device
-    given = None if known is None else known[1]
+    cond = None if cond is None else whole_numbers("cond", cond)
+    prefix = None if prefix is None else whole_numbers("prefix", prefix)
+    indices = None if indices is None else whole_numbers("indices", indices)
+    mask, given = (None, None) if known is None else _mask_and_codes(known)
     batch_size = _batch_size(num_samples, cond, prefix, indices, given)
     prefix_BPD = _prefix(model, prefix, batch_size, device)
-    known_BTD, codes_BTD = (None, None) if known is None else _known(model, *known, batch_size, device)
+    known_BTD, codes_BTD = None, None
+    if mask is not None and given is not None:
+        known_BTD, codes_BTD = _known(model, mask, given, batch_size, device)
     if known_BTD is not None and codes_BTD is not None:
         if prefix is not None:
             raise ValueError("prefix and known cannot be combined; mark the prefix in the mask of known")
@@ -82,9 +95,12 @@ def check_request(
                 "guidance (cfg_scale) needs a model trained with condition dropout; this one has arch.cond_drop_prob=0"
             )
         cond_BL = torch.cat([cond_BL, torch.full_like(cond_BL, model.null_condition)])
+    start_index = whole_number("start_index", start_index)
+    if start_index + batch_size > INT64_MAX:
+        raise ValueError(f"start_index={start_index} must leave room for {batch_size} samples below 2**63")
     index_B = torch.arange(start_index, start_index + batch_size, device=device)
     if indices is not None:
-        index_B = torch.as_tensor(indices, dtype=torch.long).to(device)
+        index_B = indices.to(device)
     return SamplingRequest(cond_BL, prefix_BPD, known_BTD, codes_BTD, settings, scale_T, index_B)
 
 
@@ -101,16 +117,18 @@ def guidance_scales(cfg_scale: Guidance, num_positions: int) -> list[float] | No
     """
     if cfg_scale is None:
         return None
+    cfg_scale = plain(cfg_scale)
     if isinstance(cfg_scale, str):
         scales = _scheduled(cfg_scale, num_positions)
-    elif isinstance(cfg_scale, (int, float)):
-        scales = [float(cfg_scale)] * num_positions
     else:
-        scales = [float(scale) for scale in cfg_scale]
+        values: list[Any] = list(cfg_scale) if isinstance(cfg_scale, (list, tuple)) else [cfg_scale] * num_positions
+        if not all(is_number(value) for value in values):
+            raise ValueError(f"cfg_scale={short(cfg_scale)} must be a number, one per position, or a schedule")
+        scales = [float(scale) for scale in values]
     if len(scales) != num_positions:
         raise ValueError(f"cfg_scale has {len(scales)} values; it needs one, or one per position ({num_positions})")
     if not all(math.isfinite(scale) for scale in scales):
-        raise ValueError(f"cfg_scale={cfg_scale} must be finite")
+        raise ValueError(f"cfg_scale={short(cfg_scale)} must be finite")
     return None if all(scale == 1.0 for scale in scales) else scales
 
 
@@ -136,7 +154,7 @@ def _scheduled(text: str, num_positions: int) -> list[float]:
 def _batch_size(num_samples: int | None, *givers: Tensor | Sequence[int] | None) -> int:
     sizes = [len(giver) for giver in givers if giver is not None]
     if num_samples is not None:
-        sizes.append(num_samples)
+        sizes.append(whole_number("num_samples", num_samples))
     if not sizes:
         raise ValueError("num_samples is needed when neither cond, prefix, known nor indices says how many to draw")
     if len(set(sizes)) > 1 or sizes[0] < 1:
@@ -147,11 +165,28 @@ def _batch_size(num_samples: int | None, *givers: Tensor | Sequence[int] | None)
 def _prefix(model: RQTransformer, prefix: Tensor | None, batch_size: int, device: torch.device) -> Tensor:
     if prefix is None:
         return torch.empty(batch_size, 0, model.depth, dtype=torch.long, device=device)
+    if prefix.ndim == 4 and prefix.shape[2] == model.config.block_size[1]:
+        prefix = prefix.flatten(1, 2)  # whole rows of a code map
     if prefix.ndim != 3 or prefix.shape[1] > model.num_positions or prefix.shape[2] != model.depth:
+        height, width, depth = model.config.block_size
         raise ValueError(
-            f"prefix of shape {tuple(prefix.shape)} must be (batch, up to {model.num_positions}, {model.depth})"
+            f"prefix of shape {tuple(prefix.shape)} must be (batch, up to {model.num_positions}, {depth}), or whole "
+            f"rows of a code map: (batch, up to {height}, {width}, {depth})"
         )
+    check_codes_below("prefix", prefix, model.config.vocab_sizes)
     return prefix.to(device)
+
+
+def _mask_and_codes(known: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(known, (tuple, list)) or len(known) != 2:
+        raise ValueError(f"known must be (mask, codes), not {short(known)}")
+    try:
+        mask = torch.as_tensor(known[0])
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"the mask of known must be truth values in a tensor or an array, not {short(known[0])}"
+        ) from None
+    return mask, whole_numbers("known", known[1])
 
 
 def _known(
@@ -175,9 +210,7 @@ def _known(
             f"the mask of known has shape {tuple(mask.shape)}; it must be {shape}, {shape[:3]} or {shape[1:3]}"
         ) from None
     codes_BHWD = codes_BHWD.to(device).masked_fill(~mask, 0)
-    sizes_D = torch.tensor(model.config.vocab_sizes, device=device)
-    if ((codes_BHWD < 0) | (codes_BHWD >= sizes_D)).any():
-        raise ValueError(f"known codes must lie below the vocabulary sizes {model.config.vocab_sizes}")
+    check_codes_below("known", codes_BHWD, model.config.vocab_sizes)
     return mask.flatten(1, 2), codes_BHWD.flatten(1, 2)
 
 
@@ -195,12 +228,17 @@ def _condition(model: RQTransformer, cond: Tensor | None, batch_size: int, devic
 
 def settings_per_depth(depth: int, **draw: Any) -> list[DrawSettings]:
     """Settings of each depth; every field one value or one per depth. Raises ValueError if out of range."""
+    rules = [rule.name for rule in fields(DrawSettings)]
+    for name in draw:
+        if name not in rules:
+            raise TypeError(f"no argument is called {name}; the draw has {', '.join(rules)}")
     columns = []
     for name, value in draw.items():
+        value = plain(value)
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         if len(values) == 1:
             values *= depth
         if len(values) != depth:
-            raise ValueError(f"{name}={value} must be one value or one per depth ({depth})")
+            raise ValueError(f"{name}={short(value)} must be one value or one per depth ({depth})")
         columns.append(values)
     return [DrawSettings(**dict(zip(draw, row))) for row in zip(*columns)]

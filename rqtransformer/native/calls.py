@@ -199,7 +199,7 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings) -> Tensor
         batch,
         vocabulary,
         settings.temperature,
-        vocabulary if settings.top_k is None else settings.top_k,
+        vocabulary if settings.top_k is None else min(settings.top_k, vocabulary),
         1.0 if settings.top_p is None else settings.top_p,
         torch.get_num_threads(),
     )

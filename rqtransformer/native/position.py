@@ -84,7 +84,7 @@ class NativePosition:
         for depth, (token_C, classifier, input_table, head_table, size), setting in zip(depths, rows, settings):
             depth.token, depth.classifier = token_C.data_ptr(), classifier.struct
             depth.input_table, depth.head_table = input_table.data_ptr(), head_table.data_ptr()
-            depth.vocabulary, depth.top_k = size, size if setting.top_k is None else setting.top_k
+            depth.vocabulary, depth.top_k = size, size if setting.top_k is None else min(setting.top_k, size)
             depth.top_p, depth.temperature = 1.0 if setting.top_p is None else setting.top_p, setting.temperature
         project = None if parts.project is None else ctypes.addressof(parts.project.struct)
         self._head = _Head(

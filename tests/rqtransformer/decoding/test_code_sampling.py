@@ -99,8 +99,9 @@ def test_model_is_left_as_it_was(build, random_codes):
     assert model.classifier.training
     model.eval()
     before = model(codes, tokenizer).logits
-    with pytest.raises(IndexError):
-        sample(model, tokenizer, prefix=torch.full((1, 2, 3), 99))
+    _, smaller = build(vocab_size=5)
+    with pytest.raises(ValueError, match="do not fit a model of 11 codes"):
+        sample(model, smaller, num_samples=1)
     with torch.no_grad():
         model.body_transformer.blocks[0].attn.query.weight.mul_(2)
     assert not torch.equal(model(codes, tokenizer).logits, before)
@@ -274,7 +275,10 @@ def test_drawn_codes_can_be_trained_on(build):
         ({"known": (torch.zeros(2, 3), torch.zeros(2, 2, 3, 3).long())}, "must be of type bool, not torch.float32"),
         ({"known": (torch.ones(5, dtype=torch.bool), torch.zeros(2, 2, 3, 3).long())}, "the mask of known has shape"),
         ({"known": (torch.ones(2, 3).bool(), torch.zeros(2, 3, 3).long())}, r"known codes of shape \(2, 3, 3\)"),
-        ({"known": (torch.ones(2, 3).bool(), torch.full((2, 2, 3, 3), 11))}, "must lie below the vocabulary sizes"),
+        (
+            {"known": (torch.ones(2, 3).bool(), torch.full((2, 2, 3, 3), 11))},
+            r"known: code 11 of depth 0 must lie in 0\.\.10",
+        ),
         (
             {
                 "known": (torch.ones(2, 3).bool(), torch.zeros(2, 2, 3, 3).long()),

@@ -65,7 +65,7 @@ def test_filters_agree_with_brute_force():
     ("settings", "message"),
     [
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-        ({"top_k": 0}, "top_k=0 must be at least 1"),
+        ({"top_k": 0}, "top_k=0 must be a whole number of at least 1"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"top_p": 1.5}, "top_p=1.5 must be above 0"),
     ],
