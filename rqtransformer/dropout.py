@@ -6,6 +6,8 @@ product. Here sixteen random bits stand for one element, four elements in one dr
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,8 +31,23 @@ def drop_and_add(x: Tensor, probability: float, residual: Tensor | None = None) 
         return dropped if residual is None else residual + dropped
     scale = keep_scale(x, probability)
     if residual is not None and residual.dtype == x.dtype:
-        return torch.addcmul(residual, x, scale)
+        total: Tensor = _AddScaled.apply(residual, x, scale)
+        return total
     return x * scale if residual is None else residual + x * scale
+
+
+class _AddScaled(torch.autograd.Function):
+    """residual + x * scale in one pass; going back, autograd's own would scale `scale` anew, by its factor of 1."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.addcmul(residual, x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (scale,) = ctx.saved_tensors
+        return grad, grad * scale if ctx.needs_input_grad[1] else None, None
 
 
 def keep_scale(like: Tensor, probability: float) -> Tensor:

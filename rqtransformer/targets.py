@@ -172,10 +172,13 @@ def _sums_and_gradient(
             sums_3D[:, d] += cross_entropy_rows(logits_nV, codes_n, scores_nK, eps, gradient_nV, scale)
             continue
         target_nV = None if targets is None else targets.probabilities(start, end, d)
-        sums_3, slope_nV = _chunk(logits_nV.float(), codes_n, target_nV, with_gradient)
+        at_place = gradient_nV if logits_nV.dtype == torch.float32 else None
+        sums_3, slope_nV = _chunk(logits_nV.float(), codes_n, target_nV, with_gradient, at_place)
         sums_3D[:, d] += sums_3
-        if gradient_nV is not None:
-            gradient_nV.copy_(slope_nV if scale is None else slope_nV.mul_(scale))
+        if scale is not None:
+            slope_nV.mul_(scale)
+        if gradient_nV is not None and at_place is None:
+            gradient_nV.copy_(slope_nV)
     return sums_3D, gradient_NDV
 
 
@@ -210,10 +213,13 @@ def loss_trial(device: torch.device) -> bool:
     return True
 
 
-def _chunk(scores_nV: Tensor, codes_n: Tensor, target_nV: Tensor | None, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """What `_sums_and_gradient` adds up, of one chunk: (3,), and the gradient (n, V) or the exponentials."""
+def _chunk(
+    scores_nV: Tensor, codes_n: Tensor, target_nV: Tensor | None, with_gradient: bool, out_nV: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `_sums_and_gradient` adds up, of one chunk: (3,), and the gradient (n, V), in `out_nV` if it is there, or
+    the exponentials."""
     best_n = scores_nV.amax(dim=-1)
-    weight_nV = (scores_nV - best_n.unsqueeze(1)).exp_()
+    weight_nV = torch.sub(scores_nV, best_n.unsqueeze(1), out=out_nV).exp_()
     total_n = weight_nV.sum(dim=-1) + (0.0 if target_nV is None else SOFT_EPS)
     log_norm_n = best_n + total_n.log()
     code_score_n = scores_nV.gather(1, codes_n.unsqueeze(1)).squeeze(1)
