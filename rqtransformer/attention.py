@@ -22,6 +22,7 @@ from rqtransformer.dropout import drop_and_add
 from rqtransformer.fast.packing import PackedSlot, WeightFormat
 from rqtransformer.fast.served import is_plain
 from rqtransformer.kv_cache import KVCache
+from rqtransformer.recomputation import recompute_all_but_products
 
 FEW = 8  # positions; see `_plain_products_win`
 # Of one position over a cache with masked slots on a GPU. Both take any mask and may be recorded; cuDNN, which torch
@@ -257,17 +258,22 @@ class Block(nn.Module):
         self.ln2 = NORMS[config.norm](embed_dim)
         self.attn = SelfAttention(embed_dim, config)
         self.mlp = FeedForward(embed_dim, config)
-        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._compiled: Callable[[Tensor, bool], Tensor] | None = None
 
-    def forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """See `SelfAttention.forward`."""
-        if cache is None and self.training and self._compiled is not None:
-            return self._compiled(x_BLC)
+    def forward(
+        self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0, keep_products: bool = False
+    ) -> Tensor:
+        """See `SelfAttention.forward`; `keep_products`, in training: see `recompute_all_but_products`."""
+        if cache is None and self.training:
+            return (self._compiled or self._train)(x_BLC, keep_products)
         return self._forward(x_BLC, cache, layer)
 
     def compile_forward(self, **options: Any) -> None:
         """Compiles the forward pass of training for the shapes it meets; hooks stay outside, names as they are."""
-        self._compiled = torch.compile(self._forward, **{"dynamic": False, **options})
+        self._compiled = torch.compile(self._train, **{"dynamic": False, **options})
+
+    def _train(self, x_BLC: Tensor, keep_products: bool) -> Tensor:
+        return recompute_all_but_products(self._forward, x_BLC) if keep_products else self._forward(x_BLC)
 
     def _forward(self, x_BLC: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         x_BLC = self.attn(self.ln1(x_BLC), cache, layer, x_BLC)

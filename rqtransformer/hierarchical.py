@@ -33,6 +33,7 @@ from rqtransformer.fast.packing import PackedSlot, WeightFormat
 from rqtransformer.finite_draws import check_drawn, naming_weights, to_embed
 from rqtransformer.given_values import check_codes_below, whole_number, whole_numbers
 from rqtransformer.kv_cache import KVCache
+from rqtransformer.recomputation import Recomputation
 from rqtransformer.stack import TransformerStack
 
 IGNORED = -100  # target of a token that does not count
@@ -163,12 +164,13 @@ class HierarchicalTransformer(nn.Module):
         return tuple(self.config.max_seq_len[1:])
 
     @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass (less memory, one more forward)."""
+    def gradient_checkpointing(self) -> Recomputation:
+        """Whether blocks are recomputed in the backward pass: less memory, and one more forward or, with `selective`,
+        one more of what is no product of matrices."""
         return self.levels[0].gradient_checkpointing
 
     @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enabled: bool) -> None:
+    def gradient_checkpointing(self, enabled: Recomputation) -> None:
         for stack in self.levels:
             stack.gradient_checkpointing = enabled
 

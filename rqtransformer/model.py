@@ -26,6 +26,7 @@ from rqtransformer.fast.decoding_state import DecodingState
 from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
 from rqtransformer.fast.served import is_plain
 from rqtransformer.finite_draws import naming_weights
+from rqtransformer.recomputation import Recomputation
 from rqtransformer.stack import TransformerStack
 
 
@@ -106,12 +107,13 @@ class RQTransformer(PretrainedModel):
             block.compile_forward(**options)
 
     @property
-    def gradient_checkpointing(self) -> bool:
-        """Whether blocks are recomputed in the backward pass (less memory, one more forward)."""
+    def gradient_checkpointing(self) -> Recomputation:
+        """Whether blocks are recomputed in the backward pass: less memory, and one more forward or, with `selective`,
+        one more of what is no product of matrices."""
         return self.body_transformer.gradient_checkpointing
 
     @gradient_checkpointing.setter
-    def gradient_checkpointing(self, enabled: bool) -> None:
+    def gradient_checkpointing(self, enabled: Recomputation) -> None:
         self.body_transformer.gradient_checkpointing = enabled
         self.head_transformer.gradient_checkpointing = enabled
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rqstack.module_list import ModuleList
 from rqtransformer.attention import Block, head_sizes
@@ -16,13 +15,15 @@ from rqtransformer.fast.packed_step import STACK_SETTINGS, PackedStep, knows_blo
 from rqtransformer.fast.packing import WeightFormat
 from rqtransformer.fast.served import has_only, is_plain, knows_settings
 from rqtransformer.kv_cache import KVCache
+from rqtransformer.recomputation import Recomputation, recompute_all
 
 
 class TransformerStack(nn.Module):
     """`config.n_layer` blocks in a row, without a norm at the end.
 
     Attributes:
-        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations; with
+            `selective` all but the products of matrices.
         packed_step: one new position (B, C) through the packed stack, where there is a faster way than `forward`.
     """
 
@@ -31,7 +32,7 @@ class TransformerStack(nn.Module):
         self.config = config
         self.blocks: ModuleList[Block] = ModuleList(Block(embed_dim, config.block) for _ in range(config.n_layer))
         _, self.kv_heads, self.head_dim = head_sizes(embed_dim, config.block)
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing: Recomputation = False
         self.packed_step: PackedStep | None = None
 
     def forward(self, x_BLC: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -39,12 +40,12 @@ class TransformerStack(nn.Module):
         step = None if self.training else self.packed_step
         if step is not None and cache is not None and step.fits(cache, x_BLC):
             return step(x_BLC.squeeze(1), cache).unsqueeze(1)
-        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        recompute = self.gradient_checkpointing if self.training and torch.is_grad_enabled() else False
         for layer, block in enumerate(self.blocks):
-            if recompute:
-                x_BLC = checkpoint(block, x_BLC, use_reentrant=False)
+            if recompute and recompute != "selective":
+                x_BLC = recompute_all(block, x_BLC)
             else:
-                x_BLC = block(x_BLC, cache, layer)
+                x_BLC = block(x_BLC, cache, layer, bool(recompute))
         if cache is not None:
             cache.advance(x_BLC.shape[1])
         return x_BLC

@@ -6,6 +6,8 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
+from rqtransformer.recomputation import CHOICES as RECOMPUTATIONS
+
 IN_LOOP_FEATURES = ("auto", "inception", "classifier")
 POSITIVE_OR_UNSET = (
     "batch_size",
@@ -71,7 +73,9 @@ class ExperimentConfig:
     ever. With `async_checkpoint` training goes on while one is written.
 
     `parallel` is ddp (every process holds the whole model), fsdp (a share of every parameter; stage 2) or none (one
-    process). `compile` compiles every transformer block (stage 2), the networks (stage 1).
+    process). `compile` compiles every transformer block (stage 2), the networks (stage 1). `gradient_checkpointing`
+    works activations out again in the backward pass instead of keeping them: false, true, or, in stage 2, selective,
+    which keeps the products of matrices.
 
     `deterministic` makes a GPU take algorithms that give the same bits every time, which an exact resume there needs;
     without it cuDNN measures which are the fastest. Not verified on a GPU; a CPU is exact either way.
@@ -103,7 +107,7 @@ class ExperimentConfig:
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = False
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Any = False
     num_workers: int = 4
     keep_checkpoints: int = 2
     keep_every_steps: Optional[int] = None
@@ -267,6 +271,10 @@ def _check(config: ExperimentConfig) -> None:
         )
     if config.non_finite not in ("stop", "skip"):
         raise ValueError(f"experiment.non_finite={config.non_finite!r}: choose from stop, skip")
+    if config.gradient_checkpointing not in RECOMPUTATIONS:
+        raise ValueError(
+            f"experiment.gradient_checkpointing={config.gradient_checkpointing!r}: choose from false, true, selective"
+        )
     if config.num_workers < 0:
         raise ValueError(f"experiment.num_workers={config.num_workers} must not be negative")
     _check_score(config.score)

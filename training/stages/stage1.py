@@ -74,6 +74,8 @@ class Stage1:
         experiment = config.experiment
         self.precision = Precision(experiment.precision, env.device, experiment.amp)
         check_parallel(experiment.parallel, env, ("ddp", "none"), NOT_SHARDED)
+        if experiment.gradient_checkpointing == "selective":
+            raise ValueError("experiment.gradient_checkpointing='selective' is for stage 2: choose false or true")
         model_config = config.arch.model_config()
         model_config.checkpointing |= experiment.gradient_checkpointing
         self.model = self._place(RQVAE(model_config))

@@ -62,7 +62,8 @@ CASES: dict[str, dict[str, Any]] = {
     # one validation image: the second rank has none, and yet takes part
     "accumulated-text": TEXT
     | {"experiment.batch_size": 2, "experiment.gradient_checkpointing": True, "experiment.test_images": 1},
-    "bf16-own-tables": OWN_TABLES | {"experiment.precision": "bf16", "optimizer.type": "sgd"},
+    "bf16-own-tables": OWN_TABLES
+    | {"experiment.precision": "bf16", "experiment.gradient_checkpointing": "selective", "optimizer.type": "sgd"},
     COMPILED: {"experiment.compile": True},
 }
 NUM_STEPS = {"published": 20}
