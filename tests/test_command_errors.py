@@ -185,7 +185,7 @@ STAGE2_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "vocabulary of the dataset section": (
         {"dataset.vocab_size": 8},
         ["-v", "RUN"],
-        "arch.vocab_size=[8, 8, 8] does not fit",
+        "dataset.vocab_size=8 does not fit",
     ),
     "code vectors": (
         {"arch.input_embed_dim": 8},
