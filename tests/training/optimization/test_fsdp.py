@@ -116,6 +116,7 @@ def test_moments_are_allocated_without_a_step():
     ("changes", "line"),
     [
         ({"experiment.parallel": "zero"}, "experiment.parallel='zero': choose from ddp, fsdp, none"),
+        ({"experiment.gradient_checkpointing": "some"}, "gradient_checkpointing='some': choose from false, true, sel"),
     ],
 )
 def test_an_unknown_choice_is_refused(changes, line, tokenizer, tmp_path):
@@ -126,4 +127,10 @@ def test_an_unknown_choice_is_refused(changes, line, tokenizer, tmp_path):
 def test_stage_1_is_not_sharded(tmp_path):
     config = write_config(tmp_path / "c.yaml", stage1({"experiment.parallel": "fsdp"}))
     with pytest.raises(ValueError, match="experiment.parallel='fsdp': choose from ddp, none; stage 1 is small"):
+        session("stage1", "-m", config, "-r", tmp_path)
+
+
+def test_stage_1_does_not_recompute_selectively(tmp_path):
+    config = write_config(tmp_path / "c.yaml", stage1({"experiment.gradient_checkpointing": "selective"}))
+    with pytest.raises(ValueError, match="gradient_checkpointing='selective' is for stage 2: choose false or true"):
         session("stage1", "-m", config, "-r", tmp_path)
