@@ -70,8 +70,9 @@ def _attend_kernel(
     value_f = tl.load(value_ptr + value_place_f, mask=inside_f, other=0.0).to(stored)
     row = (image * kv_heads + kv_head) * slots
     new_f = (row + index) * features + feature_f
-    tl.store(keys_ptr + new_f, key_f, mask=inside_f & (index < slots))
-    tl.store(values_ptr + new_f, value_f, mask=inside_f & (index < slots))
+    written_f = feature_f < tl.where(index < slots, features, 0)
+    tl.store(keys_ptr + new_f, key_f, mask=written_f)
+    tl.store(values_ptr + new_f, value_f, mask=written_f)
 
     # The new position sees itself, from registers; its distance is 0.
     best_g = tl.sum(query_gf * key_f.to(tl.float32)[None, :], axis=1)
