@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).with_name("soft_target_in_interpreter.py")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="a CPU build of torch")
 
 
+@pytest.mark.slow
 def test_the_kernel_equals_the_plain_form():
     done = succeed(SCRIPT, timeout=280, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     found = json.loads(done.out.splitlines()[-1])

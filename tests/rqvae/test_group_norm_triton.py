@@ -18,6 +18,7 @@ from tests.commands import succeed
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="a CPU build of torch")
 
 
+@pytest.mark.slow
 def test_values_and_gradients_equal_those_of_pytorch():
     script = Path(__file__).with_name("group_norm_in_interpreter.py")
     done = succeed(script, timeout=280, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")

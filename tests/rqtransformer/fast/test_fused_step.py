@@ -12,7 +12,8 @@ SCRIPT = Path(__file__).with_name("fused_in_interpreter.py")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="a CPU build of torch")
-@pytest.mark.parametrize("names", [("grouped", "bf16"), pytest.param(("published", "text"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("grouped", "bf16"), ("published", "text")])
 def test_fused_steps_are_the_plain_forward(names):
     done = succeed(SCRIPT, *names, timeout=290, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     found = json.loads(done.out.splitlines()[-1])

@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).with_name("int8_in_interpreter.py")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="a CPU build of torch")
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernel_is_the_expanded_product():
     done = succeed(SCRIPT, timeout=290, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")

@@ -19,12 +19,14 @@ def found() -> dict:
     return json.loads(done.out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_attention_equals_the_models_own_and_fills_the_cache(found):
     assert len(found["attention"]) == 8
     for case in found["attention"]:
         assert case["cache"] and case["layout"] and case["difference"] <= case["allowed"], case
 
 
+@pytest.mark.slow
 def test_sum_and_norm_equal_those_in_fp32(found):
     assert len(found["norm"]) == 7
     for case in found["norm"]:
