@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, o
 from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, agree_on_round
 
 DEVICES = ("auto", "cpu", "cuda")
+_ANSWER_SECONDS = 2.0
 _LOST_RANK = re.compile(r"gloo.*(Connection (closed|reset)|Timed out|Broken pipe|not connected)|NCCL", re.DOTALL)
 
 
@@ -341,8 +343,24 @@ def _join_group(
 def _open_store(host: str, port: int, rank: int, timeout: float) -> Any:
     """The store that all processes share: torchrun's, else rank 0's."""
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    limit = timedelta(seconds=timeout)
-    return TCPStore(host, port, None, serves, limit, wait_for_workers=False, multi_tenant=True)
+    opened: list[Any] = []
+
+    def open_it() -> None:
+        try:
+            limit = timedelta(seconds=timeout)
+            opened.append(TCPStore(host, port, None, serves, limit, wait_for_workers=False, multi_tenant=True))
+        except Exception as error:
+            opened.append(error)
+
+    # a program that takes connections and never answers would be waited for without a limit
+    thread = Thread(target=open_it, name="join", daemon=True)
+    thread.start()
+    thread.join(timeout + _ANSWER_SECONDS)
+    if not opened:
+        raise TimeoutError("what takes connections there is no process of this run: it does not answer")
+    if isinstance(opened[0], Exception):
+        raise opened[0]
+    return opened[0]
 
 
 @contextmanager

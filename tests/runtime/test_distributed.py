@@ -181,6 +181,18 @@ def test_a_taken_port_is_named(monkeypatch):
             distributed.initialize(device="cpu", join_timeout=2)
 
 
+def test_a_program_that_takes_connections_and_is_silent_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(distributed, "_ANSWER_SECONDS", 0.5)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        given = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1])}
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match="^what takes connections there is no process of this run"):
+            distributed.initialize(device="cpu", join_timeout=1)
+
+
 def test_a_rank_that_is_lost_later_is_one_line_in_every_script(capsys):
     with pytest.raises(SystemExit) as ended, distributed.exit_in_order():
         raise torch.distributed.DistBackendError("[gloo/transport] Connection closed by peer")
