@@ -1,5 +1,6 @@
 """What `quantizer_speed` measures: quantizers of ours, the settings of the same in the peer, inputs and floors."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ class Case:
         return x_1NE.view(*self.peer_image, self.dim).permute(0, 3, 1, 2).contiguous()
 
 
-PLAIN = VectorOptions()
+PLAIN = VectorOptions(kmeans_init=False, restart_dead=False)
 
 
 def _vector(name: str, num_vectors: int, num_codes: int, options: VectorOptions = PLAIN, heads: int = 1) -> Case:
@@ -88,8 +89,14 @@ def _residual(name: str, num_vectors: int, num_codes: int, levels: int, beam: in
 
     def make() -> Quantizer:
         if beam is None:
-            return ResidualQuantizer(256, (num_codes,) * levels, shared=True)
-        return ResidualVectorQuantizer(256, num_codes, levels, ResidualVectorOptions(beam_width=beam), shared=True)
+            return ResidualQuantizer(256, (num_codes,) * levels, shared=True, restart_unused_codes=False)
+        return ResidualVectorQuantizer(
+            256,
+            num_codes,
+            levels,
+            ResidualVectorOptions(beam_width=beam, kmeans_init=False, restart_dead=False),
+            shared=True,
+        )
 
     passes: tuple[str, ...] = ("eval", "forward", "train")
     if beam is not None:
@@ -131,8 +138,8 @@ CASES = [
     _vector("vq-16384-n2048", 2048, 16384),
     _vector("vq-16384-n8192", 8192, 16384),
     _vector("vq-1024-n8192", 8192, 1024),
-    _vector("vq-1024-n8192-rotation", 8192, 1024, VectorOptions(estimator="rotation")),
-    _vector("cosine-16384-n2048", 2048, 16384, VectorOptions(distance="cosine")),
+    _vector("vq-1024-n8192-rotation", 8192, 1024, dataclasses.replace(PLAIN, estimator="rotation")),
+    _vector("cosine-16384-n2048", 2048, 16384, dataclasses.replace(PLAIN, distance="cosine")),
     _vector("heads-8x8196-n1024", 1024, 8196, heads=8),
     _residual("residual-4x16384-n2048", 2048, 16384, 4),
     _residual("residual-8x1024-n2048", 2048, 1024, 8),

@@ -19,12 +19,15 @@ from rqstack.archive import WEIGHT_FILES, Archive, read_archive
 from rqstack.published_file import PUBLISHED_FILE, Parts, write_published_file
 from rqstack.published_layout import (
     WEIGHT_PARTS,
+    is_ours,
     ours_from_published,
     published_config,
     published_from_ours,
     without_wrapper,
+    without_wrappers,
 )
 from rqstack.snapshots import COMPLETE, CONFIG_FILE, appearing_folder, write_snapshot
+from rqstack.weight_files import INDEX, SAFETENSORS
 
 FORMATS = ("snapshot", "published")
 
@@ -61,16 +64,21 @@ def convert(path: str | Path, to: str = "snapshot", out: str | Path | None = Non
 def _prepare_snapshot(archive: Archive) -> Callable[[Path], None]:
     if archive.left_out:
         raise ValueError(f"{archive.path} also holds {', '.join(archive.left_out)}, which a snapshot has no place for")
-    ours, prefixes = {}, {}
+    ours, prefixes, renamed = {}, {}, {}
     for name, tensors in archive.parts.items():
         if name in WEIGHT_PARTS:
-            tensors, prefixes[name] = without_wrapper(tensors)
-            tensors = ours_from_published(tensors, archive.config)
+            wrapped, prefixes[name] = without_wrapper(tensors)
+            bare = without_wrappers(tensors)
+            renamed[name] = {new: old for new, old in zip(bare, wrapped, strict=True) if new != old}
+            tensors = ours_from_published(bare, archive.config)
         ours[name] = tensors
-    again = _published_parts(ours, archive.config, prefixes)
+    again = _published_parts(ours, archive.config, prefixes, renamed)
     for name, tensors in archive.parts.items():
-        _check_same(tensors, again[name], f"{archive.path}, {name}")
-    metadata = {"published": {"file": archive.path.name, "prefixes": prefixes, "parts": list(archive.parts)}}
+        if not is_ours(without_wrappers(tensors)):  # saved by our model: in our layout already
+            _check_same(tensors, again[name], f"{archive.path}, {name}")
+    known = {"file": archive.path.name, "prefixes": prefixes, "parts": list(archive.parts)}
+    inside = {name: names for name, names in renamed.items() if names}
+    metadata = {"published": {**known, "renamed": inside} if inside else known}
 
     def write(folder: Path) -> None:
         weights = {WEIGHT_FILES.get(name, f"{name}.safetensors"): tensors for name, tensors in ours.items()}
@@ -86,23 +94,27 @@ def _prepare_published(archive: Archive) -> Callable[[Path], None]:
     text = archive.config_text
     if not record and archive.config is not None:  # trained here: the published code knows fewer keys
         text = OmegaConf.to_yaml(OmegaConf.create(published_config(archive.config)))
-    parts = _published_parts(archive.parts, archive.config, record.get("prefixes", {}))
+    parts = _published_parts(archive.parts, archive.config, record.get("prefixes", {}), record.get("renamed", {}))
     parts = {name: parts[name] for name in record.get("parts", parts) if name in parts}
 
     def write(folder: Path) -> None:
-        write_published_file(folder / record.get("file", PUBLISHED_FILE), parts)
+        name = record.get("file", PUBLISHED_FILE)
+        write_published_file(folder / (PUBLISHED_FILE if name.endswith((SAFETENSORS, INDEX)) else name), parts)
         _write_text(folder / CONFIG_FILE, text)
         _copy_tokenizer(archive, folder)
 
     return write
 
 
-def _published_parts(ours: Parts, config: dict[str, Any] | None, prefixes: dict[str, str]) -> Parts:
+def _published_parts(
+    ours: Parts, config: dict[str, Any] | None, prefixes: dict[str, str], renamed: dict[str, dict[str, str]]
+) -> Parts:
     parts = {}
     for name, tensors in ours.items():
         if name in WEIGHT_PARTS:
             tensors = published_from_ours(tensors, config)
-        parts[name] = {prefixes.get(name, "") + key: tensor for key, tensor in tensors.items()}
+        prefix, names = prefixes.get(name, ""), renamed.get(name, {})
+        parts[name] = {prefix + names.get(key, key): tensor for key, tensor in tensors.items()}
     return parts
 
 

@@ -22,7 +22,8 @@ from rqstack.archive import read_archive
 from rqstack.published_layout import WEIGHT_PARTS
 from rqstack.snapshots import COMPLETE, MODEL_FILE, appearing_folder, write_snapshot
 
-SNAPSHOT_PATTERNS = ["*.safetensors", "*.yaml", "*.json", "*.txt", COMPLETE, "*.pt"]
+SNAPSHOT_PATTERNS = ["*.safetensors", "*.yaml", "*.json", "*.txt", COMPLETE, "*.pt", "*.pth", "*.bin", "*.ckpt"]
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 Model = TypeVar("Model", bound="PretrainedModel")
 
 
@@ -41,19 +42,30 @@ class PretrainedModel(nn.Module):
 
     @classmethod
     def from_checkpoint(
-        cls: type[Model], path: str | Path, ema: bool = False, device: str | torch.device = "cpu"
+        cls: type[Model],
+        path: str | Path,
+        ema: bool = False,
+        device: str | torch.device = "cpu",
+        *,
+        config: str | Path | Mapping[str, Any] | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> Model:
         """The model of a local checkpoint (a snapshot, or a published file beside its config), in eval mode.
 
         Args:
-            path: a snapshot folder, a published `.pt` file beside its `config.yaml`, or the folder of such a file.
+            path: a snapshot folder, a file of weights beside its `config.yaml` (a published file, a bare state dict, or
+                safetensors in one file or in several with an index), or the folder of such a file. What data
+                parallelism, compilation and the usual trainers put before the names of the weights does not matter.
             ema: the averaged weights.
             device: where the model goes.
+            config: a YAML file, or its content, in the place of the `config.yaml` beside the weights.
+            dtype: of the floating-point weights, a torch.dtype or its name; None, as they are. Codebooks stay fp32.
 
         Raises:
             FileNotFoundError, ValueError: in one line, what is missing, incomplete, damaged or does not fit.
         """
-        archive = read_archive(path, wanted={WEIGHT_PARTS[ema]})
+        kind = _dtype_of(dtype)
+        archive = read_archive(path, {WEIGHT_PARTS[bool(ema)]}, config)
         sections = archive.sections(cls.arch_type)
         try:
             tensors = archive.weights(ema, sections)
@@ -62,7 +74,7 @@ class PretrainedModel(nn.Module):
             message = str(error)
             raise ValueError(message if message.startswith(str(path)) else f"{path}: {message}") from None
         model.metadata = archive.metadata
-        return model.to(device).eval()
+        return model.to(device, kind).eval()
 
     @classmethod
     def _build(cls: type[Model], sections: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Model:
@@ -84,7 +96,10 @@ class PretrainedModel(nn.Module):
         *,
         ema: bool = False,
         device: str | torch.device = "cpu",
+        dtype: torch.dtype | str | None = None,
+        config: str | Path | Mapping[str, Any] | None = None,
         revision: str | None = None,
+        local_files_only: bool = False,
         token: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> Model:
@@ -93,16 +108,26 @@ class PretrainedModel(nn.Module):
         Args:
             source: a local checkpoint (a snapshot folder, or a published file or its folder), or the id of a repository
                 on the Hugging Face hub, such as `owner/name`, whose files are then fetched and kept.
-            ema: the averaged weights.
+            ema, device, dtype, config: see `from_checkpoint`.
             revision, token, cache_dir: of the hub: a branch, tag or commit; access; where files are kept.
+            local_files_only: take what has been fetched before, without asking the hub.
 
         Raises:
             FileNotFoundError, ValueError: what is missing, damaged or does not fit, in one line; for an id also a
                 missing package, or what the hub said.
         """
+        if not isinstance(source, (str, Path)) or not str(source):
+            raise ValueError(f"source must be a path or the id of a repository, got {str(source)[:80]!r}")
+        _dtype_of(dtype)
         if not Path(source).expanduser().exists():
-            source = _fetch(cls.__name__, str(source), revision, token, cache_dir)
-        return cls.from_checkpoint(Path(source).expanduser(), ema, device)
+            options = {
+                "revision": revision,
+                "token": token,
+                "cache_dir": cache_dir,
+                "local_files_only": local_files_only,
+            }
+            source = _fetch(cls.__name__, str(source), options)
+        return cls.from_checkpoint(Path(source).expanduser(), ema, device, config=config, dtype=dtype)
 
     def save_pretrained(
         self, directory: str | Path, *, metadata: Mapping[str, Any] | None = None, files: Sequence[str | Path] = ()
@@ -120,6 +145,10 @@ class PretrainedModel(nn.Module):
         directory = Path(directory).expanduser()
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists and is not an empty folder: nothing is overwritten")
+        try:
+            json.dumps({**self.metadata, **(metadata or {})})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metadata must be a dictionary of what JSON can hold: {_first_line(error)}") from None
         with appearing_folder(directory) as partial:
             self._write(partial, {**self.metadata, **(metadata or {})}, files)
         return directory
@@ -148,6 +177,8 @@ class PretrainedModel(nn.Module):
         Raises:
             ValueError: the package is missing, or what the hub said, in one line.
         """
+        if not isinstance(repo_id, str) or not repo_id.strip("/") or repo_id.count("/") > 1:
+            raise ValueError(f"repo_id must be the id of a repository, such as owner/name, got {str(repo_id)[:80]!r}")
         hub = _import_hub(f"{type(self).__name__}.push_to_hub")
         with tempfile.TemporaryDirectory() as folder:
             directory = self.save_pretrained(Path(folder) / "model", metadata=metadata, files=files)
@@ -157,7 +188,7 @@ class PretrainedModel(nn.Module):
                 done = api.upload_folder(
                     repo_id=repo_id, folder_path=directory, revision=revision, commit_message=message
                 )
-            except (OSError, ValueError) as error:
+            except Exception as error:  # of the hub, of what it speaks HTTP with, of the system
                 raise ValueError(f"{repo_id} cannot be uploaded: {_first_line(error)}") from error
         return str(getattr(done, "commit_url", done))
 
@@ -182,16 +213,21 @@ class PretrainedModel(nn.Module):
         )
 
 
-def _fetch(name: str, repo_id: str, revision: str | None, token: str | None, cache_dir: str | Path | None) -> str:
+def _dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype in DTYPES else dtype
+    if found is None or (isinstance(found, torch.dtype) and str(found).removeprefix("torch.") in DTYPES):
+        return found
+    raise ValueError(f"dtype {str(dtype)[:80]!r} is not one of {', '.join(DTYPES)}")
+
+
+def _fetch(name: str, repo_id: str, options: Mapping[str, Any]) -> str:
     """The local folder of a repository's files."""
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")) or repo_id.endswith("/"):
         raise FileNotFoundError(f"no checkpoint at {repo_id}, and it is no id of a repository, such as owner/name")
     hub = _import_hub(f"there is no folder {repo_id}; {name}.from_pretrained by a repository's id")
     try:
-        return hub.snapshot_download(
-            repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=SNAPSHOT_PATTERNS
-        )
-    except (OSError, ValueError) as error:
+        return hub.snapshot_download(repo_id, allow_patterns=SNAPSHOT_PATTERNS, **options)
+    except Exception as error:  # of the hub, of what it speaks HTTP with, of the system: they share no base class
         raise ValueError(
             f"{repo_id} is no local path and cannot be fetched from the hub: {_first_line(error)}"
         ) from error
@@ -206,4 +242,4 @@ def _import_hub(purpose: str) -> ModuleType:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

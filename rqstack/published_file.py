@@ -6,7 +6,7 @@ but an explicit conversion to the published format does that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ PUBLISHED_FILE = "model.pt"
 
 
 def read_published_file(path: Path) -> tuple[Parts, list[str]]:
-    """(Parts: name -> named tensors, names of entries that are something else).
+    """(Parts: name -> named tensors, names of entries that are something else). A bare state dict is one part.
 
     Raises:
         ValueError: damaged, unsafe, or no dictionary.
@@ -31,17 +31,25 @@ def read_published_file(path: Path) -> tuple[Parts, list[str]]:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch raises many types for damaged or unsafe files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason}") from error
+        raise ValueError(f"{path} cannot be read as a checkpoint of tensors: {reason[:150]}") from error
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary with 'state_dict'")
+    if loaded and _is_named_tensors(loaded):  # a bare state dict
+        return {"state_dict": {str(name): tensor for name, tensor in loaded.items()}}, []
     parts = {
         str(name): dict(part)
         for name, part in loaded.items()
         if _is_named_tensors(part) and (part or name in WEIGHT_PARTS)
     }
     if not parts:
-        raise ValueError(f"{path} holds no named tensors: it has {', '.join(map(str, loaded)) or 'nothing'}")
+        raise ValueError(f"{path} holds no named tensors: it has {listed(map(str, loaded)) or 'nothing'}")
     return parts, [str(name) for name in loaded if str(name) not in parts]
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """Names for a message: the first few, and how many more there are."""
+    names = [name[:40] for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _is_named_tensors(part: Any) -> bool:

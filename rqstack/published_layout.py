@@ -15,7 +15,10 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 STAGES = {"rq-vae": "stage 1", "rq-transformer": "stage 2"}
-WRAPPER = "module."
+# What data parallelism, compilation, sharding and the usual trainers put before the names of a model, in any order.
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.")
+# What compilation, sharding and checkpointing of a part leave in the middle of a name.
+INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 CODEBOOKS = "quantizer.codebooks."
 COUNTER = "num_updates"
 WEIGHT_PARTS = ("state_dict", "state_dict_ema")
@@ -40,14 +43,40 @@ def hparams(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def without_wrapper(tensors: Tensors) -> tuple[Tensors, str]:
-    """Names without the prefix of a data-parallel wrapper, and that prefix."""
-    prefix = WRAPPER if tensors and all(name.startswith(WRAPPER) for name in tensors) else ""
+    """Names without what wrappers have put before all of them, in any nesting, and that prefix."""
+    prefix = ""
+    while tensors:
+        names = [name.removeprefix(prefix) for name in tensors]
+        found = next((wrapper for wrapper in WRAPPERS if all(name.startswith(wrapper) for name in names)), None)
+        if found is None:
+            break
+        prefix += found
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, prefix
+
+
+def without_wrappers(tensors: Tensors) -> Tensors:
+    """Names of the bare model: without what wrappers of the whole or of parts of it have put into them.
+
+    ValueError where two tensors would get one name.
+    """
+    bare: Tensors = {}
+    for name, tensor in without_wrapper(tensors)[0].items():
+        for wrapper in INNER_WRAPPERS:
+            name = name.replace(f".{wrapper}", ".").removeprefix(wrapper)
+        if name in bare:
+            raise ValueError(f"two tensors are {name!r} without the names of wrappers")
+        bare[name] = tensor
+    return bare
+
+
+def is_ours(tensors: Tensors) -> bool:
+    """Whether tensors of stage 1 are laid out as ours are: their codebooks count updates."""
+    return any(name.startswith(CODEBOOKS) and name.endswith(f".{COUNTER}") for name in tensors)
 
 
 def ours_from_published(tensors: Tensors, config: Mapping[str, Any] | None) -> Tensors:
     """Tensors of a snapshot. Raises ValueError when the copies of a shared codebook differ."""
-    if stage_of(config) != "stage 1":
+    if stage_of(config) != "stage 1" or is_ours(tensors):
         return dict(tensors)
     shared, ours = bool(hparams(config).get("shared_codebook")), {}
     for name, tensor in tensors.items():

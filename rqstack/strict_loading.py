@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-SHOWN = 4  # problems of one kind
+SHOWN = 2  # problems of one kind
+LONGEST = 280  # characters of a message
 
 
 def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str | Path) -> None:
@@ -32,7 +33,8 @@ def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source:
     shapes = [f"{name} is {list(given[name].shape)}, the config wants {list(wanted[name].shape)}" for name in wrong]
     problems += _first("", shapes)
     if problems:
-        raise ValueError(f"{source} does not fit the config: {'; '.join(problems)}")
+        message = f"{source} does not fit the config: {'; '.join(problems)}"
+        raise ValueError(message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}...")
 
 
 def _nearest(name: str, others: set[str]) -> str:

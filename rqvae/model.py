@@ -220,6 +220,13 @@ def count_parameters(model: nn.Module) -> int:
     return learned + sum(weight.numel() + weight.shape[1] for weight in codebooks)
 
 
-def load_rqvae(path: str | Path, ema: bool = False, device: str | torch.device = "cpu") -> RQVAE:
+def load_rqvae(
+    path: str | Path,
+    ema: bool = False,
+    device: str | torch.device = "cpu",
+    *,
+    config: str | Path | Mapping[str, Any] | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> RQVAE:
     """A trained RQ-VAE, in eval mode: `RQVAE.from_checkpoint`, which says what `path` may be and what is raised."""
-    return RQVAE.from_checkpoint(path, ema, device)
+    return RQVAE.from_checkpoint(path, ema, device, config=config, dtype=dtype)

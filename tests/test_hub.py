@@ -105,7 +105,7 @@ def test_a_repository_by_its_id(hub, tmp_path):
     ((_, repo_id, options),) = hub.calls
     assert repo_id == "someone/deep"
     assert options.pop("allow_patterns")
-    assert options == {"revision": "v1", "token": "secret", "cache_dir": tmp_path}
+    assert options == {"revision": "v1", "token": "secret", "cache_dir": tmp_path, "local_files_only": False}
     hub.repositories.clear()
 
 

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rqstack.quantizers.arithmetic.arguments import checked_codes
 from rqstack.quantizers.arithmetic.nearest import soft_code_probs
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.update_watch import UpdateWatch
 
 
 class QuantizerOutput(NamedTuple):
@@ -36,10 +38,19 @@ class Quantizer(nn.Module, abc.ABC):
 
     `num_codes` holds the codebook size of every depth; its length is the code depth D. Every depth searches
     `codebook(depth)` with a vector that `targets` gives.
+
+    Codes that are looked up (`decode` and its kin) must be in range: see `arithmetic.arguments.checked_codes`. A
+    train-mode forward after a forgotten `update_codebook()` warns once, and nothing more is gathered: `update_watch`.
     """
 
     num_codes: tuple[int, ...]
+    drops_levels = False  # whether negative codes stand for dropped levels
+    _watch: UpdateWatch | None = None
     __call__: Callable[..., QuantizerOutput]  # that of torch, with the result of `forward`
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watch = UpdateWatch()
 
     @abc.abstractmethod
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
@@ -141,10 +152,25 @@ class Quantizer(nn.Module, abc.ABC):
         """Codes (..., D) -> the part (..., E) of one depth alone."""
         return self.embed_with_depth(codes)[..., depth, :]
 
-    def _check_codes(self, codes: Tensor) -> None:
-        depth = codes.shape[-1]
-        if not 1 <= depth <= len(self.num_codes):
-            raise ValueError(f"codes have {depth} depths in their last dim; the quantizer has {len(self.num_codes)}")
+    def _checked(self, codes: Tensor) -> Tensor:
+        """The codes as int64; ValueError or TypeError for what cannot be looked up."""
+        return checked_codes(codes, self.num_codes, self.drops_levels)
+
+    def _has_gathered(self) -> bool:
+        """Whether forwards have gathered anything that waits for `update_codebook()`."""
+        return False
+
+    def _before_gathering(self, z: Tensor) -> None:
+        """To be called by every train-mode forward: drops what a forgotten update has left."""
+        if self.training and self._watch is not None and self._watch.forgotten(z, self, self._has_gathered()):
+            self.discard_codebook_update()
+
+    @staticmethod
+    def _watch_from_outside(*parts: nn.Module) -> None:
+        """The quantizer that holds these watches; they do not."""
+        for part in parts:
+            if isinstance(part, Quantizer):
+                part._watch = None
 
 
 class NullQuantizer(Quantizer):

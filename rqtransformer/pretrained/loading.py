@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 from rqtransformer.model import RQTransformer
 
 
-def load_rqtransformer(path: str | Path, ema: bool = False, device: str | torch.device = "cpu") -> RQTransformer:
+def load_rqtransformer(
+    path: str | Path,
+    ema: bool = False,
+    device: str | torch.device = "cpu",
+    *,
+    config: str | Path | Mapping[str, Any] | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> RQTransformer:
     """Builds the model that a checkpoint describes and loads its weights; eval mode.
 
     Args:
@@ -18,6 +26,7 @@ def load_rqtransformer(path: str | Path, ema: bool = False, device: str | torch.
             `config.yaml`, or a directory holding exactly one such file.
         ema: take the averaged weights.
         device: where the model goes.
+        config, dtype: see `RQTransformer.from_checkpoint`.
 
     Returns:
         The model; `sampling_defaults` holds the `temp`, `top_k` and `top_p` of the config's `sampling` section.
@@ -25,9 +34,9 @@ def load_rqtransformer(path: str | Path, ema: bool = False, device: str | torch.
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: for an incomplete or damaged checkpoint, averaged weights that are not there, an invalid config, or
-            tensors that do not fit it (all names and shapes are listed).
+            tensors that do not fit it (the first names and shapes are listed).
     """
-    return RQTransformer.from_checkpoint(path, ema, device)
+    return RQTransformer.from_checkpoint(path, ema, device, config=config, dtype=dtype)
 
 
 def sampling_settings(model: RQTransformer, **given: Any) -> dict[str, Any]:

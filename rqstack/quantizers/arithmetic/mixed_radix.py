@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rqstack.quantizers.arithmetic.arguments import check_counts, shown
 from rqstack.quantizers.arithmetic.precision import full_precision
 
 EXACT_FLOAT32 = 2**24  # whole numbers below are exact in fp32, so a matrix product may add them up
@@ -49,11 +50,9 @@ class MixedRadix(nn.Module):
 
 def check_levels(levels: Sequence[int], counted: bool = True) -> None:
     """ValueError unless there is at least one level, all are whole numbers from 2 on, and codes fit 63 bits."""
-    whole = all(isinstance(level, int) and not isinstance(level, bool) and level >= 2 for level in levels)
-    if not len(levels) or not whole:
-        raise ValueError(f"levels must be whole numbers of at least 2, got {list(levels)}")
+    check_counts("levels", levels, least=2)
     if counted and math.prod(levels) >= 2**63:
-        raise ValueError(f"levels {list(levels)} have more codes than fit 63 bits; use several codebooks")
+        raise ValueError(f"levels {shown(list(levels))} have more codes than fit 63 bits; use several codebooks")
 
 
 def scalars_first(x_NDC: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rqstack.quantizers.arithmetic.arguments import check_number
 from rqstack.quantizers.arithmetic.bit_entropy import row_weights
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.methods.lookup_free import bits_of, codes_of_bits
@@ -33,9 +34,8 @@ class BinaryOptions:
     free_nats: float = LN2
 
     def __post_init__(self) -> None:
-        if min(self.kl_weight, self.free_nats) < 0:
-            values = f"{self.kl_weight} and {self.free_nats}"
-            raise ValueError(f"kl_weight and free_nats must not be negative, got {values}")
+        for name in ("kl_weight", "free_nats"):
+            check_number(name, getattr(self, name), 0)
 
 
 class BinaryMapper(SideBySideQuantizer):

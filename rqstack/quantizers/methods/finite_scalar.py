@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rqstack.quantizers.arithmetic.arguments import check_choice, check_count, check_number, shown
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
@@ -49,8 +50,7 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
         margin: float = MARGIN,
     ):
         super().__init__(levels, counted)
-        if bound not in BOUNDS:
-            raise ValueError(f"bound {bound!r} is not one of {', '.join(BOUNDS)}")
+        check_choice("bound", bound, BOUNDS)
         self.symmetric, self.bound_kind = symmetric, bound
         level_C1 = self.levels[:, None]
         half = (level_C1 - 1) * ((1 + margin) / 2)
@@ -112,7 +112,8 @@ class FiniteScalarOptions:
 
     levels: values per scalar; their product is K. preserve_symmetry: L values evenly from -1 to 1 instead, also for
     even L. noise_dropout: share of the scalars that are moved by a uniform offset of up to half a level before they are
-    rounded, in train mode; code and value still agree. ValueError for levels below 2 and other wrong options.
+    rounded, in train mode; code and value still agree. ValueError for levels below 3 (2 with preserve_symmetry) and
+    other wrong options.
     """
 
     levels: list[int]
@@ -121,8 +122,12 @@ class FiniteScalarOptions:
 
     def __post_init__(self) -> None:
         check_levels(self.levels)
-        if not 0 <= self.noise_dropout <= 1:
-            raise ValueError(f"noise_dropout must be in [0, 1], got {self.noise_dropout}")
+        if 2 in self.levels and not self.preserve_symmetry:
+            raise ValueError(
+                f"levels {shown(list(self.levels))}: a level of 2 has the values -1 and 0, and nearly every input "
+                "becomes 0; choose at least 3, or preserve_symmetry=True (values -1 and 1)"
+            )
+        check_number("noise_dropout", self.noise_dropout, 0, 1)
 
 
 class FiniteScalarQuantizer(SideBySideQuantizer):
@@ -186,7 +191,16 @@ class ResidualFiniteScalarOptions(StackOptions):
 def residual_fsq(
     dim: int, num_quantizers: int, options: ResidualFiniteScalarOptions
 ) -> ResidualStack[FiniteScalarQuantizer]:
-    """FSQ on grids that get finer by the factor L - 1 per level and scalar; the input is bounded once, in front."""
+    """FSQ on grids that get finer by the factor L - 1 per level and scalar; the input is bounded once, in front.
+
+    ValueError for levels of 2, whose grids would not get finer.
+    """
+    check_count("num_quantizers", num_quantizers)
+    if 2 in options.levels:
+        raise ValueError(
+            f"levels {shown(list(options.levels))}: a grid of 2 values does not get finer from level to level; "
+            "choose at least 3"
+        )
     levels, code_dim = options.levels, len(options.levels)
     of_level = FiniteScalarOptions(levels, options.preserve_symmetry)
     first, grid = FiniteScalarQuantizer(code_dim, of_level), FiniteScalarQuantizer(code_dim, of_level, bound="clamp")

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic import sync
+from rqstack.quantizers.arithmetic.arguments import check_number
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
+from rqstack.quantizers.base import QuantizerOutput
 from rqstack.quantizers.codebooks.alternating import OptimizerMaker, own_optimizer
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
@@ -37,9 +39,8 @@ class LatentOptions:
 
     def __post_init__(self) -> None:
         check_levels(self.levels)
-        if min(self.commitment_weight, self.quantization_weight) < 0:
-            weights = f"{self.commitment_weight} and {self.quantization_weight}"
-            raise ValueError(f"weights must not be negative, got {weights}")
+        for name in ("commitment_weight", "quantization_weight"):
+            check_number(name, getattr(self, name), 0)
 
 
 class LatentQuantizer(SideBySideQuantizer):
@@ -85,6 +86,15 @@ class LatentQuantizer(SideBySideQuantizer):
     def discard_codebook_update(self) -> None:
         """Forget the gradients gathered since the last update."""
         self._gathered = []
+
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantize z (..., E) in any float dtype; positions where `mask` (...) is False count in no loss."""
+        if self.inplace_optimizer is not None and isinstance(z, Tensor):
+            self._before_gathering(z)
+        return super().forward(z, mask)
+
+    def _has_gathered(self) -> bool:
+        return bool(self._gathered)
 
     def _quantize(self, x_NDC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         digits_CM = nearest_digits(scalars_first(x_NDC.detach()), self.values)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rqstack.quantizers.arithmetic.arguments import check_count, check_number, shown
 from rqstack.quantizers.arithmetic.bit_entropy import mean_entropy, mean_usage_entropy
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.precision import full_precision
@@ -43,13 +44,10 @@ class LookupFreeOptions:
 
     def __post_init__(self) -> None:
         for name in ("entropy_weight", "commitment_weight", "diversity_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.scale <= 0 or self.inv_temperature <= 0 or self.joint_bits < 1:
-            raise ValueError(
-                "scale, inv_temperature and joint_bits must be positive, "
-                f"got {self.scale}, {self.inv_temperature}, {self.joint_bits}"
-            )
+            check_number(name, getattr(self, name), 0)
+        for name in ("scale", "inv_temperature"):
+            check_number(name, getattr(self, name), 0, above=True)
+        check_count("joint_bits", self.joint_bits)
 
 
 class LookupFreeQuantizer(SideBySideQuantizer):
@@ -125,7 +123,7 @@ def residual_lfq(
 ) -> ResidualStack[LookupFreeQuantizer]:
     """LFQ with a scale that halves at every level."""
     options = ResidualLookupFreeOptions() if options is None else options
-    bits = bits_of(codebook_size)
+    bits, num_quantizers = bits_of(codebook_size), check_count("num_quantizers", num_quantizers)
     levels = [LookupFreeQuantizer(bits, codebook_size, options) for _ in range(num_quantizers)]
     scales = [2.0**-depth for depth in range(num_quantizers)]
     return ResidualStack(dim, levels, code_dim=bits, scales=scales, options=options)
@@ -146,7 +144,8 @@ def codes_of_bits(bits: Tensor, shifts_C: Tensor) -> Tensor:
 
 def bits_of(codebook_size: int) -> int:
     """log2 of a codebook size; ValueError where it is not a whole number from 1 to 62."""
-    bits = codebook_size.bit_length() - 1
-    if codebook_size < 2 or codebook_size != 1 << bits or bits > 62:
-        raise ValueError(f"codebook size must be a power of two from 2 to 2^62, got {codebook_size}")
+    whole = isinstance(codebook_size, int) and not isinstance(codebook_size, bool)
+    bits = codebook_size.bit_length() - 1 if whole else 0
+    if not 1 <= bits <= 62 or codebook_size != 1 << bits:
+        raise ValueError(f"codebook size must be a power of two from 2 to 2^62, got {shown(codebook_size)}")
     return bits

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic import sync
+from rqstack.quantizers.arithmetic.arguments import check_counts, check_mask, check_vectors
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
@@ -35,8 +36,8 @@ from rqstack.quantizers.methods.vector_options import VectorOptions
 class MultiScaleOptions:
     """Settings of multi-scale quantization.
 
-    scales: grids, coarse to fine, numbers or [rows, columns]. distance, codebook, restart, kmeans_init: as of
-    `VectorOptions`. blend: share of the convolution after interpolation; num_convs: how many the scales share evenly.
+    scales: grids, coarse to fine, numbers or [rows, columns]. distance, codebook, restart, restart_dead, kmeans_init:
+    as of `VectorOptions`. blend: share of the convolution after interpolation; num_convs: how many the scales share.
     scale_dropout: probability in train mode that a random number of fine scales, not the first `kept_scales`, is
     dropped. commitment_weight, codebook_weight: of the terms, see `MultiScaleQuantizer`.
     """
@@ -45,7 +46,8 @@ class MultiScaleOptions:
     distance: str = "euclidean"
     codebook: str = "ema"
     restart: RestartRule | None = None
-    kmeans_init: bool = False
+    restart_dead: bool = True
+    kmeans_init: bool = True
     blend: float = 0.5
     num_convs: int = 1
     scale_dropout: float = 0.0
@@ -59,6 +61,8 @@ class MultiScaleOptions:
             distance=self.distance,
             codebook=self.codebook,
             restart=self.restart,
+            restart_dead=self.restart_dead,
+            kmeans_init=False,
             seed=index,
             losses=VectorLosses(commitment=0.0, codebook=0.0),  # the terms of the scales together take their place
         )
@@ -79,6 +83,7 @@ class MultiScaleQuantizer(Quantizer):
     """
 
     initialized: Tensor
+    drops_levels = True
 
     def __init__(
         self,
@@ -94,9 +99,12 @@ class MultiScaleQuantizer(Quantizer):
         super().__init__()
         self.dim, self.shapes, self.shared = dim, scale_shapes(options.scales, grid_dims), shared
         self.options, num_scales = options, len(self.shapes)
-        sizes = [codebook_size] * num_scales if isinstance(codebook_size, int) else list(codebook_size)
+        one_size = isinstance(codebook_size, int)
+        sizes = check_counts("codebook_size", [codebook_size] * num_scales if one_size else codebook_size)
         if len(sizes) != num_scales or (shared and len(set(sizes)) > 1):
-            raise ValueError(f"codebook sizes {sizes} do not fit {num_scales} scales{' of one codebook' * shared}")
+            raise ValueError(
+                f"codebook sizes {list(sizes)} do not fit {num_scales} scales{' of one codebook' * shared}"
+            )
         _check_counts(options, num_scales)
         self.lengths = [math.prod(shape) for shape in self.shapes]
         self.num_codes = tuple(size for size, length in zip(sizes, self.lengths) for _ in range(length))
@@ -104,6 +112,7 @@ class MultiScaleQuantizer(Quantizer):
             VectorQuantizer(dim, k, options.of_scale(i), decay=decay, in_place_optimizer=in_place_optimizer)
             for i, k in enumerate(sizes[: 1 if shared else None])
         )
+        self._watch_from_outside(*self.books)
         self.convs = ModuleList(BlendedConv(dim, grid_dims, options.blend) for _ in range(options.num_convs))
         self.register_buffer("initialized", torch.tensor(not options.kmeans_init))
         self._known_initialized = not options.kmeans_init
@@ -112,7 +121,9 @@ class MultiScaleQuantizer(Quantizer):
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize maps z (B, ..., E). mask (B, ...): False positions take part in no mean, loss or codebook."""
         self._check_map(z)
+        self._before_gathering(z)
         if mask is not None:
+            check_mask(mask, z.shape[:-1])
             z = without_masked_nonfinite(z, mask)
         with full_precision(z.device):
             target = z.movedim(-1, 1).float()
@@ -176,7 +187,7 @@ class MultiScaleQuantizer(Quantizer):
 
         What a scale lacks is -1.
         """
-        self._check_codes(codes)
+        codes = self._checked(codes)
         ends = list(itertools.accumulate(self.lengths))
         number = next(index for index, end in enumerate(ends) if codes.shape[-1] <= end) + 1
         codes = F.pad(codes.reshape(-1, codes.shape[-1]), (0, ends[number - 1] - codes.shape[-1]), value=-1)
@@ -215,6 +226,9 @@ class MultiScaleQuantizer(Quantizer):
         for book in self.books:
             book.discard_codebook_update()
 
+    def _has_gathered(self) -> bool:
+        return any(book._has_gathered() for book in self.books)
+
     def restart_counts(self) -> Tensor:
         """Entries restarted since construction, int64 (S,): those of a scale at its first position."""
         counts = [F.pad(self._book(scale).restart_counts(), (0, n - 1)) for scale, n in enumerate(self.lengths)]
@@ -226,6 +240,7 @@ class MultiScaleQuantizer(Quantizer):
         return self.options.scale_dropout == 0 and all(conv.ratio > 1e-8 for conv in self.convs)
 
     def _check_map(self, z: Tensor) -> None:
+        check_vectors(z, self.dim)
         if z.ndim != len(self.shapes[0]) + 2 or z.shape[-1] != self.dim:
             raise ValueError(
                 f"input must be maps (B, ..., {self.dim}) with {len(self.shapes[0])} grid dims, got {tuple(z.shape)}"

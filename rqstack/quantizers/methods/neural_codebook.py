@@ -125,7 +125,7 @@ class NeuralResidualOptions(StackOptions):
     hidden: int | None = None
     depth: int = 4
     codebook_dim: int | None = None
-    kmeans_init: bool = False
+    kmeans_init: bool = True
     estimator: str = "straight_through"
     losses: VectorLosses = VectorLosses()
     loss_weights: list[float] | None = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.quantizers.arithmetic.arguments import check_count, check_vectors
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
@@ -43,9 +44,9 @@ class RandomProjectionQuantizer(KeepsFloat32, SideBySideQuantizer):
     codebooks: Tensor
 
     def __init__(self, dim: int, codebook_size: int, options: RandomProjectionOptions, *, num_codebooks: int = 1):
-        if codebook_size < 1:
-            raise ValueError(f"codebook size must be at least 1, got {codebook_size}")
-        codebook_dim = options.codebook_dim
+        for name, size in (("dim", dim), ("codebook_size", codebook_size), ("num_codebooks", num_codebooks)):
+            check_count(name, size)
+        codebook_dim = check_count("codebook_dim", options.codebook_dim)
         super().__init__(dim, codebook_dim, codebook_size, num_codebooks, project=True)
         self.project_in = self.project_out = nn.Identity()  # the frozen maps below take their place
         self.normalize = options.normalize
@@ -62,8 +63,7 @@ class RandomProjectionQuantizer(KeepsFloat32, SideBySideQuantizer):
         return self.codebooks[depth]
 
     def _to_space(self, z: Tensor) -> Tensor:
-        if z.shape[-1] != self.dim:
-            raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
+        check_vectors(z, self.dim)
         x_NE = z.float().reshape(-1, self.dim)
         if self.normalize:
             x_NE = F.layer_norm(x_NE, (self.dim,))

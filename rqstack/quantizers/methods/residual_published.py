@@ -14,6 +14,14 @@ import torch
 from torch import Tensor
 
 from rqstack.module_list import ModuleList
+from rqstack.quantizers.arithmetic.arguments import (
+    check_choice,
+    check_count,
+    check_counts,
+    check_mask,
+    check_number,
+    check_vectors,
+)
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision
@@ -24,15 +32,17 @@ from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 from rqstack.quantizers.wrappers.patches import join_patches, split_patches
 
 CODEBOOK_UPDATES = ("per_depth", "deferred")
-MAX_PENDING = 1024
 
 
 class ResidualQuantizer(Quantizer):
     """D codes per vector; each quantizes what the codes before it left over. # Eq. 2-3
 
     dim: E, size of the input vectors. num_codes: codebook size of every depth. shared: one codebook for all depths.
-    decay: of the moving averages, one number or one per depth. patch: (rows, columns) of latent vectors that are
-    joined into one code vector (space to depth); the input is then (B, H, W, E), otherwise any (..., E).
+    decay: of the moving averages, one number or one per depth. restart_unused_codes: entries with less than one vector
+    per update on average get a vector of the step; without it, and without `codebook_warmup`, most codebooks collapse
+    from their random start (in a YAML file the default is false, as published).
+    patch: (rows, columns) of latent vectors that are joined into one code vector (space to depth); the input is then
+    (B, H, W, E), otherwise any (..., E).
 
     codebook_update 'deferred': a train-mode forward remembers its vectors, and `update_codebook()`, called once per
     optimizer step, applies one update over all of them. 'per_depth' (published): every train-mode forward updates at
@@ -47,18 +57,20 @@ class ResidualQuantizer(Quantizer):
         *,
         shared: bool = False,
         decay: float | Sequence[float] = 0.99,
-        restart_unused_codes: bool = False,
+        restart_unused_codes: bool = True,
         codebook_update: str = "deferred",
         patch: tuple[int, int] = (1, 1),
     ):
         super().__init__()
-        if codebook_update not in CODEBOOK_UPDATES:
-            raise ValueError(f"codebook_update {codebook_update!r} is not one of {', '.join(CODEBOOK_UPDATES)}")
-        self.dim, self.num_codes = dim, tuple(num_codes)
+        check_choice("codebook_update", codebook_update, CODEBOOK_UPDATES)
+        self.dim, self.num_codes = check_count("dim", dim), check_counts("num_codes", num_codes)
+        if len(check_counts("patch", patch)) != 2:
+            raise ValueError(f"patch must be (rows, columns), got {patch}")
         self.shared = shared
         self.codebook_update = codebook_update
         self.patch = (patch[0], patch[1])
-        decays = [decay] * len(self.num_codes) if isinstance(decay, (int, float)) else list(decay)
+        each = list(decay) if isinstance(decay, Sequence) else [decay] * len(self.num_codes)
+        decays = [check_number("decay", one, 0, 1, below=True) for one in each]
         if len(decays) != len(self.num_codes):
             raise ValueError(f"decay has {len(decays)} values for {len(self.num_codes)} depths")
         if shared and len({*zip(self.num_codes, decays, strict=True)}) != 1:
@@ -98,6 +110,9 @@ class ResidualQuantizer(Quantizer):
         """
         with full_precision(z.device):
             x_hwE = self._to_code_grid(z)
+            check_mask(mask, x_hwE.shape[:-1])
+            if self.codebook_update == "deferred":
+                self._before_gathering(z)
             x_NE = x_hwE.reshape(-1, x_hwE.shape[-1])
             mask_N = None if mask is None else mask.reshape(-1)
             residual_NE, codes, errors = x_NE.detach(), [], []
@@ -120,12 +135,12 @@ class ResidualQuantizer(Quantizer):
 
     def embed_with_depth(self, codes_hwD: Tensor) -> Tensor:
         """Codes (..., D) -> the code vectors (..., D, E) on the code grid, neither summed nor cumulated."""
-        self._check_codes(codes_hwD)
+        codes_hwD = self._checked(codes_hwD)
         return torch.stack([self.codebook_at(d).embed(codes_hwD[..., d]) for d in range(codes_hwD.shape[-1])], -2)
 
     def decode(self, codes_hwD: Tensor) -> Tensor:
         """Codes (..., D) -> the sum of their vectors on the latent grid, equal to `forward(...).quantized`. # Eq. 3"""
-        self._check_codes(codes_hwD)
+        codes_hwD = self._checked(codes_hwD)
         total = self.codebook_at(0).embed(codes_hwD[..., 0])
         for depth in range(1, codes_hwD.shape[-1]):
             total = total + self.codebook_at(depth).embed(codes_hwD[..., depth])
@@ -133,7 +148,7 @@ class ResidualQuantizer(Quantizer):
 
     def decode_depth(self, codes_hwD: Tensor, depth: int) -> Tensor:
         """Codes (..., D) -> the vectors of one depth alone on the latent grid."""
-        self._check_codes(codes_hwD)
+        codes_hwD = self._checked(codes_hwD)
         return split_patches(self.codebook_at(depth).embed(codes_hwD[..., depth]), self.patch)
 
     @torch.no_grad()
@@ -182,6 +197,9 @@ class ResidualQuantizer(Quantizer):
         """Forget the vectors gathered since the last update."""
         self._pending = [[] for _ in self.num_codes]
 
+    def _has_gathered(self) -> bool:
+        return any(self._pending)
+
     def restart_counts(self) -> Tensor:
         """Entries restarted since construction, int64 (D,); the same number at all depths of a shared codebook."""
         return torch.stack([self.codebook_at(depth).num_restarts for depth in range(len(self.num_codes))])
@@ -194,13 +212,10 @@ class ResidualQuantizer(Quantizer):
         if self.codebook_update == "per_depth":
             self.codebook_at(depth).update([vectors])
             return
-        if len(self._pending[depth]) >= MAX_PENDING:
-            raise RuntimeError(f"{MAX_PENDING} train-mode forwards without update_codebook(): call it once per step")
         self._pending[depth].append(vectors)
 
     def _to_code_grid(self, z: Tensor) -> Tensor:
-        if z.shape[-1] != self.dim:
-            raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
+        check_vectors(z, self.dim)
         return join_patches(z.float(), self.patch)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic import sync
+from rqstack.quantizers.arithmetic.arguments import check_count, check_mask, check_vectors
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision, linear, without_masked_nonfinite
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
@@ -53,6 +54,7 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
     """
 
     scale: Tensor
+    drops_levels = True
 
     def __init__(
         self,
@@ -66,6 +68,9 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
     ):
         super().__init__()
         options = StackOptions() if options is None else options
+        check_count("dim", dim)
+        if code_dim is not None:
+            check_count("code_dim", code_dim)
         if not levels or (scales is not None and len(scales) != len(levels)):
             raise ValueError(f"{len(levels)} levels with {0 if scales is None else len(scales)} scales")
         if not 0 <= options.dropout_cutoff < len(levels) or options.dropout_multiple < 1:
@@ -77,6 +82,7 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
             raise ValueError(f"groups {options.groups}: this is one stack; `Grouped` puts several side by side")
         self.dim, code_dim = dim, code_dim or dim
         self.levels = ModuleList(dict.fromkeys(levels))  # a shared level is stored once
+        self._watch_from_outside(*self.levels)
         self.bound = bound
         self.order = [list(self.levels).index(level) for level in levels]
         self.num_codes = tuple(size for level in levels for size in level.num_codes)
@@ -93,8 +99,11 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E); positions where `mask` (...) is False count in no loss and no codebook."""
+        check_vectors(z, self.dim)
         if mask is not None:
+            check_mask(mask, z.shape[:-1])
             z = without_masked_nonfinite(z, mask)
+        self._before_gathering(z)
         with full_precision(z.device):
             x = self._to_space(z)
             total, codes, terms = self._quantize(x, mask, self._levels_kept(z.device))
@@ -106,13 +115,13 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> vectors (..., E). Negative codes and missing last levels count as zero."""
-        self._check_codes(codes)
+        codes = self._checked(codes)
         with full_precision(codes.device):
             return self._from_space(reduce(add, self._level_vectors(codes)))
 
     def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the part of every depth (..., D, E); they add up to `decode`. Depth 0 has the bias."""
-        self._check_codes(codes)
+        codes = self._checked(codes)
         with full_precision(codes.device):
             parts = torch.cat(list(self._level_parts(codes)), -2)
             if isinstance(self.project_out, nn.Linear):
@@ -168,6 +177,9 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
         for level in self.levels:
             level.discard_codebook_update()
 
+    def _has_gathered(self) -> bool:
+        return any(level._has_gathered() for level in self.levels)
+
     def restart_counts(self) -> Tensor:
         """Entries the levels have restarted since construction, int64 (D,)."""
         return torch.cat([self.level_at(level).restart_counts() for level in range(len(self.order))])
@@ -183,8 +195,7 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
         return not self.options.quantize_dropout and all(level.uses_all_parameters for level in self.levels)
 
     def _to_space(self, z: Tensor) -> Tensor:
-        if z.shape[-1] != self.dim:
-            raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
+        check_vectors(z, self.dim)
         x = linear(self.project_in, z.float())
         return x if self.bound is None else self.bound(x)
 

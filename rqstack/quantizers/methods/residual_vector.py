@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rqstack.quantizers.arithmetic.arguments import check_count, check_counts, check_mask, check_vectors
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, beam_search
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through
 from rqstack.quantizers.arithmetic.precision import full_precision, linear, without_masked_nonfinite
@@ -47,9 +48,9 @@ class ResidualVectorOptions(StackOptions, VectorOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.beam_width, self.eval_beam_width or 1) < 1:
-            widths = f"{self.beam_width} and {self.eval_beam_width}"
-            raise ValueError(f"beam_width must be at least 1, got {widths}")
+        check_count("beam_width", self.beam_width)
+        if self.eval_beam_width is not None:
+            check_count("eval_beam_width", self.eval_beam_width)
 
     def of_level(self, index: int) -> VectorOptions:
         """What the levels themselves need; the stack has the projections and, but for 'gumbel', the estimator."""
@@ -78,6 +79,7 @@ class ResidualVectorQuantizer(ResidualStack[VectorQuantizer]):
         in_place_optimizer: OptimizerMaker | None = None,
     ):
         options = ResidualVectorOptions() if options is None else options
+        check_count("dim", dim)
         sizes = _level_sizes(num_codes, num_quantizers, shared)
         code_dim = options.codebook_dim or dim
         levels = [
@@ -94,8 +96,12 @@ class ResidualVectorQuantizer(ResidualStack[VectorQuantizer]):
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., dim) in any float dtype; positions where `mask` (...) is False count in no loss and no
         codebook."""
+        check_vectors(z, self.dim)
         if mask is not None:
+            check_mask(mask, z.shape[:-1])
             z = without_masked_nonfinite(z, mask)
+        if not self.frozen:
+            self._before_gathering(z)
         with full_precision(z.device):
             x = self._to_space(z)
             if self.training and not self.frozen and not all(level._is_initialized() for level in self.levels):
@@ -206,8 +212,8 @@ def _level_sizes(num_codes: int | Sequence[int], num_quantizers: int | None, sha
     if isinstance(num_codes, int):
         if num_quantizers is None:
             raise ValueError("num_quantizers is missing: one codebook size does not tell the number of levels")
-        return (num_codes,) * num_quantizers
-    sizes = tuple(num_codes)
+        return (check_count("num_codes", num_codes),) * check_count("num_quantizers", num_quantizers)
+    sizes = check_counts("num_codes", num_codes)
     if num_quantizers not in (None, len(sizes)):
         raise ValueError(f"num_quantizers is {num_quantizers}, but num_codes has {len(sizes)} sizes")
     if shared and len(set(sizes)) > 1:

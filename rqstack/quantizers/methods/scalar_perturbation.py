@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rqstack.quantizers.arithmetic.arguments import check_choice, check_number
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, scalar_moments
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
@@ -90,8 +91,10 @@ class ScalarPerturbationOptions:
 
     def __post_init__(self) -> None:
         check_levels(self.levels)
-        if min(self.mean_weight, self.variance_weight, self.skewness_weight, self.kurtosis_weight) < 0:
-            raise ValueError("the weights of the moments must not be negative")
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_number("quantize_rate", self.quantize_rate, 0, 1)
+        for name in ("mean_weight", "variance_weight", "skewness_weight", "kurtosis_weight"):
+            check_number(name, getattr(self, name), 0)
 
 
 class ScalarPerturbationQuantizer(SideBySideQuantizer):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.quantizers.arithmetic.arguments import check_count, check_mask, check_vectors
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision, linear, without_masked_nonfinite
@@ -29,10 +30,8 @@ class SideBySideQuantizer(Quantizer):
 
     def __init__(self, dim: int, code_dim: int, num_codes: int, num_codebooks: int = 1, project: bool | None = None):
         super().__init__()
-        if min(dim, code_dim, num_codebooks) < 1:
-            raise ValueError(
-                f"dim, code size and number of codebooks must be at least 1: {dim, code_dim, num_codebooks}"
-            )
+        for name, size in (("dim", dim), ("size of a code vector", code_dim), ("num_codebooks", num_codebooks)):
+            check_count(name, size)
         inner = code_dim * num_codebooks
         project = dim != inner if project is None else project
         if not project and dim != inner:
@@ -69,7 +68,9 @@ class SideBySideQuantizer(Quantizer):
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E) in any float dtype; positions where `mask` (...) is False count in no loss."""
+        check_vectors(z, self.dim)
         if mask is not None:
+            check_mask(mask, z.shape[:-1])
             z = without_masked_nonfinite(z, mask)
         with full_precision(z.device):
             x_NDC, mask_N = self._to_space(z), None if mask is None else mask.reshape(-1)
@@ -89,14 +90,14 @@ class SideBySideQuantizer(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> vectors (..., E), equal to `forward(...).quantized`; missing last depths count as zero."""
-        self._check_codes(codes)
+        codes = self._checked(codes)
         with full_precision(codes.device):
             vectors_NE = self._from_space(self._padded_vectors(codes))
         return vectors_NE.view(*codes.shape[:-1], self.dim)
 
     def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the part of every depth (..., D, E); they add up to `decode`. Depth 0 has the bias."""
-        self._check_codes(codes)
+        codes = self._checked(codes)
         depth = codes.shape[-1]
         vectors_NDC = self._padded_vectors(codes)
         with full_precision(codes.device):
@@ -133,8 +134,7 @@ class SideBySideQuantizer(Quantizer):
         return space_NDC.view(*grid, *space_NDC.shape[1:]), codes_ND.view(*grid, len(self.num_codes))
 
     def _to_space(self, z: Tensor) -> Tensor:
-        if z.shape[-1] != self.dim:
-            raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
+        check_vectors(z, self.dim)
         x = linear(self.project_in, z.float().reshape(-1, self.dim))
         return x.view(len(x), len(self.num_codes), self.code_dim)
 

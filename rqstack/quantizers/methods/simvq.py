@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.quantizers.arithmetic.arguments import check_choice, check_count, check_number
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
@@ -33,9 +34,8 @@ class SimLevelOptions:
     commitment_weight: float = 0.25
 
     def __post_init__(self) -> None:
-        if min(self.codebook_weight, self.commitment_weight) < 0:
-            weights = f"{self.codebook_weight} and {self.commitment_weight}"
-            raise ValueError(f"weights must not be negative, got {weights}")
+        for name in ("codebook_weight", "commitment_weight"):
+            check_number(name, getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class SimOptions(SimLevelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator {self.estimator!r} is not one of {', '.join(ESTIMATORS)}")
+        check_choice("estimator", self.estimator, tuple(ESTIMATORS))
 
 
 class SimQuantizer(KeepsFloat32, SideBySideQuantizer):
@@ -70,13 +69,13 @@ class SimQuantizer(KeepsFloat32, SideBySideQuantizer):
         num_codebooks: int = 1,
         transform: nn.Module | None = None,
     ):
-        if codebook_size < 1:
-            raise ValueError(f"codebook size must be at least 1, got {codebook_size}")
-        if num_codebooks < 1 or dim % num_codebooks:
+        for name, size in (("dim", dim), ("codebook_size", codebook_size), ("num_codebooks", num_codebooks)):
+            check_count(name, size)
+        if dim % num_codebooks:
             raise ValueError(f"dim {dim} is not a multiple of num_codebooks {num_codebooks}")
         options = SimOptions() if options is None else options
         code_dim = dim // num_codebooks
-        frozen_dim = code_dim if options.codebook_dim is None else options.codebook_dim
+        frozen_dim = code_dim if options.codebook_dim is None else check_count("codebook_dim", options.codebook_dim)
         super().__init__(dim, code_dim, codebook_size, num_codebooks)
         self.options = options
         self.register_buffer("frozen", torch.randn(codebook_size, frozen_dim) * frozen_dim**-0.5)
@@ -129,9 +128,9 @@ def residual_simvq(
     """SimVQ at every level, each with its own codebook and map or all with the same, in a space of size `code_dim`."""
     options = ResidualSimOptions() if options is None else options
     of_level = SimOptions(options.codebook_dim, options.codebook_weight, options.commitment_weight)
-    own = 1 if options.shared else num_quantizers
+    own = 1 if options.shared else check_count("num_quantizers", num_quantizers)
     levels = [SimQuantizer(code_dim or dim, codebook_size, of_level) for _ in range(own)]
-    order = levels * num_quantizers if options.shared else levels
+    order = levels * check_count("num_quantizers", num_quantizers) if options.shared else levels
     return ResidualStack(dim, order, code_dim=code_dim, options=options)
 
 

@@ -18,6 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.module_list import ModuleList
+from rqstack.quantizers.arithmetic.arguments import (
+    check_choice,
+    check_mask,
+    check_number,
+    check_vectors,
+    checked_codes,
+    shown,
+)
 from rqstack.quantizers.arithmetic.code_losses import expected_vectors, orthogonal_term, vector_terms
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through, synchronised
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
@@ -31,10 +39,9 @@ from rqstack.quantizers.codebooks.learned import LearnedCodebook
 from rqstack.quantizers.codebooks.moving_average import EMACodebook, TrainedEMACodebook
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 from rqstack.quantizers.methods.vector_heads import HeadedQuantizer
-from rqstack.quantizers.methods.vector_options import VectorOptions, check_choice
+from rqstack.quantizers.methods.vector_options import VectorOptions
 
 INIT_METHODS = ("kmeans", "data")
-MAX_PENDING = 1024
 
 
 class VectorQuantizer(HeadedQuantizer):
@@ -61,6 +68,7 @@ class VectorQuantizer(HeadedQuantizer):
         in_place_optimizer: OptimizerMaker | None = None,
     ):
         options = VectorOptions() if options is None else options
+        check_number("decay", decay, 0, 1, below=True)
         super().__init__(dim, num_codes, heads, options.codebook_dim, options.distance == "cosine", keep_length)
         self.options, self.frozen = options, False
         self.learned, self.averaged = options.codebook != "ema", options.codebook != "learned"
@@ -70,7 +78,7 @@ class VectorQuantizer(HeadedQuantizer):
         affine = options.affine
         self.affines = ModuleList([] if affine is None else [affine.build(*size) for _ in books])
         self.inplace_optimizer = self._make_optimizer(own_optimizer(options.inplace_lr, in_place_optimizer))
-        gathers = self.averaged or options.restart is not None or self._running()
+        gathers = self.averaged or options.restart_rule is not None or self._running()
         self._gathers = gathers or self.inplace_optimizer is not None
         self.register_buffer("initialized", torch.tensor(not options.kmeans_init))
         self._known_initialized = not options.kmeans_init
@@ -100,8 +108,12 @@ class VectorQuantizer(HeadedQuantizer):
         given: codes (..., H) to use instead of the nearest ones, as a search over several quantizers finds them.
         loss: the weighted sum of the terms of `VectorLosses`, each averaged over vectors and heads.
         """
+        check_vectors(z, self.dim)
         if mask is not None:
+            check_mask(mask, z.shape[:-1])
             z = without_masked_nonfinite(z, mask)
+        if self._gathers and not self.frozen:
+            self._before_gathering(z)
         with full_precision(z.device):
             parts_NHE = self._split(z)
             x_NHE = self._scaled(parts_NHE)
@@ -118,7 +130,7 @@ class VectorQuantizer(HeadedQuantizer):
                     codes_N = given[..., head].reshape(-1)
                 vectors_NE = F.embedding(codes_N, weight_KE)
                 if self.training and self._gathers and not self.frozen:
-                    self._pending_of(head).append(_coded(x_NE, codes_N, mask_N))
+                    self._pending[head % len(self._pending)].append(_coded(x_NE, codes_N, mask_N))
                 found.append(codes_N)
                 chosen.append(vectors_NE)
                 terms.append(vector_terms(self.options.losses, x_NE, vectors_NE, codes_N, weight_KE, mask_N))
@@ -145,6 +157,8 @@ class VectorQuantizer(HeadedQuantizer):
     def initialize_codebook(self, z: Tensor, mask: Tensor | None = None, method: str = "kmeans", seed: int = 0) -> None:
         """Set the codebook from z (..., dim): 'kmeans', or 'data' (vectors drawn from it). All processes together."""
         check_choice("method", method, INIT_METHODS)
+        check_vectors(z, self.dim)
+        check_mask(mask, z.shape[:-1])
         with torch.no_grad(), full_precision(z.device):
             self._initialize(self._to_heads(z), None if mask is None else mask.reshape(-1), method, seed)
 
@@ -164,6 +178,9 @@ class VectorQuantizer(HeadedQuantizer):
         """Forget the vectors gathered since the last update."""
         self._pending = [[] for _ in self.codebooks]
 
+    def _has_gathered(self) -> bool:
+        return any(self._pending)
+
     @torch.no_grad()
     def update_from_codes(self, z: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
         """One update of the moving averages, at once, as if z (..., dim) had been given `codes` (..., H).
@@ -173,8 +190,11 @@ class VectorQuantizer(HeadedQuantizer):
         """
         if not self.averaged:
             raise ValueError("update_from_codes moves averages: it needs codebook 'ema' or 'both'")
-        if codes.shape != (*z.shape[:-1], self.heads):
-            raise ValueError(f"{self.heads} codes per vector of {tuple(z.shape)} expected, got {tuple(codes.shape)}")
+        check_vectors(z, self.dim)
+        check_mask(mask, z.shape[:-1])
+        if not isinstance(codes, Tensor) or codes.shape != (*z.shape[:-1], self.heads):
+            raise ValueError(f"{self.heads} codes per vector of {tuple(z.shape)} expected, got {shown(codes)}")
+        codes = checked_codes(codes, self.num_codes, dropped=True)
         if self.frozen:
             return
         batches: list[list[CodedVectors]] = [[] for _ in self.codebooks]
@@ -294,13 +314,6 @@ class VectorQuantizer(HeadedQuantizer):
         self._known_initialized = True
         self.discard_codebook_update()
 
-    def _pending_of(self, head: int) -> list[CodedVectors]:
-        """Where the vectors of one head wait for the update."""
-        pending = self._pending[head % len(self._pending)]
-        if len(pending) >= MAX_PENDING * self.heads:
-            raise RuntimeError(f"{MAX_PENDING} train-mode forwards without update_codebook(): call it once per step")
-        return pending
-
     @torch.no_grad()
     def _update(self, batches: Sequence[list[CodedVectors]]) -> None:
         """Averages, restarts and moments of every codebook from the vectors that chose from it."""
@@ -319,11 +332,11 @@ def _make_codebook(
     num_codes: int, dim: int, options: VectorOptions, decay: float, seed: int
 ) -> EMACodebook | LearnedCodebook:
     """One codebook of a kind in CODEBOOKS."""
-    normalize = options.distance == "cosine"
+    normalize, rule = options.distance == "cosine", options.restart_rule
     if options.codebook == "learned":
-        return LearnedCodebook(num_codes, dim, normalize=normalize, decay=decay, restart=options.restart, seed=seed)
+        return LearnedCodebook(num_codes, dim, normalize=normalize, decay=decay, restart=rule, seed=seed)
     book = TrainedEMACodebook if options.codebook == "both" else EMACodebook
-    return book(num_codes, dim, decay=decay, restart=options.restart, normalize=normalize, seed=seed)
+    return book(num_codes, dim, decay=decay, restart=rule, normalize=normalize, seed=seed)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.quantizers.arithmetic.arguments import check_count, check_vectors
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision, linear
 from rqstack.quantizers.base import Quantizer
@@ -26,6 +27,10 @@ class HeadedQuantizer(Quantizer):
         self, dim: int, num_codes: int, heads: int, codebook_dim: int | None, cosine: bool, keep_length: bool = False
     ):
         super().__init__()
+        for name, size in (("dim", dim), ("num_codes", num_codes), ("heads", heads)):
+            check_count(name, size)
+        if codebook_dim is not None:
+            check_count("codebook_dim", codebook_dim)
         if codebook_dim is None and dim % heads:
             raise ValueError(f"dim {dim} cannot be cut into {heads} heads; give codebook_dim")
         if keep_length and not cosine:
@@ -49,7 +54,8 @@ class HeadedQuantizer(Quantizer):
 
         lengths: (..., H), what the code vectors are multiplied with; needed for that equality with `keep_length`.
         """
-        vectors = self.head_vectors(codes)
+        codes = self._checked(codes)
+        vectors = self._looked_up(codes)
         vectors = vectors if lengths is None else lengths[..., None] * vectors
         vectors = F.pad(vectors, (0, 0, 0, self.heads - codes.shape[-1]))
         with full_precision(codes.device):
@@ -57,7 +63,9 @@ class HeadedQuantizer(Quantizer):
 
     def head_vectors(self, codes: Tensor) -> Tensor:
         """Codes (..., H) -> the code vector of every head (..., H, E), before the output projection."""
-        self._check_codes(codes)
+        return self._looked_up(self._checked(codes))
+
+    def _looked_up(self, codes: Tensor) -> Tensor:
         return torch.stack([F.embedding(codes[..., h], self.codebook(h)) for h in range(codes.shape[-1])], -2)
 
     def embed_with_depth(self, codes: Tensor) -> Tensor:
@@ -85,8 +93,7 @@ class HeadedQuantizer(Quantizer):
 
     def _split(self, z: Tensor) -> Tensor:
         """z (..., dim) in any float dtype -> its parts (N, H, E), fp32, with their lengths."""
-        if z.shape[-1] != self.dim:
-            raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
+        check_vectors(z, self.dim)
         x = z.float() if self.project_in is None else linear(self.project_in, z.float())
         return x.reshape(-1, self.heads, self.codebook_dim)
 

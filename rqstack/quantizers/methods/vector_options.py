@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rqstack.quantizers.arithmetic.arguments import check_choice, check_count, check_number
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import check_temperature
@@ -15,6 +16,7 @@ from rqstack.quantizers.codebooks.entry_use import RestartRule
 
 DISTANCES = ("euclidean", "cosine")
 CODEBOOKS = ("ema", "learned", "both")
+DEAD = RestartRule(below=0.5, relative=True)
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class VectorOptions:
     reaches the code vectors in them (the synchronised update rule). inplace_lr: the code vectors learn by SGD steps of
     their own with this rate, in turns with the rest of the model, whose loss holds them constant.
     affine: re-parametrisation of the code vectors; None, none.
-    restart: which entries count as unused and get a vector of the step; None, none. seed: of these draws.
     kmeans_init: the first train-mode forward sets the codebook to the k-means of its vectors, over all processes.
+    restart: which entries count as unused and get a vector of the step. None: those with less than half of the mean
+    use where restart_dead is set and moving averages move the codebook, otherwise none. seed: of these draws.
+    Without a start from data and without restarts most codebooks collapse to a few codes.
     estimator: 'straight_through', 'rotation', 'directional' (see `gradient.py`) or 'gumbel', whose gradient is that of
     the mean of the draw; 'gumbel' needs sample_temp.
     sample_temp: in train mode draw the code from softmax(-squared distance / sample_temp); None, take the nearest.
@@ -44,19 +48,26 @@ class VectorOptions:
     inplace_lr: float | None = None
     affine: AffineRule | None = None
     restart: RestartRule | None = None
+    restart_dead: bool = True
     seed: int = 0
-    kmeans_init: bool = False
+    kmeans_init: bool = True
     kmeans_iterations: int = 10
     estimator: str = "straight_through"
     sample_temp: float | None = None
     losses: VectorLosses = VectorLosses()
 
+    @property
+    def restart_rule(self) -> RestartRule | None:
+        """The rule in force."""
+        by_default = DEAD if self.restart_dead and self.codebook != "learned" else None
+        return by_default if self.restart is None else self.restart
+
     def __post_init__(self) -> None:
         check_choice("distance", self.distance, DISTANCES)
         check_choice("codebook", self.codebook, CODEBOOKS)
         check_choice("estimator", self.estimator, (*ESTIMATORS, "gumbel"))
-        if self.sync_nu < 0:
-            raise ValueError(f"sync_nu must not be negative, got {self.sync_nu}")
+        check_number("sync_nu", self.sync_nu, 0)
+        check_count("kmeans_iterations", self.kmeans_iterations, 0)
         if self.codebook == "ema" and self.losses.orthogonal > 0:
             raise ValueError("orthogonal regularisation trains the code vectors: it needs codebook 'learned' or 'both'")
         if self.codebook == "ema" and self.sync_nu > 0:
@@ -69,9 +80,3 @@ class VectorOptions:
             raise ValueError("estimator 'gumbel' needs sample_temp")
         if self.sample_temp is not None:
             check_temperature(self.sample_temp)
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """ValueError where the value is not one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(choices)}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rqstack.module_list import ModuleList
+from rqstack.quantizers.arithmetic.arguments import check_count, check_mask, check_vectors
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
@@ -25,14 +26,18 @@ class Grouped(Quantizer):
 
     def __init__(self, dim: int, groups: Sequence[Quantizer]):
         super().__init__()
-        if not groups or dim % len(groups):
+        if not len(groups) or check_count("dim", dim) % len(groups):
             raise ValueError(f"dim {dim} does not split evenly over {len(groups)} groups")
         self.dim, self.groups = dim, ModuleList(groups)
+        self._watch_from_outside(*self.groups)
+        self.drops_levels = any(group.drops_levels for group in groups)
         self.num_codes = tuple(size for group in groups for size in group.num_codes)
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E); positions where `mask` (...) is False count in no loss and no codebook."""
-        self._check_dim(z)
+        check_vectors(z, self.dim)
+        check_mask(mask, z.shape[:-1])
+        self._before_gathering(z)
         with full_precision(z.device):
             outs = [group(part, mask) for group, part in zip(self.groups, z.chunk(len(self.groups), -1), strict=True)]
             names = dict.fromkeys(name for out in outs for name in out.terms)
@@ -44,7 +49,7 @@ class Grouped(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> vectors (..., E); missing last depths count as zero."""
-        self._check_codes(codes)
+        codes = self._checked(codes)
         size = self.dim // len(self.groups)
         parts = [group.decode(part) for group, part in self._split(codes)]
         missing = codes.new_zeros((*codes.shape[:-1], size), dtype=torch.float32)
@@ -52,7 +57,7 @@ class Grouped(Quantizer):
 
     def embed_with_depth(self, codes: Tensor) -> Tensor:
         """Codes (..., D) -> the part of every depth (..., D, E), zero outside the group; they add up to `decode`."""
-        self._check_codes(codes)
+        codes = self._checked(codes)
         size, padded = self.dim // len(self.groups), []
         for index, (group, part) in enumerate(self._split(codes)):
             before, after = index * size, self.dim - (index + 1) * size
@@ -76,10 +81,26 @@ class Grouped(Quantizer):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The vector every depth searches with and its code, group by group."""
-        self._check_dim(z)
+        check_vectors(z, self.dim)
         pairs = zip(self.groups, z.chunk(len(self.groups), -1), strict=True)
         found = [group.targets(part, temp, stochastic, generator) for group, part in pairs]
         return torch.cat([searched for searched, _ in found], -2), torch.cat([codes for _, codes in found], -1)
+
+    @torch.no_grad()
+    def soft_codes(
+        self,
+        z: Tensor,
+        temp: float = 1.0,
+        stochastic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Those of the groups (..., D, K), filled up with probability 0, and the codes (..., D)."""
+        check_vectors(z, self.dim)
+        pairs = zip(self.groups, z.chunk(len(self.groups), -1), strict=True)
+        found = [group.soft_codes(part, temp, stochastic, generator) for group, part in pairs]
+        largest = max(self.num_codes)
+        probs = [nn.functional.pad(part, (0, largest - part.shape[-1])) for part, _ in found]
+        return torch.cat(probs, -2), torch.cat([codes for _, codes in found], -1)
 
     def update_codebook(self) -> None:
         """Apply what the groups have gathered."""
@@ -90,6 +111,9 @@ class Grouped(Quantizer):
         """Forget what the groups have gathered."""
         for group in dict.fromkeys(self.groups):
             group.discard_codebook_update()
+
+    def _has_gathered(self) -> bool:
+        return any(group._has_gathered() for group in self.groups)
 
     def restart_counts(self) -> Tensor:
         """Entries the groups have restarted since construction, int64 (D,)."""
@@ -104,10 +128,6 @@ class Grouped(Quantizer):
     def uses_all_parameters(self) -> bool:
         """Whether all groups do."""
         return all(group.uses_all_parameters for group in self.groups)
-
-    def _check_dim(self, z: Tensor) -> None:
-        if z.shape[-1] != self.dim:
-            raise ValueError(f"vectors have {z.shape[-1]} channels in their last dim; the quantizer takes {self.dim}")
 
     def _split(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]:
         """(group, its codes) for every group that has codes here."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rqstack.quantizers.arithmetic.arguments import check_count, shown
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
 LAYOUTS = {
@@ -39,13 +40,14 @@ def layout_of(x: Tensor, layout: str | int, channels: int) -> Layout:
     'auto' takes the second dim if it alone has `channels` entries, otherwise the last. ValueError for an unknown name,
     a dim that does not exist, or one that has not `channels` entries.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the input must be a tensor with a batch dim and a channel dim, got {shown(x)}")
+    _check_layout(layout)
     if x.ndim < 2 and layout != -1:
         raise ValueError(f"tensors need a batch dim and a channel dim, got {tuple(x.shape)}")
     if layout == "auto":
         first = x.shape[1] == channels and x.shape[-1] != channels
         layout = "channels_first" if first else "channels_last"
-    if isinstance(layout, str) and layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} is not one of auto, {', '.join(LAYOUTS)} or the number of a dim")
     dim = LAYOUTS[layout] if isinstance(layout, str) else layout
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"layout {layout!r} names dim {dim} of a tensor of shape {tuple(x.shape)}")
@@ -54,35 +56,108 @@ def layout_of(x: Tensor, layout: str | int, channels: int) -> Layout:
     return Layout(dim % x.ndim, x.ndim)
 
 
-class InLayout(nn.Module):
+class InLayout(Quantizer):
     """A quantizer for tensors in another layout.
 
     layout: 'channels_last', 'channels_first', 'auto' (see `layout_of`) or the number of the dim to quantize. The codes
     have the shape of the input without that dim, plus the code depth D at the end. A mask has the shape of the input
-    without that dim.
+    without that dim. Everything else of the contract is passed on: what takes vectors takes them in the layout, and
+    what gives vectors of the input's size for codes (`decode`, `decode_depth`) gives them in it; `embed_with_depth`,
+    `codebook` and `targets` speak of channels-last vectors.
     """
 
     def __init__(self, quantizer: Quantizer, channels: int, layout: str | int = "auto"):
         super().__init__()
-        if isinstance(layout, str) and layout not in ("auto", *LAYOUTS):
-            raise ValueError(f"layout {layout!r} is not one of auto, {', '.join(LAYOUTS)} or the number of a dim")
-        self.quantizer, self.channels, self.layout = quantizer, channels, layout
+        _check_layout(layout)
+        self._watch_from_outside(quantizer)
+        self.quantizer, self.channels, self.layout = quantizer, check_count("channels", channels), layout
+        self.num_codes, self.drops_levels = quantizer.num_codes, quantizer.drops_levels
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize a tensor in its layout; `quantized` has the same one."""
-        layout = layout_of(x, self.layout, self.channels)
-        out = self.quantizer(layout.to_last(x), mask)
+        layout = layout_of(z, self.layout, self.channels)
+        self._before_gathering(z)
+        out = self.quantizer(layout.to_last(z), mask)
         return out._replace(quantized=layout.back(out.quantized))
 
     def decode(self, codes: Tensor, layout: str | int | None = None) -> Tensor:
         """Codes (..., D) -> vectors in the layout; 'auto' cannot be told from codes, so `layout` must say it then."""
+        dim = self._dim_of_codes(layout)
+        return self.quantizer.decode(codes).movedim(-1, dim)
+
+    def decode_depth(self, codes: Tensor, depth: int, layout: str | int | None = None) -> Tensor:
+        """Codes (..., D) -> the part of one depth alone, in the layout; see `decode`."""
+        dim = self._dim_of_codes(layout)
+        return self.quantizer.decode_depth(codes, depth).movedim(-1, dim)
+
+    def embed_with_depth(self, codes: Tensor) -> Tensor:
+        """Codes (..., D) -> the part of every depth (..., D, E), channels last."""
+        return self.quantizer.embed_with_depth(codes)
+
+    def codebook(self, depth: int) -> Tensor:
+        """The (K, C) code vectors of depth `depth`."""
+        return self.quantizer.codebook(depth)
+
+    def code_vectors(self, depth: int) -> Tensor:
+        """What each code of one depth adds (K, E)."""
+        return self.quantizer.code_vectors(depth)
+
+    def targets(
+        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The vector every depth searches with (..., D, C) and its code (..., D)."""
+        return self.quantizer.targets(self._to_last(z), temp, stochastic, generator)
+
+    def soft_codes(
+        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The probabilities (..., D, K) and codes (..., D) of the quantizer."""
+        return self.quantizer.soft_codes(self._to_last(z), temp, stochastic, generator)
+
+    def update_codebook(self) -> None:
+        """Apply what has been gathered."""
+        self.quantizer.update_codebook()
+
+    def discard_codebook_update(self) -> None:
+        """Forget what has been gathered."""
+        self.quantizer.discard_codebook_update()
+
+    def restart_counts(self) -> Tensor:
+        """Entries restarted since construction, int64 (D,)."""
+        return self.quantizer.restart_counts()
+
+    @property
+    def fixed_code_vectors(self) -> bool:
+        """Whether those of the quantizer are fixed."""
+        return self.quantizer.fixed_code_vectors
+
+    @property
+    def uses_all_parameters(self) -> bool:
+        """Whether the quantizer does."""
+        return self.quantizer.uses_all_parameters
+
+    def _has_gathered(self) -> bool:
+        return self.quantizer._has_gathered()
+
+    def _to_last(self, z: Tensor) -> Tensor:
+        return layout_of(z, self.layout, self.channels).to_last(z)
+
+    def _dim_of_codes(self, layout: str | int | None) -> int:
         layout = self.layout if layout is None else layout
         if layout == "auto":
             raise ValueError("codes do not tell their layout: give decode(codes, layout) channels_last, channels_first")
-        vectors = self.quantizer.decode(codes)
-        return vectors.movedim(-1, LAYOUTS[layout] if isinstance(layout, str) else layout)
+        _check_layout(layout)
+        return LAYOUTS[layout] if isinstance(layout, str) else layout
+
+
+def _check_layout(layout: object) -> None:
+    whole = isinstance(layout, int) and not isinstance(layout, bool)
+    if not whole and (not isinstance(layout, str) or layout not in ("auto", *LAYOUTS)):
+        raise ValueError(f"layout {shown(layout)} is not one of auto, {', '.join(LAYOUTS)} or the number of a dim")
 
 
 def mask_from_lengths(lengths_B: Tensor, num_positions: int) -> Tensor:
     """(B, N) mask that is True at the first `lengths_B[b]` positions of row b."""
+    if not isinstance(lengths_B, Tensor) or lengths_B.ndim != 1:
+        raise ValueError(f"lengths must be a tensor (B,) of whole numbers, got {shown(lengths_B)}")
     return torch.arange(num_positions, device=lengths_B.device) < lengths_B[:, None]

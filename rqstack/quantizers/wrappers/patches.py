@@ -10,11 +10,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from rqstack.quantizers.arithmetic.arguments import check_counts, shown
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
 
 def join_patches(z_BHWE: Tensor, patch: tuple[int, int]) -> Tensor:
     """Space to depth: (B, H, W, E) -> (B, h, w, P). Any shape passes unchanged where a patch is a single vector."""
+    if not isinstance(z_BHWE, Tensor):
+        raise TypeError(f"latents must be a tensor (B, H, W, E), got {shown(z_BHWE)}")
     if patch == (1, 1):
         return z_BHWE
     rows, columns = patch
@@ -41,14 +44,18 @@ class InPatches(Quantizer):
 
     def __init__(self, quantizer: Quantizer, patch: tuple[int, int]):
         super().__init__()
-        if min(patch) < 1:
-            raise ValueError(f"a patch needs at least one row and one column, got {tuple(patch)}")
+        if len(check_counts("patch", patch)) != 2:
+            raise ValueError(f"patch must be (rows, columns), got {patch}")
+        self._watch_from_outside(quantizer)
+        self.drops_levels = quantizer.drops_levels
         self.quantizer, self.patch = quantizer, (int(patch[0]), int(patch[1]))
         self.num_codes = quantizer.num_codes
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (B, H, W, E); code positions where `mask` (B, h, w) is False count in no loss and no codebook."""
-        out = self.quantizer(join_patches(z, self.patch), mask)
+        joined = join_patches(z, self.patch)
+        self._before_gathering(z)
+        out = self.quantizer(joined, mask)
         return out._replace(quantized=split_patches(out.quantized, self.patch))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -82,6 +89,12 @@ class InPatches(Quantizer):
         """The vector every depth searches with (B, h, w, D, C) and its code (B, h, w, D)."""
         return self.quantizer.targets(join_patches(z, self.patch), temp, stochastic, generator)
 
+    def soft_codes(
+        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The probabilities (B, h, w, D, K) and codes (B, h, w, D) of the quantizer."""
+        return self.quantizer.soft_codes(join_patches(z, self.patch), temp, stochastic, generator)
+
     def update_codebook(self) -> None:
         """Apply what has been gathered."""
         self.quantizer.update_codebook()
@@ -89,6 +102,9 @@ class InPatches(Quantizer):
     def discard_codebook_update(self) -> None:
         """Forget what has been gathered."""
         self.quantizer.discard_codebook_update()
+
+    def _has_gathered(self) -> bool:
+        return self.quantizer._has_gathered()
 
     def restart_counts(self) -> Tensor:
         """Entries restarted since construction, int64 (D,)."""

@@ -66,7 +66,14 @@ class Method:
 
 
 def made(kind: Callable[..., Quantizer], options: type, *args, **settings) -> Quantizer:
-    """`kind(*args, options=options(...), ...)` of settings by name: those that are fields of the options go there."""
+    """`kind(*args, options=options(...), ...)` of settings by name: those that are fields of the options go there.
+
+    Code vectors start at random and nothing restarts unless a setting says so: the plain case, which can be computed
+    by hand. What users get by default is tested in `test_defaults.py`.
+    """
+    plain = {"kmeans_init": False, "restart_dead": False}
+    known = {field.name for field in dataclasses.fields(options)}
+    settings = {name: value for name, value in plain.items() if name in known} | settings
     own = {field.name: settings.pop(field.name) for field in dataclasses.fields(options) if field.name in settings}
     return kind(*args, options=options(**own), **settings)
 
@@ -145,7 +152,7 @@ METHODS = {
     "neural residual vq, beam, dropout": Method(
         lambda: neural([20, 20, 20], codebook_dim=4, beam_width=2, quantize_dropout=True), drops=True, nearest=False
     ),
-    "fsq": Method(lambda: FiniteScalarQuantizer(DIM, FiniteScalarOptions([8, 5, 4, 3, 2, 7]))),
+    "fsq": Method(lambda: FiniteScalarQuantizer(DIM, FiniteScalarOptions([8, 5, 4, 3, 3, 7]))),
     "fsq symmetric": Method(
         lambda: FiniteScalarQuantizer(DIM, FiniteScalarOptions([8, 5, 4], preserve_symmetry=True), num_codebooks=2)
     ),
@@ -185,7 +192,7 @@ METHODS = {
     "binary projected": Method(
         lambda: BinaryMapper(DIM, 16, BinaryOptions(free_nats=0.0), num_codebooks=2), random=True
     ),
-    "residual fsq": Method(lambda: residual_fsq(DIM, 3, ResidualFiniteScalarOptions(levels=[8, 5, 4, 3, 2, 7]))),
+    "residual fsq": Method(lambda: residual_fsq(DIM, 3, ResidualFiniteScalarOptions(levels=[8, 5, 4, 3, 3, 7]))),
     "residual fsq projected": Method(
         lambda: residual_fsq(DIM, 4, ResidualFiniteScalarOptions(levels=[8, 5, 5], preserve_symmetry=True))
     ),

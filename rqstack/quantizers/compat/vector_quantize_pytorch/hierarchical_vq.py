@@ -18,6 +18,7 @@ from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import added_up
+from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import mask_of_samples
 from rqstack.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 from rqstack.quantizers.wrappers.layout import mask_from_lengths
 
@@ -191,6 +192,7 @@ class HierarchicalVQ(nn.Module):
         if lens is not None:
             require(self.spatial_dims == 1, "lens is for sequences")
             return mask_from_lengths(lens, grid[0])
+        mask = None if mask is None else mask_of_samples(mask, grid)
         require(mask is None or mask.shape[1:] == grid, f"mask must have the grid {tuple(grid)} of the input")
         return mask
 

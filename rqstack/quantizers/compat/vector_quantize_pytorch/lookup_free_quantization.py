@@ -19,6 +19,7 @@ from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import MAP_DIMS, channels_back, channels_last
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
+from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import mask_of_samples
 from rqstack.quantizers.methods.lookup_free import codes_of_bits, log_odds
 
 ENTROPY_FLOOR = 1e-5  # smallest probability inside the logarithm of the batch entropy
@@ -168,7 +169,8 @@ class LFQ(KeepsFloat32):
     ) -> Return | tuple[Return, LossBreakdown]:
         """Quantize x; with `return_loss_breakdown` a pair of the result and a `LossBreakdown`.
 
-        mask: over the positions; in the loss only those where it is True count.
+        mask: over the positions, (B, n) or (B, ...), or one entry per sample (B,); in the loss only those where it is
+        True count.
         """
         first = x.ndim >= MAP_DIMS if self.channel_first is None else self.channel_first
         rows = channels_last(x, first, self.dim)
@@ -177,7 +179,7 @@ class LFQ(KeepsFloat32):
             with torch.no_grad():
                 bits = (space > 0).float()
                 vectors = self._normalized(self.bits_to_codes(bits))
-            mask_N = None if mask is None else mask.reshape(-1)
+            mask_N = None if mask is None else self._mask_of_rows(mask, rows.shape[:-1])
             losses = self._losses(space, vectors, inv_temperature, mask_N)
             out = straight_through(self.activation(space), vectors) if self.training else vectors
             out = out @ self.orthogonal_rot.T if self.orthogonal_rotation else out
@@ -187,6 +189,12 @@ class LFQ(KeepsFloat32):
         indices = indices if self.keep_num_codebooks_dim else indices[..., 0]
         result = Return(channels_back(out, first), indices, self._total(losses))
         return (result, losses) if return_loss_breakdown else result
+
+    def _mask_of_rows(self, mask: Tensor, grid: torch.Size) -> Tensor:
+        mask = mask_of_samples(mask, grid[1:])
+        fits = mask.shape[:1] == grid[:1] and mask.numel() == grid.numel()
+        require(fits, f"mask of shape {tuple(mask.shape)} fits neither {tuple(grid)} positions nor {grid[0]} samples")
+        return mask.reshape(-1)
 
     def _to_space(self, rows: Tensor) -> Tensor:
         x, clamp = project(self.project_in, rows).float(), self.soft_clamp_input_value

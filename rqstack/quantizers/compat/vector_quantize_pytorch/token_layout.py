@@ -6,6 +6,7 @@ Legend: B batch, N positions, C channels, T best codes, H heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -58,12 +59,23 @@ def token_layout(x: Tensor, channels_first: bool, map_dims: int | None) -> Token
     return TokenLayout(x.shape[0], tuple(grid), first)
 
 
+def mask_of_samples(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """One entry per sample (B,) -> the same at all its positions (B, *grid); other masks as they are, as bool."""
+    mask = mask.bool()
+    return mask.view(-1, *[1] * len(grid)).expand(-1, *grid) if mask.ndim == 1 and len(grid) else mask
+
+
 def mask_of(layout: TokenLayout, mask: Tensor | None, lens: Tensor | None, is_map: bool) -> Tensor | None:
-    """(B, N) mask from a mask (B, *grid) or from lengths (B,)."""
+    """(B, N) mask from a mask (B, *grid), from one entry per sample (B,), or from lengths (B,)."""
     if mask is None and lens is None:
         return None
     require(mask is None or lens is None, "give mask or lens, not both")
-    require(not is_map and bool(layout.grid), "mask and lens are for sequences, not for maps or single tokens")
+    if mask is not None and mask.shape == (layout.batch,):
+        return mask_of_samples(mask, (layout.num_positions,))
+    require(
+        not is_map and bool(layout.grid),
+        "mask and lens are for sequences; of maps and single tokens a mask has one entry per sample",
+    )
     if mask is None:
         return None if lens is None else mask_from_lengths(lens, layout.num_positions)
     mask = layout.flatten(mask)

@@ -62,5 +62,5 @@ def test_gradient_of_the_mean_bit():
 def test_wrong_options():
     with pytest.raises(ValueError, match="power of two"):
         BinaryMapper(3, 9)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="kl_weight must be a number of at least 0"):
         BinaryMapper(3, 8, BinaryOptions(kl_weight=-1.0))

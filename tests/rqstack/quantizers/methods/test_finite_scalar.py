@@ -14,7 +14,7 @@ from rqstack.quantizers.methods.scalar_perturbation import ScalarPerturbationQua
 from tests.rqstack.quantizers.quantizer_methods import made
 
 
-@pytest.mark.parametrize("level", [2, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("level", [3, 4, 5, 8, 9])
 def test_values_are_k_over_half_the_levels(level):
     quantizer = FiniteScalarQuantizer(1, FiniteScalarOptions([level])).eval()
     z = torch.linspace(-6, 6, 2001)[:, None]
@@ -37,12 +37,12 @@ def test_symmetric_values_are_even_steps_from_minus_one_to_one(level):
 
 
 def test_the_first_level_varies_fastest():
-    levels = [3, 2, 4]
+    levels = [3, 5, 4]
     quantizer = FiniteScalarQuantizer(3, FiniteScalarOptions(levels))
     digits = [tuple(reversed(d)) for d in itertools.product(*(range(level) for level in reversed(levels)))]
     expected = torch.tensor([[(k - n // 2) / (n // 2) for k, n in zip(d, levels)] for d in digits])
     assert torch.equal(quantizer.codebook(0), expected)
-    assert quantizer.num_codes == (24,)
+    assert quantizer.num_codes == (60,)
 
 
 def test_every_code_can_be_reached_and_decodes_to_itself():
@@ -128,11 +128,15 @@ def test_dithered_rounding_is_right_on_average():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": []}, "levels must be whole numbers of at least 2"),
-        ({"levels": [8, 1]}, "levels must be whole numbers of at least 2"),
-        ({"levels": [2] * 63}, "fit 63 bits"),
+        ({"levels": []}, "levels must be one or more whole numbers of at least 2"),
+        ({"levels": [8, 1]}, "every number of levels must be a whole number of at least 2, got 1"),
+        ({"levels": [8, 2]}, "choose at least 3, or preserve_symmetry"),
+        ({"levels": [3] * 63}, "fit 63 bits"),
         ({"levels": [3, 3], "bound": "sigmoid"}, "bound 'sigmoid' is not one of tanh, clamp"),
-        ({"levels": [3, 3], "noise_dropout": 1.5}, r"noise_dropout must be in \[0, 1\], got 1.5"),
+        (
+            {"levels": [3, 3], "noise_dropout": 1.5},
+            "noise_dropout must be a number of at least 0 and at most 1, got 1.5",
+        ),
         ({"levels": [3, 3], "project": False}, "dim 6 needs a projection"),
     ],
 )

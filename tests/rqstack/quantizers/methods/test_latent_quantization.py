@@ -73,7 +73,7 @@ def test_in_place_optimizer_steps_once_per_update_on_the_mean_gradient():
 
 
 def test_wrong_options():
-    with pytest.raises(ValueError, match="levels must be whole numbers"):
+    with pytest.raises(ValueError, match="every number of levels must be a whole number"):
         LatentQuantizer(2, LatentOptions([5, 1]))
-    with pytest.raises(ValueError, match="weights must not be negative"):
+    with pytest.raises(ValueError, match="commitment_weight must be a number of at least 0"):
         LatentQuantizer(2, LatentOptions([5, 5], commitment_weight=-1))

@@ -112,9 +112,9 @@ def test_saturated_bits_have_finite_gradients():
     [
         ({"codebook_size": 12}, "power of two"),
         ({"codebook_size": 1}, "power of two"),
-        ({"codebook_size": 16, "entropy_weight": -1.0}, "entropy_weight must not be negative"),
-        ({"codebook_size": 16, "inv_temperature": 0.0}, "must be positive"),
-        ({"codebook_size": 16, "joint_bits": 0}, "must be positive"),
+        ({"codebook_size": 16, "entropy_weight": -1.0}, "entropy_weight must be a number of at least 0"),
+        ({"codebook_size": 16, "inv_temperature": 0.0}, "inv_temperature must be a number above 0"),
+        ({"codebook_size": 16, "joint_bits": 0}, "joint_bits must be a whole number of at least 1"),
     ],
 )
 def test_wrong_options(options, message):

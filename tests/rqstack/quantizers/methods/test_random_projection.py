@@ -41,5 +41,5 @@ def test_nothing_learns_and_buffers_stay_fp32():
 
 
 def test_wrong_options():
-    with pytest.raises(ValueError, match="codebook size must be at least 1"):
+    with pytest.raises(ValueError, match="codebook_size must be a whole number of at least 1, got 0"):
         RandomProjectionQuantizer(12, 0, RandomProjectionOptions(5))

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from rqstack.quantizers import NullQuantizer, ResidualQuantizer
-from rqstack.quantizers.methods import residual_published as residual_module
 from rqvae.bottleneck import build_quantizer
 
 SETTINGS = [
@@ -209,15 +208,6 @@ def test_wrong_settings_and_codes():
     for call in (quantizer.decode, quantizer.embed_with_depth, lambda codes: quantizer.decode_depth(codes, 0)):
         with pytest.raises(ValueError, match="codes have 3 depths"):
             call(torch.zeros(2, 3, dtype=torch.int64))
-
-
-def test_forgotten_updates_are_reported(monkeypatch):
-    monkeypatch.setattr(residual_module, "MAX_PENDING", 2)
-    quantizer = make(num_codes=(4,))
-    for _ in range(2):
-        quantizer(torch.randn(3, 6))
-    with pytest.raises(RuntimeError, match="call it once per step"):
-        quantizer(torch.randn(3, 6))
 
 
 def test_null_quantizer_passes_everything_through():

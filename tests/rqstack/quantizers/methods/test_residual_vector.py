@@ -215,7 +215,7 @@ def test_learned_code_vectors_are_pulled_to_the_residuals():
 
 @pytest.mark.parametrize("estimator", ["straight_through", "rotation", "directional", "gumbel"])
 def test_estimators_change_gradients_only(estimator):
-    options = {"codebook": "learned", "sample_temp": 1e-4}
+    options = {"codebook": "learned", "sample_temp": 1e-4, "kmeans_init": False}
     torch.manual_seed(0)
     base = ResidualVectorQuantizer(DIM, 12, 3, ResidualVectorOptions(**options))
     quantizer = ResidualVectorQuantizer(DIM, 12, 3, ResidualVectorOptions(estimator=estimator, **options))
@@ -264,7 +264,8 @@ def test_masked_vectors_that_are_no_numbers_harm_no_gradient(width):
 
 def test_levels_see_the_residuals_of_the_beam():
     """EMA updates follow the codes of the best sum."""
-    quantizer = ResidualVectorQuantizer(DIM, 10, 2, ResidualVectorOptions(beam_width=3))
+    options = ResidualVectorOptions(beam_width=3, kmeans_init=False, restart_dead=False)
+    quantizer = ResidualVectorQuantizer(DIM, 10, 2, options)
     books = [quantizer.codebook(level).clone() for level in range(2)]
     z = torch.randn(40, DIM)
     codes = quantizer(z).codes
@@ -280,7 +281,8 @@ def test_levels_see_the_residuals_of_the_beam():
 
 
 def test_a_shared_codebook_is_one_and_updated_once_over_all_levels():
-    shared = ResidualVectorQuantizer(DIM, 10, 3, shared=True)
+    plain = ResidualVectorOptions(kmeans_init=False, restart_dead=False)
+    shared = ResidualVectorQuantizer(DIM, 10, 3, plain, shared=True)
     assert len(shared.levels) == 1
     book = shared.levels[0].codebooks[0]
     z = torch.randn(40, DIM)
@@ -388,7 +390,7 @@ def test_cosine_levels_subtract_unit_vectors():
         ({"num_codes": [4, 5], "num_quantizers": 3}, "num_codes has 2 sizes"),
         ({"num_codes": [4, 5, 5], "shared": True}, "needs one size"),
         ({"loss_weights": []}, "3 levels need as many loss_weights"),
-        ({"beam_width": 0}, "beam_width must be at least 1"),
+        ({"beam_width": 0}, "beam_width must be a whole number of at least 1"),
         ({"estimator": "reinforce"}, "not one of straight_through"),
         ({"estimator": "gumbel"}, "needs sample_temp"),
         ({"groups": 2}, "groups 2: this is one stack"),

@@ -116,10 +116,13 @@ def test_one_row_and_no_row_have_finite_gradients():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": [3, 1]}, "levels must be whole numbers"),
+        ({"levels": [3, 1]}, "every number of levels must be a whole number of at least 2, got 1"),
         ({"levels": [3, 3], "activation": "relu"}, "activation 'relu' is not one of tanh, sigmoid"),
-        ({"levels": [3, 3], "quantize_rate": 1.5}, r"quantize_rate must be in \[0, 1\], got 1.5"),
-        ({"levels": [3, 3], "mean_weight": -0.1}, "must not be negative"),
+        (
+            {"levels": [3, 3], "quantize_rate": 1.5},
+            "quantize_rate must be a number of at least 0 and at most 1, got 1.5",
+        ),
+        ({"levels": [3, 3], "mean_weight": -0.1}, "mean_weight must be a number of at least 0, got -0.1"),
     ],
 )
 def test_wrong_options(options, message):

@@ -85,9 +85,9 @@ def test_images_channels_first():
 def test_wrong_options():
     with pytest.raises(ValueError, match="dim 6 is not a multiple of num_codebooks 4"):
         SimQuantizer(6, 16, num_codebooks=4)
-    with pytest.raises(ValueError, match="codebook size must be at least 1"):
+    with pytest.raises(ValueError, match="codebook_size must be a whole number of at least 1, got 0"):
         SimQuantizer(6, 0)
-    with pytest.raises(ValueError, match="weights must not be negative"):
+    with pytest.raises(ValueError, match="commitment_weight must be a number of at least 0"):
         SimQuantizer(6, 16, SimOptions(commitment_weight=-1.0))
     with pytest.raises(ValueError, match="estimator 'none' is not one of straight_through"):
         SimQuantizer(6, 16, SimOptions(estimator="none"))

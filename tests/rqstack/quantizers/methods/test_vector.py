@@ -8,6 +8,7 @@ from rqstack.quantizers.codebooks.kmeans import draw_vectors, kmeans
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 
 BLOBS = torch.tensor([[5.0, 0.0], [0.0, 5.0], [-5.0, 0.0], [0.0, -5.0]])
+PLAIN = VectorOptions(kmeans_init=False, restart_dead=False)
 
 
 def blobs(count=200):
@@ -80,7 +81,7 @@ def test_kmeans_start_happens_once_in_the_first_training_forward(codebook):
 
 @pytest.mark.parametrize("separate", [False, True])
 def test_heads_start_and_update_from_their_own_vectors(separate):
-    quantizer = VectorQuantizer(4, 8, heads=2, separate_codebooks=separate)
+    quantizer = VectorQuantizer(4, 8, PLAIN, heads=2, separate_codebooks=separate)
     z = torch.cat([blobs(), 20 + blobs()], 1)
     quantizer.initialize_codebook(z)
     assert len(quantizer.codebooks) == 1 + separate
@@ -92,7 +93,7 @@ def test_heads_start_and_update_from_their_own_vectors(separate):
 
 
 def test_data_start_takes_vectors_as_they_are():
-    quantizer, x = VectorQuantizer(2, 16), blobs()
+    quantizer, x = VectorQuantizer(2, 16, PLAIN), blobs()
     quantizer.initialize_codebook(x, method="data")
     assert (torch.cdist(quantizer.codebook(0), x).min(1).values == 0).all()
     with pytest.raises(ValueError, match="not one of kmeans, data"):
@@ -131,7 +132,7 @@ def test_grace_period():
 
 
 def test_sampling_follows_the_temperature_in_training_only():
-    quantizer = VectorQuantizer(1, 2, VectorOptions(sample_temp=2.0))
+    quantizer = VectorQuantizer(1, 2, VectorOptions(sample_temp=2.0, kmeans_init=False))
     quantizer.codebooks[0].assign(torch.tensor([[0.0], [1.0]]), torch.ones(2))
     z = torch.full((20000, 1), 0.2)
     share = quantizer(z).codes.float().mean().item()
@@ -140,7 +141,7 @@ def test_sampling_follows_the_temperature_in_training_only():
 
 
 def test_updates_wait_for_the_call_and_can_be_discarded():
-    quantizer = VectorQuantizer(2, 4)
+    quantizer = VectorQuantizer(2, 4, PLAIN)
     before = quantizer.codebook(0).clone()
     quantizer(blobs())
     assert torch.equal(quantizer.codebook(0), before)

@@ -208,7 +208,7 @@ def test_one_bad_vector_does_not_poison_the_codebook(quantizer):
             "inplace takes away",
         ),
         ({"in_place_optimizer": SGD, "codebook": "learned", "sync_nu": 1.0}, "choose one of them"),
-        ({"codebook": "learned", "sync_nu": -1.0}, "must not be negative"),
+        ({"codebook": "learned", "sync_nu": -1.0}, "sync_nu must be a number of at least 0"),
         ({"codebook": "learned", "inplace_lr": 0.0}, "inplace_lr must be positive"),
         ({"affine": AffineRule()}, "choose kind 'running'"),
         ({"affine": AffineRule(groups=5), "codebook": "learned"}, "do not split into 5 affine groups"),

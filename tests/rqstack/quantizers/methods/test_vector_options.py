@@ -216,7 +216,11 @@ def test_seeds_and_heads_have_restart_draws_of_their_own():
     for seed in (0, 1):
         torch.manual_seed(0)
         quantizer = VectorQuantizer(
-            4, 9, VectorOptions(restart=RestartRule(unused_for=1), seed=seed), heads=2, separate_codebooks=True
+            4,
+            9,
+            VectorOptions(restart=RestartRule(unused_for=1), seed=seed, kmeans_init=False),
+            heads=2,
+            separate_codebooks=True,
         )
         for book in quantizer.codebooks:
             book.assign(torch.full((9, 2), 100.0) + torch.arange(9)[:, None], torch.ones(9))
