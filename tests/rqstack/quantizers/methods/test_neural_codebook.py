@@ -25,7 +25,8 @@ def wild(module):
 
 def quantizer(**settings):
     torch.manual_seed(0)
-    model = NeuralResidualQuantizer(DIM, 10, 3, NeuralResidualOptions(**{"hidden": 5, "depth": 2, "kmeans_init": False, **settings}))
+    options = NeuralResidualOptions(**{"hidden": 5, "depth": 2, "kmeans_init": False, **settings})
+    model = NeuralResidualQuantizer(DIM, 10, 3, options)
     for level in model.levels:
         level.codebooks[0].assign(torch.randn(10, DIM), torch.ones(10))
     wild(model.transforms)

@@ -264,8 +264,7 @@ def test_masked_vectors_that_are_no_numbers_harm_no_gradient(width):
 
 def test_levels_see_the_residuals_of_the_beam():
     """EMA updates follow the codes of the best sum."""
-    options = ResidualVectorOptions(beam_width=3, kmeans_init=False, restart_dead=False)
-    quantizer = ResidualVectorQuantizer(DIM, 10, 2, options)
+    quantizer = made(ResidualVectorQuantizer, ResidualVectorOptions, DIM, 10, 2, beam_width=3)
     books = [quantizer.codebook(level).clone() for level in range(2)]
     z = torch.randn(40, DIM)
     codes = quantizer(z).codes
@@ -281,8 +280,7 @@ def test_levels_see_the_residuals_of_the_beam():
 
 
 def test_a_shared_codebook_is_one_and_updated_once_over_all_levels():
-    plain = ResidualVectorOptions(kmeans_init=False, restart_dead=False)
-    shared = ResidualVectorQuantizer(DIM, 10, 3, plain, shared=True)
+    shared = made(ResidualVectorQuantizer, ResidualVectorOptions, DIM, 10, 3, shared=True)
     assert len(shared.levels) == 1
     book = shared.levels[0].codebooks[0]
     z = torch.randn(40, DIM)
