@@ -139,6 +139,7 @@ class MultiScaleQuantizer(Quantizer):
     def decode(self, codes: Tensor, grid: Sequence[int] | None = None) -> Tensor:
         """Codes (B, ..., S), or the first of them -> maps (B, *grid, E); by default on the grid of the finest scale."""
         grid = self.shapes[-1] if grid is None else tuple(grid)
+        codes = self._checked(codes)
         with full_precision(codes.device):
             parts = [self._part(codes_of, scale, grid) for scale, codes_of in enumerate(self.split(codes))]
             total = sum(parts, torch.zeros_like(parts[0]))
@@ -151,6 +152,7 @@ class MultiScaleQuantizer(Quantizer):
 
     def decode_depth(self, codes: Tensor, depth: int) -> Tensor:
         """Codes (B, ..., S) -> what position `depth` alone decodes to, with its scale's convolution."""
+        codes = self._checked(codes)
         alone = torch.full_like(codes, -1)
         alone[..., depth] = codes[..., depth]
         return self.decode(alone)

@@ -108,6 +108,7 @@ class ResidualQuantizer(Quantizer):
         nor in the codebook. loss: commitment loss, the mean over depths of mean squared distances between z and the
         running sum of the code vectors, whose gradient reaches z only. # Eq. 8
         """
+        check_vectors(z, self.dim)
         with full_precision(z.device):
             x_hwE = self._to_code_grid(z)
             check_mask(mask, x_hwE.shape[:-1])
@@ -164,6 +165,7 @@ class ResidualQuantizer(Quantizer):
         stochastic: draw the code from softmax(-squared distance / temp) instead of taking the nearest; the residual
         path follows the code drawn. # Eq. 12. The codebook does not change, in train mode either.
         """
+        check_vectors(z, self.dim)
         with full_precision(z.device):
             x_hwE = self._to_code_grid(z)
             residual_NE = x_hwE.reshape(-1, x_hwE.shape[-1])
@@ -215,7 +217,6 @@ class ResidualQuantizer(Quantizer):
         self._pending[depth].append(vectors)
 
     def _to_code_grid(self, z: Tensor) -> Tensor:
-        check_vectors(z, self.dim)
         return join_patches(z.float(), self.patch)
 
 
