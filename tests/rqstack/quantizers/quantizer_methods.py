@@ -81,13 +81,14 @@ def made(kind: Callable[..., Quantizer], options: type, *args, **settings) -> Qu
 def vq(**settings) -> Method:
     drawn = settings.get("sample_temp") is not None
     noisy = settings.get("estimator") == "directional"
-    return Method(lambda: made(VectorQuantizer, VectorOptions, DIM, 20, **settings), random=drawn, noisy=noisy)
+    settings = {"num_codes": 20, **settings}
+    return Method(lambda: made(VectorQuantizer, VectorOptions, DIM, **settings), random=drawn, noisy=noisy)
 
 
 def rvq(**settings) -> Method:
-    settings = {"num_codes": 20, "num_quantizers": 3, **settings}
+    settings = {"dim": DIM, "num_codes": 20, "num_quantizers": 3, **settings}
     return Method(
-        lambda: made(ResidualVectorQuantizer, ResidualVectorOptions, DIM, **settings),
+        lambda: made(ResidualVectorQuantizer, ResidualVectorOptions, **settings),
         random="sample_temp" in settings,
         drops=settings.get("quantize_dropout", False),
         nearest=settings.get("beam_width", 1) == 1,
@@ -105,7 +106,7 @@ def neural(num_codes, **settings) -> Quantizer:
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 METHODS = {
     "rq, shared, restart": Method(lambda: ResidualQuantizer(DIM, (20, 20, 20), shared=True, restart_unused_codes=True)),
-    "rq": Method(lambda: ResidualQuantizer(DIM, (20, 12), decay=0.8)),
+    "rq": Method(lambda: ResidualQuantizer(DIM, (20, 12), decay=0.8, restart_unused_codes=False)),
     "vq": vq(),
     "vq, restart": vq(restart=RestartRule()),
     "vq, relative restart, grace": vq(restart=RestartRule(0.5, relative=True, grace=1), decay=0.5),
@@ -143,10 +144,10 @@ METHODS = {
     "residual vq, drawn": rvq(sample_temp=0.5),
     "residual vq, beam": rvq(beam_width=3),
     "grouped residual vq": Method(
-        lambda: Grouped(DIM, [ResidualVectorQuantizer(3, 16, 2, ResidualVectorOptions(kmeans_init=True)) for _ in "12"])
+        lambda: Grouped(DIM, [rvq(dim=3, num_codes=16, num_quantizers=2, kmeans_init=True).make() for _ in "12"])
     ),
     "residual of vq with heads": Method(
-        lambda: ResidualStack(DIM, [VectorQuantizer(DIM, 16, heads=2), VectorQuantizer(DIM, 9, heads=2)])
+        lambda: ResidualStack(DIM, [vq(num_codes=size, heads=2).make() for size in (16, 9)])
     ),
     "neural residual vq": Method(lambda: neural([20, 12, 7]), nearest=False),
     "neural residual vq, beam, dropout": Method(
