@@ -167,3 +167,42 @@ def test_what_cannot_work_is_one_line(hub, monkeypatch, tmp_path):
         with pytest.raises(ValueError, match=r"needs the package huggingface_hub: pip install rqstack\[hub\]") as error:
             call()
         assert "\n" not in str(error.value)
+
+
+class Unreachable(Exception):
+    """As errors of HTTP clients: no OSError, several lines."""
+
+
+@pytest.mark.parametrize("error", [OSError("no network\nat all"), Unreachable("x" * 500), ConnectionError("offline")])
+def test_without_a_network_it_is_one_short_line(hub, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", fail)
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    model = RQVAE.from_pretrained(GOLDEN / "rqvae-deep")
+    for call in (lambda: model.push_to_hub("some/where"), lambda: RQVAE.from_pretrained("some/where")):
+        with pytest.raises(ValueError, match="some/where .*cannot be") as found:
+            call()
+        assert "\n" not in str(found.value) and len(str(found.value)) < 300
+
+
+@pytest.mark.parametrize("repo_id", [None, 3, "", "/", "a/b/c", []])
+def test_ids_that_are_none(hub, repo_id):
+    with pytest.raises(ValueError, match="such as owner/name"):
+        RQVAE.from_pretrained(GOLDEN / "rqvae-deep").push_to_hub(repo_id)
+    assert not hub.calls
+
+
+@pytest.mark.parametrize("metadata", [{"a": object()}, {"a": {1, 2}}, {(1, 2): 3}])
+def test_metadata_that_json_cannot_hold(metadata, tmp_path):
+    with pytest.raises(ValueError, match="metadata must be a dictionary of what JSON can hold"):
+        RQVAE.from_pretrained(GOLDEN / "rqvae-deep").save_pretrained(tmp_path / "new", metadata=metadata)
+    assert not (tmp_path / "new").exists()
+
+
+def test_only_local_files_and_a_revision_reach_the_hub(hub, tmp_path):
+    hub.repositories["a/b"] = RQVAE.from_pretrained(GOLDEN / "rqvae-deep").save_pretrained(tmp_path / "deep")
+    RQVAE.from_pretrained("a/b", local_files_only=True, revision="v2")
+    assert hub.calls[0][2]["local_files_only"] is True and hub.calls[0][2]["revision"] == "v2"
+    hub.repositories.clear()

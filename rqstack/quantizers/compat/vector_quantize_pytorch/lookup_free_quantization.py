@@ -191,9 +191,9 @@ class LFQ(KeepsFloat32):
         return (result, losses) if return_loss_breakdown else result
 
     def _mask_of_rows(self, mask: Tensor, grid: torch.Size) -> Tensor:
-        mask = mask_of_samples(mask, grid[1:])
+        shape, mask = tuple(mask.shape), mask_of_samples(mask, grid[1:])
         fits = mask.shape[:1] == grid[:1] and mask.numel() == grid.numel()
-        require(fits, f"mask of shape {tuple(mask.shape)} fits neither {tuple(grid)} positions nor {grid[0]} samples")
+        require(fits, f"mask of shape {shape} fits neither {tuple(grid)} positions nor {grid[0]} samples")
         return mask.reshape(-1)
 
     def _to_space(self, rows: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def test_masks_and_lengths():
             made()(x, **wrong)
     with pytest.raises(AssertionError):
         made(accept_image_fmap=True)(vectors(2, 8, 3, 4), mask=torch.ones(2, 3, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="not for maps or single tokens"):
+    with pytest.raises(ValueError, match="of maps and single tokens a mask has one entry per sample"):
         made()(vectors(6, 8), lens=torch.ones(6, dtype=torch.int64))
 
 
