@@ -279,6 +279,15 @@ class RQTransformer(PretrainedModel):
         if form != self.decoding.form:
             self._pack(form)
 
+    def forget_packed(self) -> None:
+        """Drops what is kept of packed weights, between two calls of `sample`.
+
+        Only needed on a GPU, after writes past autograd (`parameter.data.copy_(...)`): there these are not noticed. All
+        others are, and on a CPU these too.
+        """
+        if not self.decoding.walks:
+            self._end_decoding(keep=False)
+
     @property
     def packed_tensors(self) -> list[Tensor]:
         """The packed weights in place, as far as a recorded step may read them."""
@@ -302,8 +311,7 @@ class RQTransformer(PretrainedModel):
             packed.unpack(keep)
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> RQTransformer:
-        if not self.decoding.walks:  # what was made for the tensors that are replaced here would keep their memory
-            self._end_decoding(keep=False)
+        self.forget_packed()  # what was made for the tensors that are replaced here would keep their memory
         return super()._apply(fn, recurse)
 
     def _pack_projections(self, form: WeightFormat) -> None:

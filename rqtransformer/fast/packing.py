@@ -274,6 +274,11 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:
-    """Changes with every in-place write, move or replacement of a parameter."""
+    """Changes with every in-place write, move or replacement of a parameter.
+
+    Writes past autograd, to `tensor.data`, change no version. On a CPU a digest of the numbers notices them; on a GPU
+    it would wait for the device: see `RQTransformer.forget_packed`.
+    """
     version = -1 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, *_layout(tensor)
+    number = native.digest(tensor.detach()) if tensor.device.type == "cpu" and type(tensor.data) is Tensor else None
+    return tensor.data_ptr(), version, number, *_layout(tensor)

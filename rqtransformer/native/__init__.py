@@ -6,6 +6,7 @@ from rqtransformer.native.calls import (
     SIGMOID_GELU,
     NativeLinear,
     NativeStack,
+    digest,
     draw,
     serves,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "NativeLinear",
     "NativePosition",
     "NativeStack",
+    "digest",
     "draw",
     "serves",
 ]

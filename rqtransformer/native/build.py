@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 SWITCH = "RQTRANSFORMER_NATIVE"
-SOURCES = ("step.cpp", "draw.cpp", "position.cpp")
+SOURCES = ("step.cpp", "draw.cpp", "position.cpp", "digest.cpp")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_SECONDS = 120

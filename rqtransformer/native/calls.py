@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def load(path: Path) -> ctypes.CDLL:
         ctypes.c_double,
         ctypes.c_int,
     ]
+    found.rq_digest.argtypes, found.rq_digest.restype = [_Pointer, _Int], ctypes.c_uint64
     found.rq_position.argtypes = [*[_Pointer] * 6, _Int, ctypes.c_int]
     return found
 
@@ -204,6 +206,14 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, settings: DrawSettings) -> Tensor
         torch.get_num_threads(),
     )
     return code_B
+
+
+def digest(tensor: Tensor) -> int:
+    """A number that changes with any bit of a dense tensor on a CPU, with or without compiled code."""
+    found = library()
+    if found is not None and tensor.is_contiguous():
+        return int(found.rq_digest(tensor.data_ptr(), tensor.nbytes))
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def norm_struct(norm: Norm) -> NormStruct:

@@ -44,4 +44,7 @@ void rq_linear(const Map* map, const Norm* norm, const float* x_BI, float* y_BO,
 // Codes from logits (B, V), of which every row starts `stride` after the one before.
 void rq_draw(const float* logits_BV, int64_t stride, const double* uniform_B, int64_t* code_B, int64_t images,
              int64_t vocabulary, float temperature, int64_t top_k, double top_p, int threads);
+
+// A number of this many bytes; other bytes give another one but for one chance in 2^64.
+uint64_t rq_digest(const unsigned char* bytes, int64_t count);
 }

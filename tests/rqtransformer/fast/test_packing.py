@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rqtransformer import sample
+from rqtransformer import HierarchicalConfig, HierarchicalTransformer, sample
 from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
 
 
@@ -135,3 +135,50 @@ def test_other_formats_give_nearly_the_same_greedy_codes(settings, build):
     exact = sample(model, tokenizer, num_samples=16, top_k=1)
     rough = sample(model, tokenizer, num_samples=16, top_k=1, **settings)
     assert (exact == rough).float().mean() > 0.5
+
+
+WRITES = {
+    "copy_": lambda data: data.copy_(torch.randn_like(data)),
+    "one number": lambda data: data.view(-1)[3:4].mul_(1 + 2**-22),
+    "rows the other way round": lambda data: data.copy_(data.flip(0)),
+    "columns the other way round": lambda data: data.copy_(data.flip(-1)),
+    "numpy": lambda data: data.numpy().__setitem__(..., 0.25),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"amp_dtype": torch.bfloat16}, {"weights": "int8"}, {"graphs": True}], ids=str)
+def test_writes_past_autograd_are_noticed_by_the_next_walk(options, build, either_path):
+    model, tokenizer = build()
+    sample(model, tokenizer, num_samples=8, **options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "pos_emb" not in name:
+                parameter.data.copy_(3 * torch.randn_like(parameter) * parameter.std())
+    found = sample(model, tokenizer, num_samples=8, **options)
+    model.forget_packed()
+    assert torch.equal(found, sample(model, tokenizer, num_samples=8, **options))
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_every_write_makes_another_packed_map(write, either_path):
+    weight = torch.nn.Parameter(torch.randn(7, 9))
+    slot = PackedSlot()
+    slot.fill([weight], [None], WeightFormat())
+    first = slot.active
+    slot.fill([weight], [None], WeightFormat())
+    assert slot.active is first
+    before = slot.active(torch.eye(9)).clone()
+    WRITES[write](weight.data)
+    slot.fill([weight], [None], WeightFormat())
+    assert not torch.equal(slot.active(torch.eye(9)), before)
+    assert torch.allclose(slot.active(torch.eye(9)), weight.detach().T)
+
+
+def test_compiled_maps_notice_a_write_to_the_parameter_of_a_hierarchical_model(either_path):
+    model = HierarchicalTransformer(HierarchicalConfig(7, 16, (1, 1), (3, 2), heads=2, dim_head=8)).eval()
+    model.generate(batch_size=8)
+    model.to_logits.weight.data.copy_(5 * torch.randn_like(model.to_logits.weight))
+    found = model.generate(batch_size=8)
+    fresh = HierarchicalTransformer(model.config).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(found, fresh.generate(batch_size=8))
