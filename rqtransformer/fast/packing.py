@@ -280,5 +280,6 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
     it would wait for the device: see `RQTransformer.forget_packed`.
     """
     version = -1 if tensor.is_inference() else tensor._version
-    number = native.digest(tensor.detach()) if tensor.device.type == "cpu" and type(tensor.data) is Tensor else None
+    plain = tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter)
+    number = native.digest(tensor) if plain else None
     return tensor.data_ptr(), version, number, *_layout(tensor)

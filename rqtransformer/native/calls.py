@@ -213,7 +213,7 @@ def digest(tensor: Tensor) -> int:
     found = library()
     if found is not None and tensor.is_contiguous():
         return int(found.rq_digest(tensor.data_ptr(), tensor.nbytes))
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return zlib.crc32(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def norm_struct(norm: Norm) -> NormStruct:

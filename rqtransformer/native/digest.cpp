@@ -1,28 +1,37 @@
 // A number that changes when bytes change: lanes of multiply-and-add, each a bijection of every word it takes.
 
 #include <cstring>
+#include <initializer_list>
 
 #include "functions.h"
 
-constexpr int64_t LANES = 32;
+typedef uint32_t Lanes __attribute__((vector_size(32)));
+constexpr int64_t STRIDE = 4 * sizeof(Lanes);
 constexpr uint32_t FACTOR = 0x9E3779B1u;  // odd
 constexpr uint64_t JOIN = 0x9E3779B97F4A7C15u;
 
-static void take(uint32_t* lanes, const unsigned char* bytes) {
-    uint32_t words[LANES];
-    std::memcpy(words, bytes, sizeof words);
-    for (int64_t lane = 0; lane < LANES; ++lane) lanes[lane] = lanes[lane] * FACTOR + words[lane];
+static inline Lanes words_at(const unsigned char* bytes) {
+    Lanes words;
+    std::memcpy(&words, bytes, sizeof words);
+    return words;
+}
+
+static inline Lanes mixed(Lanes lanes, const unsigned char* bytes) {
+    return lanes * FACTOR + words_at(bytes);
 }
 
 extern "C" uint64_t rq_digest(const unsigned char* bytes, int64_t count) {
-    uint32_t lanes[LANES] = {};
-    constexpr int64_t block = LANES * 4;
-    int64_t done = 0;
-    for (; done + block <= count; done += block) take(lanes, bytes + done);
-    unsigned char rest[block] = {};
-    std::memcpy(rest, bytes + done, count - done);
-    take(lanes, rest);
+    Lanes a{}, b{}, c{}, d{};
+    unsigned char rest[STRIDE] = {};
+    const int64_t whole = count / STRIDE * STRIDE;
+    std::memcpy(rest, bytes + whole, count - whole);
+    for (int64_t done = 0; done <= whole; done += STRIDE) {
+        const unsigned char* from = done < whole ? bytes + done : rest;
+        a = mixed(a, from), b = mixed(b, from + 32), c = mixed(c, from + 64), d = mixed(d, from + 96);
+    }
     uint64_t digest = static_cast<uint64_t>(count);
-    for (uint32_t lane : lanes) digest = (digest ^ lane) * JOIN ^ digest >> 29;
+    for (const Lanes& chain : {a, b, c, d}) {
+        for (int64_t lane = 0; lane < 8; ++lane) digest = ((digest ^ chain[lane]) * JOIN) ^ digest >> 29;
+    }
     return digest;
 }
