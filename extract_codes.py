@@ -23,7 +23,7 @@ from runtime.errors import UserError
 from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor
 from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
 from training.launch.data_identity import check_unseen
-from training.stages.data_checks import check_images, check_resolution
+from training.stages.data_checks import check_channels, check_images, check_resolution
 from training.stages.stage1 import Stage1Config
 from training.stages.stage2 import Stage2Config
 
@@ -74,6 +74,7 @@ def main(args: argparse.Namespace) -> None:
         if split == "val" and (line := check_unseen(checkpoint, dataset, config.accept_seen)) and env.is_main:
             print(f"warning: {line}")
         check_resolution(dataset, tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
+        check_channels(dataset, tokenizer.config.ddconfig.in_channels, "the stage-1 checkpoint")
         shards = Extractor(tokenizer, digest, dataset, dataset_settings(config), settings, env).run(args.output)
         if env.is_main:
             size = sum(shard.size for shard in shards) / 1e6

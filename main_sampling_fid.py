@@ -182,7 +182,14 @@ def main(args: argparse.Namespace) -> None:
             batches = rejection.images(env.rank, env.world_size)
         kept: dict[int, Tensor] = {}
         resolution = (stage1.config.ddconfig.resolution,) * 2
-        batches = save_images(keep_images(batches, kept), directory, args.format, args.n_samples, resolution)
+        batches = save_images(
+            keep_images(batches, kept),
+            directory,
+            args.format,
+            args.n_samples,
+            resolution,
+            stage1.config.ddconfig.out_ch,
+        )
         samples = SampleSet(args.n_samples, directory, args.seed, sampling, stage1, stage2)
         line = SampleScores(metrics, data, comparing, extractor, labelled=labelled).line(batches, samples)
         if line is not None and env.is_main:

@@ -200,7 +200,14 @@ def main(args: argparse.Namespace) -> None:
             batches = rejection.images(env.rank, env.world_size)
         kept: dict[int, Tensor] = {}
         batches = keep_images(batches, kept, set(order))
-        batches = save_images(batches, directory, args.format, num_samples, (stage1.config.ddconfig.resolution,) * 2)
+        batches = save_images(
+            batches,
+            directory,
+            args.format,
+            num_samples,
+            (stage1.config.ddconfig.resolution,) * 2,
+            stage1.config.ddconfig.out_ch,
+        )
         started = time.perf_counter()
         samples = SampleSet(num_samples, directory, args.seed, sampling, stage1, stage2)
         scores = SampleScores(metrics, data, comparing, extractor, clip, prompts.captions)

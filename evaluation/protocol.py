@@ -40,15 +40,20 @@ def from_uint8(image: Tensor) -> Tensor:
 
 
 def check_uint8_images(image_BCHW: Tensor) -> Tensor:
-    """The batch itself when it can be scored: uint8 (B, 1 or 3, H, W); a grey image is repeated to three channels.
+    """The batch itself when it can be scored: uint8 (B, 1, 3 or 4, H, W); as RGB.
+
+    A grey image is repeated to three channels; an RGBA image is put on white, as the reader of files does.
 
     Raises:
         ValueError: another type or layout.
     """
     if image_BCHW.dtype != torch.uint8:
         raise ValueError(f"scores are taken on uint8 images (see to_uint8), got {image_BCHW.dtype}")
-    if image_BCHW.dim() != 4 or image_BCHW.shape[1] not in (1, 3):
-        raise ValueError(f"images must be (batch, 1 or 3 channels, height, width), got {tuple(image_BCHW.shape)}")
+    if image_BCHW.dim() != 4 or image_BCHW.shape[1] not in (1, 3, 4):
+        raise ValueError(f"images must be (batch, 1, 3 or 4 channels, height, width), got {tuple(image_BCHW.shape)}")
+    if image_BCHW.shape[1] == 4:
+        colour_BCHW, alpha_B1HW = image_BCHW.float().split((3, 1), dim=1)
+        return (255 + (colour_BCHW - 255) * alpha_B1HW / 255).round_().to(torch.uint8)
     return image_BCHW.expand(-1, 3, -1, -1)
 
 

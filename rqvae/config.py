@@ -169,6 +169,10 @@ def _per_depth(name: str, value: Any, depth: int, kind: type) -> list[Any]:
 def _check_halves(dd: DDConfig) -> None:
     for name in ("z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_blocks"):
         _check(getattr(dd, name) >= 1, f"ddconfig.{name} must be at least 1, got {getattr(dd, name)}")
+    _check(
+        dd.in_channels == dd.out_ch,
+        f"ddconfig.in_channels {dd.in_channels} and ddconfig.out_ch {dd.out_ch} must be equal: 1 grey, 3 RGB, 4 RGBA",
+    )
     _check(len(dd.ch_mult) >= 1 and min(dd.ch_mult) >= 1, f"ddconfig.ch_mult needs positive entries, got {dd.ch_mult}")
     _check(dd.ch % NORM_GROUPS == 0, f"ddconfig.ch {dd.ch} is not a multiple of {NORM_GROUPS} (group normalisation)")
     _check(0 <= dd.dropout < 1, f"ddconfig.dropout must be in [0, 1), got {dd.dropout}")

@@ -24,11 +24,12 @@ def save_images(
     file_format: str,
     num_images: int,
     resolution: tuple[int, int],
+    channels: int = 3,
 ) -> Iterator[dict[str, Tensor]]:
     """Passes batches (`image` uint8, `index`, `label` where there are classes) through and writes them on the way.
 
     `png`: `images/<index>_class<label>.png`, without classes `images/<index>.png`. `npz`: `samples.npz` with `arr_0`,
-    uint8 (N, H, W, 3), and the classes `arr_1`, int64 (N,), which is what the ADM evaluator takes, and the classes once
+    uint8 (N, H, W, C), and the classes `arr_1`, int64 (N,), which is what the ADM evaluator takes, and the classes once
     more as `labels`; without classes `arr_0` alone. N images are never in memory.
 
     Where a batch cannot be made because numbers are not finite, what this process wrote before is taken away again.
@@ -38,7 +39,7 @@ def save_images(
     """
     if file_format not in FORMATS:
         raise ValueError(f"--format {file_format!r} is unknown; choose one of {', '.join(FORMATS)}")
-    writer = PngFiles(directory) if file_format == "png" else NpzFile(directory, num_images, resolution)
+    writer = PngFiles(directory) if file_format == "png" else NpzFile(directory, num_images, resolution, channels)
     try:
         for batch in batches:
             image_BHWC = batch["image"].permute(0, 2, 3, 1).cpu().numpy()
@@ -64,7 +65,7 @@ class PngFiles:
         classes = [""] * len(index_B) if label_B is None else [f"_class{label}" for label in label_B]
         for image_HWC, index, suffix in zip(image_BHWC, index_B, classes, strict=True):
             self._written.append(self.directory / f"{index:06d}{suffix}.png")
-            Image.fromarray(image_HWC).save(self._written[-1])
+            Image.fromarray(image_HWC.squeeze(2) if image_HWC.shape[2] == 1 else image_HWC).save(self._written[-1])
 
     def discard(self) -> None:
         """Takes away what this process wrote."""
@@ -81,9 +82,9 @@ class NpzFile:
 
     labelled = False
 
-    def __init__(self, directory: Path, num_images: int, resolution: tuple[int, int]):
+    def __init__(self, directory: Path, num_images: int, resolution: tuple[int, int], channels: int = 3):
         self.directory = directory
-        shapes = {"arr_0": ((num_images, *resolution, 3), np.uint8), "labels": ((num_images,), np.int64)}
+        shapes = {"arr_0": ((num_images, *resolution, channels), np.uint8), "labels": ((num_images,), np.int64)}
         self.files = {name: directory / f".{name}.npy" for name in shapes}
         if distributed.is_main():
             for name, (shape, dtype) in shapes.items():

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from evaluation.protocol import to_uint8
+from evaluation.protocol import check_uint8_images, to_uint8
 from rqvae import RQVAE
 from runtime import distributed
 from runtime.runlog import RunLog
@@ -53,8 +53,8 @@ def image_grid(image_BCHW: Tensor, columns: int) -> Tensor:
 
 
 def uint8_grid(image_BCHW: Tensor, columns: int) -> Tensor:
-    """uint8 images as one grid, uint8 (C, H, W), on the CPU."""
-    return make_grid(image_BCHW.cpu(), nrow=columns, padding=2, pad_value=255)
+    """uint8 images of any channels as one RGB grid, uint8 (3, H, W), on the CPU."""
+    return make_grid(check_uint8_images(image_BCHW.cpu()), nrow=columns, padding=2, pad_value=255)
 
 
 def save_image_file(image_CHW: Tensor, path: Path) -> None:

@@ -107,7 +107,10 @@ class PerceptualLoss(nn.Module):
         return super().train(False)
 
     def forward(self, recon_BCHW: Tensor, image_BCHW: Tensor) -> Tensor:
-        """Images in [-1, 1], at least 16 x 16 -> distance per image (B), float32, >= 0."""
+        """Images in [-1, 1], at least 16 x 16 -> distance per image (B), float32, >= 0.
+
+        Grey counts as RGB; of RGBA the colours count.
+        """
         # Two passes: the one over real images needs no gradient and keeps no activations.
         layers = zip(self._features(recon_BCHW), self._features(image_BCHW), self.lpips.lins, strict=True)
         with torch.autocast(recon_BCHW.device.type, enabled=False):
@@ -115,7 +118,15 @@ class PerceptualLoss(nn.Module):
             return reduce(torch.add, distances)
 
     def _features(self, image_BCHW: Tensor) -> tuple[Tensor, ...]:
-        return self.lpips.net(self.lpips.scaling_layer(image_BCHW))
+        return self.lpips.net(self.lpips.scaling_layer(_colours(image_BCHW)))
+
+
+def _colours(image_BCHW: Tensor) -> Tensor:
+    """RGB: a grey image three times, of RGBA the first three channels."""
+    channels = image_BCHW.shape[1]
+    if channels not in (1, 3, 4):
+        raise ValueError(f"LPIPS compares images of 1, 3 or 4 channels, not {channels}")
+    return image_BCHW[:, :3].expand(-1, 3, -1, -1)
 
 
 def _layer_distance(recon_BCHW: Tensor, image_BCHW: Tensor, head: nn.Module) -> Tensor:

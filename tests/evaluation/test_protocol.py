@@ -45,8 +45,8 @@ def test_wrong_types_are_errors():
         from_uint8(torch.zeros(2))
     with pytest.raises(ValueError, match=r"torch\.float32"):
         check_uint8_images(torch.zeros(2, 3, 4, 4))
-    with pytest.raises(ValueError, match=r"\(2, 4, 4, 3\)"):
-        check_uint8_images(torch.zeros(2, 4, 4, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"\(2, 5, 5, 3\)"):
+        check_uint8_images(torch.zeros(2, 5, 5, 3, dtype=torch.uint8))
 
 
 def test_grey_images_get_three_channels():

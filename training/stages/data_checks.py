@@ -34,6 +34,15 @@ def check_resolution(dataset: ImageDataset, resolution: int, origin: str) -> Non
         )
 
 
+def check_channels(dataset: ImageDataset, channels: int, origin: str) -> None:
+    """ValueError when the images have other channels than the model that `origin` names: 1 grey, 3 RGB, 4 RGBA."""
+    if dataset.channels != channels and not isinstance(dataset, LatentDataset):  # codes have none
+        raise ValueError(
+            f"dataset.channels: images of {dataset.name} have {dataset.channels} channels, {origin} has {channels}; "
+            "dataset.channels is 1 (grey), 3 (RGB) or 4 (RGBA)"
+        )
+
+
 def check_condition(dataset: ImageDataset, arch: RQTransformerConfig) -> None:
     """ValueError when the data set does not give the condition that the model takes: classes or caption tokens."""
     if arch.block_size_cond > 1:

@@ -37,7 +37,7 @@ from training.optimization.parallel import check_parallel, no_sync, wrap
 from training.optimization.update import accumulate, build_update
 from training.stage import Batch, OnSkip, SnapshotWeights, Stateful, tell_nobody
 from training.stages.adversary import Adversary, GANSection
-from training.stages.data_checks import check_images, check_resolution
+from training.stages.data_checks import check_channels, check_images, check_resolution
 from training.stages.start_weights import load_into
 from training.stages.validation import usage_metrics, validate_stage1
 
@@ -98,6 +98,11 @@ class Stage1:
 
     def _build_adversary(self, gan: GANSection) -> Adversary:
         config, plan = self.config, self.plan
+        channels = self.model.config.ddconfig.out_ch
+        if gan.disc.arch.in_channels != channels:
+            raise ValueError(
+                f"gan.disc.arch.in_channels={gan.disc.arch.in_channels} must be arch.ddconfig.out_ch={channels}"
+            )
         discriminator = self._place(PatchDiscriminator.from_config(gan.disc.arch))
         schedule = AdversarialSchedule(gan.loss, plan.steps_per_epoch)
         update = build_update(
@@ -124,6 +129,7 @@ class Stage1:
         """ValueError when the model cannot be trained on these images."""
         check_images(dataset)
         check_resolution(dataset, self.model.config.ddconfig.resolution, "arch.ddconfig.resolution")
+        check_channels(dataset, self.model.config.ddconfig.in_channels, "arch.ddconfig.in_channels")
 
     def train_step(self, micro_batches: Iterable[Batch], step: int, on_skip: OnSkip = tell_nobody) -> dict[str, Tensor]:
         """One step on the global batch; see `training.stage.Stage`."""

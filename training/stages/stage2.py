@@ -35,7 +35,13 @@ from training.optimization.update import accumulate, build_update
 from training.stage import Batch, OnSkip, SnapshotWeights, Stateful, tell_nobody
 from training.stages.code_counts import CodeCounts
 from training.stages.conditions import condition_of, conditions_of_samples, first_batches
-from training.stages.data_checks import check_condition, check_resolution, images_per_class, tokenizer_files
+from training.stages.data_checks import (
+    check_channels,
+    check_condition,
+    check_resolution,
+    images_per_class,
+    tokenizer_files,
+)
 from training.stages.frozen_tokenizer import VQVAEConfig, encoder_dtype, freeze, load_tokenizer
 from training.stages.start_weights import load_into
 from training.stages.training_codes import changed_codes, check_tokenizer, training_codes
@@ -122,6 +128,7 @@ class Stage2:
     def check_data(self, dataset: ImageDataset) -> None:
         """ValueError when the model cannot be trained on these images and their labels or captions."""
         check_resolution(dataset, self.tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
+        check_channels(dataset, self.tokenizer.config.ddconfig.in_channels, "the stage-1 checkpoint")
         check_condition(dataset, self.config.arch)
         check_tokenizer(dataset, self.tokenizer_digest, self.config.loss)
 
