@@ -37,16 +37,22 @@ BAD = 3
 
 def poison(monkeypatch, *steps: int) -> list[torch.Tensor]:
     """Makes the loss of these steps infinite; returns the images they saw, micro-batch by micro-batch."""
-    original, seen = Stage1._autoencoder_terms, []
+    whole, losses, seen = Stage1._autoencoder_pass, Stage1._image_losses, []
+    current = {}
 
-    def terms(self, image_BCHW, step):
-        recon_BCHW, found = original(self, image_BCHW, step)
-        if step in steps:
+    def one_pass(self, image_BCHW, step, count):
+        current["step"] = step
+        return whole(self, image_BCHW, step, count)
+
+    def infinite(self, recon_BCHW, image_BCHW):
+        nll, terms = losses(self, recon_BCHW, image_BCHW)
+        if current["step"] in steps:
             seen.append(image_BCHW)
-            found["loss_total"] = found["loss_total"] * math.inf
-        return recon_BCHW, found
+            nll = nll * math.inf
+        return nll, terms
 
-    monkeypatch.setattr(Stage1, "_autoencoder_terms", terms)
+    monkeypatch.setattr(Stage1, "_autoencoder_pass", one_pass)
+    monkeypatch.setattr(Stage1, "_image_losses", infinite)
     return seen
 
 
