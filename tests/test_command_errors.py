@@ -198,7 +198,7 @@ STAGE2_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "missing size": ({"arch.body": {"block": {"n_head": 2}}}, ["-v", "RUN"], "no value for 'arch.body.n_layer'"),
     "unknown loss": ({"loss.type": "focal"}, ["-v", "RUN"], "loss.type='focal' must be one of"),
     "temperature of the targets": ({"loss.temp": 0.0}, ["-v", "RUN"], "loss.temp=0.0 must be above 0"),
-    "top-k": ({"experiment.sample.top_k": 0}, ["-v", "RUN"], "top_k=0 must be at least 1"),
+    "top-k": ({"experiment.sample.top_k": 0}, ["-v", "RUN"], "top_k=0 must be a whole number of at least 1"),
     "top-k per depth": ({"experiment.sample.top_k": [4, 4]}, ["-v", "RUN"], "must be one value or one per depth (3)"),
     "top-p": ({"sampling": {"top_p": 1.5}}, ["-v", "RUN"], "top_p=1.5 must be above 0 and at most 1"),
     "sampling temperature": ({"sampling": {"temp": 0.0}}, ["-v", "RUN"], "temperature=0.0 must be above 0"),
@@ -234,7 +234,7 @@ def test_stage2_refuses(case, refuse, trained, tmp_path):
 
 SAMPLING_ERRORS: dict[str, tuple[str, list[str], str]] = {
     "guidance without dropout": ("main_sampling_fid.py", ["--cfg-scale", "2"], "cond_drop_prob"),
-    "top-k": ("main_sampling_fid.py", ["--top-k", "0"], "top_k=0 must be at least 1"),
+    "top-k": ("main_sampling_fid.py", ["--top-k", "0"], "top_k=0 must be a whole number of at least 1"),
     "top-p": ("main_sampling_fid.py", ["--top-p", "0"], "top_p=0.0 must be above 0"),
     "temperature": ("main_sampling_fid.py", ["-t", "0"], "temperature=0.0 must be above 0"),
     "rejection share": ("main_sampling_fid.py", ["--reject-keep", "1.5"], "--reject-keep 1.5 must be above 0"),
