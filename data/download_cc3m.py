@@ -54,7 +54,7 @@ def parse(words: Sequence[str] | None = None) -> DownloadSettings:
     default = Limits()
     parser = ArgumentParser(
         prog="python -m data.download_cc3m",
-        allow_abbrev=False,
+        takes_words=False,
         description="Download the images of a list of captions and URLs.",
     )
     parser.add_argument("list", type=Path, help="tab-separated lines of a caption and a URL")
@@ -94,8 +94,6 @@ def parse(words: Sequence[str] | None = None) -> DownloadSettings:
     )
     parser.add_argument("--retry-failed", action="store_true", help="also try what failed for good before")
     args = parser.parse_args(words)
-    if args.overrides:
-        parser.error(f"unexpected argument {args.overrides[0]!r}")
     for flag, value, low in (
         ("--workers", args.workers, 1),
         ("--limit", args.limit, 1),

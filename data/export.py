@@ -39,7 +39,7 @@ class ExportSettings:
 
 
 def parse(words: Sequence[str] | None = None) -> ExportSettings:
-    parser = ArgumentParser(description="Write the images of a data set's split to an .npz file.", allow_abbrev=False)
+    parser = ArgumentParser(description="Write the images of a data set's split to an .npz file.")
     parser.add_argument("--dataset", required=True, help=f"one of {dataset_choices()}")
     parser.add_argument("--split", required=True, help=f"one of {', '.join(SPLITS)}")
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")

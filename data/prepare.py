@@ -36,9 +36,7 @@ class PrepareSettings:
 
 
 def parse(words: Sequence[str] | None = None) -> PrepareSettings:
-    parser = ArgumentParser(
-        prog="python -m data.prepare", description="Pack a data set into WebDataset shards.", allow_abbrev=False
-    )
+    parser = ArgumentParser(prog="python -m data.prepare", description="Pack a data set into WebDataset shards.")
     parser.add_argument("--dataset", help=f"one of {dataset_choices()}")
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--split", choices=(*SPLITS, "both"), default="both", help="default: both")

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from measure_throughput.figure import draw_figure
 from measure_throughput.measure import Experiment, measure
@@ -25,7 +23,8 @@ from measure_throughput.roofline import Roofline, measure_roofline
 from rqtransformer import native
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
-from runtime.errors import UserError, exit_on_user_error, one_line
+from runtime.config import load_config
+from runtime.errors import UserError, exit_on_user_error
 
 SWEEP_SHAPES = ((16, 1), (32, 4))  # downsampling factor f, code depth d
 SWEEP_BATCHES = (100, 200, 500)
@@ -33,13 +32,7 @@ SWEEP_BATCHES = (100, 200, 500)
 
 def parse_experiment(overrides: list[str]) -> Experiment:
     """`key=value` words over the defaults; UserError for an unknown key or a wrong type."""
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.from_dotlist(overrides))
-        experiment: Any = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        names = ", ".join(field.name for field in dataclasses.fields(Experiment))
-        raise UserError(f"{one_line(error)}; the keys are {names}") from error
-    return experiment
+    return load_config(Experiment, None, overrides)
 
 
 def sweep(base: Experiment, batches: list[int]) -> list[Experiment]:
@@ -94,7 +87,6 @@ def main() -> None:
         description=__doc__.splitlines()[0],
         epilog=inspect.getdoc(Experiment),  # the keys
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--sweep", action="store_true", help="the published figure: both code shapes, all batch sizes")
     parser.add_argument(

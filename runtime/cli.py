@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from runtime.errors import EXIT_CODE
 from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS
@@ -51,12 +51,23 @@ class ProcessSettings:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """`argparse` with one-line errors that suggest the nearest flag. `parse_args` gives `overrides`, a list of str."""
+    """`argparse` with one-line errors that suggest the nearest flag. `parse_args` gives `overrides`, a list of str.
+
+    Flags are not abbreviated, those of subcommands neither. A command without `key=value` words says so with
+    `takes_words=False`; such a word is then like any other.
+    """
+
+    def __init__(self, *, takes_words: bool = True, allow_abbrev: bool = False, **options: Any) -> None:
+        super().__init__(allow_abbrev=allow_abbrev, **options)
+        self.takes_words = takes_words
 
     def parse_args(  # type: ignore[override]  # argparse writes the same in overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        tokens, overrides = self._split_overrides(list(sys.argv[1:] if args is None else args))
+        tokens = list(sys.argv[1:] if args is None else args)
+        overrides: list[str] = []
+        if self.takes_words:
+            tokens, overrides = self._split_overrides(tokens)
         result, unknown = self.parse_known_args(tokens, namespace)
         if unknown:
             self.error(self._describe_unknown(unknown[0]))
@@ -80,7 +91,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _describe_unknown(self, token: str) -> str:
         if not token.startswith("-"):
-            return f"unexpected argument {token!r}; overrides are written key=value"
+            hint = "; overrides are written key=value" if self.takes_words else ""
+            return f"unexpected argument {token!r}{hint}"
         flag = token.split("=")[0]
         nearest = difflib.get_close_matches(flag, list(self._option_string_actions), n=1, cutoff=0.5)
         return f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else "; -h lists the flags")
@@ -91,7 +103,7 @@ def build_parser(description: str) -> ArgumentParser:
 
     Entry scripts add their own flags; `parse_args().overrides` holds the `key=value` words.
     """
-    parser = ArgumentParser(description=description, allow_abbrev=False)
+    parser = ArgumentParser(description=description)
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     _add_distributed_flags(parser)
     return parser

@@ -9,6 +9,7 @@ start with `# @package _global_` so that their keys land at the top.
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from runtime.errors import UserError, one_line
 
 T = TypeVar("T")
 COMMAND_LINE = "command line"
+VALID_KEYS = 120  # characters of the names in a message
 TEXT_OR_LIST = "text or list"  # in the metadata of a field: overrides of it are taken as text, or as a list of texts
 SHARED_DIRECTORY = "configs"
 
@@ -283,7 +285,8 @@ def _unknown_key(config: DictConfig, node: Container | None, key: str) -> str:
     nearest = difflib.get_close_matches(name, everywhere, n=1)
     if nearest:
         return f"unknown key {key!r}; did you mean {everywhere[nearest[0]]!r}?"
-    return f"unknown key {key!r}" + (f"; valid here: {', '.join(siblings)}" if siblings else "")
+    valid = textwrap.shorten(", ".join(siblings), VALID_KEYS, placeholder=" ...")
+    return f"unknown key {key!r}" + (f"; valid here: {valid}" if siblings else "")
 
 
 def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:

@@ -74,7 +74,7 @@ class ReferenceSettings:
 
 def parse(words: Sequence[str] | None = None) -> ReferenceSettings:
     """The settings that a command line stands for."""
-    parser = ArgumentParser(description="Make, show or check a reference.", allow_abbrev=False)
+    parser = ArgumentParser(description="Make, show or check a reference.")
     parser.add_argument("action", choices=tuple(ACTIONS))
     parser.add_argument(
         "places",

@@ -22,6 +22,7 @@ from benchmarks.gpu.result_lines import ResultLines, source_state
 from benchmarks.gpu.running import ITEMS, ItemProcesses, Outcome
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tables import item_table, target_table
+from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error
 
 DATA = "RQ_FASHION_MNIST"  # environment variable: the folder of the data set's four files
@@ -43,7 +44,7 @@ class Budget:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0], takes_words=False)
     parser.add_argument("--minutes", type=float, default=8.0, help="time for this run (default: 8)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where gpu.jsonl lies")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these items; --plan lists them")

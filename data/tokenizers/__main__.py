@@ -42,7 +42,7 @@ class ShowSettings:
 
 
 def parse(words: Sequence[str] | None = None) -> TrainSettings | ShowSettings:
-    parser = ArgumentParser(prog="python -m data.tokenizers", description="Tokenizers of captions.", allow_abbrev=False)
+    parser = ArgumentParser(prog="python -m data.tokenizers", description="Tokenizers of captions.", takes_words=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
     train = commands.add_parser("train", help="byte-level BPE of the captions in a text file")
     train.add_argument("captions", type=Path, nargs="+", help="text files, one caption a line")
@@ -57,8 +57,6 @@ def parse(words: Sequence[str] | None = None) -> TrainSettings | ShowSettings:
     show.add_argument("--text", default="", help="a caption")
     show.add_argument("--context-length", type=int, help="needed for published pairs")
     args = parser.parse_args(words)
-    if args.overrides:
-        parser.error(f"unexpected argument {args.overrides[0]!r}")
     if args.command == "show":
         return ShowSettings(args.path, args.text, args.context_length)
     return TrainSettings(

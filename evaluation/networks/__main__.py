@@ -20,7 +20,7 @@ from runtime.errors import UserError, exit_on_user_error
 
 def parse(words: Sequence[str] | None = None) -> Namespace:
     parser = ArgumentParser(
-        prog="python -m evaluation.networks", description="Weights of feature networks.", allow_abbrev=False
+        prog="python -m evaluation.networks", description="Weights of feature networks.", takes_words=False
     )
     parser.add_argument("action", choices=("fetch", "verify", "where"))
     parser.add_argument("name", nargs="?", choices=tuple(weight_files.WEIGHTS), help="one file (default: all)")

@@ -37,10 +37,10 @@ def parse() -> argparse.Namespace:
         description="Checkpoints of both stages, ours and published.",
     )
     actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
-    inspect = actions.add_parser("inspect", help="what a checkpoint holds")
+    inspect = actions.add_parser("inspect", allow_abbrev=False, help="what a checkpoint holds")
     inspect.add_argument("path")
     inspect.add_argument("--json", action="store_true", help="as one JSON object")
-    change = actions.add_parser("convert", help="the same checkpoint in the other format")
+    change = actions.add_parser("convert", allow_abbrev=False, help="the same checkpoint in the other format")
     change.add_argument("path")
     change.add_argument(
         "--to",

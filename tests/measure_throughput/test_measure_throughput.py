@@ -313,7 +313,7 @@ def test_roofline_is_measured():
         (["model=giant"], "model='giant' is not one of small, medium"),
         (["model=vqgan_huge"], "model=vqgan_huge exists for f=16 d=1 c=16384 only, not f=32 d=4 c=16384"),
         (["batch_size=x"], "batch_size"),
-        (["batch=3"], "the keys are f, model, d, c, batch_size"),
+        (["batch=3"], "unknown key 'batch'; did you mean 'batch_size'?"),
         (["dtype=int8"], "dtype='int8' is not one of auto, float32"),
         (["weights=int4"], "weights='int4' is not one of dense, int8"),
         (["decode_batch=-1"], "decode_batch=-1 at least 0"),
