@@ -163,7 +163,7 @@ def _read_weights(path: Path, wanted: Collection[str] | None) -> Archive:
     if path.is_dir() and (path / COMPLETE).exists():
         return _read_snapshot(path, wanted)
     if path.is_dir():
-        if (path / MODEL_FILE).exists() and (path / METADATA_FILE).exists():
+        if (path / MODEL_FILE).exists() and any((path / name).exists() for name in (METADATA_FILE, CONFIG_FILE)):
             raise ValueError(f"{path} is an incomplete snapshot: it has no {COMPLETE} mark")
         path = _file_in(path)
     left_out: list[str] = []

@@ -213,6 +213,7 @@ def test_published_and_ours(name, workspace, tmp_path):
     TESTED[name](name, workspace, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_published_command_for_cc3m(workspace, tmp_path):
     line = check_one_text_run(ROWS["CC-3M: FID and CLIP score"].published, workspace, tmp_path)
     assert line["captions"]["source"] == "cc3m:val"

@@ -135,6 +135,7 @@ def test_saved_samples_have_the_clip_score_they_had_in_memory(open_clip, checkpo
         assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_images_and_scores(open_clip, checkpoints, cache, tmp_path):
     flags = ["-n", 7, "--reject-keep", 0.5]
     run(checkpoints, *scored(checkpoints, cache, tmp_path / "a", *flags, "-bs", 4))

@@ -135,6 +135,7 @@ def test_an_evaluation_survives_too(folder):
     assert seen == list(range(24))
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_is_killed_ends_like_another(folder, tmp_path):
     plan = {
         "dataset": {"type": "folder", "root": str(folder), "resolution": 8},

@@ -63,6 +63,7 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_then_turns_read_only(tmp_path):
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     config = write_config(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rqtransformer import RQTransformer, RQTransformerConfig
+from rqtransformer import RQTransformer, RQTransformerConfig, hierarchical
 from rqtransformer.decoding import sample, sample_batches, sample_stream
 from rqtransformer.decoding.pixel_decoding import decode_in_batches
 from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
@@ -21,7 +21,8 @@ from tests.training.tiny_runs import STAGE1, changed
 # What may wait for the device, all of it before the first position is drawn.
 FILE = "rqtransformer/decoding/sampling_request.py"
 RANGE = {f"{FILE}:_condition": "condition ids out of range are an error, told at once"}
-KNOWN = {f"{FILE}:_known": "so are known codes", f"{FILE}:check_request": "how many positions are given from the start"}
+CODES = {"rqtransformer/given_values.py:check_codes_below": "so are given codes"}
+KNOWN = CODES | {f"{FILE}:check_request": "how many positions are given from the start"}
 
 
 def arch(**changes: Any) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def legal(arguments: dict[str, Any]) -> dict[str, str]:
-    return RANGE | (KNOWN if "known" in arguments else {})
+    return RANGE | (KNOWN if "known" in arguments else CODES if "prefix" in arguments else {})
 
 
 QUICK = ("settings per depth, bf16", "guided", "in-painting", "grouped queries, RMS norm, ALiBi")
@@ -99,7 +100,7 @@ def test_a_position_is_recorded_once_and_copies_nothing(gpu, case):
     cond = codes(2, 4) if changes is TEXT else codes(2)
     with no_host_sync(legal(arguments)) as watch:
         for _ in range(2):
-            drawn = sample(model, tokenizer, cond, **given(arguments))
+            drawn = sample(model, tokenizer, cond, checked=False, **given(arguments))
     assert drawn.is_cuda and drawn.shape == (2, 2, 2, 3)
     assert watch.recordings == 1
 
@@ -109,7 +110,7 @@ def test_sampling_without_a_recording(gpu, case):
     changes, arguments = CASES[case]
     model, tokenizer = models(**changes)
     with no_host_sync(legal(arguments)) as watch:
-        for partial in sample_stream(model, tokenizer, codes(2), graphs=False, **given(arguments)):
+        for partial in sample_stream(model, tokenizer, codes(2), graphs=False, checked=False, **given(arguments)):
             assert partial.codes.is_cuda
     assert watch.recordings == 0
 
@@ -117,7 +118,7 @@ def test_sampling_without_a_recording(gpu, case):
 def test_batches_and_their_pixels(gpu):
     model, tokenizer = models()
     with no_host_sync({**RANGE, f"{FILE}:check_request": "indices of samples come as numbers"}):
-        for batch in sample_batches(model, tokenizer, [0, 1, 2], batch_size=2):
+        for batch in sample_batches(model, tokenizer, [0, 1, 2], batch_size=2, checked=False):
             for image_BCHW in decode_in_batches(tokenizer, batch.codes):
                 assert image_BCHW.is_cuda
 
@@ -135,11 +136,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_the_nested_transformer(gpu, case):
+def test_the_nested_transformer(gpu, case, monkeypatch):
     config = HierarchicalConfig(11, 16, depth=(1, 1), max_seq_len=(2, 3), heads=2, dim_head=8, **OPTIONS[case])
     model = HierarchicalTransformer(config).to(CUDA)
     with no_host_sync():
         model.loss(codes(2, 2, 3)).backward()
         assert model.start.grad is not None and model.start.grad.is_cuda
+    monkeypatch.setattr(hierarchical, "check_drawn", lambda codes, model: codes)  # waits once, at the end
+    with no_host_sync(CODES):
         assert model.generate(batch_size=2, top_k=5).is_cuda
         assert model.generate(codes(2, 4), top_p=0.9).shape == (2, 2, 3)

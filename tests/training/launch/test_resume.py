@@ -175,6 +175,7 @@ def kill_after_first_checkpoint(command: list, result_path: Path) -> Path:
     return only_run(result_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_entry_scripts_resume_after_kill_9(stage, tokenizer, tmp_path):
     steps = 10 * HALF  # long enough to be killed in the middle

@@ -112,6 +112,7 @@ def copy_of(run: Path, folder: Path) -> Path:
     return Path(shutil.copytree(run, folder / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word",
     ["optimizer.weight_decay=0.5", "optimizer.betas=[0.1,0.2]", "optimizer.eps=0.1", "optimizer.max_gn=1e-3"],

@@ -100,6 +100,7 @@ def eager_and_compiled(build, changes, backend, monkeypatch) -> list[dict[str, t
     return results
 
 
+@pytest.mark.slow
 def test_no_compiled_graph_is_run_backward_twice(build, monkeypatch):
     """Compiled graphs give their saved tensors away at their first backward pass."""
     calls = {"forward": 0, "backward": 0}

@@ -23,7 +23,7 @@ from tests.training.tiny_runs import (
 BOTTLENECKS = {
     "rq": {},
     "vq": {"n_embed": 16, "bottleneck": {"codebook_dim": 5, "kmeans_init": True}},
-    "fsq": {"n_embed": None, "bottleneck": {"levels": [4, 4, 2]}},
+    "fsq": {"n_embed": None, "bottleneck": {"levels": [4, 4, 3]}},
     "residual_vq": {"n_embed": [16, 12, 8], "bottleneck": {"quantize_dropout": True}},
     "residual_simvq": {"n_embed": 16, "bottleneck": {"groups": 1, "quantize_dropout": True}},
     "residual_fsq": {"n_embed": None, "bottleneck": {"levels": [4, 4], "quantize_dropout": True}},

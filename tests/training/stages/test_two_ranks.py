@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,15 @@ ALONE_DIFFERS = {
 ACCUMULATED = {"deferred": 2, "soft-class": 2, "hard-class": 2}  # images per micro-step and rank instead of 4
 
 
+LONG = frozenset({"gan-actnorm", "dropped-sim-levels", "dropped-learned-levels", "vector-heads", "soft-text"})
+LONG |= {"text-without-its-loss"}
+
+
+def marked(names: Iterable[str]) -> list[Any]:
+    """Names as parameters; the cases that only the long suite takes are marked."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in names]
+
+
 def write_case(folder: Path, name: str, batch_size: int) -> Path:
     stage, changes = (CASES | ALONE_DIFFERS)[name]
     config = (stage1 if stage == "stage1" else stage2)(PLAN | changes | {"experiment.batch_size": batch_size})
@@ -104,10 +114,13 @@ class Ranks:
 
 
 @pytest.fixture(scope="module")
-def ranks(on_ranks, tokenizer, tmp_path_factory) -> Ranks:
+def ranks(request, on_ranks, tokenizer, tmp_path_factory) -> Ranks:
+    """Trains what the tests that were asked for look at."""
     folder = tmp_path_factory.mktemp("cases")
-    cases = []
+    cases, long = [], any("slow" in item.keywords for item in request.session.items if item.path == request.path)
     for name, (stage, _) in (CASES | ALONE_DIFFERS).items():
+        if name in LONG and not long:
+            continue
         config = write_case(folder, name, batch_size=4)
         cases.append(RankCase(name, stage, flags(config, stage, tokenizer)))
     for name, batch_size in ACCUMULATED.items():
@@ -140,7 +153,7 @@ def assert_same_metrics(ours: Path, theirs: Path) -> None:
             assert value == pytest.approx(other[name], rel=2e-4, abs=2e-6), name
 
 
-@pytest.mark.parametrize("name", [*CASES, *ALONE_DIFFERS, *(f"{name}-accumulated" for name in ACCUMULATED)])
+@pytest.mark.parametrize("name", marked([*CASES, *ALONE_DIFFERS, *(f"{name}-accumulated" for name in ACCUMULATED)]))
 def test_both_ranks_hold_the_same_state(name, ranks):
     ours, theirs = ranks.tensors[0][name], ranks.tensors[1][name]
     # batch statistics of plain BatchNorm belong to a rank; nothing reads them in training
@@ -149,7 +162,7 @@ def test_both_ranks_hold_the_same_state(name, ranks):
     assert differing(ours, checkpoint_tensors(ranks.run_dir(name) / f"checkpoints/step_{STEPS:08d}")) == []
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", marked(CASES))
 def test_two_ranks_equal_one_process_on_the_joint_batch(name, ranks, tokenizer, tmp_path):
     stage = CASES[name][0]
     alone = train(stage, *flags(write_case(tmp_path, name, GLOBAL_BATCH), stage, tokenizer), "-r", tmp_path).run_dir
@@ -194,7 +207,8 @@ def test_codebooks_were_restarted_and_moved(ranks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "launcher"), [("stage1", "torch.distributed.launch"), ("stage2", "torch.distributed.run")]
+    ("stage", "launcher"),
+    [pytest.param("stage1", "torch.distributed.launch", marks=pytest.mark.slow), ("stage2", "torch.distributed.run")],
 )
 def test_entry_scripts_run_under_both_launchers(stage, launcher, ranks, tokenizer, tmp_path):
     name = "deferred" if stage == "stage1" else "soft-class"
