@@ -9,6 +9,7 @@ start with `# @package _global_` so that their keys land at the top.
 from __future__ import annotations
 
 import difflib
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -29,6 +30,7 @@ from runtime.errors import UserError, one_line
 T = TypeVar("T")
 COMMAND_LINE = "command line"
 VALID_KEYS = 120  # characters of the names in a message
+LARGEST = 2**63 - 1
 TEXT_OR_LIST = "text or list"  # in the metadata of a field: overrides of it are taken as text, or as a list of texts
 SHARED_DIRECTORY = "configs"
 
@@ -220,6 +222,21 @@ def _set(root: DictConfig, node: Container, name: Any, value: Any, source: str, 
         OmegaConf.update(node, str(name), value, merge=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_explain(root, error, key)}") from error
+    _check_numbers(_child(node, str(name)), source, key)
+
+
+def _check_numbers(node: Any, source: str, key: str) -> None:
+    """UserError for what no setting can be: nan, which every comparison lets pass, and more than 64 bits."""
+    if isinstance(node, Container):
+        names = range(len(node)) if isinstance(node, ListConfig) else list(node)
+        for name in names if _is_filled(node) else ():
+            _check_numbers(node._get_node(name), source, f"{key}.{name}")
+        return
+    value = None if node is None else node._value()
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{source}: {key!r}: {_shortened(str(value))} does not fit into 64 bits")
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{source}: {key!r}: nan is not a number")
 
 
 def _child(node: Container, name: str) -> Any:

@@ -102,6 +102,12 @@ STAGE1_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no accumulation": ({"optimizer.grad_accm_steps": 0}, [], "optimizer.grad_accm_steps must be at least 1, got 0"),
     "no length": ({"experiment.max_steps": None}, [], "exactly one of experiment.epochs and experiment.max_steps"),
     "two lengths": ({"experiment.epochs": 2}, [], "exactly one of experiment.epochs and experiment.max_steps"),
+    "epochs without end": (
+        {"experiment.max_steps": None, "experiment.epochs": float("inf")},
+        [],
+        "experiment.epochs=inf",
+    ),
+    "tests that never come": ({"experiment.test_freq": float("inf")}, [], "experiment.test_freq=inf must be a finite"),
     "no steps": ({"experiment.max_steps": 0}, [], "experiment.max_steps=0 must be positive"),
     "resolution not divisible": (
         {"arch.ddconfig.resolution": 9, "dataset.resolution": 9},

@@ -55,6 +55,7 @@ SCHEMAS: dict[str, type] = {
 READ = ("--model-config", "--load-path", "--vqvae", "--model-ar-path", "--model-vqvae-path")
 NO_FILES = ("{missing}", "{folder}", "{binary}", "{empty}", "{missing}/ü ñ 漢字", "'", "[", "")
 NO_NUMBERS = ("x", "", "null", "[1", "'1", "{a: 1", "½", "1,5", "0x1F", "true", "ü" * 9, "9" * 4400 + "x", "a\nb")
+HUGE = "9" * 26
 NO_INTEGERS = (*NO_NUMBERS, "1.5", "1e3", "inf", "nan")
 CONTRADICTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "main_stage1.py": (
@@ -167,9 +168,12 @@ def key_mistakes(command: str, known: Sequence[tuple[str, Any, bool]]) -> Iterat
         if hint is bool:
             texts, values = ["maybe", "[true]", "{a:1}", "1.5", "ü"], ["maybe", [True], {"a": 1}, 1.5, "ü"]
         elif hint is int:
-            texts, values = ["four", "1.5", "[1,2]", "ü", "''", "nan"], ["four", 1.5, [1, 2], {"a": 1}, "", "½"]
+            texts, values = ["four", "1.5", "[1,2]", "ü", "nan", HUGE], ["four", 1.5, [1, 2], "½", 10**26]
         elif hint is float:
-            texts, values = ["fast", "[0.5]", "{a:1}", "''", "½"], ["fast", [0.5], {"a": 1}, "", "½"]
+            texts, values = (
+                ["fast", "[0.5]", "{a:1}", "''", "½", "nan"],
+                ["fast", [0.5], {"a": 1}, "", "½", float("nan")],
+            )
         elif is_dataclass(hint) or get_origin(hint) is list:
             texts, values = ["5", "text", "true"], [5, "text", True]
         if texts:

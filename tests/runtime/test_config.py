@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, List, Optional
@@ -234,3 +235,16 @@ def test_what_is_no_text_says_how_to_quote(word):
     with pytest.raises(UserError, match=r"'count=\"\.\.\.\"'") as told:
         load_config(Paths, None, [word])
     assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("model.dropout=nan", "command line: 'model.dropout': nan is not a number"),
+        ("model.width=99999999999999999999", "'model.width': 99999999999999999999 does not fit into 64 bits"),
+        ("model.shape=[1,-99999999999999999999]", "'model.shape.1': -99999999999999999999 does not fit"),
+    ],
+)
+def test_numbers_that_no_setting_can_be(word, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_config(Experiment, None, [word])
