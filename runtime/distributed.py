@@ -24,7 +24,7 @@ from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined] 
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
-from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, agree_on_round
+from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, MOST_SECONDS, agree_on_round
 
 DEVICES = ("auto", "cpu", "cuda")
 _ANSWER_SECONDS = 2.0
@@ -322,10 +322,10 @@ def _join_group(
     if missing:
         raise UserError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start with torchrun")
     port = _env_int("MASTER_PORT", 0)
-    if rank >= world_size or not 0 < port < 65536 or min(timeout, join_timeout) <= 0:
+    if rank >= world_size or not 0 < port < 65536 or not 0 < timeout < MOST_SECONDS > join_timeout > 0:
         raise UserError(
             f"RANK={rank} must lie below WORLD_SIZE={world_size}, MASTER_PORT={port} between 1 and 65535, and "
-            f"--timeout {timeout:g} and --join-timeout {join_timeout:g} above 0"
+            f"--timeout {timeout:g} and --join-timeout {join_timeout:g} above 0 and below {MOST_SECONDS:g}"
         )
     with _named_place(rank, join_timeout):
         store: Any = _open_store(os.environ["MASTER_ADDR"], port, rank, join_timeout)

@@ -157,6 +157,8 @@ def test_torch_distributed_launch_is_understood(tmp_path):
         ({"RANK": "7"}, [], "RANK=7 must lie below WORLD_SIZE=2"),
         ({"MASTER_PORT": "99999"}, [], "=99999 between 1 and 65535"),
         ({}, ["--join-timeout", "0"], "--join-timeout 0 above 0"),
+        ({}, ["--join-timeout", "nan"], "--join-timeout nan above 0 and below 1e+09"),
+        ({}, ["--timeout", "inf"], "--timeout inf and"),
     ],
 )
 def test_what_cannot_be_met_is_one_line(variables, flags, said, monkeypatch):
