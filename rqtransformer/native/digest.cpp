@@ -1,4 +1,5 @@
-// A number that changes when bytes change: lanes of multiply-and-add, each a bijection of every word it takes.
+// A number that changes when bytes change. Every lane is a bijection of each word it takes. The shift brings high bits
+// down: without it two signs that flip in one lane, as in a negated weight, would cancel.
 
 #include <cstring>
 #include <initializer_list>
@@ -17,7 +18,8 @@ static inline Lanes words_at(const unsigned char* bytes) {
 }
 
 static inline Lanes mixed(Lanes lanes, const unsigned char* bytes) {
-    return lanes * FACTOR + words_at(bytes);
+    lanes = (lanes ^ words_at(bytes)) * FACTOR;
+    return lanes ^ lanes >> 15;
 }
 
 extern "C" uint64_t rq_digest(const unsigned char* bytes, int64_t count) {
@@ -31,7 +33,10 @@ extern "C" uint64_t rq_digest(const unsigned char* bytes, int64_t count) {
     }
     uint64_t digest = static_cast<uint64_t>(count);
     for (const Lanes& chain : {a, b, c, d}) {
-        for (int64_t lane = 0; lane < 8; ++lane) digest = ((digest ^ chain[lane]) * JOIN) ^ digest >> 29;
+        for (int64_t lane = 0; lane < 8; ++lane) {
+            digest = (digest ^ chain[lane]) * JOIN;
+            digest ^= digest >> 29;
+        }
     }
     return digest;
 }

@@ -45,6 +45,7 @@ void rq_linear(const Map* map, const Norm* norm, const float* x_BI, float* y_BO,
 void rq_draw(const float* logits_BV, int64_t stride, const double* uniform_B, int64_t* code_B, int64_t images,
              int64_t vocabulary, float temperature, int64_t top_k, double top_p, int threads);
 
-// A number of this many bytes; other bytes give another one but for one chance in 2^64.
+// A number of this many bytes. Another word somewhere always gives another number, several others give the same one by
+// a chance of 2^-32 at most.
 uint64_t rq_digest(const unsigned char* bytes, int64_t count);
 }

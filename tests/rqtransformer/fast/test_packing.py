@@ -142,6 +142,8 @@ WRITES = {
     "one number": lambda data: data.view(-1)[3:4].mul_(1 + 2**-22),
     "rows the other way round": lambda data: data.copy_(data.flip(0)),
     "columns the other way round": lambda data: data.copy_(data.flip(-1)),
+    "all signs": lambda data: data.neg_(),
+    "two signs": lambda data: data[:2, :1].neg_(),
     "numpy": lambda data: data.numpy().__setitem__(..., 0.25),
 }
 
@@ -161,17 +163,17 @@ def test_writes_past_autograd_are_noticed_by_the_next_walk(options, build, eithe
 
 @pytest.mark.parametrize("write", WRITES)
 def test_every_write_makes_another_packed_map(write, either_path):
-    weight = torch.nn.Parameter(torch.randn(7, 9))
+    weight = torch.nn.Parameter(torch.randn(8, 64))
     slot = PackedSlot()
     slot.fill([weight], [None], WeightFormat())
     first = slot.active
     slot.fill([weight], [None], WeightFormat())
     assert slot.active is first
-    before = slot.active(torch.eye(9)).clone()
+    before = slot.active(torch.eye(64)).clone()
     WRITES[write](weight.data)
     slot.fill([weight], [None], WeightFormat())
-    assert not torch.equal(slot.active(torch.eye(9)), before)
-    assert torch.allclose(slot.active(torch.eye(9)), weight.detach().T)
+    assert not torch.equal(slot.active(torch.eye(64)), before)
+    assert torch.allclose(slot.active(torch.eye(64)), weight.detach().T)
 
 
 def test_compiled_maps_notice_a_write_to_the_parameter_of_a_hierarchical_model(either_path):
