@@ -9,7 +9,7 @@ Legend: B batch, D code depth; `...` any axes between.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -37,13 +37,13 @@ def to_embed(code_B: Tensor) -> Tensor:
     return code_B.clamp_min(0)
 
 
-def check_drawn(codes: Tensor, model: nn.Module, tables: Sequence[tuple[str, Tensor]] = ()) -> Tensor:
+def check_drawn(codes: Tensor, model: nn.Module, tables: Iterable[tuple[str, Tensor]] = ()) -> Tensor:
     """Codes (B, ..., D) as they are, after a look that waits for the device.
 
     Args:
         codes: drawn by `model`.
         model: whose weights are looked through where a draw failed.
-        tables: other numbers that it read, by name.
+        tables: other numbers that it read, by name; looked at where a draw failed.
 
     Raises:
         NonFiniteError: for codes that are `NOT_DRAWN`; names the weights that are not finite, or says that they all

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rqtransformer.decoding.decode_program import borrow_program, code_vectors, filled_up
-from rqtransformer.decoding.decoder import Decoder
+from rqtransformer.decoding.decode_program import borrow_program, filled_up
+from rqtransformer.decoding.decoder import Decoder, code_vectors
 from rqtransformer.decoding.position_step import DrawInputs, PositionStep
 from rqtransformer.decoding.sampling_request import Guidance, SamplingRequest, check_request
 from rqtransformer.decoding.served_model import knows_model, knows_request
@@ -73,8 +73,13 @@ def check_codes(codes_BHWD: Tensor, model: RQTransformer, tokenizer: ImageTokeni
     Raises:
         NonFiniteError: naming what is not finite, for codes that could not be drawn.
     """
-    books = [(f"codebook of depth {depth}", book) for depth, book in enumerate(code_vectors(model, tokenizer))]
-    return check_drawn(codes_BHWD, model, books)
+    return check_drawn(codes_BHWD, model, _named_books(model, tokenizer))
+
+
+def _named_books(model: RQTransformer, tokenizer: ImageTokenizer | None) -> Iterator[tuple[str, Tensor]]:
+    """A generator: a tokenizer may compute its code vectors, and only a draw that failed asks for them."""
+    for depth, book in enumerate(code_vectors(model, tokenizer)):
+        yield f"codebook of depth {depth}", book
 
 
 def sample_stream(
@@ -192,11 +197,10 @@ class _Walk:
 def _draw_plainly(walk: _Walk, codes_BTD: Tensor) -> Generator[int, None, None]:
     """Draws the positions after the prefix into `codes_BTD`; yields how many are finished."""
     model, request = walk.model, walk.request
-    prefix_BPD = request.prefix_BPD if request.scale_T is None else request.prefix_BPD.repeat(2, 1, 1)
-    decoder = Decoder(model, walk.tokenizer, request.cond_BL, prefix_BPD, walk.cache_dtype)
+    decoder = Decoder(model, walk.tokenizer, request.cond_BL, request.body_prefix_BPD, walk.cache_dtype)
     inputs = DrawInputs.of(request, walk.seed, model.num_positions)
     step = PositionStep(decoder, request.settings, inputs, codes_BTD, decoder.compiled_position(request))
-    for finished in range(prefix_BPD.shape[1] + 1, model.num_positions + 1):
+    for finished in range(request.prefix_BPD.shape[1] + 1, model.num_positions + 1):
         walk.use_weights()
         step()
         yield finished

@@ -22,7 +22,6 @@ from rqstack.triton_kernels import use_triton
 from rqtransformer.decoding.decoder import Decoder
 from rqtransformer.decoding.position_step import DrawInputs, PositionStep
 from rqtransformer.decoding.sampling_request import SamplingRequest
-from rqtransformer.embedding import ImageTokenizer
 from rqtransformer.fast.cuda_graph import Recorder, Recording, recorder_on
 from rqtransformer.model import RQTransformer
 
@@ -39,7 +38,7 @@ def borrow_program(
 
     Args:
         model: in decoding mode, its weights in place.
-        books: see `code_vectors`.
+        books: see `decoder.code_vectors`.
         request: with as many samples as the buffers shall have.
         inputs: of the draws.
         dtype: of the caches.
@@ -75,14 +74,6 @@ def filled_up(request: SamplingRequest, rows: int) -> SamplingRequest:
         codes_BTD=None if request.codes_BTD is None else request.codes_BTD[order],
         index_B=request.index_B[order],
     )
-
-
-def code_vectors(model: RQTransformer, tokenizer: ImageTokenizer | None) -> list[Tensor]:
-    """The code vectors (K, E) of every depth; none where the model has tables of its own."""
-    if model.input_mlp is None and model.head_mlp is None:
-        return []
-    assert tokenizer is not None, "the model embeds codes with the code vectors of a tokenizer"
-    return [tokenizer.codebook(depth) for depth in range(model.depth)]
 
 
 class FixedBooks:
@@ -136,7 +127,7 @@ class DecodeProgram:
         self._eager_calls: dict[Callable[[], None], int] = {}
         with self.recorder.aside():
             self._books = FixedBooks(books)
-            self._cond_BL, self._nothing_BPD = request.cond_BL.clone(), _doubled(request)[:, :0].clone()
+            self._cond_BL, self._nothing_BPD = request.cond_BL.clone(), request.body_prefix_BPD[:, :0].clone()
             self._inputs = inputs.clone()
             shape = (request.batch_size, model.num_positions, model.depth)
             self.codes_BTD = torch.zeros(shape, dtype=torch.long, device=request.index_B.device)
@@ -154,7 +145,7 @@ class DecodeProgram:
         self._position = prefix_BPD.shape[1]
         if self._position:
             self.codes_BTD[:, : self._position] = prefix_BPD
-            self._draw_after(_doubled(request))
+            self._draw_after(request.body_prefix_BPD)
         else:
             self._run(self._draw_first)
         self._position += 1
@@ -192,11 +183,6 @@ class DecodeProgram:
         self._decoder.resume(self._position, self._input_sum)
         self._step()
         self._input_sum.copy_(self._decoder.pending_input)
-
-
-def _doubled(request: SamplingRequest) -> Tensor:
-    """The given codes, with guidance once more for the rows without condition."""
-    return request.prefix_BPD if request.scale_T is None else request.prefix_BPD.repeat(2, 1, 1)
 
 
 def _place(tensor: Tensor) -> tuple[Hashable, ...]:

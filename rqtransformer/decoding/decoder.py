@@ -203,18 +203,23 @@ class Decoder:
         return self.model.body_transformer(token_BC.unsqueeze(1), self._body_cache).squeeze(1)
 
 
+def code_vectors(model: RQTransformer, tokenizer: CodeVectorSource | None) -> list[Tensor]:
+    """The code vectors (K, E) of every depth; none where the model has tables of its own."""
+    if model.input_mlp is None and model.head_mlp is None:
+        return []
+    assert tokenizer is not None, "the model embeds codes with the code vectors of a tokenizer"
+    return [tokenizer.codebook(depth) for depth in range(model.depth)]
+
+
 def code_tables(model: RQTransformer, tokenizer: CodeVectorSource | None) -> tuple[list[Tensor], list[Tensor]]:
     """Rows that the codes of each depth select, for the body and for the head; one list where both read the same."""
-    books: list[Tensor] = []
-    if model.input_mlp is not None or model.head_mlp is not None:
-        assert tokenizer is not None, "the model embeds codes with the code vectors of a tokenizer"
-        books = [tokenizer.codebook(d) for d in range(model.depth)]
-        for depth, (book, size) in enumerate(zip(books, model.config.vocab_sizes)):
-            if len(book) < size or book.shape[1] != model.config.code_dim:
-                raise ValueError(
-                    f"the tokenizer's code vectors of depth {depth}, {tuple(book.shape)}, do not fit a model of "
-                    f"{size} codes with vectors of {model.config.code_dim} numbers"
-                )
+    books = code_vectors(model, tokenizer)
+    for depth, (book, size) in enumerate(zip(books, model.config.vocab_sizes)):
+        if len(book) < size or book.shape[1] != model.config.code_dim:
+            raise ValueError(
+                f"the tokenizer's code vectors of depth {depth}, {tuple(book.shape)}, do not fit a model of "
+                f"{size} codes with vectors of {model.config.code_dim} numbers"
+            )
     tables = [] if model.tok_emb is None else [model.tok_emb.table(d) for d in range(model.depth)]
     return (
         books if model.input_mlp is not None else tables,

@@ -47,6 +47,11 @@ class SamplingRequest:
         """B."""
         return len(self.index_B)
 
+    @property
+    def body_prefix_BPD(self) -> Tensor:
+        """The given codes, with guidance once more for the rows without condition."""
+        return self.prefix_BPD if self.scale_T is None else self.prefix_BPD.repeat(2, 1, 1)
+
 
 def check_request(
     model: RQTransformer,

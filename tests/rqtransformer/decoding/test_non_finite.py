@@ -70,6 +70,15 @@ def test_every_path_names_the_weight_that_is_not_finite(part, path, value, build
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_code_vectors_are_asked_for_once_where_all_is_well(graphs, build, monkeypatch):
+    model, tokenizer = build()
+    asked, of_depth = [], tokenizer.codebook
+    monkeypatch.setattr(tokenizer, "codebook", lambda depth: asked.append(depth) or of_depth(depth))
+    sample(model, tokenizer, num_samples=2, graphs=graphs)
+    assert asked == list(range(model.depth))
+
+
 def test_a_nan_in_any_weight_of_body_and_head_is_seen(build, either_path):
     model, tokenizer = build()
     for name, parameter in model.named_parameters():
