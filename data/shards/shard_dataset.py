@@ -142,7 +142,8 @@ class CaptionedShards(FileDataset):
         return {**batch, "cond": self.tokenizer.encode_batch(texts, segmentation_keys(self.seed, training_key_B))}
 
     def content_mark(self) -> str:
-        return f"{zlib.crc32(np.ascontiguousarray(self.source.size_NF[:, CAPTION]).data):08x}"
+        lines_N, json_N = self.source.size_NF[:, CAPTION], self.source.size_NF[:, JSON_CAPTION]
+        return f"{zlib.crc32(np.where(lines_N >= 0, lines_N, json_N).data):08x}"
 
     def captions(self, index_B: np.ndarray | Sequence[int]) -> list[str]:
         """The first captions of these images, in words."""

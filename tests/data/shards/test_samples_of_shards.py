@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data import DatasetConfig, build_dataset
+from data.fingerprint import fingerprint
 from data.prepare import main, parse
 from data.shards.shard_index import INDEX_SUFFIX, NO_LABEL, _digest
 from data.shards.shard_names import expanded
@@ -230,3 +231,14 @@ def test_patterns(tmp_path):
     for pattern in ("x-{0..99999999999}.tar", "x-{0..9999}{0..9999}.tar", "x" + "{a,b}" * 40 + ".tar"):
         with pytest.raises(UserError, match="stands for more than 1000000 shards"):
             expanded(pattern)
+
+
+@pytest.mark.parametrize("kind", ["txt", "json"])
+def test_other_captions_make_another_fingerprint_wherever_they_stand(tmp_path, kind):
+    prints = []
+    for folder, text in (("a", "dog"), ("same", "dog"), ("other", "dog and cat")):
+        captions = {"txt": text.encode(), "json": json.dumps({"caption": text}).encode()}
+        members = [*samples()["png"], *((f"{number:03d}.{kind}", captions[kind]) for number in range(COUNT))]
+        write_tar(tmp_path / folder / "x.tar", members)
+        prints.append(fingerprint(*(build(tmp_path / folder, split) for split in ("train", "val"))))
+    assert prints[0] == prints[1] and prints[0] != prints[2]
