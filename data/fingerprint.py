@@ -64,10 +64,10 @@ class Fingerprint:
 
 def fingerprint(train_set: ImageDataset, val_set: ImageDataset) -> Fingerprint:
     """The fingerprint of the splits of a run."""
-    marks = np.array([_mark(name) for name in train_set.names()], dtype=np.uint64)
-    smallest = np.argsort(marks, kind="stable")[:_SEEN].tolist()
-    seen = {int(marks[index]): train_set.image_size(index) for index in smallest}
-    return Fingerprint(_split_print(train_set), _split_print(val_set), seen)
+    train, mark_N = _read(train_set)
+    smallest = np.argsort(mark_N, kind="stable")[:_SEEN].tolist()
+    seen = {int(mark_N[index]): train_set.image_size(index) for index in smallest}
+    return Fingerprint(train, _read(val_set)[0], seen)
 
 
 def from_json(content: object) -> Fingerprint | None:
@@ -82,14 +82,17 @@ def from_json(content: object) -> Fingerprint | None:
         return None
 
 
-def _split_print(dataset: ImageDataset) -> SplitPrint:
+def _read(dataset: ImageDataset) -> tuple[SplitPrint, np.ndarray]:
+    """The print of a split, and the hash of every name (N,)."""
     count, total = len(dataset), 0
+    mark_N = np.empty(count, dtype=np.uint64)
     with_size = (1 << _MARK_BITS) * min(_MOST_SIZES, count) // max(1, count)
     for index, (name, label) in enumerate(zip(dataset.names(), dataset.labels_N.tolist(), strict=True)):
-        size = dataset.image_size(index) if _mark(name) < with_size else None
+        mark_N[index] = mark = _mark(name)
+        size = dataset.image_size(index) if mark < with_size else None
         total += int.from_bytes(_hash(f"{name}\n{size}\n{label}", 16), "big")
     digest = _hash(f"{dataset.content_mark()}\n{total % (1 << 128)}", 16)
-    return SplitPrint(count, digest.hex())
+    return SplitPrint(count, digest.hex()), mark_N
 
 
 def _mark(name: str) -> int:
