@@ -104,9 +104,8 @@ class Comparison:
             self.spec, skip_unreadable=self.config.skip_unreadable, mixed_sizes=self.config.mixed_sizes
         )
         self.source, self.name, self.images = source, default_name(self.spec), partial(self._source_batches, source)
-        if "label" in next(iter(source.batches(1))):
-            batches = self._source_batches(source, shared=False)
-            largest = max(int(batch["label"].max()) for batch in batches)
+        if source.labels_N is not None:
+            largest = int(max(source.labels_N))
             if largest >= MAX_CLASSES:
                 raise UserError(f"{self.spec} has label {largest}; a label is a whole number below {MAX_CLASSES}")
             self.num_classes = 1 + largest

@@ -43,6 +43,7 @@ from runtime.errors import UserError, one_line
 from runtime.npz import Header, npy_header, read_arrays, read_headers, stream_array
 
 Batch = dict[str, Tensor]
+Labels = Sequence[int] | np.ndarray
 IMAGE_KEYS = ("arr_0", "images")
 LABEL_KEYS = ("arr_1", "labels", "label")
 DATASET_PREFIX = "dataset:"
@@ -65,6 +66,11 @@ class ImageSource(Protocol):
     name: str
     numbered: bool
     skipped: Sequence[str]
+
+    @property
+    def labels_N(self) -> Labels | None:
+        """The classes of all images (N,), known without reading them; None where they have none."""
+        ...
 
     def __len__(self) -> int:
         """Number of images that `batches` of all ranks give together."""
@@ -138,6 +144,18 @@ def default_name(source: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", stem).strip("-") or "images"
 
 
+class _Warnings:
+    """Lines on stderr, each once, however often a source is read."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            print(f"warning: {line}", file=sys.stderr)
+
+
 class EncodedImages:
     """Image files or shard members, decoded by threads, in order."""
 
@@ -147,7 +165,7 @@ class EncodedImages:
         self,
         name: str,
         files: Encoded,
-        labels_N: Sequence[int] | None = None,
+        labels_N: Labels | None = None,
         skip_unreadable: bool = False,
         threads: int | None = None,
         mixed_sizes: bool = False,
@@ -156,6 +174,7 @@ class EncodedImages:
         self.name, self.files, self.labels_N, self.threads = name, files, labels_N, threads
         self.skipped: Sequence[str] = ()
         self.flattened: set[int] = set()
+        self.warnings = _Warnings()
         if skip_unreadable:
             self._leave_out_unreadable()
         if not len(self.files):
@@ -177,7 +196,6 @@ class EncodedImages:
     def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """See `ImageSource`; UserError for an image that cannot be decoded or has another size than the first."""
         mine = shard_indices(len(self), rank, world_size)
-        self.flattened.clear()
         decoded = self._of_one_size(decode_in_order(self.files, mine, self.threads, self.flattened))
         while rows := list(islice(decoded, batch_size)):
             by_size: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
@@ -185,8 +203,7 @@ class EncodedImages:
                 by_size.setdefault(row[1].shape, []).append(row)
             yield from map(self._batch, by_size.values())
         if self.flattened:
-            count = len(self.flattened)
-            print(f"warning: {count} images have transparency, shown over {BACKGROUND}: {self.name}", file=sys.stderr)
+            self.warnings.say(f"{len(self.flattened)} images have transparency, shown over {BACKGROUND}: {self.name}")
 
     def _batch(self, rows: list[tuple[int, np.ndarray]]) -> Batch:
         image_BHWC = torch.from_numpy(np.stack([image_HWC for _, image_HWC in rows]))
@@ -270,6 +287,8 @@ class DatasetImages:
         with self._named_errors():
             named = replace(config or DatasetConfig(), type=parts[0], dataset=None)
             self.dataset = build_dataset(images_behind(named), parts[1])
+        self.labels_N = self.dataset.labels_N.numpy()
+        self.warnings = _Warnings()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -280,7 +299,7 @@ class DatasetImages:
             for batch in stored_batches(self.dataset, batch_size, rank, world_size, _DATASET_WORKERS):
                 yield {name: batch[name] for name in ("image", "index", "label")}
         for line in reading_notes(self.dataset):
-            print(f"warning: {line}", file=sys.stderr)
+            self.warnings.say(line)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

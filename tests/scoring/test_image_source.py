@@ -12,8 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from runtime.distributed import DistEnv
 from runtime.errors import UserError
+from scoring.comparison import Comparison, ComparisonConfig
 from scoring.image_source import open_source
+from scoring.scoring_data import FeatureSettings
 from tests.evaluation.image_files import as_png, images_of, random_images, write_array, write_folder, write_shard
 
 IMAGES = random_images(13)
@@ -322,3 +325,27 @@ def test_endings_of_any_case_are_known(tmp_path):
     (tmp_path / "a.tar").rename(tmp_path / "a.TAR")
     for name in ("a.NPZ", "a.NPY", "a.TAR"):
         assert torch.equal(images_of(open_source(str(tmp_path / name))), IMAGES)
+
+
+def test_what_is_said_of_a_source_is_said_once_however_often_it_is_read(tmp_path, capsys):
+    for name in "ab":
+        Image.new("RGBA", (8, 8), (1, 2, 3, 4)).save(tmp_path / f"{name}.png")
+    source = open_source(str(tmp_path))
+    next(abandoned := source.batches(1))
+    abandoned.close()
+    for rank, world_size in ((0, 1), (1, 2), (0, 1)):
+        list(source.batches(2, rank, world_size))
+    assert capsys.readouterr().err == f"warning: 2 images have transparency, shown over white: {tmp_path}\n"
+
+
+def test_classes_are_known_without_a_look_at_the_images(tmp_path):
+    names = [f"{index}_class{index * 5}.png" for index in range(3)]
+    (tmp_path / "images").mkdir()
+    for name in names:
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    alone = DistEnv(0, 1, 0, torch.device("cpu"), "none")
+    config = ComparisonConfig(ref_dataset=str(tmp_path / "images"))
+    assert Comparison(config, FeatureSettings(), alone, 8).num_classes == 11
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((3, 8, 8, 3), dtype=np.uint8), arr_1=np.arange(3))
+    assert open_source(str(tmp_path / "x.npz")).labels_N.tolist() == [0, 1, 2]
+    assert open_source(str(write_array(tmp_path / "y.npz", IMAGES))).labels_N is None
