@@ -46,6 +46,7 @@ WORDS = f"""words, as key=value:
   metrics=NAMES         out of {", ".join(METRICS)} (default: {DEFAULT_METRICS})
   batch_size=N          per process (default: 100); num_workers=N (default: 4)
   skip_unreadable=true  leave out images that cannot be read, and count them
+  mixed_sizes=true      image files may have any sizes; the feature network resizes each
   dataset.KEY=VALUE     settings of the data set, such as dataset.root=DIR dataset.resolution=256
 
 example: python compute_metrics.py fake_path=samples ref_dataset=cifar10 metrics=fid,is,kid"""
@@ -90,12 +91,16 @@ def open_samples(path: Path, skip_unreadable: bool, mixed_sizes: bool) -> ImageS
     return open_source(str(path), skip_unreadable=skip_unreadable, mixed_sizes=mixed_sizes)
 
 
+def result_name(network: str) -> str:
+    """The name of a result by these features, in a run of samples."""
+    return f"metrics_{file_part(network)}.json"
+
+
 def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Path:
     """Where the result line goes: into a run of samples, else next to the folder or file of the images."""
     if args.out:
         return Path(args.out)
-    network = file_part(args.features) if metrics.by_reference else CLIP_METRIC
-    name, path = f"metrics_{network}.json", path.resolve()
+    name, path = result_name(args.features if metrics.by_reference else CLIP_METRIC), path.resolve()
     for folder in (path, path.parent):
         if is_run_of_samples(folder):
             return folder / name
@@ -103,9 +108,9 @@ def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Pat
     return path.parent / f"{file_part(stem)}_{name}"
 
 
-def page_file(target: Path, given: bool) -> Path:
+def page_file(args: argparse.Namespace, target: Path) -> Path:
     """Where the page goes: beside the result, under its name without the features."""
-    return target.with_name("metrics.html" if given else f"{target.name.partition('metrics_')[0]}metrics.html")
+    return target.with_name(f"{'' if args.out else target.name.removesuffix(result_name(args.features))}metrics.html")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -129,7 +134,7 @@ def main(args: argparse.Namespace) -> None:
     comparison = None
     if metrics.by_reference:
         comparison = Comparison(config, feature_settings_from(args), env, first["image"].shape[-1])
-        line = scores.against(comparison, page_file(target, bool(args.out)) if args.report else None)
+        line = scores.against(comparison, page_file(args, target) if args.report else None)
     else:
         line = scores.against_captions()
     if env.is_main:

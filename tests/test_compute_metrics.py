@@ -123,18 +123,18 @@ def test_folder_archive_and_shuffled_batches_score_alike(folder, cache, tmp_path
 
 
 def test_results_go_beside_the_images_and_never_among_them(folder, cache, tmp_path, monkeypatch):
-    copy = shutil.copytree(folder, tmp_path / "my.images")
+    copy = shutil.copytree(folder, tmp_path / "metrics_of.images")
     file = archive(folder, tmp_path / "samples.npz")
     for path in (copy, file):
         run(cache, f"fake_path={path}", "ref_dataset=synthetic", "metrics=fid", *DATA, "--report")
     assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in folder.iterdir())
-    names = ("my.images", "samples")
+    names = ("metrics_of.images", "samples")
     lines = [json.loads((tmp_path / f"{name}_metrics_classifier.json").read_text()) for name in names]
     assert lines[0]["metrics"] == pytest.approx(lines[1]["metrics"], rel=1e-6)
     assert all((tmp_path / f"{name}_metrics.html").is_file() for name in names)
     monkeypatch.chdir(copy)  # `.` has no name of its own
     run(cache, "fake_path=.", "ref_dataset=synthetic", "metrics=is", *DATA)
-    assert "is_" in (tmp_path / "my.images_metrics_classifier.json").read_text()
+    assert "is_" in (tmp_path / "metrics_of.images_metrics_classifier.json").read_text()
 
 
 def test_results_of_a_run_of_samples_go_into_it(folder, cache, tmp_path):
