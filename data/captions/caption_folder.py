@@ -16,7 +16,7 @@ import json
 import logging
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,7 @@ def _build(request: DatasetRequest, kind: str, classes: bool, layout: str) -> Im
         split = folder_split(request, layout, classes=classes)
         return _captioned(request, split, _captions_in_names(request, split), layout)
     metadata = Metadata(find_root(request.config, layout))
-    split = folder_split(request, layout, classes=classes, also=metadata.files)
+    split = folder_split(request, layout, classes=classes, also=metadata.captions)
     captions = metadata.captions(split.root) or _captions_of_files(split)
     return _captioned(request, split, captions, layout)
 
@@ -116,10 +116,6 @@ class Metadata:
         if folder not in self.read:
             self.read[folder] = self._of(folder) or self._above(folder)
         return self.read[folder]
-
-    def files(self, folder: Path) -> Iterable[str]:
-        """Listed paths of files that are there, whatever their ending."""
-        return [path for path in self.captions(folder) if (folder / path).is_file()]
 
     def _above(self, folder: Path) -> dict[str, list[str]]:
         if folder == self.root or not folder.is_relative_to(self.root):

@@ -84,7 +84,7 @@ def folder_split(
 
     Args:
         classes: sub-folders are classes; else all images are of one.
-        also: paths below a folder that are images whatever they are called.
+        also: paths below a folder; those of files that are there are images, whatever they are called.
     """
     config, root = request.config, find_root(request.config, layout)
     splits = None if config.class_folders else find_splits(request.name, root)
@@ -127,10 +127,13 @@ def scan_classes(
     """(relative paths, labels, class names) of a folder: a class per sub-folder that holds images, or one class where
     images lie in the folder itself. `known` gives the classes, if another folder decides them.
     """
-    listing = scan(root) if root.is_dir() else None
-    paths = [] if listing is None else sorted({*listing.images, *also(root)})
-    if listing is None or not paths:
-        raise missing(config, f"{root}{listing.other_files() if listing else ''}", layout)
+    if not root.is_dir():
+        raise missing(config, root, layout)
+    listing = scan(root)
+    images = set(listing.images)
+    paths = sorted(images | {path for path in also(root) if path not in images and (root / path).is_file()})
+    if not paths:
+        raise missing(config, f"{root}{listing.other_files()}", layout)
     one_class = paths, np.zeros(len(paths), dtype=np.int64), [config.name]
     if not classes:
         return one_class

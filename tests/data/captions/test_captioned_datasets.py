@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -376,3 +377,17 @@ def test_marks_and_odd_ends_of_lines_are_no_part_of_lists_and_texts(tokenizer, t
     settings = {"type": "caption-folder", "root": str(tmp_path / "folder"), "val_fraction": 0.5}
     for split in ("train", "val"):
         assert _build(tokenizer, split, **settings).all_captions(0) == ["one\x85dog", "two"]
+
+
+def test_listed_files_are_images_whatever_they_are_called_and_only_they_are_looked_for(tmp_path, monkeypatch):
+    names = [*(f"{number}.png" for number in range(8)), "odd.jfif", "gone.jfif", "gone.png"]
+    for name in names[:9]:
+        _save(tmp_path / name, 3)
+    lines = [json.dumps({"file_name": name, "text": "a dog"}) for name in names]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    looked_for, is_file = [], Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: looked_for.append(path.name) or is_file(path))
+    settings = {"type": "caption-folder", "root": str(tmp_path), "resolution": 8}
+    found = [name for split in ("train", "val") for name in build_dataset(DatasetConfig(**settings), split).names()]
+    assert sorted(found) == [*map(str, range(8)), "odd.jfif"]
+    assert {name for name in looked_for if name.endswith(("png", "jfif"))} == {"odd.jfif", "gone.jfif", "gone.png"}
