@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rqtransformer.draw_settings import is_number
-from rqtransformer.given_values import short
+from rqtransformer.given_values import is_number, short
 from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
 
 

@@ -5,15 +5,16 @@ Legend: V vocabulary; `...` any leading axes.
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rqtransformer.given_values import is_number, short
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,6 @@ class Rule:
     after_softmax: bool = False
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a number of Python's or numpy's; truth values are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def divide_by_temperature(logits: Tensor, temperature: float) -> Tensor:
     """Logits of a flatter (above 1) or sharper distribution."""
     return logits / temperature
@@ -44,7 +40,7 @@ def divide_by_temperature(logits: Tensor, temperature: float) -> Tensor:
 def check_temperature(temperature: float) -> None:
     """Raises ValueError for a temperature that is not above 0."""
     if not is_number(temperature) or not temperature > 0:
-        raise ValueError(f"temperature={reprlib.repr(temperature)} must be above 0 (top_k=1 decodes greedily)")
+        raise ValueError(f"temperature={short(temperature)} must be above 0 (top_k=1 decodes greedily)")
 
 
 def filter_top_k(logits: Tensor, k: int | None) -> Tensor:
@@ -58,7 +54,7 @@ def filter_top_k(logits: Tensor, k: int | None) -> Tensor:
 def check_top_k(k: int | None) -> None:
     """Raises ValueError for a k below 1."""
     if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
-        raise ValueError(f"top_k={reprlib.repr(k)} must be a whole number of at least 1, or None for all codes")
+        raise ValueError(f"top_k={short(k)} must be a whole number of at least 1, or None for all codes")
 
 
 def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
@@ -80,7 +76,7 @@ def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
 def check_top_p(p: float | None) -> None:
     """Raises ValueError for a p that is not above 0 and at most 1."""
     if p is not None and (not is_number(p) or not 0.0 < p <= 1.0):
-        raise ValueError(f"top_p={reprlib.repr(p)} must be above 0 and at most 1, or None for all codes")
+        raise ValueError(f"top_p={short(p)} must be above 0 and at most 1, or None for all codes")
 
 
 def row(off: Any, rule: Rule) -> Any:

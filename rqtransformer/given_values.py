@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import reprlib
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ INT64_MAX = 2**63 - 1
 def short(value: Any) -> str:
     """A value as a message quotes it: a line that is never long."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else reprlib.repr(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number of Python's or numpy's; truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def whole_number(name: str, value: Any, lowest: int | None = None) -> int:

@@ -45,8 +45,7 @@ def invert_cdf(probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """
     # A parallel sum rounds neighbours differently, so a code of probability 0 may seem to add something: hide those.
     cumulated_BV = probs_BV.cumsum(dim=-1).masked_fill_(probs_BV == 0, 0.0)
-    total_B = cumulated_BV.amax(dim=-1)
-    # amax gives NaN where there is one
+    total_B = cumulated_BV.amax(dim=-1)  # NaN where there is one
     # Rounding must not push the value up to the total, which no entry exceeds.
     largest_B = torch.nextafter(total_B, torch.zeros_like(total_B))
     value_B = torch.minimum((uniform_B * total_B).to(total_B.dtype), largest_B)

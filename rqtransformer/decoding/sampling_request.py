@@ -13,8 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rqtransformer.draw_settings import DrawSettings, is_number
-from rqtransformer.given_values import INT64_MAX, check_codes_below, plain, short, whole_number, whole_numbers
+from rqtransformer.draw_settings import DrawSettings
+from rqtransformer.given_values import (
+    INT64_MAX,
+    check_codes_below,
+    is_number,
+    plain,
+    short,
+    whole_number,
+    whole_numbers,
+)
 from rqtransformer.model import RQTransformer
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
