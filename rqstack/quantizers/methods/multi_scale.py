@@ -139,9 +139,9 @@ class MultiScaleQuantizer(Quantizer):
     def decode(self, codes: Tensor, grid: Sequence[int] | None = None) -> Tensor:
         """Codes (B, ..., S), or the first of them -> maps (B, *grid, E); by default on the grid of the finest scale."""
         grid = self.shapes[-1] if grid is None else tuple(grid)
-        codes = self._checked(codes)
+        grids = self.split(codes)
         with full_precision(codes.device):
-            parts = [self._part(codes_of, scale, grid) for scale, codes_of in enumerate(self.split(codes))]
+            parts = [self._part(codes_of, scale, grid) for scale, codes_of in enumerate(grids)]
             total = sum(parts, torch.zeros_like(parts[0]))
         return total.movedim(1, -1)
 
@@ -243,7 +243,7 @@ class MultiScaleQuantizer(Quantizer):
 
     def _check_map(self, z: Tensor) -> None:
         check_vectors(z, self.dim)
-        if z.ndim != len(self.shapes[0]) + 2 or z.shape[-1] != self.dim:
+        if z.ndim != len(self.shapes[0]) + 2:
             raise ValueError(
                 f"input must be maps (B, ..., {self.dim}) with {len(self.shapes[0])} grid dims, got {tuple(z.shape)}"
             )
@@ -261,7 +261,7 @@ class MultiScaleQuantizer(Quantizer):
         return self.books[0 if self.shared else scale]
 
     def _vectors(self, codes: Tensor, scale: int) -> Tensor:
-        vectors = self._book(scale).decode(codes.clamp(min=0)[..., None])
+        vectors = F.embedding(codes.clamp(min=0), self._book(scale).codebook(0))
         return torch.where(codes[..., None] >= 0, vectors, 0.0)
 
     def _part(self, codes: Tensor, scale: int, grid: Sequence[int]) -> Tensor:
