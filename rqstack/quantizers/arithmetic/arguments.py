@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rqstack.quantizers.arithmetic.precision import without_masked_nonfinite
+
 SHOWN = 80  # characters of a value in a message
 
 
@@ -80,6 +82,16 @@ def check_mask(mask: Any, grid: Sequence[int]) -> None:
         raise TypeError(f"mask must be a boolean tensor {tuple(grid)}, got {shown(mask)}")
     if mask.dtype != torch.bool or mask.shape != torch.Size(grid):
         raise ValueError(f"mask must be a boolean tensor {tuple(grid)}, one entry per position, got {shown(mask)}")
+
+
+def checked_input(z: Any, mask: Any, dim: int) -> Tensor:
+    """The vectors (..., E), with zeros for what is not finite at positions that the mask leaves out, if there is one.
+
+    ValueError or TypeError as of `check_vectors` and `check_mask`.
+    """
+    check_vectors(z, dim)
+    check_mask(mask, z.shape[:-1])
+    return z if mask is None else without_masked_nonfinite(z, mask)
 
 
 def checked_codes(codes: Any, sizes: Sequence[int], dropped: bool = False) -> Tensor:

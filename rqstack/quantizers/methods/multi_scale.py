@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic import sync
-from rqstack.quantizers.arithmetic.arguments import check_counts, check_mask, check_vectors
+from rqstack.quantizers.arithmetic.arguments import check_counts, checked_input
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
-from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
+from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 from rqstack.quantizers.codebooks.alternating import OptimizerMaker
 from rqstack.quantizers.codebooks.entry_use import RestartRule
@@ -120,11 +120,8 @@ class MultiScaleQuantizer(Quantizer):
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize maps z (B, ..., E). mask (B, ...): False positions take part in no mean, loss or codebook."""
-        self._check_map(z)
+        z = self._checked_map(z, mask)
         self._before_gathering(z)
-        if mask is not None:
-            check_mask(mask, z.shape[:-1])
-            z = without_masked_nonfinite(z, mask)
         with full_precision(z.device):
             target = z.movedim(-1, 1).float()
             if self.training and not self._is_initialized():
@@ -166,7 +163,7 @@ class MultiScaleQuantizer(Quantizer):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The vectors searched with (B, 1, ..., S, E) fp32 and their codes (B, 1, ..., S), nearest or drawn."""
-        self._check_map(z)
+        z = self._checked_map(z)
         with full_precision(z.device):
             target = z.movedim(-1, 1).float()
             total, searched, codes = torch.zeros_like(target), [], []
@@ -203,7 +200,7 @@ class MultiScaleQuantizer(Quantizer):
 
     def warmup_rows(self, z: Tensor) -> Tensor:
         """Maps as rows, for `initialize_codebook`; all maps must have one grid."""
-        self._check_map(z)
+        z = self._checked_map(z)
         self._warm_grid = z.shape[1:]
         return z.flatten(1)
 
@@ -241,12 +238,13 @@ class MultiScaleQuantizer(Quantizer):
         """Not where scales are dropped, nor where the convolutions have no share."""
         return self.options.scale_dropout == 0 and all(conv.ratio > 1e-8 for conv in self.convs)
 
-    def _check_map(self, z: Tensor) -> None:
-        check_vectors(z, self.dim)
+    def _checked_map(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
+        z = checked_input(z, mask, self.dim)
         if z.ndim != len(self.shapes[0]) + 2:
             raise ValueError(
                 f"input must be maps (B, ..., {self.dim}) with {len(self.shapes[0])} grid dims, got {tuple(z.shape)}"
             )
+        return z
 
     def _is_initialized(self) -> bool:
         """Reads the buffer until it is True, so that the host waits for the device only then."""

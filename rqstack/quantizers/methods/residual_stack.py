@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic import sync
-from rqstack.quantizers.arithmetic.arguments import check_count, check_mask, check_vectors
+from rqstack.quantizers.arithmetic.arguments import check_count, check_vectors, checked_input
 from rqstack.quantizers.arithmetic.gradient import straight_through
-from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision, linear, without_masked_nonfinite
+from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision, linear
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
 Level = TypeVar("Level", bound=Quantizer)
@@ -99,10 +99,7 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E); positions where `mask` (...) is False count in no loss and no codebook."""
-        check_vectors(z, self.dim)
-        if mask is not None:
-            check_mask(mask, z.shape[:-1])
-            z = without_masked_nonfinite(z, mask)
+        z = checked_input(z, mask, self.dim)
         self._before_gathering(z)
         with full_precision(z.device):
             x = self._to_space(z)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rqstack.quantizers.arithmetic.arguments import check_count, check_counts, check_mask, check_vectors
+from rqstack.quantizers.arithmetic.arguments import check_count, check_counts, checked_input
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, beam_search
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through
-from rqstack.quantizers.arithmetic.precision import full_precision, linear, without_masked_nonfinite
+from rqstack.quantizers.arithmetic.precision import full_precision, linear
 from rqstack.quantizers.base import QuantizerOutput
 from rqstack.quantizers.codebooks.alternating import OptimizerMaker
 from rqstack.quantizers.methods.residual_stack import ResidualStack, StackOptions
@@ -96,10 +96,7 @@ class ResidualVectorQuantizer(ResidualStack[VectorQuantizer]):
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., dim) in any float dtype; positions where `mask` (...) is False count in no loss and no
         codebook."""
-        check_vectors(z, self.dim)
-        if mask is not None:
-            check_mask(mask, z.shape[:-1])
-            z = without_masked_nonfinite(z, mask)
+        z = checked_input(z, mask, self.dim)
         if not self.frozen:
             self._before_gathering(z)
         with full_precision(z.device):

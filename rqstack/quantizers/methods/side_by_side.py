@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rqstack.quantizers.arithmetic.arguments import check_count, check_mask, check_vectors
+from rqstack.quantizers.arithmetic.arguments import check_count, check_vectors, checked_input
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
-from rqstack.quantizers.arithmetic.precision import full_precision, linear, without_masked_nonfinite
+from rqstack.quantizers.arithmetic.precision import full_precision, linear
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
 
@@ -68,10 +68,7 @@ class SideBySideQuantizer(Quantizer):
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E) in any float dtype; positions where `mask` (...) is False count in no loss."""
-        check_vectors(z, self.dim)
-        if mask is not None:
-            check_mask(mask, z.shape[:-1])
-            z = without_masked_nonfinite(z, mask)
+        z = checked_input(z, mask, self.dim)
         with full_precision(z.device):
             x_NDC, mask_N = self._to_space(z), None if mask is None else mask.reshape(-1)
             space_NDC, vectors_NDC, codes_ND = self._quantize(x_NDC)

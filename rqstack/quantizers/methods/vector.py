@@ -24,13 +24,14 @@ from rqstack.quantizers.arithmetic.arguments import (
     check_number,
     check_vectors,
     checked_codes,
+    checked_input,
     shown,
 )
 from rqstack.quantizers.arithmetic.code_losses import expected_vectors, orthogonal_term, vector_terms
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through, synchronised
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
 from rqstack.quantizers.arithmetic.nearest_k import TopCodes, nearest_k
-from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
+from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.base import QuantizerOutput
 from rqstack.quantizers.codebooks.affine import LearnedAffine, RunningAffine
 from rqstack.quantizers.codebooks.alternating import OptimizerMaker, alternating_step, own_optimizer
@@ -108,10 +109,7 @@ class VectorQuantizer(HeadedQuantizer):
         given: codes (..., H) to use instead of the nearest ones, as a search over several quantizers finds them.
         loss: the weighted sum of the terms of `VectorLosses`, each averaged over vectors and heads.
         """
-        check_vectors(z, self.dim)
-        if mask is not None:
-            check_mask(mask, z.shape[:-1])
-            z = without_masked_nonfinite(z, mask)
+        z = checked_input(z, mask, self.dim)
         if self._gathers and not self.frozen:
             self._before_gathering(z)
         with full_precision(z.device):
