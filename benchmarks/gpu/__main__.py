@@ -121,8 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.plan:
         print_plan()
         return 0
-    items = chosen(args.only)
     settings = settings_of(args)
+    items = chosen(args.only, own_runs=settings.tiny or settings.fashion_mnist is not None)
     check_packages()
     budget = Budget(args.minutes)
     args.out.mkdir(parents=True, exist_ok=True)

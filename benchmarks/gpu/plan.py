@@ -16,7 +16,7 @@ class Item(NamedTuple):
         target: "module:function" of `benchmarks.gpu.items`; called with a `report.Report`.
         seconds: estimated on an H100, start of the process and building of models included.
         what: one line for the table.
-        own_run: not part of a default run; it starts when what it needs is given and enough time is left.
+        own_run: part of a run only where it is named, or what it needs is given.
     """
 
     name: str
@@ -53,13 +53,17 @@ PLAN = (
 TINY_SECONDS, TINY_LIMIT = 3, 120  # of every item with tiny sizes on a CPU: estimate, and where it is ended
 
 
-def chosen(names: Sequence[str] | None) -> list[Item]:
-    """The items of these names, in the plan's order; all without names. UserError for a name that is not there."""
+def chosen(names: Sequence[str] | None, own_runs: bool) -> list[Item]:
+    """The items of these names, in the plan's order; without names all, those of a run of their own with `own_runs`.
+
+    Raises:
+        UserError: a name that is not there.
+    """
     known = [item.name for item in PLAN]
     for name in names or ():
         if name not in known:
             raise UserError(f"--only {name}: no such item; there are {', '.join(known)}")
-    return [item for item in PLAN if not names or item.name in names]
+    return [item for item in PLAN if (item.name in names if names else own_runs or not item.own_run)]
 
 
 def print_plan() -> None:
