@@ -130,7 +130,8 @@ def main(argv: list[str] | None = None) -> int:
     processes = ItemProcesses([*sorted(modules), *OF_SCRIPTS])
     machine = describe_machine(processes, settings)
     lines = ResultLines(Path(settings.results), {**machine, **source_state(), "tiny": settings.tiny})
-    print(f"{machine['device']}, driver {machine['driver']}, {machine['versions']}", flush=True)
+    parts = {"driver": machine["driver"], **machine["versions"]}
+    print(", ".join([machine["device"], *(f"{name} {value}" for name, value in parts.items() if value)]), flush=True)
     left_out = run_items(items, processes, settings, lines, budget, args.again)
     print(f"\n{item_table(items, lines.latest, left_out)}\n\n{target_table(lines.latest, settings.tiny)}")
     present = [item.name for item in items if not left_out.get(item.name, "").startswith("absent: ")]
