@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.settings import Absent, Settings
+from runtime.errors import one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAVING = 10.0  # seconds that an item has to end by itself once it is through
@@ -144,6 +145,6 @@ def _work(sender: Connection, target: str, settings: Settings, output: str) -> N
     except Absent as absence:
         sender.send(("", str(absence), None))
     except Exception as error:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        text = f"{type(error).__name__}: {one_line(error)[:400]}"
         sender.send(("error", {"error": text, "at": traceback.format_exc().splitlines()[-7:-1]}, text))
     sender.send(None)

@@ -12,7 +12,14 @@ from unittest import mock
 
 import torch
 
-from benchmarks.gpu.items.models import SMALL_RESOLUTION, gradients_of, imagenet_stage1, imagenet_stage2, images
+from benchmarks.gpu.items.models import (
+    SMALL_RESOLUTION,
+    WITHOUT_DROPOUT,
+    gradients_of,
+    imagenet_stage1,
+    imagenet_stage2,
+    images,
+)
 from benchmarks.gpu.items.timing import exact_products, relative
 from benchmarks.gpu.report import Report
 from training.stages.stage1 import Stage1
@@ -51,9 +58,7 @@ def stage1(report: Report) -> None:
 def stage2(report: Report) -> None:
     """The compiled blocks; dropout is off, whose draws compiled code takes from another generator."""
     exact_products()
-    words = ["experiment.precision=fp32", "loss.stochastic_codes=false", "arch.embd_pdrop=0.0"]
-    for stack in ("body", "head"):
-        words += [f"arch.{stack}.block.attn_pdrop=0.0", f"arch.{stack}.block.resid_pdrop=0.0"]
+    words = ["experiment.precision=fp32", "loss.stochastic_codes=false", *WITHOUT_DROPOUT]
     with report.case("stage 2"), _backend(report):
         stages = [
             imagenet_stage2(report.device, "480M", [*words, f"experiment.compile={value}"], True)

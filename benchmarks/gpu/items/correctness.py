@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.gpu.items.models import (
-    SMALL_CODES,
-    SMALL_GRID,
     SMALL_RESOLUTION,
+    WITHOUT_DROPOUT,
     as_in_training,
     drawn,
     gradients_of,
@@ -20,6 +19,7 @@ from benchmarks.gpu.items.models import (
     imagenet_stage2,
     images,
     run_steps,
+    small_codes,
     small_tokenizer,
     small_transformer,
 )
@@ -68,19 +68,12 @@ def cpu_and_gpu(report: Report) -> None:
             words = ["experiment.precision=fp32", f"arch.hparams.codebook_update={update}"]
             _compare_steps(report, f"stage-1 step, {update}", [imagenet_stage1(d, words, True) for d in _both(report)])
     with report.case("stage-2 step"):
-        words = ["experiment.precision=fp32", "loss.stochastic_codes=false", *_without_dropout()]
+        words = ["experiment.precision=fp32", "loss.stochastic_codes=false", *WITHOUT_DROPOUT]
         _compare_steps(report, "stage-2 step", [imagenet_stage2(d, "480M", words, True) for d in _both(report)])
 
 
 def _both(report: Report) -> tuple[torch.device, torch.device]:
     return CPU, report.device
-
-
-def _without_dropout() -> list[str]:
-    words = ["arch.embd_pdrop=0.0"]
-    for stack in ("body", "head"):
-        words += [f"arch.{stack}.block.attn_pdrop=0.0", f"arch.{stack}.block.resid_pdrop=0.0"]
-    return words
 
 
 def _transformer(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -90,11 +83,6 @@ def _transformer(device: torch.device) -> tuple[Tensor, Tensor]:
     F.cross_entropy(logits.flatten(0, 3), codes_BHWD.flatten()).backward()
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return logits, torch.cat(gradients)
-
-
-def small_codes(number: int) -> Tensor:
-    """Code maps for the small RQ-Transformer."""
-    return torch.randint(0, SMALL_CODES, (number, *SMALL_GRID), generator=torch.Generator().manual_seed(1))
 
 
 def _compare_steps(report: Report, name: str, stages: list[Any]) -> None:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.items import kernel_twins
-from benchmarks.gpu.items.correctness import small_codes
 from benchmarks.gpu.items.models import (
     SMALL_RESOLUTION,
     drawn,
     imagenet_stage1,
     images,
+    small_codes,
     small_tokenizer,
     small_transformer,
 )

@@ -24,6 +24,11 @@ STAGE1 = IMAGENET / "stage1" / "in256-rqvae-8x8x4.yaml"
 SMALL_CODES, SMALL_WIDTH, SMALL_RESOLUTION = 128, 32, 32
 SMALL_GRID = (4, 4, 3)
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0}
+# the same of a config: the draws of a GPU, and of compiled code, are others
+WITHOUT_DROPOUT = ["arch.embd_pdrop=0.0"]
+WITHOUT_DROPOUT += [
+    f"arch.{stack}.block.{name}={value}" for stack in ("body", "head") for name, value in NO_DROPOUT.items()
+]
 # the published stage 1 with fewer and smaller layers: 8x8x4 codes of 32x32 images
 SMALL_STAGE1 = [
     "arch.ddconfig.ch=32",
@@ -90,6 +95,11 @@ def small_transformer(device: torch.device, body: dict[str, Any] | None = None, 
 def small_tokenizer(device: torch.device) -> CodeVectors:
     """The code vectors of `small_transformer`."""
     return CodeVectors(drawn((SMALL_CODES, SMALL_WIDTH), 5).to(device))
+
+
+def small_codes(number: int) -> Tensor:
+    """Code maps for `small_transformer`."""
+    return torch.randint(0, SMALL_CODES, (number, *SMALL_GRID), generator=torch.Generator().manual_seed(1))
 
 
 def drawn(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.gpu.items.correctness import small_codes
-from benchmarks.gpu.items.models import SMALL_GRID, small_tokenizer, small_transformer
+from benchmarks.gpu.items.models import SMALL_GRID, small_codes, small_tokenizer, small_transformer
 from benchmarks.gpu.items.timing import exact_products, share_equal
 from benchmarks.gpu.report import Report
 from rqtransformer import RQTransformer, sample, sample_stream
