@@ -322,11 +322,13 @@ def _join_group(
     if missing:
         raise UserError(f"WORLD_SIZE is {world_size} but {', '.join(missing)} is not set; start with torchrun")
     port = _env_int("MASTER_PORT", 0)
-    if rank >= world_size or not 0 < port < 65536 or not 0 < timeout < MOST_SECONDS > join_timeout > 0:
-        raise UserError(
-            f"RANK={rank} must lie below WORLD_SIZE={world_size}, MASTER_PORT={port} between 1 and 65535, and "
-            f"--timeout {timeout:g} and --join-timeout {join_timeout:g} above 0 and below {MOST_SECONDS:g}"
-        )
+    if rank >= world_size:
+        raise UserError(f"RANK={rank} must lie below WORLD_SIZE={world_size}")
+    if not 0 < port < 65536:
+        raise UserError(f"MASTER_PORT={port} must lie between 1 and 65535")
+    for flag, seconds in (("--timeout", timeout), ("--join-timeout", join_timeout)):
+        if not 0 < seconds < MOST_SECONDS:
+            raise UserError(f"{flag} {seconds:g} must lie above 0 and below {MOST_SECONDS:g} seconds")
     with _named_place(rank, join_timeout):
         store: Any = _open_store(os.environ["MASTER_ADDR"], port, rank, join_timeout)
         store = PrefixStore(agree_on_round(store, rank, world_size, join_timeout), store)

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 # for the command line, which must not wait for torch
 BACKENDS = ("auto", "gloo", "nccl")
 DEFAULT_TIMEOUT_SECONDS = 86400
-MOST_SECONDS = 1e9  # longer ones overflow in torch
 """How long a collective waits for another rank: rank 0 may prepare data for hours."""
 DEFAULT_JOIN_SECONDS = 600
 """How long the processes wait for each other at the start: nodes may be given minutes apart."""
+MOST_SECONDS = 1e9  # longer ones overflow in torch
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.1
 
 

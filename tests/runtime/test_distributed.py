@@ -155,10 +155,10 @@ def test_torch_distributed_launch_is_understood(tmp_path):
         ({"RANK": "0"}, [], "1 of 2 processes have not come: rank 1; waited 1 s (--join-timeout) at 127.0.0.1:PORT"),
         ({"MASTER_ADDR": "no.such.host.invalid"}, [], "at no.such.host.invalid:PORT"),
         ({"RANK": "7"}, [], "RANK=7 must lie below WORLD_SIZE=2"),
-        ({"MASTER_PORT": "99999"}, [], "=99999 between 1 and 65535"),
-        ({}, ["--join-timeout", "0"], "--join-timeout 0 above 0"),
-        ({}, ["--join-timeout", "nan"], "--join-timeout nan above 0 and below 1e+09"),
-        ({}, ["--timeout", "inf"], "--timeout inf and"),
+        ({"MASTER_PORT": "99999"}, [], "=99999 must lie between 1 and 65535"),
+        ({}, ["--join-timeout", "0"], "--join-timeout 0 must lie above 0 and below 1e+09 seconds"),
+        ({}, ["--join-timeout", "nan"], "--join-timeout nan must lie above 0 and below 1e+09 seconds"),
+        ({}, ["--timeout", "inf"], "--timeout inf must lie above 0 and below 1e+09 seconds"),
     ],
 )
 def test_what_cannot_be_met_is_one_line(variables, flags, said, monkeypatch):
