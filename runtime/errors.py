@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 EXIT_CODE = 2
 LOST_RANK_EXIT_CODE = 1  # of a process that can only say that another one has ended
+INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of <_io.BytesIO object at 0x7f...>
 TRACEBACK_VARIABLE = "RQ_TRACEBACK"
 
@@ -22,9 +23,7 @@ class UserError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception on a single line, without the addresses of objects; the type's name where there is no
-    message.
-    """
+    """The message of an exception on a single line, without addresses of objects; without a message its type's name."""
     # KeyError's str() is the repr of its argument, quotes included.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(_ADDRESS.sub("", text).split()) or type(error).__name__
@@ -35,8 +34,8 @@ def exit_on_user_error(*also: type[BaseException]) -> Iterator[None]:
     """Turn `UserError`, and the exception types in `also`, into `error: <one line>` on stderr and exit code 2.
 
     Every rank that fails says so; ranks other than 0 add their number. With the environment variable `RQ_TRACEBACK`
-    set, the traceback is printed as well. Ctrl-C ends in a line of its own, said by rank 0;
-    a reader of the output who has seen enough (`| head`) in none.
+    set, the traceback is printed as well. Ctrl-C ends in a line of its own, said by rank 0; a reader of the output who
+    has seen enough (`| head`) in none.
     """
     try:
         yield
@@ -45,7 +44,7 @@ def exit_on_user_error(*also: type[BaseException]) -> Iterator[None]:
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr, flush=True)
-        raise SystemExit(128 + signal.SIGINT) from None
+        raise SystemExit(INTERRUPTED_EXIT_CODE) from None
     except BrokenPipeError:
         if not _reader_is_gone():
             raise

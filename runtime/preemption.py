@@ -11,13 +11,12 @@ import time
 from types import FrameType
 from typing import Any
 
+from runtime.errors import INTERRUPTED_EXIT_CODE
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-INTERRUPTED_EXIT_CODE = 128 + signal.SIGINT
 PREEMPTED_EXIT_CODE = 75
 """What a run that was told to stop exits with: `EX_TEMPFAIL` of sysexits.h, "try again later"."""
-
-
-LAUNCHER_VARIABLE = "TORCHELASTIC_RUN_ID"
+LAUNCHER_VARIABLE = "TORCHELASTIC_RUN_ID"  # torchrun sets it for its workers
 _ONE_PRESS_SECONDS = 1.0
 
 

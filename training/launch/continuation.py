@@ -20,6 +20,7 @@ import torch
 
 from runtime.atomic import write_text_atomically
 from runtime.config import composed_values
+from runtime.preemption import LAUNCHER_VARIABLE
 from runtime.rundir import runs
 from runtime.step_directories import CHECKPOINTS
 from sampling.recorded_paths import TYPED
@@ -76,7 +77,7 @@ def launch_id() -> str | None:
 
     That is the rendezvous id. Where none was given, every torchrun has the same, and the launcher's process counts.
     """
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    run_id = os.environ.get(LAUNCHER_VARIABLE)
     return f"none on {socket.gethostname()}:{os.getppid()}" if run_id == "none" else run_id
 
 
