@@ -24,7 +24,7 @@ from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined] 
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
-from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, MOST_SECONDS, agree_on_round
+from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, agree_on_round, check_waits
 
 DEVICES = ("auto", "cpu", "cuda")
 _ANSWER_SECONDS = 2.0
@@ -326,9 +326,7 @@ def _join_group(
         raise UserError(f"RANK={rank} must lie below WORLD_SIZE={world_size}")
     if not 0 < port < 65536:
         raise UserError(f"MASTER_PORT={port} must lie between 1 and 65535")
-    for flag, seconds in (("--timeout", timeout), ("--join-timeout", join_timeout)):
-        if not 0 < seconds < MOST_SECONDS:
-            raise UserError(f"{flag} {seconds:g} must lie above 0 and below {MOST_SECONDS:g} seconds")
+    check_waits(timeout, join_timeout)
     with _named_place(rank, join_timeout):
         store: Any = _open_store(os.environ["MASTER_ADDR"], port, rank, join_timeout)
         store = PrefixStore(agree_on_round(store, rank, world_size, join_timeout), store)

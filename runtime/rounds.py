@@ -1,7 +1,7 @@
-"""A name for one start of all processes, on a store that keeps what earlier starts wrote.
+"""How long processes wait for each other, and a name for one start of all of them.
 
-torchrun restarts processes on the store of their predecessors. What those wrote, such as the address at which a rank
-listened, must not be taken for news.
+torchrun restarts processes on the store of their predecessors. What it keeps of those, such as the address at which a
+rank listened, must not be taken for news.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from runtime.errors import UserError
+
 # for the command line, which must not wait for torch
 BACKENDS = ("auto", "gloo", "nccl")
 DEFAULT_TIMEOUT_SECONDS = 86400
@@ -19,6 +21,13 @@ DEFAULT_JOIN_SECONDS = 600
 """How long the processes wait for each other at the start: nodes may be given minutes apart."""
 MOST_SECONDS = 1e9  # longer ones overflow in torch
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.002, 0.1
+
+
+def check_waits(timeout: float, join_timeout: float) -> None:
+    """UserError for a flag whose seconds nobody can wait: none, not a number, more than `MOST_SECONDS`."""
+    for flag, seconds in (("--timeout", timeout), ("--join-timeout", join_timeout)):
+        if not 0 < seconds < MOST_SECONDS:
+            raise UserError(f"{flag} {seconds:g} must lie above 0 and below {MOST_SECONDS:g} seconds")
 
 
 class KeyValueStore(Protocol):
