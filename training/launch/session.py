@@ -186,8 +186,6 @@ class Session(Generic[Config]):
     def _say_what_is_trained(self) -> None:
         plan, log = self.plan, self.log
         log.info(f"run directory {self.run_dir}")
-        for line in self.data.warnings:
-            log.warning(line)
         log.info(self.stage.describe())
         log.info(
             f"{self.train_set.name}: {plan.num_images} training images, {len(self.val_set)} validation images; "
@@ -203,8 +201,8 @@ class Session(Generic[Config]):
                     f"the run is finished: {start.step} of {plan.total_steps} steps are done; a larger "
                     "experiment.max_steps or experiment.epochs makes it longer"
                 )
-        for line in [*self.notes, *never_reached(self.stage.objects().values())]:
-            if log.is_main:
+        for line in [*self.data.warnings, *self.notes, *never_reached(self.stage.objects().values())]:
+            if log.is_main:  # every rank has them
                 log.warning(line)
 
     def _report_unreadable(self) -> None:
