@@ -35,11 +35,11 @@ class Grouped(Quantizer):
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E); positions where `mask` (...) is False count in no loss and no codebook."""
-        check_vectors(z, self.dim)
+        shares = self._shares(z)
         check_mask(mask, z.shape[:-1])
         self._before_gathering(z)
         with full_precision(z.device):
-            outs = [group(part, mask) for group, part in zip(self.groups, z.chunk(len(self.groups), -1), strict=True)]
+            outs = [group(part, mask) for group, part in shares]
             names = dict.fromkeys(name for out in outs for name in out.terms)
             zero = torch.zeros((), device=z.device)
             terms = {name: torch.stack([out.terms.get(name, zero) for out in outs]).mean() for name in names}
@@ -81,9 +81,7 @@ class Grouped(Quantizer):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The vector every depth searches with and its code, group by group."""
-        check_vectors(z, self.dim)
-        pairs = zip(self.groups, z.chunk(len(self.groups), -1), strict=True)
-        found = [group.targets(part, temp, stochastic, generator) for group, part in pairs]
+        found = [group.targets(part, temp, stochastic, generator) for group, part in self._shares(z)]
         return torch.cat([searched for searched, _ in found], -2), torch.cat([codes for _, codes in found], -1)
 
     @torch.no_grad()
@@ -95,9 +93,7 @@ class Grouped(Quantizer):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Those of the groups (..., D, K), filled up with probability 0, and the codes (..., D)."""
-        check_vectors(z, self.dim)
-        pairs = zip(self.groups, z.chunk(len(self.groups), -1), strict=True)
-        found = [group.soft_codes(part, temp, stochastic, generator) for group, part in pairs]
+        found = [group.soft_codes(part, temp, stochastic, generator) for group, part in self._shares(z)]
         largest = max(self.num_codes)
         probs = [nn.functional.pad(part, (0, largest - part.shape[-1])) for part, _ in found]
         return torch.cat(probs, -2), torch.cat([codes for _, codes in found], -1)
@@ -128,6 +124,11 @@ class Grouped(Quantizer):
     def uses_all_parameters(self) -> bool:
         """Whether all groups do."""
         return all(group.uses_all_parameters for group in self.groups)
+
+    def _shares(self, z: Tensor) -> list[tuple[Quantizer, Tensor]]:
+        """(group, its channels) for every group."""
+        check_vectors(z, self.dim)
+        return list(zip(self.groups, z.chunk(len(self.groups), -1), strict=True))
 
     def _split(self, codes: Tensor) -> Iterator[tuple[Quantizer, Tensor]]:
         """(group, its codes) for every group that has codes here."""

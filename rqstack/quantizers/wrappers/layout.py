@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rqstack.quantizers.arithmetic.arguments import check_count, shown
-from rqstack.quantizers.base import Quantizer, QuantizerOutput
+from rqstack.quantizers.base import Quantizer
+from rqstack.quantizers.wrappers.around_one import AroundOne
 
 LAYOUTS = {
     "channels_last": -1,  # (B, N, C), (B, H, W, C), (B, C): a single token per row
@@ -56,7 +57,7 @@ def layout_of(x: Tensor, layout: str | int, channels: int) -> Layout:
     return Layout(dim % x.ndim, x.ndim)
 
 
-class InLayout(Quantizer):
+class InLayout(AroundOne):
     """A quantizer for tensors in another layout.
 
     layout: 'channels_last', 'channels_first', 'auto' (see `layout_of`) or the number of the dim to quantize. The codes
@@ -67,18 +68,9 @@ class InLayout(Quantizer):
     """
 
     def __init__(self, quantizer: Quantizer, channels: int, layout: str | int = "auto"):
-        super().__init__()
         _check_layout(layout)
-        self._watch_from_outside(quantizer)
-        self.quantizer, self.channels, self.layout = quantizer, check_count("channels", channels), layout
-        self.num_codes, self.drops_levels = quantizer.num_codes, quantizer.drops_levels
-
-    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantize a tensor in its layout; `quantized` has the same one."""
-        layout = layout_of(z, self.layout, self.channels)
-        self._before_gathering(z)
-        out = self.quantizer(layout.to_last(z), mask)
-        return out._replace(quantized=layout.back(out.quantized))
+        super().__init__(quantizer)
+        self.channels, self.layout = check_count("channels", channels), layout
 
     def decode(self, codes: Tensor, layout: str | int | None = None) -> Tensor:
         """Codes (..., D) -> vectors in the layout; 'auto' cannot be told from codes, so `layout` must say it then."""
@@ -90,57 +82,11 @@ class InLayout(Quantizer):
         dim = self._dim_of_codes(layout)
         return self.quantizer.decode_depth(codes, depth).movedim(-1, dim)
 
-    def embed_with_depth(self, codes: Tensor) -> Tensor:
-        """Codes (..., D) -> the part of every depth (..., D, E), channels last."""
-        return self.quantizer.embed_with_depth(codes)
-
-    def codebook(self, depth: int) -> Tensor:
-        """The (K, C) code vectors of depth `depth`."""
-        return self.quantizer.codebook(depth)
-
-    def code_vectors(self, depth: int) -> Tensor:
-        """What each code of one depth adds (K, E)."""
-        return self.quantizer.code_vectors(depth)
-
-    def targets(
-        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The vector every depth searches with (..., D, C) and its code (..., D)."""
-        return self.quantizer.targets(self._to_last(z), temp, stochastic, generator)
-
-    def soft_codes(
-        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The probabilities (..., D, K) and codes (..., D) of the quantizer."""
-        return self.quantizer.soft_codes(self._to_last(z), temp, stochastic, generator)
-
-    def update_codebook(self) -> None:
-        """Apply what has been gathered."""
-        self.quantizer.update_codebook()
-
-    def discard_codebook_update(self) -> None:
-        """Forget what has been gathered."""
-        self.quantizer.discard_codebook_update()
-
-    def restart_counts(self) -> Tensor:
-        """Entries restarted since construction, int64 (D,)."""
-        return self.quantizer.restart_counts()
-
-    @property
-    def fixed_code_vectors(self) -> bool:
-        """Whether those of the quantizer are fixed."""
-        return self.quantizer.fixed_code_vectors
-
-    @property
-    def uses_all_parameters(self) -> bool:
-        """Whether the quantizer does."""
-        return self.quantizer.uses_all_parameters
-
-    def _has_gathered(self) -> bool:
-        return self.quantizer._has_gathered()
-
-    def _to_last(self, z: Tensor) -> Tensor:
+    def _inward(self, z: Tensor) -> Tensor:
         return layout_of(z, self.layout, self.channels).to_last(z)
+
+    def _outward(self, vectors: Tensor, like: Tensor) -> Tensor:
+        return layout_of(like, self.layout, self.channels).back(vectors)
 
     def _dim_of_codes(self, layout: str | int | None) -> int:
         layout = self.layout if layout is None else layout

@@ -6,12 +6,12 @@ vectors per patch), D code depth, C size of the vectors a depth searches with, K
 
 from __future__ import annotations
 
-import torch
 from einops import rearrange
 from torch import Tensor
 
 from rqstack.quantizers.arithmetic.arguments import check_counts, shown
-from rqstack.quantizers.base import Quantizer, QuantizerOutput
+from rqstack.quantizers.base import Quantizer
+from rqstack.quantizers.wrappers.around_one import AroundOne
 
 
 def join_patches(z_BHWE: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -34,7 +34,7 @@ def split_patches(vectors_BhwP: Tensor, patch: tuple[int, int]) -> Tensor:
     return rearrange(vectors_BhwP, "b h w (p q e) -> b (h p) (w q) e", p=rows, q=columns)
 
 
-class InPatches(Quantizer):
+class InPatches(AroundOne):
     """Any quantizer on joined vectors: input (B, H, W, E), codes (B, h, w, D).
 
     quantizer: of vectors of size P = E x rows x columns. patch: (rows, columns) of latent vectors that share their
@@ -43,20 +43,10 @@ class InPatches(Quantizer):
     """
 
     def __init__(self, quantizer: Quantizer, patch: tuple[int, int]):
-        super().__init__()
         if len(check_counts("patch", patch)) != 2:
             raise ValueError(f"patch must be (rows, columns), got {patch}")
-        self._watch_from_outside(quantizer)
-        self.drops_levels = quantizer.drops_levels
-        self.quantizer, self.patch = quantizer, (int(patch[0]), int(patch[1]))
-        self.num_codes = quantizer.num_codes
-
-    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantize z (B, H, W, E); code positions where `mask` (B, h, w) is False count in no loss and no codebook."""
-        joined = join_patches(z, self.patch)
-        self._before_gathering(z)
-        out = self.quantizer(joined, mask)
-        return out._replace(quantized=split_patches(out.quantized, self.patch))
+        super().__init__(quantizer)
+        self.patch = (int(patch[0]), int(patch[1]))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w, D) -> vectors (B, H, W, E)."""
@@ -66,51 +56,8 @@ class InPatches(Quantizer):
         """Codes (B, h, w, D) -> the part (B, H, W, E) of one depth alone."""
         return split_patches(self.quantizer.decode_depth(codes, depth), self.patch)
 
-    def embed_with_depth(self, codes: Tensor) -> Tensor:
-        """Codes (B, h, w, D) -> the part of every depth (B, h, w, D, P), on the code grid."""
-        return self.quantizer.embed_with_depth(codes)
+    def _inward(self, z: Tensor) -> Tensor:
+        return join_patches(z, self.patch)
 
-    def codebook(self, depth: int) -> Tensor:
-        """The (K, C) code vectors of depth `depth`."""
-        return self.quantizer.codebook(depth)
-
-    def code_vectors(self, depth: int) -> Tensor:
-        """What each code of one depth adds on the code grid (K, P)."""
-        return self.quantizer.code_vectors(depth)
-
-    @property
-    def fixed_code_vectors(self) -> bool:
-        """Whether those of the quantizer are fixed."""
-        return self.quantizer.fixed_code_vectors
-
-    def targets(
-        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The vector every depth searches with (B, h, w, D, C) and its code (B, h, w, D)."""
-        return self.quantizer.targets(join_patches(z, self.patch), temp, stochastic, generator)
-
-    def soft_codes(
-        self, z: Tensor, temp: float = 1.0, stochastic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The probabilities (B, h, w, D, K) and codes (B, h, w, D) of the quantizer."""
-        return self.quantizer.soft_codes(join_patches(z, self.patch), temp, stochastic, generator)
-
-    def update_codebook(self) -> None:
-        """Apply what has been gathered."""
-        self.quantizer.update_codebook()
-
-    def discard_codebook_update(self) -> None:
-        """Forget what has been gathered."""
-        self.quantizer.discard_codebook_update()
-
-    def _has_gathered(self) -> bool:
-        return self.quantizer._has_gathered()
-
-    def restart_counts(self) -> Tensor:
-        """Entries restarted since construction, int64 (D,)."""
-        return self.quantizer.restart_counts()
-
-    @property
-    def uses_all_parameters(self) -> bool:
-        """Whether the quantizer does."""
-        return self.quantizer.uses_all_parameters
+    def _outward(self, vectors: Tensor, like: Tensor) -> Tensor:
+        return split_patches(vectors, self.patch)
