@@ -135,14 +135,15 @@ def ranks(request, on_ranks, tokenizer, tmp_path_factory) -> Ranks:
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     """Equal to float tolerance, relative to the largest entry of a tensor.
 
-    A bias before a normalization has a gradient of next to nothing, a sum of larger terms that cancel: the floor is for
-    their rounding.
+    A bias before a normalization has a gradient of next to nothing, a sum of larger terms that cancel: the floor of
+    what an optimizer keeps of gradients is for their rounding.
     """
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         scale = float(theirs[name].float().abs().amax()) if tensor.numel() else 1.0
+        floor = 1e-2 if "momentum_buffer" in name else 1e-3
         torch.testing.assert_close(
-            tensor, theirs[name], rtol=0.0, atol=2e-5 * max(scale, 1e-2), msg=lambda text, name=name: f"{name}: {text}"
+            tensor, theirs[name], rtol=0.0, atol=2e-5 * max(scale, floor), msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
