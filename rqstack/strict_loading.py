@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -21,14 +21,14 @@ def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source:
         source: the file, for the message.
 
     Raises:
-        ValueError: in one line, what is missing (with the nearest name that is left over), unexpected, or of another
-            shape.
+        ValueError: in one line, the first of what is missing (with the nearest name that is left over), unexpected, or
+            of another shape.
     """
-    missing, unexpected = wanted.keys() - given.keys(), given.keys() - wanted.keys()
-    problems = [
-        *_first("missing", [name + _nearest(name, unexpected) for name in wanted if name in missing]),
-        *_first("unexpected", [name for name in given if name in unexpected]),
-    ]
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    # names are compared letter by letter: only for those that are shown
+    guesses = [name + _nearest(name, unexpected) for name in missing[:SHOWN]]
+    problems = [*_first("missing", guesses + missing[SHOWN:]), *_first("unexpected", unexpected)]
     wrong = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
     shapes = [f"{name} is {list(given[name].shape)}, the config wants {list(wanted[name].shape)}" for name in wrong]
     problems += _first("", shapes)
@@ -37,7 +37,7 @@ def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source:
         raise ValueError(message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}...")
 
 
-def _nearest(name: str, others: set[str]) -> str:
+def _nearest(name: str, others: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(name, sorted(others), n=1)
     return f" (is it {nearest[0]}?)" if nearest else ""
 

@@ -1,5 +1,6 @@
 """Weights as others save them: names of wrappers, bare state dicts, several safetensors files, a stated config."""
 
+import difflib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from rqstack.conversion import convert
 from rqstack.published_layout import without_wrapper
+from rqstack.strict_loading import SHOWN, check_fit
 from rqtransformer import RQTransformer
 from rqvae import RQVAE
 from tests.repository import GOLDEN
@@ -144,6 +146,15 @@ def test_messages_stay_short(stage, tmp_path):
     assert len(str(error.value)) < 400 + len(str(tmp_path))
     with pytest.raises(ValueError, match="no averaged weights: no 'state_dict_ema'"):
         kind.from_pretrained(saved(tensors, tmp_path / "e", folder), ema=True)
+
+
+def test_of_many_foreign_names_only_those_shown_are_compared_by_letter(monkeypatch):
+    compared, nearest = [], difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", lambda *a, **k: compared.append(a[0]) or nearest(*a, **k))
+    wanted, given = ({f"{part}.{i}.weight": torch.empty(1) for i in range(500)} for part in ("blocks", "block"))
+    with pytest.raises(ValueError, match=r"missing blocks\.0\.weight \(is it block\.0\.weight\?\).*and 498 more"):
+        check_fit(wanted, given, "a file")
+    assert len(compared) == SHOWN
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
