@@ -143,10 +143,10 @@ def read_archive(
         return archive
     if isinstance(config, Mapping):
         try:
-            text = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+            made = OmegaConf.create(dict(config))
+            text, stated = OmegaConf.to_yaml(made), cast("dict[str, Any]", OmegaConf.to_container(made))
         except Exception as error:  # of yaml and OmegaConf, which share no base class
             raise ValueError(f"the stated config is none: {str(error).splitlines()[0][:150]}") from error
-        stated = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(dict(config))))
     else:
         file = Path(config).expanduser()
         if not file.is_file():

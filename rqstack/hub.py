@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from rqstack.archive import read_archive
 from rqstack.published_layout import WEIGHT_PARTS
 from rqstack.snapshots import COMPLETE, MODEL_FILE, appearing_folder, write_snapshot
+from rqstack.weight_files import ENDINGS
 
-SNAPSHOT_PATTERNS = ["*.safetensors", "*.yaml", "*.json", "*.txt", COMPLETE, "*.pt", "*.pth", "*.bin", "*.ckpt"]
+SNAPSHOT_PATTERNS = [*(f"*{ending}" for ending in ENDINGS), "*.yaml", "*.json", "*.txt", COMPLETE]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 Model = TypeVar("Model", bound="PretrainedModel")
 
