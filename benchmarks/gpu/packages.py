@@ -11,7 +11,7 @@ from runtime.errors import UserError
 
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 11)
 # module: the distribution it comes from. What scripts import only when asked (tokenizers, open_clip, timm) is not here,
-# nor TensorBoard, without which only the items that run scripts are left out.
+# nor TensorBoard, without which they warn and go on.
 PACKAGES = {
     "torch": "torch",
     "torchvision": "torchvision",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -10,16 +9,13 @@ import sys
 import time
 
 from benchmarks.gpu.running import ROOT
-from benchmarks.gpu.settings import Absent
 
 
 def run_script(name: str, *words: object, gpu: bool) -> float:
-    """Runs `python NAME WORDS` to its end; seconds. RuntimeError if it does not end well, Absent without TensorBoard.
+    """Runs `python NAME WORDS` to its end; seconds. RuntimeError if it does not end well.
 
     The process is forked before this one has touched CUDA, which saves the imports of a new one.
     """
-    if importlib.util.find_spec("tensorboard") is None:
-        raise Absent("training scripts write to TensorBoard: pip install tensorboard")
     begun = time.monotonic()
     context = multiprocessing.get_context("fork")
     process = context.Process(target=_run, args=(name, [str(word) for word in words], gpu))
