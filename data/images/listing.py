@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import stat
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -120,16 +121,19 @@ class _Walk:
 
     def all(self) -> None:
         self._folder(os.fspath(self.root), "")
-        files: list[tuple[str, str]] = []
+        files: list[tuple[str, os.stat_result]] = []
         while self.links:
             links, self.links = sorted(self.links), []
             for path, relative in links:
-                if not os.path.exists(path):
+                try:
+                    found = os.stat(path)
+                except OSError:
                     self._broken(path, relative)
-                elif not os.path.isdir(path):
-                    files.append((path, relative))
-                else:
+                    continue
+                if stat.S_ISDIR(found.st_mode):
                     self._folder(path, relative + "/")
+                else:
+                    files.append((relative, found))
         self._linked_files(files)
 
     def _folder(self, root: str, prefix: str) -> None:
@@ -159,15 +163,15 @@ class _Walk:
                     else:
                         self.others[os.path.splitext(entry.name)[1].lower()] += 1
 
-    def _linked_files(self, links: Iterable[tuple[str, str]]) -> None:
+    def _linked_files(self, links: Iterable[tuple[str, os.stat_result]]) -> None:
         listed: set[tuple[int, int]] | None = None
-        for path, relative in links:
-            if not is_image(relative) or not os.path.isfile(path):
+        for relative, found in links:
+            if not is_image(relative) or not stat.S_ISREG(found.st_mode):
                 self.others[os.path.splitext(relative)[1].lower()] += 1
                 continue
             if listed is None:  # a set of all images only where there is a link among them
                 listed = {(device, inode) for device, inodes in self.numbers.items() for inode in inodes}
-            identity = _identity(path)
+            identity = found.st_dev, found.st_ino
             if identity in listed:
                 self.left_out.append(relative)
             else:
