@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.order import Groups
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
+from runtime.errors import first_few
 
 VAL_FRACTION = 0.1  # held out where a data set has no validation split, unless the config says otherwise
 Item = int | tuple[int, int]
@@ -120,8 +121,8 @@ def reading_notes(dataset: ImageDataset) -> list[str]:
     """A line for each thing that this process did to images on its own account, with how many they were."""
     notes = []
     if count := dataset.corrupt_count():
-        names = ", ".join(dataset.corrupt_names(3))
-        notes.append(f"{count} unreadable {dataset.split} images were replaced: {names}, ...")
+        names = first_few(dataset.corrupt_names())
+        notes.append(f"{count} unreadable {dataset.split} images were replaced: {names}")
     if count := dataset.flattened_count():
         notes.append(f"{count} {dataset.split} images have transparency, shown over dataset.background")
     return notes

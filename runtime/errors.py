@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 EXIT_CODE = 2
@@ -27,6 +27,11 @@ def one_line(error: BaseException) -> str:
     # KeyError's str() is the repr of its argument, quotes included.
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(_ADDRESS.sub("", text).split()) or type(error).__name__
+
+
+def first_few(names: Sequence[object], most: int = 3) -> str:
+    """The first of some names, for a message of one line; dots stand for the others."""
+    return ", ".join([*map(str, names[:most]), *(["..."] if len(names) > most else [])])
 
 
 @contextmanager

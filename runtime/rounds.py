@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from runtime.errors import UserError
+from runtime.errors import UserError, first_few
 
 # for the command line, which must not wait for torch
 BACKENDS = ("auto", "gloo", "nccl")
@@ -82,8 +82,7 @@ def _name_round(store: KeyValueStore, world_size: int, timeout: float) -> str:
 
 
 def _missing(ranks: list[int], world_size: int) -> str:
-    named = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
-    return f"{len(ranks)} of {world_size} processes have not come: rank {named}"
+    return f"{len(ranks)} of {world_size} processes have not come: rank {first_few(ranks, 8)}"
 
 
 def _wait_for(condition: Callable[[], bool], deadline: float, problem: Callable[[], str]) -> None:

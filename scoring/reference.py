@@ -30,7 +30,7 @@ from evaluation.references.reference_files import Reference, read_reference, sav
 from evaluation.references.reference_making import digested, measure_reference
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import UserError, exit_on_user_error, first_few
 from scoring.image_source import DATASET_PREFIX, SOURCES, ImageSource, default_name, open_source
 
 ACTIONS = {"make": ("source",), "show": ("file",), "check": ("file", "source")}
@@ -133,8 +133,8 @@ def open_images(settings: ReferenceSettings, spec: str) -> ImageSource:
         mixed_sizes=settings.mixed_sizes,
     )
     if source.skipped:
-        names = ", ".join(source.skipped[:3])
-        print(f"warning: {len(source.skipped)} unreadable images of {spec} left out: {names}, ...", file=sys.stderr)
+        left_out = f"{len(source.skipped)} unreadable images of {spec} left out: {first_few(source.skipped)}"
+        print(f"warning: {left_out}", file=sys.stderr)
     return source
 
 

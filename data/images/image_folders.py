@@ -22,6 +22,7 @@ from data.images.split_folders import TRAIN, VAL, find_splits
 from data.request import DatasetRequest
 from data.roots import find_root, missing
 from data.splits import split_by_name
+from runtime.errors import first_few
 
 IMAGENET_LAYOUT = "train/<class>/*.JPEG and val/<class>/*.JPEG"
 FFHQ_LAYOUT = "00000.png ... 69999.png (sub-folders allowed)"
@@ -145,7 +146,7 @@ def scan_classes(
         return one_class
     class_names = found if known is None else known
     if empty := sorted(set(listing.folders) - set(found)):
-        _log.warning("%s: folders without images are no classes: %s", root, ", ".join(empty[:10]))
+        _log.warning("%s: folders without images are no classes: %s", root, first_few(empty, 10))
     number = {name: label for label, name in enumerate(class_names)}
     if unknown := [name for name in found if name not in number]:
         raise ValueError(f"{config.name}: {root} has a class {unknown[0]!r} that the training images do not have")

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.errors import first_few
+
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _OTHER_IMAGES = frozenset(
     ".apng .arw .avif .cr2 .dds .dng .emf .eps .exr .gif .hdr .heic .heif .ico .icns .j2k .jfif .jif .jp2 .jpe .jpx "
@@ -186,10 +188,8 @@ class _Walk:
     def notes(self) -> list[str]:
         notes = []
         if self.left_out:
-            shown = ", ".join(sorted(self.left_out)[:_SHOWN])
-            notes.append(
-                f"{self.root}: {len(self.left_out)} links lead to what is listed anyway, left out: {shown}, ..."
-            )
+            shown = first_few(sorted(self.left_out), _SHOWN)
+            notes.append(f"{self.root}: {len(self.left_out)} links lead to what is listed anyway, left out: {shown}")
         unread = {ending: count for ending, count in sorted(self.others.items()) if ending in _OTHER_IMAGES}
         if unread:
             counts = ", ".join(f"{count} {ending}" for ending, count in unread.items())

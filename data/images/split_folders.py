@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from data.images.listing import folders_with_images, holds_image, is_image
+from runtime.errors import first_few
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLIT_WORDS = {
@@ -44,7 +45,7 @@ def find_splits(name: str, root: Path) -> dict[str, Path] | None:
         return None  # one class of several may well be called `train`
     held_out = [*found[VAL], *found[TEST]]
     if not found[TRAIN] or (others and not held_out) or any(len(same) > 1 for same in found.values()):
-        shown = ", ".join([*kinds, *others][:6])
+        shown = first_few([*kinds, *others], 6)
         raise ValueError(
             f"{name}: folders of {root} look like splits and are not understood: {shown}. Expected train and val "
             "(or valid, test, ...); dataset.class_folders=true takes all folders for classes"

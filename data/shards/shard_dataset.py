@@ -37,7 +37,7 @@ from data.splits import split_by_name
 from data.text_files import decoded, lines_of
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from data.tokenizers.tokenizer_loading import tokenizer_named
-from runtime.errors import UserError
+from runtime.errors import UserError, first_few
 
 _SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _INDEX_THREADS = 16
@@ -249,7 +249,8 @@ def _without_empty(places: list[str], indexes: list[ShardIndex]) -> tuple[list[s
     if len(empty) == len(places):
         raise ValueError(f"{places[0]} holds no samples with an image, latents or codes ({len(places)} shards do not)")
     if empty:
-        _log.warning("shards: %d of %d hold no images and are left out: %s, ...", len(empty), len(places), empty[0])
+        left_out = first_few(empty, 1)
+        _log.warning("shards: %d of %d hold no images and are left out: %s", len(empty), len(places), left_out)
     kept = [(place, index) for place, index in zip(places, indexes, strict=True) if len(index)]
     return [place for place, _ in kept], [index for _, index in kept]
 

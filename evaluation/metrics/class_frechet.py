@@ -15,6 +15,7 @@ from evaluation.metrics.metric import Metric, MetricResult, WholeSet
 from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.protocol import metric_name
 from evaluation.statistics import Gaussian, statistics_of
+from runtime.errors import first_few
 
 ClassMoments: TypeAlias = "Gaussian | Tensor"
 """The real images of one class: their moments, or their features (N, F)."""
@@ -72,7 +73,7 @@ class ClassFrechetDistance(Metric):
         for reference, name in self.names.items():
             left_out = sorted((present | set(self.references[reference])) - set(tables[name]))
             if left_out:
-                listed = ", ".join(map(str, left_out[:10])) + (", ..." if len(left_out) > 10 else "")
+                listed = first_few(left_out, 10)
                 warnings.append(f"{name}: {len(left_out)} classes left out, under 2 images here or there: {listed}")
         return MetricResult(values, warnings, {"per_class": tables})
 

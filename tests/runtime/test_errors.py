@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from runtime.errors import UserError, exit_on_user_error, one_line
+from runtime.errors import UserError, exit_on_user_error, first_few, one_line
 from tests.commands import start
 
 
@@ -83,3 +83,8 @@ with exit_on_user_error(OSError):
     process.stdout.close()
     with process.stderr:
         assert (process.wait(120), process.stderr.read()) == (141, "")
+
+
+@pytest.mark.parametrize(("names", "shown"), [([], ""), (["a"], "a"), ([1, 2, 3], "1, 2, 3"), ("abcd", "a, b, c, ...")])
+def test_dots_stand_for_names_that_are_not_shown_and_for_nothing_else(names, shown):
+    assert first_few(names) == shown

@@ -102,7 +102,7 @@ def test_unreadable_images_are_counted(trained, command, tmp_path):
     assert not output.exists()
     code, out, error = command("scoring.reference", "make", folder, "--output", output, "--skip-unreadable", *flags)
     assert code == 0
-    assert f"warning: 1 unreadable images of {folder} left out: {folder}/0005.png" in error
+    assert f"warning: 1 unreadable images of {folder} left out: {folder}/0005.png\n" in error
     assert last_line(out)["num_images"] == 23
 
 

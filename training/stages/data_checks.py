@@ -10,6 +10,7 @@ import torch
 from data import ImageDataset
 from data.shards.cached_latents import LatentDataset
 from rqtransformer import RQTransformerConfig
+from runtime.errors import first_few
 
 _log = logging.getLogger(__name__)
 
@@ -69,12 +70,11 @@ def images_per_class(dataset: ImageDataset, num_classes: int) -> list[int]:
 def _warn_of_untrained(dataset: ImageDataset, num_classes: int) -> None:
     without = [label for label, count in enumerate(images_per_class(dataset, num_classes)) if not count]
     if without:
-        shown = ", ".join(map(str, without[:3])) + (", ..." if len(without) > 3 else "")
         _log.warning(
             "arch.vocab_size_cond=%d: %d of these classes have no training image (%s) and will not be sampled",
             num_classes,
             len(without),
-            shown,
+            first_few(without),
         )
 
 
