@@ -113,16 +113,10 @@ class CaptionedDataset(FileDataset):
         if self.tokenizer is None:
             return batch
         training_key_B = noise_key_B if self.split == "train" else None
-        used_B = np.array([self._read_for(index) for index in index_B.tolist()], dtype=np.int64)
+        used_B = np.array([self.read_for(index) for index in index_B.tolist()], dtype=np.int64)
         numbers_B = caption_numbers(self.seed, training_key_B, self.table.count_N[used_B])
         texts = [self.table.text_of(index, number) for index, number in zip(used_B.tolist(), numbers_B.tolist())]
         return {**batch, "cond": self.tokenizer.encode_batch(texts, segmentation_keys(self.seed, training_key_B))}
-
-    def _read_for(self, index: int) -> int:
-        """The image that was read when `index` was asked for: all before it are marked by now."""
-        while self.corrupt_N[index]:
-            index = (index + 1) % len(self)
-        return index
 
     def content_mark(self) -> str:
         return f"{zlib.crc32(self.table.text.data):08x}"

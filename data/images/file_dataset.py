@@ -84,6 +84,12 @@ class ReplacingDataset(ImageDataset):
                     self._mark_corrupt(index, error)
             index = (index + 1) % len(self)
 
+    def read_for(self, index: int) -> int:
+        """The entry that was read when `index` was asked for: all before it are marked by now."""
+        while self.corrupt_N[index]:
+            index = (index + 1) % len(self)
+        return index
+
     def _mark_corrupt(self, index: int, error: Exception) -> None:
         self.corrupt_N[index] = 1
         name, count = self.source.name(index), self.corrupt_count()

@@ -136,7 +136,7 @@ class CaptionedShards(FileDataset):
         if self.tokenizer is None:
             return batch
         training_key_B = noise_key_B if self.split == "train" else None
-        lines = [self._lines(self.first_readable(index, lambda found: found)[0]) for index in index_B.tolist()]
+        lines = [self._lines(self.read_for(index)) for index in index_B.tolist()]
         numbers_B = caption_numbers(self.seed, training_key_B, np.array([len(texts) for texts in lines]))
         texts = [texts[number] for texts, number in zip(lines, numbers_B.tolist())]
         return {**batch, "cond": self.tokenizer.encode_batch(texts, segmentation_keys(self.seed, training_key_B))}
