@@ -102,9 +102,9 @@ def proportional_conditions(num_samples: int, count_Y: Tensor) -> Tensor:
     if not len(count_Y) or count_Y.min() < 0 or not count_Y.any():
         raise ValueError("class frequencies need at least one class with images, and no negative count")
     share_Y = count_Y.double() / count_Y.sum()
-    most_Y = ((num_samples + len(count_Y)) * share_Y).long() + 2
-    class_M = torch.repeat_interleave(torch.arange(len(count_Y)), torch.where(count_Y > 0, most_Y, 0))
-    first_M = torch.where(count_Y > 0, most_Y, 0).cumsum(0).roll(1).index_fill_(0, torch.tensor([0]), 0)[class_M]
+    most_Y = torch.where(count_Y > 0, ((num_samples + len(count_Y)) * share_Y).long() + 2, 0)
+    class_M = torch.repeat_interleave(torch.arange(len(count_Y)), most_Y)
+    first_M = (most_Y.cumsum(0) - most_Y)[class_M]
     place_M = (torch.arange(len(class_M)) - first_M + 0.5) / share_Y[class_M]
     return class_M[place_M.argsort(stable=True)[:num_samples]]
 
