@@ -89,13 +89,14 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
         self.options = options
         self.project_in = nn.Linear(dim, code_dim) if dim != code_dim else nn.Identity()
         self.project_out = nn.Linear(code_dim, dim) if dim != code_dim else nn.Identity()
-        scale = torch.ones(len(levels), code_dim)
+        scale = torch.ones(len(levels), code_dim, device="cpu")
         for level, value in enumerate(scales or ()):
             if min(value if isinstance(value, Sequence) else [value]) <= 0:
                 raise ValueError(f"scales must be positive, got {scales}")
-            scale[level] = torch.tensor(value)
-        self.register_buffer("scale", scale, persistent=False)
-        self._known: tuple[Tensor, int, list[float]] | None = None
+            scale[level] = torch.tensor(value, device="cpu")
+        # known to Python: a device is not asked for them
+        self._mean_squares: list[float] = [row.square().mean().item() for row in scale]
+        self.register_buffer("scale", scale.to(torch.get_default_device()), persistent=False)
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantize z (..., E); positions where `mask` (...) is False count in no loss and no codebook."""
@@ -151,18 +152,12 @@ class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
             for level in range(len(self.order)):
                 quantizer = self.level_at(level)
                 scale = self.scale[level]
-                level_temp = temp / self._mean_square_scale(level) if stochastic else temp
+                level_temp = temp / self._mean_squares[level] if stochastic else temp
                 searched, level_codes = quantizer.targets(residual / scale, level_temp, stochastic, generator)
                 residual = residual - quantizer.decode(level_codes) * scale
                 found.append(searched * scale if searched.shape[-1] == len(scale) else searched)
                 codes.append(level_codes)
         return torch.cat(found, -2), torch.cat(codes, -1)
-
-    def _mean_square_scale(self, level: int) -> float:
-        """Read from the device once, and again when the scales have changed."""
-        if self._known is None or self._known[0] is not self.scale or self._known[1] != self.scale._version:
-            self._known = (self.scale, self.scale._version, [row.square().mean().item() for row in self.scale])
-        return self._known[2][level]
 
     def update_codebook(self) -> None:
         """Apply what the levels have gathered."""

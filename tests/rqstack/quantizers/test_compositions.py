@@ -1,5 +1,7 @@
 """Residual and grouped compositions: level by level, dropout, sharing, gradients."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -126,6 +128,16 @@ def test_levels_with_a_learned_codebook_are_updated_once():
     quantizer.update_codebook()
     assert book.num_updates == 1
     assert torch.equal(quantizer.eval().targets(z)[1], quantizer(z).codes)
+
+
+def test_codes_are_drawn_from_a_stack_that_was_made_in_inference_mode():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        quantizer, z = residual_lfq(6, 16, 3).eval(), torch.randn(50, 6)
+        drawn = quantizer.targets(z, 0.1, True, torch.Generator().manual_seed(0))[1]
+    assert not torch.equal(drawn, quantizer.targets(z)[1])
+    again = copy.deepcopy(quantizer).targets(z, 0.1, True, torch.Generator().manual_seed(0))[1]
+    assert torch.equal(drawn, again)
 
 
 def test_scales_stay_fp32():
