@@ -263,16 +263,23 @@ def load_indexes(places: Sequence[str], config: DatasetConfig) -> list[ShardInde
 
 def _by_split(places: Sequence[str]) -> dict[str, list[str]]:
     """The shards of each split, by the words in their names or their folders'; all are for training where no name
-    tells."""
+    tells, and those that do not are left out and counted where others do.
+    """
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    others = []
     for place in places:
         for part in reversed(place.split("/")[-2:]):
             words = {_SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in _SPLIT_WORDS}
             if len(words) == 1:
                 found[words.pop()].append(place)
                 break
-    if not any(found.values()):
-        found["train"] = list(places)
+        else:
+            others.append(place)
+    if len(others) == len(places):
+        found["train"] = others
+    elif others:
+        left_out = f"{len(others)} of {len(places)} have no split in their names and are left out: {first_few(others)}"
+        _log.warning("shards: %s", left_out)
     return {split: chosen for split, chosen in found.items() if chosen}
 
 

@@ -233,6 +233,19 @@ def test_patterns(tmp_path):
             expanded(pattern)
 
 
+def test_shards_of_no_split_beside_those_of_one_are_left_out_and_counted(tmp_path, caplog):
+    for name, first in (("train-000", 0), ("eval-000", 6), ("trainval-000", 12)):
+        write_tar(tmp_path / "x" / f"{name}.tar", samples(6, first)["png"])
+    folder = tmp_path / "x"
+    assert len(build(folder)) + len(build(folder, "val")) == 6
+    names = f"{folder}/eval-000.tar, {folder}/trainval-000.tar"
+    line = f"shards: 2 of 3 have no split in their names and are left out: {names}"
+    assert [record.getMessage() for record in caplog.records] == [line] * 2
+    caplog.clear()
+    (folder / "train-000.tar").unlink()  # no name tells: all are for training, as ever
+    assert len(build(folder)) + len(build(folder, "val")) == 12 and not caplog.records
+
+
 @pytest.mark.parametrize("kind", ["txt", "json"])
 def test_other_captions_make_another_fingerprint_wherever_they_stand(tmp_path, kind):
     prints = []
