@@ -51,12 +51,13 @@ class PretrainedModel(nn.Module):
         config: str | Path | Mapping[str, Any] | None = None,
         dtype: torch.dtype | str | None = None,
     ) -> Model:
-        """The model of a local checkpoint (a snapshot, or a published file beside its config), in eval mode.
+        """The model of a local checkpoint, in eval mode.
 
         Args:
-            path: a snapshot folder, a file of weights beside its `config.yaml` (a published file, a bare state dict, or
-                safetensors in one file or in several with an index), or the folder of such a file. What data
-                parallelism, compilation and the usual trainers put before the names of the weights does not matter.
+            path: a snapshot folder, a run directory (its newest snapshot), a file of weights beside its `config.yaml`
+                (a published file, a bare state dict, or safetensors in one file or in several with an index), or the
+                folder of such a file. What data parallelism, compilation and the usual trainers put before the names
+                of the weights does not matter.
             ema: the averaged weights.
             device: where the model goes.
             config: a YAML file, or its content, in the place of the `config.yaml` beside the weights.
@@ -107,8 +108,8 @@ class PretrainedModel(nn.Module):
         """The model, in eval mode.
 
         Args:
-            source: a local checkpoint (a snapshot folder, or a published file or its folder), or the id of a repository
-                on the Hugging Face hub, such as `owner/name`, whose files are then fetched and kept.
+            source: a local checkpoint, see `path` of `from_checkpoint`, or the id of a repository on the Hugging Face
+                hub, such as `owner/name`, whose files are then fetched and kept.
             ema, device, dtype, config: see `from_checkpoint`.
             revision, token, cache_dir: of the hub: a branch, tag or commit; access; where files are kept.
             local_files_only: take what has been fetched before, without asking the hub.

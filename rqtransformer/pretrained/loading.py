@@ -22,11 +22,11 @@ def load_rqtransformer(
     """Builds the model that a checkpoint describes and loads its weights; eval mode.
 
     Args:
-        path: a snapshot directory (`model.safetensors`, `config.yaml`, `COMPLETE`), a published `.pt` file beside its
-            `config.yaml`, or a directory holding exactly one such file.
+        path: a snapshot, a run directory, a published file or weights that others have saved: see
+            `RQTransformer.from_checkpoint`, also for `config` and `dtype`.
         ema: take the averaged weights.
         device: where the model goes.
-        config, dtype: see `RQTransformer.from_checkpoint`.
+        config, dtype: see there.
 
     Returns:
         The model; `sampling_defaults` holds the `temp`, `top_k` and `top_p` of the config's `sampling` section.
