@@ -1,0 +1,74 @@
+"""What counts as growth in `soak.py`, and a minute of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+
+from tests.commands import start
+from tests.faults.soak import grows, growth
+
+HOURS = np.arange(1400) * 5 / 3600
+
+
+def sawtooth(period: int = 37) -> np.ndarray:
+    return 300 + np.arange(len(HOURS)) % period + np.random.default_rng(0).normal(0, 3, len(HOURS))
+
+
+def test_what_goes_up_and_down_does_not_grow():
+    line = growth(HOURS, sawtooth())
+    assert line["low"] < 0 < line["high"]
+    assert not grows(line)
+
+
+@pytest.mark.parametrize("per_hour", [2.0, 20.0])
+def test_a_leak_grows_by_its_size(per_hour):
+    line = growth(HOURS, sawtooth() + per_hour * HOURS)
+    assert line["low"] < per_hour < line["high"]
+    assert grows(line)
+
+
+def test_what_shrinks_or_stands_still_does_not_grow():
+    assert not grows(growth(HOURS, sawtooth() - 20 * HOURS))
+    still = growth(HOURS, np.full(len(HOURS), 4.0))
+    assert (still["per_hour"], still["low"], still["high"]) == (0, 0, 0)
+
+
+def test_one_descriptor_in_an_hour_is_seen():
+    assert grows(growth(HOURS, 180 + np.floor(HOURS)))
+
+
+def test_two_moments_give_no_line():
+    with pytest.raises(ValueError, match="2 of 20 stretches have a value"):
+        growth([0.0, 1.0], [1.0, 2.0])
+
+
+@pytest.mark.slow
+def test_a_minute_of_it_stopped_early(tmp_path):
+    soak = start(
+        "-m", "tests.faults.soak", "--minutes", 60, "--folder", tmp_path / "runs", "--summary", tmp_path / "soak.json"
+    )
+    notes = tmp_path / "runs/samples.jsonl"
+    minutes = 0.0
+    while minutes < 1:
+        assert soak.poll() is None, soak.communicate()
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        minutes = json.loads(lines[-1])["hours"] * 60 if lines else 0.0
+    soak.send_signal(signal.SIGTERM)
+    printed = soak.communicate(timeout=120)
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert found == json.loads(printed[0].splitlines()[-1])
+    assert 1 <= found["minutes"] < 60
+    assert found["exit_codes"] == {"stage1": [75, 75], "stage2": [75]}
+    assert min(found["steps"].values()) > 0
+    series = found["series"]
+    assert all(math.isfinite(value) for line in series.values() for value in line.values())
+    assert series["stage1 processes"]["last"] >= 4
+    for run in ("stage1", "stage2"):  # memory needs longer than a minute to tell
+        assert series[f"{run} shared memory files"]["last"] == 0
+        for name in ("descriptors", "threads", "files"):
+            assert series[f"{run} {name}"]["last"] < series[f"{run} {name}"]["first"] * 1.2, name
