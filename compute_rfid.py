@@ -13,7 +13,7 @@ from rqstack.snapshots import weights_digest
 from rqvae import load_rqvae
 from runtime import distributed
 from runtime.cli import ProcessSettings, build_parser
-from runtime.errors import UserError
+from runtime.errors import UserError, say
 from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
 from scoring.flags import add_scoring_flags, feature_settings_from
 from scoring.reconstruction_scores import find_perceptual, score_reconstructions
@@ -79,9 +79,9 @@ def main(args: argparse.Namespace) -> None:
 def print_curve(lines: dict[int, dict[str, Any]]) -> None:
     """One row for each number of codes."""
     kinds = [name.split("_")[0] for name in next(iter(lines.values()))["metrics"]]
-    print("codes" + "".join(f"{kind:>12}" for kind in kinds))
+    say("codes" + "".join(f"{kind:>12}" for kind in kinds))
     for codes, line in lines.items():
-        print(f"{codes:>5}" + "".join(f"{value:>12.4f}" for value in line["metrics"].values()))
+        say(f"{codes:>5}" + "".join(f"{value:>12.4f}" for value in line["metrics"].values()))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from runtime import distributed
 from runtime.cli import ProcessSettings, build_parser
 from runtime.config import load_config
 from runtime.device import use_device
-from runtime.errors import UserError
+from runtime.errors import UserError, say, warn
 from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor
 from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
 from training.launch.data_identity import check_unseen
@@ -72,15 +72,15 @@ def main(args: argparse.Namespace) -> None:
         dataset = build_dataset(config, split, args.seed)
         check_images(dataset)
         if split == "val" and (line := check_unseen(checkpoint, dataset, config.accept_seen)) and env.is_main:
-            print(f"warning: {line}")
+            warn(line)
         check_resolution(dataset, tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
         check_channels(dataset, tokenizer.config.ddconfig.in_channels, "the stage-1 checkpoint")
         shards = Extractor(tokenizer, digest, dataset, dataset_settings(config), settings, env).run(args.output)
         if env.is_main:
             size = sum(shard.size for shard in shards) / 1e6
-            print(f"{split}: {len(dataset)} images in {len(shards)} shards, {size:.1f} MB, to {args.output}")
+            say(f"{split}: {len(dataset)} images in {len(shards)} shards, {size:.1f} MB, to {args.output}")
             for line in reading_notes(dataset):
-                print(f"warning: {line}")
+                warn(line)
 
 
 if __name__ == "__main__":

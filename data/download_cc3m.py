@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from data.config import SPLITS
 from data.text_files import read_lines
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
-from runtime.errors import UserError, exit_on_user_error, one_line
+from runtime.errors import UserError, exit_on_user_error, one_line, say
 
 ALIVE, NOT_TRIED = "alive", "not tried"
 _WINDOW = 4  # URLs handed out per worker: memory does not grow with the list
@@ -236,11 +235,11 @@ def main(settings: DownloadSettings) -> None:
         **download.report(),
     }
     write_text_atomically(settings.out / f"{settings.split}_report.json", json.dumps(report, indent=1) + "\n")
-    print(f"{report['pairs']} of {report['lines']} pairs; {report[ALIVE]} of {report['urls']} URLs alive")
+    say(f"{report['pairs']} of {report['lines']} pairs; {report[ALIVE]} of {report['urls']} URLs alive")
     for reason, count in report["dead"].items():
-        print(f"{count:>9} {reason}")
+        say(f"{count:>9} {reason}")
     if interrupted:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        say("interrupted; the same command goes on", to_stderr=True)
         raise SystemExit(130)
 
 

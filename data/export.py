@@ -9,7 +9,6 @@ Axes: B batch, H W image, N images.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from data.dataset import ImageDataset, reading_notes
 from data.loader import stored_batches
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
-from runtime.errors import exit_on_user_error
+from runtime.errors import exit_on_user_error, say, warn
 from runtime.npz import Header, write_npz
 
 BATCH_SIZE = 64
@@ -77,9 +76,9 @@ def export_npz(dataset: ImageDataset, path: Path, num_workers: int = 0) -> None:
 def main(settings: ExportSettings) -> None:
     dataset = build_dataset(settings.dataset, settings.split)
     export_npz(dataset, settings.output, settings.num_workers)
-    print(f"{len(dataset)} images to {settings.output}")
+    say(f"{len(dataset)} images to {settings.output}")
     for line in reading_notes(dataset):
-        print(f"warning: {line}", file=sys.stderr)
+        warn(line)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from data.shards.packing import pack
 from data.shards.shard_manifest import dataset_settings, verify
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
-from runtime.errors import EXIT_CODE, UserError, exit_on_user_error
+from runtime.errors import EXIT_CODE, UserError, exit_on_user_error, say
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def main(settings: PrepareSettings) -> int:
             settings.check,
         )
         left_out = f", {len(packer.unreadable)} unreadable ones left out" if packer.unreadable else ""
-        print(f"{split}: {len(dataset) - len(packer.unreadable)} images to {folder}{left_out}")
+        say(f"{split}: {len(dataset) - len(packer.unreadable)} images to {folder}{left_out}")
     return 0
 
 
@@ -86,8 +86,8 @@ def report(folder: Path) -> int:
     """Prints what is wrong with the shards of a folder; 0 when nothing is."""
     count, problems = verify(folder)
     for line in problems:
-        print(f"error: {line}", file=sys.stderr)
-    print(f"{count - len(problems)} of {count} shards are as their manifests say")
+        say(f"error: {line}", to_stderr=True)
+    say(f"{count - len(problems)} of {count} shards are as their manifests say")
     return EXIT_CODE if problems else 0
 
 

@@ -1,8 +1,9 @@
 """Line plots as inline SVG: no plotting library, no external file."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
+
+from rqstack.printable import escaped
 
 WIDTH, HEIGHT = 450, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 92, 28, 34
@@ -24,15 +25,13 @@ def line_plot(title: str, curves: Mapping[str, Sequence[tuple[float, float]]], l
         return ""
     x_scale = _Scale(min(x for x, _ in every), max(x for x, _ in every), LEFT, WIDTH - RIGHT)
     y_scale = _Scale(min(y for _, y in every), max(y for _, y in every), HEIGHT - BOTTOM, TOP)
-    parts = [f'<text x="{WIDTH / 2}" y="16" text-anchor="middle" font-weight="bold">{html.escape(title)}</text>']
+    parts = [f'<text x="{WIDTH / 2}" y="16" text-anchor="middle" font-weight="bold">{escaped(title)}</text>']
     parts += _axes(x_scale, y_scale, log_y)
     for index, (name, points) in enumerate(kept.items()):
         color = COLORS[index % len(COLORS)]
         path = " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
-        parts.append(
-            f'<text x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + 14 * index}" fill="{color}">{html.escape(name)}</text>'
-        )
+        parts.append(f'<text x="{WIDTH - RIGHT + 8}" y="{TOP + 12 + 14 * index}" fill="{color}">{escaped(name)}</text>')
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" font-size="11">{"".join(parts)}</svg>'
 
 

@@ -1,12 +1,12 @@
 """Parts of a report: one self-contained HTML page with tables, curves and pictures."""
 
 import base64
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from demo.curves import line_plot
+from rqstack.printable import escaped
 from runtime.atomic import write_text_atomically
 from runtime.runlog import METRICS_FILE, read_metrics
 
@@ -36,7 +36,7 @@ def stage2_plots(depth: int) -> list[Plot]:
 
 def write_page(path: Path, title: str, body: Sequence[str]) -> None:
     """Writes the page whose parts are `body`."""
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escaped(title)}</title>'
     write_text_atomically(path, f"{page}<style>{STYLE}</style><body>{''.join(body)}</body></html>\n")
 
 
@@ -58,7 +58,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of texts."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
@@ -71,7 +71,7 @@ def newest_picture(run: Path, name: str) -> str:
 def picture(file: Path) -> str:
     """A picture, inside the page."""
     encoded = base64.b64encode(file.read_bytes()).decode()
-    return f'<p><img src="data:image/png;base64,{encoded}" alt="{html.escape(file.stem)}"></p>'
+    return f'<p><img src="data:image/png;base64,{encoded}" alt="{escaped(file.stem)}"></p>'
 
 
 def _numbers(label: str, value: Any) -> list[tuple[str, float]]:

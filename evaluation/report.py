@@ -7,7 +7,6 @@ K neighbours.
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from evaluation.metrics.manifold import ManifoldSettings, overlap
 from evaluation.metrics.neighbours import Closeness, Neighbours, closeness, nearest_neighbours, spread, take_images
+from rqstack.printable import escaped
 from runtime.atomic import write_text_atomically
 
 Batches = Callable[[], Iterable[Mapping[str, Tensor]]]
@@ -69,9 +69,8 @@ def write_report(
     wanted = take_images(samples.batches(), [*grid, *queries_M[shown].tolist()])
     originals = take_images(reference.batches(), neighbours.index_MK[shown].flatten().tolist())
     body = [
-        f"<h1>{html.escape(samples.name)}</h1>",
-        f"<p>{line['num_images']} images against {html.escape(reference.name)} "
-        f"({len(reference.features_NF)} images)</p>",
+        f"<h1>{escaped(samples.name)}</h1>",
+        f"<p>{line['num_images']} images against {escaped(reference.name)} ({len(reference.features_NF)} images)</p>",
         scores_table(line),
         warnings_list(line),
         "<h2>Samples</h2>",
@@ -83,7 +82,7 @@ def write_report(
         overlap_section(samples.features_NF, reference.features_NF, device),
         class_tables(line),
         "<h2>Result line</h2>",
-        f"<pre>{html.escape(json.dumps(line))}</pre>",
+        f"<pre>{escaped(json.dumps(line))}</pre>",
     ]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Metrics</title><style>{STYLE}</style>'
     write_text_atomically(path, f"{page}<body>{''.join(body)}</body></html>\n")
@@ -103,13 +102,13 @@ def chosen_rows(neighbours: Neighbours) -> list[int]:
 
 def scores_table(line: Mapping[str, Any]) -> str:
     """All metrics of a result line."""
-    rows = [f"<tr><td>{html.escape(name)}</td><td>{value:.5g}</td></tr>" for name, value in line["metrics"].items()]
+    rows = [f"<tr><td>{escaped(name)}</td><td>{value:.5g}</td></tr>" for name, value in line["metrics"].items()]
     return f"<table><tr><th>metric</th><th>value</th></tr>{''.join(rows)}</table>"
 
 
 def warnings_list(line: Mapping[str, Any]) -> str:
     """What makes the numbers less than they seem."""
-    return "".join(f'<p class="warning">{html.escape(text)}</p>' for text in line.get("warnings", ()))
+    return "".join(f'<p class="warning">{escaped(text)}</p>' for text in line.get("warnings", ()))
 
 
 def grid_of(images: Sequence[Tensor]) -> str:
@@ -187,8 +186,8 @@ def class_tables(line: Mapping[str, Any]) -> str:
     parts = []
     for name, table in line.get("per_class", {}).items():
         ordered = sorted(table.items(), key=lambda item: -item[1])
-        rows = "".join(f"<tr><td>{html.escape(str(label))}</td><td>{value:.4g}</td></tr>" for label, value in ordered)
-        parts.append(f"<h2>By class</h2><table><tr><th>class</th><th>{html.escape(name)}</th></tr>{rows}</table>")
+        rows = "".join(f"<tr><td>{escaped(str(label))}</td><td>{value:.4g}</td></tr>" for label, value in ordered)
+        parts.append(f"<h2>By class</h2><table><tr><th>class</th><th>{escaped(name)}</th></tr>{rows}</table>")
     return "".join(parts)
 
 

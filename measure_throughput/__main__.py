@@ -24,7 +24,7 @@ from rqtransformer import native
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import UserError, exit_on_user_error, say
 
 SWEEP_SHAPES = ((16, 1), (32, 4))  # downsampling factor f, code depth d
 SWEEP_BATCHES = (100, 200, 500)
@@ -47,11 +47,11 @@ def run(cases: list[Experiment]) -> tuple[list[dict[str, Any]], Roofline]:
     """Measure the roofline, then every case; prints as it goes."""
     device, dtype = cases[0].torch_device, cases[0].torch_dtype
     roofline = measure_roofline(device, dtype)
-    print(f"{device}, {dtype}: {roofline.flops / 1e9:.0f} GFLOP/s, {roofline.bytes / 1e9:.1f} GB/s", flush=True)
+    say(f"{device}, {dtype}: {roofline.flops / 1e9:.0f} GFLOP/s, {roofline.bytes / 1e9:.1f} GB/s")
     rows = []
     for case in cases:
         rows.append(measure(case, roofline))
-        print("  ".join(f"{name} {_short(value)}" for name, value in rows[-1].items()), flush=True)
+        say("  ".join(f"{name} {_short(value)}" for name, value in rows[-1].items()))
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return rows, roofline
@@ -113,7 +113,7 @@ def main() -> None:
         dtype = str(base.torch_dtype).removeprefix("torch.")
         title = f"Milliseconds per sample, {base.model}, {dtype}, {json.loads(line)['device_name']}"
         draw_figure(rows, directory / "throughput.png", title)
-    print(line)
+    say(line)
 
 
 def _short(value: Any) -> str:

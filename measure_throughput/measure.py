@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import math
 import statistics
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from measure_throughput.roofline import Roofline, seconds
 from rqtransformer import RQTransformer, decode_in_batches, sample
 from rqtransformer.fast.packing import WEIGHT_FORMATS
 from rqvae import RQVAE
-from runtime.errors import one_line
+from runtime.errors import one_line, say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PEERS = {"rq_transformer": "RQ-transformer"}  # module: package
@@ -204,9 +203,7 @@ def _tell(experiment: Experiment, loop: int, batches: list[tuple[float, float]])
     cut = f" of {whole}: {LOOP_SECONDS:.0f} s were over" if drawn < whole else ""
     each = 1e3 * sum(map(sum, batches)) / drawn
     name = f"{experiment.case}, batch {experiment.batch_size}"
-    print(
-        f"{name}: loop {loop + 1}/{experiment.n_loop}, {each:.4g} ms per sample, {drawn} samples{cut}", file=sys.stderr
-    )
+    say(f"{name}: loop {loop + 1}/{experiment.n_loop}, {each:.4g} ms per sample, {drawn} samples{cut}", to_stderr=True)
 
 
 def _peer_row(experiment: Experiment, package: str, per_sample: float) -> dict[str, Any]:

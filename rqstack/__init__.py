@@ -5,6 +5,7 @@ snapshots, archive            writing a model as a folder; reading one, or a pub
 published_layout, conversion  the names and shapes of published checkpoints, and the way there and back
 hub                           `from_pretrained`, `save_pretrained` and `push_to_hub` of both models
 strict_loading                whether tensors fit a module, and in what they do not
+printable                     text from elsewhere on its way to a terminal, a log or a page
 counter_noise                 random numbers as a function of their address
 """
 
@@ -13,6 +14,7 @@ __all__ = [
     "conversion",
     "counter_noise",
     "hub",
+    "printable",
     "published_layout",
     "quantizers",
     "snapshots",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from rqstack.printable import printable
 from runtime.errors import EXIT_CODE
 from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS
 
@@ -75,7 +76,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return result
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_CODE, f"error: {message}\n")
+        self.exit(EXIT_CODE, f"error: {printable(message)}\n")
 
     def _split_overrides(self, tokens: list[str]) -> tuple[list[str], list[str]]:
         """Take the `key=value` words out, except where a flag before them is still waiting for its value."""

@@ -9,7 +9,6 @@ import gc
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]  # stubs do not say they export them
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line
+from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line, say
 from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, agree_on_round, check_waits
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -262,11 +261,10 @@ def exit_in_order(*also: type[BaseException]) -> Iterator[None]:
         except RuntimeError as error:
             if not lost_a_rank(error):
                 raise
-            print(
+            say(
                 f"error (rank {get_rank()}): another process of the run has ended; its own message says why "
                 f"({one_line(error)[:160]})",
-                file=sys.stderr,
-                flush=True,
+                to_stderr=True,
             )
             raise SystemExit(LOST_RANK_EXIT_CODE) from None
         finally:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.atomic import write_text_atomically
-from runtime.errors import one_line
+from runtime.errors import PrintableFormatter, one_line, printable_traceback
 from runtime.progress import Progress, TqdmStream
 
 if TYPE_CHECKING:
@@ -152,18 +151,18 @@ class RunLog:
         if error is not None and self.run_dir is not None and not isinstance(error, SystemExit):
             # the error itself may be a full disk; it must not be hidden behind one of this file
             with suppress(OSError), open(self.run_dir / LOG_FILE, "a", encoding="utf-8") as file:
-                file.writelines(traceback.format_exception(kind, error, trace))
+                file.write(printable_traceback(error))
         self.close()
 
     def _build_logger(self, rank: int) -> logging.Logger:
         logger = logging.Logger(LOGGER_NAME, logging.INFO if self.is_main else logging.WARNING)
         console = _quietly_failing(logging.StreamHandler(TqdmStream(sys.stderr)))
-        console.setFormatter(logging.Formatter(_FORMAT if self.is_main else f"[rank {rank}] {_FORMAT}", "%H:%M:%S"))
+        console.setFormatter(PrintableFormatter(_FORMAT if self.is_main else f"[rank {rank}] {_FORMAT}", "%H:%M:%S"))
         logger.addHandler(console)
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             file = _quietly_failing(logging.FileHandler(self.run_dir / LOG_FILE, encoding="utf-8"))
-            file.setFormatter(logging.Formatter(_FORMAT))
+            file.setFormatter(PrintableFormatter(_FORMAT))
             logger.addHandler(file)
         return logger
 

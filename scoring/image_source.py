@@ -16,7 +16,6 @@ Memory holds a few batches. Axes: B batch, C channels, H W image, N images.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,7 +38,7 @@ from data.loader import stored_batches
 from data.shards.image_shards import ShardImages
 from data.shards.shard_names import shards_named
 from evaluation.protocol import shard_indices
-from runtime.errors import UserError, one_line
+from runtime.errors import UserError, one_line, warn
 from runtime.npz import Header, npy_header, read_arrays, read_headers, stream_array
 
 Batch = dict[str, Tensor]
@@ -153,7 +152,7 @@ class _Warnings:
     def say(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
-            print(f"warning: {line}", file=sys.stderr)
+            warn(line)
 
 
 class EncodedImages:

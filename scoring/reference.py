@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from evaluation.references.reference_files import Reference, read_reference, sav
 from evaluation.references.reference_making import digested, measure_reference
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
-from runtime.errors import UserError, exit_on_user_error, first_few
+from runtime.errors import UserError, exit_on_user_error, first_few, say, warn
 from scoring.image_source import DATASET_PREFIX, SOURCES, ImageSource, default_name, open_source
 
 ACTIONS = {"make": ("source",), "show": ("file",), "check": ("file", "source")}
@@ -134,7 +133,7 @@ def open_images(settings: ReferenceSettings, spec: str) -> ImageSource:
     )
     if source.skipped:
         left_out = f"{len(source.skipped)} unreadable images of {spec} left out: {first_few(source.skipped)}"
-        print(f"warning: {left_out}", file=sys.stderr)
+        warn(left_out)
     return source
 
 
@@ -190,8 +189,8 @@ def make(settings: ReferenceSettings) -> None:
     output = Path(settings.output or f"{name}_{_file_name(extractor.label)}_{_file_name(extractor.resize)}.npz")
     save_reference(reference, output)
     for line in frechet_warnings(reference.moments, name):
-        print(f"warning: {line}", file=sys.stderr)
-    print(f"{len(source)} images of {settings.source} to {output}")
+        warn(line)
+    say(f"{len(source)} images of {settings.source} to {output}")
     show_reference(reference)
 
 
@@ -216,8 +215,8 @@ def show_reference(reference: Reference) -> None:
         "digest": reference.digest,
     }
     for key, value in rows.items():
-        print(f"  {key:<11} {value}")
-    print(json.dumps(rows))
+        say(f"  {key:<11} {value}")
+    say(json.dumps(rows))
 
 
 def check(settings: ReferenceSettings) -> None:
@@ -233,7 +232,7 @@ def check(settings: ReferenceSettings) -> None:
                 f"{settings.file} was made from other images than {settings.source}: {reference.moments.num} with "
                 f"digest {reference.images[:12]}, not {len(source)} with {digest.hexdigest()[:12]}"
             )
-        print(f"ok: {settings.file} was made from exactly the {len(source)} images of {settings.source}")
+        say(f"ok: {settings.file} was made from exactly the {len(source)} images of {settings.source}")
         return
     extractor = build_extractor(settings)
     reference.check_fits(extractor)
@@ -245,7 +244,7 @@ def check(settings: ReferenceSettings) -> None:
         raise UserError(
             f"{settings.file} has other moments: {text}, {share:.2g} of its trace; expected {SAME_MOMENTS:g}"
         )
-    print(f"ok: {settings.file} records no images; {text}")
+    say(f"ok: {settings.file} records no images; {text}")
 
 
 def _file_name(text: str) -> str:

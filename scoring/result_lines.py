@@ -13,7 +13,7 @@ from typing import Any
 from evaluation.protocol import with_detail
 from evaluation.references.reference_files import Reference
 from runtime.atomic import write_text_atomically
-from runtime.errors import UserError
+from runtime.errors import UserError, say, warn
 
 BY_FREQUENCY = "frequencies"  # what `classes` says of samples drawn as often as the training images
 WITHOUT_REFERENCE = ("metrics", "num_images", "references", "features", "warnings")
@@ -65,11 +65,11 @@ def write_result(path: Path, line: Mapping[str, Any], json_on_screen: bool = Fal
     text = json.dumps(line)
     write_text_atomically(path, text + "\n")
     for warning in line.get("warnings", ()):
-        print(f"warning: {warning}", file=sys.stderr)
+        warn(warning)
     width = max((len(name) for name in line["metrics"]), default=0)
-    print(f"{line['num_images']} images, features {line['features']['name']}, {line['seconds']:.1f} s")
+    say(f"{line['num_images']} images, features {line['features']['name']}, {line['seconds']:.1f} s")
     for name, value in line["metrics"].items():
-        print(f"  {name:<{width}}  {value:.4f}")
-    print(f"result line: {path}", flush=True)
+        say(f"  {name:<{width}}  {value:.4f}")
+    say(f"result line: {path}")
     if json_on_screen or not sys.stdout.isatty():
-        print(text, flush=True)
+        say(text)

@@ -3,7 +3,6 @@
 Legend: B batch, C channels, H W image, N images.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from evaluation.references.reference_files import Reference
 from evaluation.statistics import Gaussian, Ranks
 from runtime import distributed
 from runtime.distributed import DistEnv
-from runtime.errors import UserError, one_line
+from runtime.errors import UserError, one_line, warn
 
 Batches = Iterator[dict[str, Tensor]]
 SPLIT_NAMES = {"train": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -156,7 +155,7 @@ class ScoringData:
         """Says on stderr which images this process could not read."""
         for dataset in self._splits.values():
             for line in reading_notes(dataset):
-                print(f"warning: {line}", file=sys.stderr)
+                warn(line)
 
     def reference(
         self, name: str, extractor: FeatureExtractor, keep_features: bool = False, spatial: bool = False

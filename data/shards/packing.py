@@ -18,6 +18,7 @@ from data.images.decoding import UNREADABLE, decode_rgb, image_format
 from data.images.file_dataset import FileDataset
 from data.shards.shard_manifest import IMAGES, begin, finish, shard_name
 from data.shards.shard_writer import finished_shard, sample_key, write_shard
+from rqstack.printable import printable
 from runtime.errors import UserError, one_line
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm", "MPO": "jpg"}
@@ -70,7 +71,7 @@ class Packer:
         if isinstance(self.dataset, FileDataset):
             name, most = self.dataset.source.name(index), self.dataset.max_corrupt
         self.unreadable.append(name)
-        tqdm.write(f"warning: left out {name} ({one_line(error)})", file=sys.stderr)
+        tqdm.write(printable(f"warning: left out {name} ({one_line(error)})"), file=sys.stderr)
         if len(self.unreadable) > most:
             raise UserError(
                 f"{len(self.unreadable)} images cannot be read, dataset.max_corrupt is {most}; the last one is {name}"

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from data.tokenizers.bpe_training import read_captions, train_bpe
 from data.tokenizers.tokenizer_loading import load_tokenizer
 from runtime.cli import ArgumentParser
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import UserError, exit_on_user_error, say, warn
 
 
 @dataclass(frozen=True)
@@ -98,27 +97,25 @@ def train(settings: TrainSettings) -> None:
     if not count:
         raise UserError(f"{settings.captions[0]} holds no captions")
     tokenizer.save(settings.out)
-    print(
+    say(
         f"{tokenizer.vocab_size} tokens to {settings.out}: {count} captions have {tokens / count:.1f} tokens each, "
         f"{cut} of them more than --context-length {settings.context_length}"
     )
     if tokenizer.vocab_size < settings.vocab_size:
-        print(
-            f"warning: the captions give only {tokenizer.vocab_size} of {settings.vocab_size} tokens", file=sys.stderr
-        )
+        warn(f"the captions give only {tokenizer.vocab_size} of {settings.vocab_size} tokens")
 
 
 def show(settings: ShowSettings) -> None:
     """Prints what a tokenizer is, and how it reads a text."""
     tokenizer = load_tokenizer(settings.path, settings.context_length)
-    print(
+    say(
         f"{tokenizer.kind}: {tokenizer.vocab_size} tokens, {tokenizer.context_length} per caption, padding is "
         f"{tokenizer.pad_id}"
     )
     if settings.text:
         ids = tokenizer.encode(settings.text)
-        print(" ".join(map(str, ids)))
-        print(tokenizer.decode(ids))
+        say(" ".join(map(str, ids)))
+        say(tokenizer.decode(ids))
 
 
 if __name__ == "__main__":

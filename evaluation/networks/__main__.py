@@ -15,7 +15,7 @@ from pathlib import Path
 from evaluation.networks import weight_files
 from evaluation.networks.weight_files import fetch_weights, find_weights
 from runtime.cli import ArgumentParser
-from runtime.errors import UserError, exit_on_user_error
+from runtime.errors import UserError, exit_on_user_error, say
 
 
 def parse(words: Sequence[str] | None = None) -> Namespace:
@@ -36,11 +36,11 @@ def main(args: Namespace) -> None:
     for name in [args.name] if args.name else weight_files.WEIGHTS:
         source = weight_files.WEIGHTS[name]
         if args.action == "fetch":
-            print(f"{name}: {fetch_weights(source, args.url, args.path)}")
+            say(f"{name}: {fetch_weights(source, args.url, args.path)}")
             continue
         path = Path(args.path or os.environ.get(source.environment) or source.cached).expanduser()
         if args.action == "where":
-            print(
+            say(
                 f"{name}: {path} ({'there' if path.is_file() else 'missing'}); set by --features-weights, "
                 f"{source.environment}, or {source.cached}; published at {source.url}"
             )
@@ -51,7 +51,7 @@ def main(args: Namespace) -> None:
                 f"{found} is not the published file: its SHA-256 is {sha256}, expected "
                 f"{source.sha256 or source.sha256_prefix}"
             )
-        print(f"{name}: {found} is the published file, SHA-256 {sha256}")
+        say(f"{name}: {found} is the published file, SHA-256 {sha256}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import NoReturn
 from rqstack.archive import read_archive
 from rqstack.conversion import FORMATS, convert
 from rqstack.inspection import facts_of, lines_of
+from rqstack.printable import printable
 
 EXIT_CODE = 2
 
@@ -27,7 +28,7 @@ class Parser(argparse.ArgumentParser):
     """One-line errors."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_CODE, f"error: {message}\n")
+        self.exit(EXIT_CODE, f"error: {printable(message)}\n")
 
 
 def parse() -> argparse.Namespace:
@@ -54,10 +55,11 @@ def parse() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     if args.action == "convert":
-        print(convert(args.path, args.to, args.out))
+        print(printable(convert(args.path, args.to, args.out)))
         return
     facts = facts_of(read_archive(args.path))
-    print(json.dumps(facts) if args.json else "\n".join(lines_of(facts)))
+    for line in [json.dumps(facts)] if args.json else lines_of(facts):
+        print(printable(line))
 
 
 if __name__ == "__main__":
@@ -68,5 +70,5 @@ if __name__ == "__main__":
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(printable(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None

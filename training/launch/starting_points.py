@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from rqstack.snapshots import METADATA_FILE
-from runtime.errors import UserError
+from runtime.errors import UserError, say
 from runtime.rundir import runs
 from runtime.step_directories import CHECKPOINTS, SNAPSHOTS, complete_steps
 from sampling.trained_models import find_latest_snapshot, read_metadata
@@ -42,7 +41,7 @@ def _newest_run(settings: LaunchSettings) -> Path:
 def _say_once(line: str) -> None:
     """On stderr, from the main process alone; there is no log and no process group yet."""
     if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+        say(line, to_stderr=True)
 
 
 def find_weights(path: Path, epoch: float) -> Path:
