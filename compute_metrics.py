@@ -14,19 +14,17 @@ it); alone it needs no `ref_dataset`.
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
-from runtime import distributed
-from runtime.cli import ProcessSettings, build_parser
+from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.config import load_config
 from runtime.errors import UserError
-from scoring.clip_scoring import CLIP_METRIC, load_clip, saved_captions
-from scoring.comparison import Comparison, ComparisonConfig
 from scoring.flags import add_clip_flags, add_scoring_flags, clip_settings_from, feature_settings_from
-from scoring.image_source import ImageSource, is_run_of_samples, open_source
 from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
-from scoring.result_lines import check_target, file_part, write_result
-from scoring.saved_scores import SavedScores
+from scoring.settings import CLIP_METRIC, ComparisonConfig
+
+if TYPE_CHECKING:
+    from scoring.image_source import ImageSource
 
 PLAIN_WORDS = ("fake_path", "ref_dataset", "metrics", "ref_split")
 
@@ -80,8 +78,10 @@ def read_words(words: list[str]) -> MetricsConfig:
     return config
 
 
-def open_samples(path: Path, skip_unreadable: bool, mixed_sizes: bool) -> ImageSource:
+def open_samples(path: Path, skip_unreadable: bool, mixed_sizes: bool) -> "ImageSource":
     """The images of `fake_path`; pickled samples are refused, because reading a pickle runs what is in it."""
+    from scoring.image_source import open_source
+
     pickles = [path] if path.suffix in (".pkl", ".pickle") else sorted(path.glob("*.pkl")) if path.is_dir() else []
     if pickles:
         raise UserError(
@@ -93,11 +93,16 @@ def open_samples(path: Path, skip_unreadable: bool, mixed_sizes: bool) -> ImageS
 
 def result_name(network: str) -> str:
     """The name of a result by these features, in a run of samples."""
+    from scoring.result_lines import file_part
+
     return f"metrics_{file_part(network)}.json"
 
 
 def result_file(args: argparse.Namespace, path: Path, metrics: MetricSet) -> Path:
     """Where the result line goes: into a run of samples, else next to the folder or file of the images."""
+    from scoring.image_source import is_run_of_samples
+    from scoring.result_lines import file_part
+
     if args.out:
         return Path(args.out)
     name, path = result_name(args.features if metrics.by_reference else CLIP_METRIC), path.resolve()
@@ -114,6 +119,12 @@ def page_file(args: argparse.Namespace, target: Path) -> Path:
 
 
 def main(args: argparse.Namespace) -> None:
+    # after the flags are read: `--help` does not wait for torch
+    from scoring.clip_scoring import load_clip, saved_captions
+    from scoring.comparison import Comparison
+    from scoring.result_lines import check_target, write_result
+    from scoring.saved_scores import SavedScores
+
     config = read_words(args.overrides)
     metrics = MetricSet.parse(config.metrics)
     assert config.fake_path is not None, "read_words asks for it"
@@ -144,5 +155,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with distributed.exit_in_order(ValueError, OSError):
+    with exit_in_order(ValueError, OSError):
         main(parse())

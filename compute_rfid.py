@@ -8,18 +8,9 @@ goes beside the checkpoint (`rfid_<split>_<features>.json`) and to the console.
 import argparse
 from typing import Any
 
-from evaluation.scores import Origin
-from rqstack.snapshots import weights_digest
-from rqvae import load_rqvae
-from runtime import distributed
-from runtime.cli import ProcessSettings, build_parser
+from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.errors import UserError, say
-from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
 from scoring.flags import add_scoring_flags, feature_settings_from
-from scoring.reconstruction_scores import find_perceptual, score_reconstructions
-from scoring.result_lines import file_part, reference_facts, write_result
-from scoring.scoring_data import ScoringData, split_name
-from training.stages.stage1 import Stage1Config
 
 
 def parse() -> argparse.Namespace:
@@ -35,6 +26,16 @@ def parse() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    # after the flags are read: `--help` does not wait for torch
+    from evaluation.scores import Origin
+    from rqstack.snapshots import weights_digest
+    from rqvae import load_rqvae
+    from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
+    from scoring.reconstruction_scores import find_perceptual, score_reconstructions
+    from scoring.result_lines import file_part, reference_facts, write_result
+    from scoring.scoring_data import ScoringData, split_name
+    from training.stages.stage1 import Stage1Config
+
     path, split = resolve_checkpoint(args.vqvae), split_name(args.split)
     if args.per_depth and args.depth is not None:
         raise UserError("--depth and --per-depth exclude each other")
@@ -85,5 +86,5 @@ def print_curve(lines: dict[int, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    with distributed.exit_in_order(ValueError, OSError):
+    with exit_in_order(ValueError, OSError):
         main(parse())

@@ -9,23 +9,11 @@ command goes on where it stopped, on any number of ranks.
 import argparse
 from pathlib import Path
 
-from data import DatasetConfig, build_dataset
-from data.config import SPLITS
-from data.dataset import reading_notes
-from data.shards.shard_manifest import dataset_settings
-from rqstack.snapshots import weights_digest
-from rqvae import load_rqvae
-from runtime import distributed
-from runtime.cli import ProcessSettings, build_parser
+from data.config import SPLITS, DatasetConfig
+from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.config import load_config
-from runtime.device import use_device
 from runtime.errors import UserError, say, warn
-from sampling.code_extraction import CONTENTS, DTYPES, ExtractionSettings, Extractor
-from sampling.trained_models import check_weights, config_beside, resolve_checkpoint
-from training.launch.data_identity import check_unseen
-from training.stages.data_checks import check_channels, check_images, check_resolution
-from training.stages.stage1 import Stage1Config
-from training.stages.stage2 import Stage2Config
+from sampling.choices import CONTENTS, DTYPES
 
 
 def parse() -> argparse.Namespace:
@@ -50,12 +38,28 @@ def parse() -> argparse.Namespace:
 
 def dataset_section(checkpoint: Path, model_config: str | None, overrides: list[str]) -> DatasetConfig:
     """The `dataset` section of a YAML file of stage 2, or of the config beside the checkpoint, with overrides."""
+    from sampling.trained_models import config_beside
+    from training.stages.stage1 import Stage1Config
+    from training.stages.stage2 import Stage2Config
+
     if model_config is not None:
         return load_config(Stage2Config, model_config, overrides).dataset
     return config_beside(checkpoint, Stage1Config, overrides).dataset
 
 
 def main(args: argparse.Namespace) -> None:
+    # after the flags are read: `--help` does not wait for torch
+    from data.build import build_dataset
+    from data.dataset import reading_notes
+    from data.shards.shard_manifest import dataset_settings
+    from rqstack.snapshots import weights_digest
+    from rqvae import load_rqvae
+    from runtime.device import use_device
+    from sampling.code_extraction import ExtractionSettings, Extractor
+    from sampling.trained_models import check_weights, resolve_checkpoint
+    from training.launch.data_identity import check_unseen
+    from training.stages.data_checks import check_channels, check_images, check_resolution
+
     checkpoint = resolve_checkpoint(args.vqvae)
     config = dataset_section(checkpoint, args.model_config, args.overrides)
     env = ProcessSettings.from_flags(args).join()
@@ -84,5 +88,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with distributed.exit_in_order(ValueError, OSError):
+    with exit_in_order(ValueError, OSError):
         main(parse())

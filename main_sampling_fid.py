@@ -6,44 +6,31 @@ which the names of the metrics then say. Its noise is the same for any batch siz
 against the training split.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from evaluation.networks.class_judge import OWN_CLASSIFIER, build_judge
-from runtime import distributed
-from runtime.cli import ProcessSettings, build_parser
+from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.errors import UserError
-from runtime.precision import Precision
-from runtime.rundir import new_run_dir
-from runtime.runlog import RunLog
-from sampling.conditions import ClassConditions
+from sampling.choices import CLASSES
 from sampling.flags import add_sampling_flags, pixel_dtype_from, pixel_facts, sampling_settings_from
-from sampling.image_files import save_images
-from sampling.picture_grids import keep_images, save_grid
-from sampling.rejection import RejectionPlan, RejectionSampler
-from sampling.sampler import Sampler
-from sampling.trained_models import (
-    config_beside,
-    directory_beside,
-    load_models,
-    resolve_checkpoint,
-    trained_classes,
-)
 from scoring.flags import add_scoring_flags, feature_settings_from
 from scoring.metric_set import DEFAULT_METRICS, METRICS, MetricSet
-from scoring.result_lines import BY_FREQUENCY, write_result
-from scoring.sample_scores import Comparing, SampleScores, SampleSet
-from scoring.scoring_data import ScoringData
-from training.stages.stage2 import Stage2Config
 
-CLASSES = ("seen", "all", "frequencies")
-UNEQUAL = 2.0  # a class with that many times its equal share of the images is worth a warning
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sampling.conditions import ClassConditions
+    from sampling.rejection import RejectionSampler
+    from sampling.sampler import Sampler
+    from scoring.sample_scores import Comparing
+    from scoring.scoring_data import ScoringData
+
 SAMPLE_METRICS = tuple(name for name in METRICS if name not in ("cas", "clip"))
 
 
@@ -68,7 +55,7 @@ def parse() -> argparse.Namespace:
         "--reject-model",
         metavar="MODEL",
         help="who judges candidates: a torchvision classifier as NAME or NAME:FILE, or "
-        f"{OWN_CLASSIFIER!r}, trained on the data set itself (default)",
+        "'classifier', trained on the data set itself (default)",
     )
     parser.add_argument(
         "--reference",
@@ -83,49 +70,13 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def find_conditions(args: argparse.Namespace, checkpoint: Path, num_classes: int, data: ScoringData) -> ClassConditions:
-    """The classes that `--classes` asks for, of a model with so many."""
-    if num_classes < 2:
-        if args.classes != "seen":
-            raise UserError(f"--classes {args.classes} needs a class-conditional model: this one has no classes")
-        return ClassConditions(num_classes)
-    if args.classes == "all":
-        return ClassConditions(num_classes)
-    counts = trained_classes(checkpoint)
-    if counts is None and args.classes == "seen":
-        return ClassConditions(num_classes)
-    if counts is None:
-        counts = torch.bincount(data.split("train").labels_N, minlength=num_classes).tolist()
-    if len(counts) != num_classes:
-        raise UserError(f"{checkpoint} was trained on {len(counts)} classes, the model has {num_classes}")
-    return ClassConditions.of_counts(torch.tensor(counts), by_frequency=args.classes == "frequencies")
-
-
-def class_facts(conditions: ClassConditions) -> dict[str, object]:
-    """What a result line says of the classes: nothing where samples have all of them in turn."""
-    asked: dict[str, object] = {} if conditions.classes is None else {"num_classes": conditions.num}
-    return asked if conditions.counts is None else {"classes": BY_FREQUENCY, **asked}
-
-
-def unequal_classes(conditions: ClassConditions, data: ScoringData) -> list[str]:
-    """A warning where every class is drawn equally often and the images of the data set are of few."""
-    train = data.split("train")
-    if conditions.num_classes < 2 or conditions.counts is not None or not conditions.fits(train.num_classes):
-        return []
-    counts = torch.bincount(train.labels_N)
-    share, label = counts.max().item() / len(train), counts.argmax().item()
-    if share < UNEQUAL / train.num_classes:
-        return []
-    return [
-        f"{share:.0%} of the training images are of class {label}, samples have every class equally often: "
-        "--classes frequencies draws them as the images are"
-    ]
-
-
 def find_rejection(
     args: argparse.Namespace, sampler: Sampler, conditions: ClassConditions, data: ScoringData
 ) -> RejectionSampler | None:
     """What `--reject-keep` asks for."""
+    from evaluation.networks.class_judge import OWN_CLASSIFIER, build_judge
+    from sampling.rejection import RejectionPlan, RejectionSampler
+
     if args.reject_keep is None:
         return None
     if conditions.num_classes < 2:
@@ -140,6 +91,20 @@ def find_rejection(
 
 
 def main(args: argparse.Namespace) -> None:
+    # after the flags are read: `--help` does not wait for torch
+    from runtime.precision import Precision
+    from runtime.rundir import new_run_dir
+    from runtime.runlog import RunLog
+    from sampling.image_files import save_images
+    from sampling.picture_grids import keep_images, save_grid
+    from sampling.sampler import Sampler
+    from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
+    from scoring.result_lines import write_result
+    from scoring.sample_scores import Comparing, SampleScores, SampleSet
+    from scoring.sampled_classes import class_facts, find_conditions, unequal_classes
+    from scoring.scoring_data import ScoringData
+    from training.stages.stage2 import Stage2Config
+
     if args.n_samples < 1 or args.batch_size < 1:
         raise UserError(f"-n {args.n_samples} and -bs {args.batch_size} must be at least 1")
     features, comparing = feature_settings_from(args), Comparing(args.reference, args.report)
@@ -155,7 +120,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.model_ar_path} is conditioned on text: sample it with main_sampling_txt2img.py")
     amp_dtype = Precision(args.precision, env.device).amp_dtype
     data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=features.cache)
-    conditions = find_conditions(args, checkpoint, stage2.config.vocab_size_cond, data)
+    conditions = find_conditions(args.classes, checkpoint, stage2.config.vocab_size_cond, data)
     pixel_dtype = pixel_dtype_from(args, env.device)
     sampler = Sampler(stage1, stage2, conditions, sampling_settings_from(args), amp_dtype, pixel_dtype)
     rejection = find_rejection(args, sampler, conditions, data)
@@ -213,6 +178,8 @@ def wanted_metrics(args: argparse.Namespace, comparing: Comparing) -> MetricSet:
 
 def check_rejection(args: argparse.Namespace) -> None:
     """UserError for rejection settings that cannot work, before any model is read."""
+    from sampling.rejection import RejectionPlan
+
     if args.reject_keep is not None:
         RejectionPlan.check_keep(args.reject_keep)
         if args.classes == "frequencies":
@@ -224,5 +191,5 @@ def check_rejection(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with distributed.exit_in_order(ValueError, OSError):
+    with exit_in_order(ValueError, OSError):
         main(parse())

@@ -8,43 +8,30 @@ and on i alone, for any batch size and number of processes. FID is taken against
 CLIP score against the captions.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from evaluation.metrics.clip_score import CaptionJudge
-from evaluation.networks.clip_features import ClipFeatures
-from rqtransformer import RQTransformer
-from runtime import distributed
-from runtime.cli import ProcessSettings, build_parser
+from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.errors import UserError
-from runtime.precision import Precision
-from runtime.rundir import new_run_dir
-from runtime.runlog import RunLog
 from sampling.flags import add_sampling_flags, pixel_dtype_from, pixel_facts, sampling_settings_from
-from sampling.image_files import save_images
-from sampling.picture_grids import GRID_COLUMNS, GRID_IMAGES, keep_images, save_grid
-from sampling.prompts import (
-    Prompts,
-    caption_file,
-    dataset_named,
-    dataset_prompts,
-    find_tokenizer,
-    read_caption_file,
-    tokenize,
-)
-from sampling.rejection import RejectionPlan, RejectionSampler
-from sampling.sampler import Sampler
-from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
-from scoring.clip_scoring import CLIP_METRIC, load_clip
 from scoring.flags import add_clip_flags, add_scoring_flags, clip_settings_from, feature_settings_from
 from scoring.metric_set import METRICS, MetricSet
-from scoring.result_lines import write_result
-from scoring.sample_scores import Comparing, SampleScores, SampleSet
-from scoring.scoring_data import ScoringData
-from training.stages.stage2 import Stage2Config
+from scoring.settings import CLIP_METRIC
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evaluation.networks.clip_features import ClipFeatures
+    from rqtransformer import RQTransformer
+    from sampling.prompts import Prompts
+    from sampling.rejection import RejectionSampler
+    from sampling.sampler import Sampler
+    from scoring.sample_scores import Comparing
+    from scoring.scoring_data import ScoringData
 
 TEXT_METRICS = tuple(name for name in METRICS if name not in ("cas", "class-fid", "accuracy"))
 
@@ -89,6 +76,8 @@ def parse() -> argparse.Namespace:
 
 def wanted_metrics(args: argparse.Namespace, comparing: Comparing) -> MetricSet:
     """The metrics, none where nothing is to be scored; UserError for what cannot work."""
+    from sampling.prompts import caption_file
+
     is_file = args.dataset is not None and caption_file(args.dataset) is not None
     default = "none" if args.prompt else CLIP_METRIC if is_file else f"fid,{CLIP_METRIC}"
     names = [name.strip().lower() for name in (args.metrics or default).split(",") if name.strip()]
@@ -112,6 +101,8 @@ def wanted_metrics(args: argparse.Namespace, comparing: Comparing) -> MetricSet:
 
 def check_flags(args: argparse.Namespace) -> None:
     """UserError for numbers and combinations that cannot work, before any model is read."""
+    from sampling.rejection import RejectionPlan
+
     for flag, value in (("--num", args.num), ("-n", args.n_samples), ("-bs", args.batch_size)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value} must be at least 1")
@@ -125,6 +116,8 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def find_prompts(args: argparse.Namespace, data: ScoringData) -> Prompts:
     """The captions that the flags name."""
+    from sampling.prompts import Prompts, caption_file, dataset_prompts, read_caption_file
+
     if args.prompt:
         return Prompts(args.prompt, "--prompt")
     file = None if args.dataset is None else caption_file(args.dataset)
@@ -140,6 +133,8 @@ def text_model(args: argparse.Namespace, stage2: RQTransformer) -> RQTransformer
 
 def preview(num_prompts: int, num_each: int, shown: int) -> tuple[list[int], int]:
     """(Sample numbers of the preview row by row, columns): the first samples, or each prompt's in a row of its own."""
+    from sampling.picture_grids import GRID_COLUMNS
+
     if num_prompts == 1 or num_each == 1:
         count = min(shown, num_prompts * num_each)
         return list(range(count)), min(count, GRID_COLUMNS)
@@ -149,6 +144,21 @@ def preview(num_prompts: int, num_each: int, shown: int) -> tuple[list[int], int
 
 
 def main(args: argparse.Namespace) -> None:
+    # after the flags are read: `--help` does not wait for torch
+    from runtime.precision import Precision
+    from runtime.rundir import new_run_dir
+    from runtime.runlog import RunLog
+    from sampling.image_files import save_images
+    from sampling.picture_grids import GRID_IMAGES, keep_images, save_grid
+    from sampling.prompts import caption_file, dataset_named, find_tokenizer, tokenize
+    from sampling.sampler import Sampler
+    from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
+    from scoring.clip_scoring import load_clip
+    from scoring.result_lines import write_result
+    from scoring.sample_scores import Comparing, SampleScores, SampleSet
+    from scoring.scoring_data import ScoringData
+    from training.stages.stage2 import Stage2Config
+
     check_flags(args)
     features, comparing = feature_settings_from(args), Comparing(args.reference, args.report)
     metrics = wanted_metrics(args, comparing)
@@ -227,6 +237,9 @@ def find_rejection(
     args: argparse.Namespace, sampler: Sampler, prompts: Prompts, num_samples: int, clip: ClipFeatures | None
 ) -> RejectionSampler | None:
     """What `--reject-keep` asks for."""
+    from evaluation.metrics.clip_score import CaptionJudge
+    from sampling.rejection import RejectionPlan, RejectionSampler
+
     if args.reject_keep is None:
         return None
     assert clip is not None, "CLIP is loaded for --reject-keep"
@@ -235,5 +248,5 @@ def find_rejection(
 
 
 if __name__ == "__main__":
-    with distributed.exit_in_order(ValueError, OSError):
+    with exit_in_order(ValueError, OSError):
         main(parse())

@@ -14,6 +14,7 @@ SPLITS = ("train", "val")
 CropStyle = Literal["imagenet", "ffhq", "lsun", "dalle", "none"]  # what they mean: data/images/transforms.py
 MAX_IMAGE_PIXELS = 89_478_485  # beyond it, a small file may be made to fill the memory
 MAX_IMAGE_BYTES = 1 << 28  # of one encoded image, wherever it lies
+DATASET_HELP = "a data set of data/README.md; a wrong NAME is answered with all of them"
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 BACKGROUND = "white"
 NO_CAPTIONS, CAPTION_FILES, CAPTION_NAMES = CAPTIONS = ("none", "files", "names")

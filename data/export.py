@@ -12,17 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.build import build_dataset, dataset_choices
-from data.config import SPLITS, DatasetConfig
-from data.dataset import ImageDataset, reading_notes
-from data.loader import stored_batches
+from data.config import DATASET_HELP, SPLITS, DatasetConfig
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
 from runtime.errors import exit_on_user_error, say, warn
 from runtime.npz import Header, write_npz
+
+if TYPE_CHECKING:
+    from data.dataset import ImageDataset
 
 BATCH_SIZE = 64
 
@@ -39,7 +40,7 @@ class ExportSettings:
 
 def parse(words: Sequence[str] | None = None) -> ExportSettings:
     parser = ArgumentParser(description="Write the images of a data set's split to an .npz file.")
-    parser.add_argument("--dataset", required=True, help=f"one of {dataset_choices()}")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help=DATASET_HELP)
     parser.add_argument("--split", required=True, help=f"one of {', '.join(SPLITS)}")
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode images (default: 0)")
@@ -56,6 +57,8 @@ def parse(words: Sequence[str] | None = None) -> ExportSettings:
 
 def export_npz(dataset: ImageDataset, path: Path, num_workers: int = 0) -> None:
     """Writes `arr_0` and `labels`. A label belongs to the image written, also where it replaces an unreadable one."""
+    from data.loader import stored_batches
+
     labels: list[np.ndarray] = []
 
     def images() -> Iterator[np.ndarray]:
@@ -74,6 +77,10 @@ def export_npz(dataset: ImageDataset, path: Path, num_workers: int = 0) -> None:
 
 
 def main(settings: ExportSettings) -> None:
+    # after the flags are read: `--help` does not wait for torch
+    from data.build import build_dataset
+    from data.dataset import reading_notes
+
     dataset = build_dataset(settings.dataset, settings.split)
     export_npz(dataset, settings.output, settings.num_workers)
     say(f"{len(dataset)} images to {settings.output}")

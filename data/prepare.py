@@ -13,11 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.build import build_dataset, dataset_choices, dataset_row
-from data.config import SPLITS, DatasetConfig
-from data.shards.cached_latents import LatentDataset
-from data.shards.packing import pack
-from data.shards.shard_manifest import dataset_settings, verify
+from data.config import DATASET_HELP, SPLITS, DatasetConfig
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
 from runtime.errors import EXIT_CODE, UserError, exit_on_user_error, say
@@ -37,7 +33,7 @@ class PrepareSettings:
 
 def parse(words: Sequence[str] | None = None) -> PrepareSettings:
     parser = ArgumentParser(prog="python -m data.prepare", description="Pack a data set into WebDataset shards.")
-    parser.add_argument("--dataset", help=f"one of {dataset_choices()}")
+    parser.add_argument("--dataset", metavar="NAME", help=DATASET_HELP)
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--split", choices=(*SPLITS, "both"), default="both", help="default: both")
     parser.add_argument("--samples-per-shard", type=int, default=5000, help="default: 5000")
@@ -60,6 +56,12 @@ def parse(words: Sequence[str] | None = None) -> PrepareSettings:
 
 
 def main(settings: PrepareSettings) -> int:
+    # after the flags are read: `--help` does not wait for torch
+    from data.build import build_dataset, dataset_row
+    from data.shards.cached_latents import LatentDataset
+    from data.shards.packing import pack
+    from data.shards.shard_manifest import dataset_settings
+
     config, folder = settings.dataset, settings.output
     if config is None:
         return report(folder)
@@ -84,6 +86,8 @@ def main(settings: PrepareSettings) -> int:
 
 def report(folder: Path) -> int:
     """Prints what is wrong with the shards of a folder; 0 when nothing is."""
+    from data.shards.shard_manifest import verify
+
     count, problems = verify(folder)
     for line in problems:
         say(f"error: {line}", to_stderr=True)

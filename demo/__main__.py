@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.commands import run, run_of
-from demo.measure import measure
-from demo.report import print_table, write_report
 from runtime.atomic import write_text_atomically
 from runtime.errors import exit_on_user_error
 
@@ -23,6 +21,10 @@ NUM_SAMPLES = 1000
 
 def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_samples: int) -> None:
     """The demo, from training to report."""
+    # after the flags are read: `--help` does not wait for torch
+    from demo.measure import measure
+    from demo.report import print_table, write_report
+
     seconds: dict[str, float] = {}
     seconds["seconds_stage1"] = run(["main_stage1.py", "-m", STAGE1_CONFIG, "-r", str(out / "stage1"), *overrides1])
     stage1 = run_of(out / "stage1", CONFIG)

@@ -13,18 +13,16 @@ import inspect
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from measure_throughput.figure import draw_figure
-from measure_throughput.measure import Experiment, measure
-from measure_throughput.roofline import Roofline, measure_roofline
-from rqtransformer import native
+from measure_throughput.experiment import Experiment
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
 from runtime.errors import UserError, exit_on_user_error, say
+
+if TYPE_CHECKING:
+    from measure_throughput.roofline import Roofline
 
 SWEEP_SHAPES = ((16, 1), (32, 4))  # downsampling factor f, code depth d
 SWEEP_BATCHES = (100, 200, 500)
@@ -45,6 +43,12 @@ def sweep(base: Experiment, batches: list[int]) -> list[Experiment]:
 
 def run(cases: list[Experiment]) -> tuple[list[dict[str, Any]], Roofline]:
     """Measure the roofline, then every case; prints as it goes."""
+    # after the flags are read: `--help` does not wait for torch
+    import torch
+
+    from measure_throughput.measure import measure
+    from measure_throughput.roofline import measure_roofline
+
     device, dtype = cases[0].torch_device, cases[0].torch_dtype
     roofline = measure_roofline(device, dtype)
     say(f"{device}, {dtype}: {roofline.flops / 1e9:.0f} GFLOP/s, {roofline.bytes / 1e9:.1f} GB/s")
@@ -59,6 +63,10 @@ def run(cases: list[Experiment]) -> tuple[list[dict[str, Any]], Roofline]:
 
 def result_line(base: Experiment, rows: list[dict[str, Any]], roofline: Roofline) -> str:
     """Everything needed to read the numbers again, as JSON."""
+    import torch
+
+    from rqtransformer import native
+
     device = base.torch_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return json.dumps(
@@ -110,6 +118,8 @@ def main() -> None:
     if directory is not None:
         write_text_atomically(directory / "throughput.json", line + "\n")
     if args.sweep and directory is not None:
+        from measure_throughput.figure import draw_figure
+
         dtype = str(base.torch_dtype).removeprefix("torch.")
         title = f"Milliseconds per sample, {base.model}, {dtype}, {json.loads(line)['device_name']}"
         draw_figure(rows, directory / "throughput.png", title)

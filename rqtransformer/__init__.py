@@ -1,11 +1,28 @@
 """Stage 2: the RQ-Transformer, its loss and its decoding. Needs no config file, data set or run directory."""
 
-from rqtransformer.config import RQTransformerConfig
-from rqtransformer.decoding import sample, sample_stream
-from rqtransformer.decoding.pixel_decoding import decode_in_batches
-from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
-from rqtransformer.model import RQTransformer
-from rqtransformer.pretrained import load_rqtransformer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rqtransformer.config import RQTransformerConfig
+    from rqtransformer.decoding import sample, sample_stream
+    from rqtransformer.decoding.pixel_decoding import decode_in_batches
+    from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
+    from rqtransformer.model import RQTransformer
+    from rqtransformer.pretrained import load_rqtransformer
+else:
+    from rqstack.late_imports import late_names
+
+    __getattr__ = late_names(
+        __name__,
+        {
+            "rqtransformer.config": ("RQTransformerConfig",),
+            "rqtransformer.decoding": ("sample", "sample_stream"),
+            "rqtransformer.decoding.pixel_decoding": ("decode_in_batches",),
+            "rqtransformer.hierarchical": ("HierarchicalConfig", "HierarchicalTransformer"),
+            "rqtransformer.model": ("RQTransformer",),
+            "rqtransformer.pretrained": ("load_rqtransformer",),
+        },
+    )
 
 __all__ = [
     "HierarchicalConfig",

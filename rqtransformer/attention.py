@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rqtransformer.close_attention import CLOSE, attend_close
 from rqtransformer.config import BlockConfig
 from rqtransformer.dropout import drop_and_add
-from rqtransformer.fast.packing import PackedSlot, WeightFormat
+from rqtransformer.fast.packing import PackedSlot
 from rqtransformer.fast.served import is_plain
+from rqtransformer.fast.weight_format import WeightFormat
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.recomputation import recompute_all_but_products
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
+from rqtransformer.fast.packing import PackedLinear, PackedSlot
 from rqtransformer.fast.served import is_plain
+from rqtransformer.fast.weight_format import WeightFormat
 
 
 @runtime_checkable

@@ -29,7 +29,8 @@ from rqtransformer.config import BlockConfig, StackConfig
 from rqtransformer.decoding.sampling_request import settings_per_depth
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.draw_settings import DrawSettings
-from rqtransformer.fast.packing import PackedSlot, WeightFormat
+from rqtransformer.fast.packing import PackedSlot
+from rqtransformer.fast.weight_format import WeightFormat
 from rqtransformer.finite_draws import check_drawn, naming_weights, to_embed
 from rqtransformer.given_values import check_codes_below, whole_number, whole_numbers
 from rqtransformer.kv_cache import KVCache

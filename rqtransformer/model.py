@@ -23,8 +23,9 @@ from rqtransformer.attention import Block
 from rqtransformer.config import RQTransformerConfig
 from rqtransformer.embedding import CodeClassifier, DepthTokenEmbedding, ImageTokenizer, SharedTokenEmbedding
 from rqtransformer.fast.decoding_state import DecodingState
-from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
+from rqtransformer.fast.packing import PackedLinear, PackedSlot
 from rqtransformer.fast.served import is_plain
+from rqtransformer.fast.weight_format import WeightFormat
 from rqtransformer.finite_draws import naming_weights
 from rqtransformer.recomputation import Recomputation
 from rqtransformer.stack import TransformerStack

@@ -12,8 +12,8 @@ from rqstack.module_list import ModuleList
 from rqtransformer.attention import Block, head_sizes
 from rqtransformer.config import StackConfig
 from rqtransformer.fast.packed_step import STACK_SETTINGS, PackedStep, knows_blocks, make_step
-from rqtransformer.fast.packing import WeightFormat
 from rqtransformer.fast.served import has_only, is_plain, knows_settings
+from rqtransformer.fast.weight_format import WeightFormat
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.recomputation import Recomputation, recompute_all
 

@@ -6,12 +6,13 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rqstack.printable import printable
-from runtime.errors import EXIT_CODE
+from runtime.errors import EXIT_CODE, LOST_RANK_EXIT_CODE, exit_on_user_error, one_line, say
 from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
@@ -49,6 +50,32 @@ class ProcessSettings:
             world_size=self.world_size,
             node_rank=self.node_rank,
         )
+
+
+@contextmanager
+def exit_in_order(*also: type[BaseException]) -> Iterator[None]:
+    """`exit_on_user_error` for a whole program of one process or many, which leaves the process group at its end.
+
+    A process that fails because another one has ended says that, in a line, and exits with `LOST_RANK_EXIT_CODE`.
+    """
+    with exit_on_user_error(*also):
+        try:
+            yield
+        except RuntimeError as error:
+            from runtime import distributed
+
+            if not distributed.lost_a_rank(error):
+                raise
+            say(
+                f"error (rank {distributed.get_rank()}): another process of the run has ended; its own message says "
+                f"why ({one_line(error)[:160]})",
+                to_stderr=True,
+            )
+            raise SystemExit(LOST_RANK_EXIT_CODE) from None
+        finally:
+            # a program that ended at its flags has no group, and must not wait for torch to find that out
+            if "runtime.distributed" in sys.modules:
+                sys.modules["runtime.distributed"].shutdown()
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]  # stubs do not say they export them
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from runtime.errors import LOST_RANK_EXIT_CODE, UserError, exit_on_user_error, one_line, say
+from runtime.errors import UserError, one_line
 from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECONDS, agree_on_round, check_waits
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -247,28 +247,6 @@ def lost_a_rank(error: RuntimeError) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return get_world_size() > 1 and bool(_LOST_RANK.search(str(error)))
-
-
-@contextmanager
-def exit_in_order(*also: type[BaseException]) -> Iterator[None]:
-    """`exit_on_user_error` for a whole program of one process or many, which leaves the process group at its end.
-
-    A process that fails because another one has ended says that, in a line, and exits with `LOST_RANK_EXIT_CODE`.
-    """
-    with exit_on_user_error(*also):
-        try:
-            yield
-        except RuntimeError as error:
-            if not lost_a_rank(error):
-                raise
-            say(
-                f"error (rank {get_rank()}): another process of the run has ended; its own message says why "
-                f"({one_line(error)[:160]})",
-                to_stderr=True,
-            )
-            raise SystemExit(LOST_RANK_EXIT_CODE) from None
-        finally:
-            shutdown()
 
 
 def _has_group() -> bool:

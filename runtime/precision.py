@@ -1,8 +1,13 @@
 """Mixed precision: which number format the forward passes run in, and the loss scaling that fp16 needs."""
 
-import contextlib
+from __future__ import annotations
 
-import torch
+import contextlib
+from typing import TYPE_CHECKING
+
+# the names are choices of a flag, which are read before torch is imported
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -20,6 +25,8 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device, amp: bool | None = None) -> None:
+        import torch
+
         if name not in PRECISIONS:
             raise ValueError(f"experiment.precision={name!r}: choose from {', '.join(PRECISIONS)}")
         if name == "auto":
@@ -37,10 +44,14 @@ class Precision:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context of every forward pass; does nothing in fp32."""
+        import torch
+
         if self.name == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
         """A gradient scaler; it passes everything through unless the format is fp16."""
+        import torch
+
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")

@@ -10,7 +10,6 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from runtime.distributed import run_on_main
 from runtime.errors import UserError, one_line
 
 TIMESTAMP_FORMAT = "%Y-%m-%d_%H-%M-%S"
@@ -24,6 +23,9 @@ def new_run_dir(result_path: str | Path, config_stem: str, postfix: str = "") ->
         config_stem: file name of the config without its ending.
         postfix: appended to the timestamp (`-p`), so that a run can be found again.
     """
+    # late: the commands that only look for a run do not wait for torch
+    from runtime.distributed import run_on_main
+
     return Path(run_on_main(lambda: str(_create(Path(result_path) / config_stem, postfix))))
 
 

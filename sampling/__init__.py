@@ -1,9 +1,24 @@
 """From two trained models to images: conditions, draws, rejection, files."""
 
-from sampling.conditions import CaptionConditions, ClassConditions, Conditions
-from sampling.rejection import RejectionPlan, RejectionSampler
-from sampling.sampler import Sampler, SamplingSettings
-from sampling.trained_models import config_beside, find_latest_snapshot, load_models, resolve_checkpoint
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sampling.conditions import CaptionConditions, ClassConditions, Conditions
+    from sampling.rejection import RejectionPlan, RejectionSampler
+    from sampling.sampler import Sampler, SamplingSettings
+    from sampling.trained_models import config_beside, find_latest_snapshot, load_models, resolve_checkpoint
+else:
+    from rqstack.late_imports import late_names
+
+    __getattr__ = late_names(
+        __name__,
+        {
+            "sampling.conditions": ("CaptionConditions", "ClassConditions", "Conditions"),
+            "sampling.rejection": ("RejectionPlan", "RejectionSampler"),
+            "sampling.sampler": ("Sampler", "SamplingSettings"),
+            "sampling.trained_models": ("config_beside", "find_latest_snapshot", "load_models", "resolve_checkpoint"),
+        },
+    )
 
 __all__ = [
     "CaptionConditions",

@@ -28,9 +28,7 @@ from rqvae import RQVAE
 from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
-
-DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-CONTENTS = ("latents", "codes", "both")
+from sampling.choices import DTYPES
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Extractor:
         self.tokenizer = tokenizer.to(memory_format=torch.channels_last) if settings.channels_last else tokenizer
         self.dataset, self.settings, self.env = dataset, settings, env
         self.crops = settings.crops if dataset.split == "train" else 1
-        self.dtype = DTYPES[settings.dtype]
+        self.dtype = getattr(torch, DTYPES[settings.dtype])
         self.codes_dtype = np.dtype(np.uint16 if max(tokenizer.quantizer.num_codes) <= 2**16 else np.int32)
         self.header = self._header(digest, described)
 

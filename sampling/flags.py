@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-import torch
-
-from rqtransformer.fast.packing import WEIGHT_FORMATS
+from rqtransformer.fast.weight_format import WEIGHT_FORMATS
 from runtime.precision import PRECISIONS
-from sampling.image_files import FORMATS
-from sampling.sampler import SamplingSettings
+from sampling.choices import FORMATS
+
+# the rest comes with torch, which is imported after the flags are read
+if TYPE_CHECKING:
+    import torch
+
+    from sampling.sampler import SamplingSettings
 
 PRECISION_HELP = (
     "of stage 2 (default: bf16 on a GPU); bf16 by name, on a GPU, is for the pixels too, which are fp32 otherwise"
@@ -60,6 +64,8 @@ def guidance(text: str) -> float | str:
 
 def pixel_dtype_from(args: argparse.Namespace, device: torch.device) -> torch.dtype | None:
     """Number format of the decoder to pixels: that of the weights, unless bf16 was asked for by name on a GPU."""
+    import torch
+
     return torch.bfloat16 if args.precision == "bf16" and device.type == "cuda" else None
 
 
@@ -70,6 +76,8 @@ def pixel_facts(pixel_dtype: torch.dtype | None) -> dict[str, str]:
 
 def sampling_settings_from(args: argparse.Namespace) -> SamplingSettings:
     """The settings of what `add_sampling_flags` and `--seed` gave."""
+    from sampling.sampler import SamplingSettings
+
     return SamplingSettings(
         temperature=args.temp,
         top_k=args.top_k,

@@ -13,8 +13,8 @@ from torch import Tensor
 from rqtransformer.finite_draws import NonFiniteError
 from runtime import distributed
 from runtime.npz import Header, write_npz
+from sampling.choices import FORMATS
 
-FORMATS = ("png", "npz")
 ROWS_AT_A_TIME = 64
 
 

@@ -6,7 +6,6 @@ Legend: N images.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from data.text_files import read_lines
@@ -15,17 +14,7 @@ from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.errors import UserError, one_line
 from sampling.prompts import CAPTIONS_FILE
-
-CLIP_METRIC = "clip"
-PUBLISHED_CLIP = "ViT-B-32-quickgelu/openai"
-
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """Which CLIP network: an architecture of open_clip, with the tag of its weights or their file."""
-
-    model: str = PUBLISHED_CLIP
-    weights: str | None = None
+from scoring.settings import CLIP_METRIC, ClipSettings
 
 
 def load_clip(settings: ClipSettings, env: DistEnv) -> ClipFeatures:

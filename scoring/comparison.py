@@ -6,14 +6,12 @@ Legend: B batch, N images.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Optional
 
 from torch import Tensor
 
-from data import DatasetConfig
 from data.build import DATASETS, dataset_choices
 from data.shards.tar_members import MAX_CLASSES
 from evaluation.networks.feature_networks import FeatureExtractor, build_features
@@ -24,28 +22,10 @@ from runtime.errors import UserError
 from runtime.npz import read_headers
 from scoring.image_source import ImageSource, default_name, open_source
 from scoring.reference_loading import load_reference
-from scoring.scoring_data import REFERENCES, FeatureSettings, ScoringData, ranks_of, split_name
+from scoring.scoring_data import REFERENCES, ScoringData, ranks_of, split_name
+from scoring.settings import ComparisonConfig, FeatureSettings
 
 Batches = Callable[..., Iterable[dict[str, Tensor]]]
-
-
-@dataclass
-class ComparisonConfig:
-    """The reference side of a configuration.
-
-    ref_dataset: a data set of the configs, images, or an `.npz` file of moments. ref_split: of a data set. batch_size:
-    per process. skip_unreadable: leave out and count damaged images. mixed_sizes: image files of any sizes, each taken
-    to the feature network's input by the resize that stands in the metrics' names. dataset: settings of a data set
-    named above.
-    """
-
-    ref_dataset: Optional[str] = None
-    ref_split: str = "train"
-    batch_size: int = 100
-    num_workers: int = 4
-    skip_unreadable: bool = False
-    mixed_sizes: bool = False
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
 
 class Comparison:

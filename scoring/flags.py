@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from evaluation.networks.feature_networks import FEATURES
-from evaluation.protocol import RESIZES
-from scoring.clip_scoring import PUBLISHED_CLIP, ClipSettings
-from scoring.scoring_data import CLASSIFIER_CACHE, FeatureSettings
+from evaluation.resizes import RESIZES
+from scoring.settings import CLASSIFIER_CACHE, PUBLISHED_CLIP, ClipSettings, FeatureSettings
 
 
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +31,7 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--features-cache",
-        default=str(CLASSIFIER_CACHE),
+        default=CLASSIFIER_CACHE,
         help=f"where trained classifiers and measured references are kept (default: {CLASSIFIER_CACHE})",
     )
     parser.add_argument(

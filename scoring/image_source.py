@@ -40,13 +40,12 @@ from data.shards.shard_names import shards_named
 from evaluation.protocol import shard_indices
 from runtime.errors import UserError, one_line, warn
 from runtime.npz import Header, npy_header, read_arrays, read_headers, stream_array
+from scoring.settings import DATASET_PREFIX, SOURCES
 
 Batch = dict[str, Tensor]
 Labels = Sequence[int] | np.ndarray
 IMAGE_KEYS = ("arr_0", "images")
 LABEL_KEYS = ("arr_1", "labels", "label")
-DATASET_PREFIX = "dataset:"
-SOURCES = "a folder of images, an .npz or .npy file, .tar shards, or dataset:NAME:SPLIT"
 _CHANNELS = (1, 2, 3, 4)  # the length of an axis of channels
 _SAMPLE_NAME = re.compile(r"(?P<number>\d+)(?:_class(?P<label>\d+))?\.\w+")
 SAMPLES_ARCHIVE = "samples.npz"

@@ -7,22 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from evaluation.metrics.class_frechet import ClassFrechetDistance
-from evaluation.metrics.classification_accuracy import ClassificationAccuracy
-from evaluation.metrics.clip_score import ClipScore
-from evaluation.metrics.frechet import FrechetDistance
-from evaluation.metrics.inception_score import InceptionScore, MixedInceptionScore
-from evaluation.metrics.kid import KernelDistance
-from evaluation.metrics.manifold import ManifoldOverlap
-from evaluation.metrics.metric import Metric
-from evaluation.metrics.recognition import RecognitionAccuracy
-from evaluation.metrics.spatial_frechet import SpatialFrechetDistance
-from evaluation.networks.clip_features import ClipFeatures
-from evaluation.networks.feature_networks import FeatureExtractor
-from evaluation.references.reference_files import Reference
 from runtime.errors import UserError
+
+# the names are choices of a flag, which are read before torch is imported: each metric is imported where it is built
+if TYPE_CHECKING:
+    from evaluation.metrics.metric import Metric
+    from evaluation.networks.clip_features import ClipFeatures
+    from evaluation.networks.feature_networks import FeatureExtractor
+    from evaluation.references.reference_files import Reference
 
 Part = TypeVar("Part")
 
@@ -54,51 +48,69 @@ class MetricInputs:
 
 
 def _fid(inputs: MetricInputs) -> Metric:
+    from evaluation.metrics.frechet import FrechetDistance
+
     extractor, reference = inputs.features()
     return FrechetDistance(extractor, {reference.name: reference.moments})
 
 
 def _inception_score(inputs: MetricInputs) -> Metric:
+    from evaluation.metrics.inception_score import InceptionScore, MixedInceptionScore
+
     assert inputs.extractor is not None
     score = InceptionScore if inputs.numbered else MixedInceptionScore
     return score(inputs.extractor, inputs.num_images)
 
 
 def _kid(inputs: MetricInputs) -> Metric:
+    from evaluation.metrics.kid import KernelDistance
+
     extractor, reference = inputs.features()
     features_NF = _held(reference, reference.features_NF, "kid", "features of its images")
     return KernelDistance(extractor, {reference.name: features_NF})
 
 
 def _prdc(inputs: MetricInputs) -> Metric:
+    from evaluation.metrics.manifold import ManifoldOverlap
+
     extractor, reference = inputs.features()
     features_NF = _held(reference, reference.features_NF, "prdc", "features of its images")
     return ManifoldOverlap(extractor, {reference.name: features_NF})
 
 
 def _sfid(inputs: MetricInputs) -> Metric:
+    from evaluation.metrics.spatial_frechet import SpatialFrechetDistance
+
     extractor, reference = inputs.features()
     moments = _held(reference, reference.spatial, "sfid", "moments of spatial features")
     return SpatialFrechetDistance(extractor, {reference.name: moments})
 
 
 def _class_fid(inputs: MetricInputs) -> Metric:
+    from evaluation.metrics.class_frechet import ClassFrechetDistance
+
     extractor, reference = inputs.features()
     classes = _held(reference, reference.classes, "class-fid", "features with classes")
     return ClassFrechetDistance(extractor, {reference.name: classes})
 
 
 def _accuracy(inputs: MetricInputs) -> Metric:
+    from evaluation.metrics.recognition import RecognitionAccuracy
+
     assert inputs.extractor is not None
     return RecognitionAccuracy(inputs.extractor)
 
 
 def _cas(inputs: MetricInputs) -> Metric:
+    from evaluation.metrics.classification_accuracy import ClassificationAccuracy
+
     assert inputs.train_on_samples is not None
     return ClassificationAccuracy(inputs.train_on_samples)
 
 
 def _clip(inputs: MetricInputs) -> Metric:
+    from evaluation.metrics.clip_score import ClipScore
+
     assert inputs.clip is not None
     return ClipScore(inputs.clip, inputs.captions)
 

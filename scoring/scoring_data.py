@@ -4,7 +4,6 @@ Legend: B batch, C channels, H W image, N images.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,28 +22,11 @@ from evaluation.statistics import Gaussian, Ranks
 from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.errors import UserError, one_line, warn
+from scoring.settings import FeatureSettings
 
 Batches = Iterator[dict[str, Tensor]]
 SPLIT_NAMES = {"train": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val"}
-CLASSIFIER_CACHE = Path("runs") / "classifiers"
 REFERENCES = "references"
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """Which feature network; see `evaluation.networks.feature_networks.build_features`.
-
-    Args:
-        name: one of `FEATURES`.
-        weights: its file; None looks where its kind keeps them.
-        resize: of Inception.
-        cache: folder of trained classifiers and measured references.
-    """
-
-    name: str = "inception"
-    weights: str | None = None
-    resize: str = "bilinear"
-    cache: str = str(CLASSIFIER_CACHE)
 
 
 def ranks_of(env: DistEnv) -> Ranks:

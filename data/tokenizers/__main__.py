@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.tokenizers.bpe_training import read_captions, train_bpe
-from data.tokenizers.tokenizer_loading import load_tokenizer
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error, say, warn
 
@@ -78,6 +76,8 @@ def main(settings: TrainSettings | ShowSettings) -> None:
 
 def train(settings: TrainSettings) -> None:
     """Trains a tokenizer, writes it, and says how long captions become."""
+    # after the flags are read: `--help` does not wait for torch
+    from data.tokenizers.bpe_training import read_captions, train_bpe
 
     def captions() -> Iterator[str]:
         for path in settings.captions:
@@ -107,6 +107,8 @@ def train(settings: TrainSettings) -> None:
 
 def show(settings: ShowSettings) -> None:
     """Prints what a tokenizer is, and how it reads a text."""
+    from data.tokenizers.tokenizer_loading import load_tokenizer
+
     tokenizer = load_tokenizer(settings.path, settings.context_length)
     say(
         f"{tokenizer.kind}: {tokenizer.vocab_size} tokens, {tokenizer.context_length} per caption, padding is "

@@ -11,17 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.commands import run, run_of
-from demo.text.judge import NUM_IMAGES
-from demo.text.measure import HEADLINE_SCALE, PROMPT_IMAGES, PROMPTS, TextModel, measure
-from demo.text.pictures import draw_prompts, draw_sweep
-from demo.text.report import print_table, write_report
 from runtime.atomic import write_text_atomically
 from runtime.errors import exit_on_user_error
 
 CONFIG = "pairs"
 STAGE1_CONFIG = f"configs/demo-text/stage1/{CONFIG}.yaml"
 STAGE2_CONFIG = f"configs/demo-text/stage2/{CONFIG}.yaml"
-NUM_CAPTIONS = 500
+NUM_CAPTIONS, NUM_IMAGES = 500, 30_000  # that are scored; that the judge is trained on
 
 
 def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_captions: int, judge_images: int) -> None:
@@ -40,6 +36,11 @@ def report(
     out: Path, stage1: Path, stage2: Path, num_captions: int, judge_images: int, seconds: dict[str, float]
 ) -> None:
     """Everything after training."""
+    # after the flags are read: `--help` does not wait for torch
+    from demo.text.measure import HEADLINE_SCALE, PROMPT_IMAGES, PROMPTS, TextModel, measure
+    from demo.text.pictures import draw_prompts, draw_sweep
+    from demo.text.report import print_table, write_report
+
     print("\ntraining the judge, sampling at every guidance scale", flush=True)
     started = time.perf_counter()
     summary = measure(stage1, stage2, num_captions, judge_images)

@@ -26,7 +26,7 @@ _OBJECT = (tuple(SIZES), tuple(COLOURS), SHAPES)
 ANSWERS = (AXES, *_OBJECT, *_OBJECT)
 KINDS = {"axis": (0,), "size": (1, 4), "colour": (2, 5), "shape": (3, 6)}  # positions among the answers
 
-NUM_IMAGES, BATCH_SIZE, LEARNING_RATE = 30_000, 64, 3e-3
+BATCH_SIZE, LEARNING_RATE = 64, 3e-3
 NOISE = 0.1  # added to training images in [-1, 1], as samples are not as clean as real images
 _WIDTHS = (3, 32, 64, 96)
 
@@ -71,7 +71,7 @@ class Judge(nn.Module):
         return torch.cat(parts)
 
 
-def train_judge(dataset: SyntheticPairs, num_images: int = NUM_IMAGES, seed: int = 0) -> Judge:
+def train_judge(dataset: SyntheticPairs, num_images: int, seed: int = 0) -> Judge:
     """Trains on images 0, 1, ... of a `synthetic-pairs` split, once each (starting over after the last)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("judge", seed))

@@ -16,7 +16,7 @@ from data.captions.pair_grammar import Scene, tokenize_pair_caption
 from data.captions.synthetic_pairs import SyntheticPairs
 from data.noise import permutation
 from demo.measure import last_snapshot, last_validation
-from demo.text.judge import NUM_IMAGES, judge_images, train_judge
+from demo.text.judge import judge_images, train_judge
 from evaluation.protocol import to_uint8
 from rqtransformer import RQTransformer, load_rqtransformer
 from rqvae import RQVAE, load_rqvae
@@ -71,7 +71,7 @@ def held_out_scenes(val: SyntheticPairs, count: int) -> list[Scene]:
     return [scenes[int(i)] for i in permutation(len(scenes), ORDER_KEY)[:count]]
 
 
-def measure(stage1: Path, stage2: Path, num_captions: int, judge_images_seen: int = NUM_IMAGES) -> dict[str, Any]:
+def measure(stage1: Path, stage2: Path, num_captions: int, judge_images_seen: int) -> dict[str, Any]:
     """Everything in `summary.json` but the times.
 
     Args:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from evaluation.metrics.metric import Metric, MetricResult, WholeSet
 from evaluation.networks.classifier import train_classifier
 from evaluation.networks.classifier_training import RECIPE, ClassifierConfig
-from evaluation.networks.feature_networks import LabelledBatches
 from evaluation.protocol import metric_name
+
+if TYPE_CHECKING:
+    from evaluation.networks.feature_networks import LabelledBatches
 
 
 def classification_accuracy_score(

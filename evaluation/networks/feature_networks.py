@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import torch
-from torch import Tensor
+# the names are choices of a flag, which are read before torch is imported
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-from evaluation.networks.classifier import train_classifier
-from evaluation.networks.classifier_training import ClassifierConfig
+    from evaluation.networks.classifier_training import ClassifierConfig
 
-LabelledBatches = Iterable[Mapping[str, Tensor] | tuple[Tensor, Tensor]]
+    LabelledBatches = Iterable[Mapping[str, Tensor] | tuple[Tensor, Tensor]]
 
 
 class FeatureExtractor(Protocol):
@@ -88,7 +89,7 @@ def build_features(
         device: where it runs.
         weights: weight file; None looks for Inception's in the environment and torch hub's cache, for the others where
             their packages keep them.
-        resize: of Inception, a name of `protocol.RESIZES`; the other networks have one of their own.
+        resize: of Inception, a name of `resizes.RESIZES`; the other networks have one of their own.
         train, validation: called for the batches of the data set's own splits when the classifier needs them.
         num_classes: classes of the data set.
         cache_dir: where trained classifiers are kept; None keeps none.
@@ -154,6 +155,8 @@ def _build_classifier(
     config: ClassifierConfig | None,
     **_: object,
 ) -> FeatureExtractor:
+    from evaluation.networks.classifier import train_classifier
+
     if train is None or num_classes is None:
         raise ValueError("the classifier features need the data set's training split and its number of classes")
     return train_classifier(

@@ -15,7 +15,8 @@ from torchvision.models import Inception3
 
 from evaluation.networks.extra_networks import read_state_dict
 from evaluation.networks.weight_files import FID_INCEPTION, find_weights
-from evaluation.protocol import check_uint8_images, resize_named
+from evaluation.protocol import check_uint8_images
+from evaluation.resizes import resize_named
 from runtime.device import ieee_fp32
 
 INPUT_SIZE = 299
@@ -69,7 +70,7 @@ class InceptionFeatures:
         weights: weight file in pytorch-fid's format, or the same tensors as `.safetensors`; None looks in the
             environment and in torch hub's cache.
         dim: 64 and 192 (the two max poolings), 768 (before the auxiliary classifier) or 2048 (the last pooling).
-        resize: a name of `protocol.RESIZES`; part of the metrics' names. `bilinear` is pytorch-fid's.
+        resize: a name of `resizes.RESIZES`; part of the metrics' names. `bilinear` is pytorch-fid's.
 
     Attributes:
         spatial_dim, spatial_label: of the features that `with_spatial` adds.

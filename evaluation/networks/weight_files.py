@@ -18,8 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from runtime.atomic import flush_to_disk
 from runtime.errors import UserError, one_line
 
@@ -38,6 +36,8 @@ class WeightSource(NamedTuple):
     @property
     def cached(self) -> Path:
         """Its place in torch hub's cache (`$TORCH_HOME/hub/checkpoints`)."""
+        import torch  # late, so that the flags of the command are read first
+
         return Path(torch.hub.get_dir()) / "checkpoints" / self.file_name
 
     def matches(self, sha256: str) -> bool:

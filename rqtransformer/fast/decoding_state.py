@@ -9,7 +9,7 @@ import threading
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-from rqtransformer.fast.packing import WeightFormat
+from rqtransformer.fast.weight_format import WeightFormat
 
 # Idle programs of a model. Each keeps its caches (8 GB for 500 samples of the largest published model in bf16).
 MOST_IDLE = 3

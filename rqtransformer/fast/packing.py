@@ -11,7 +11,6 @@ Legend: O output features, I input features; `...` any leading axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,31 +21,11 @@ from rqstack.finite import is_finite
 from rqstack.triton_kernels import alike, trial_numbers, use_kernel
 from rqtransformer import native
 from rqtransformer.fast.served import is_plain
+from rqtransformer.fast.weight_format import WeightFormat
 from rqtransformer.finite_draws import NonFiniteError
 
-WEIGHT_FORMATS = ("dense", "int8")
 # The row count oneDNN plans its blocks for. One plan for all batches: another plan may round differently.
 PLANNED_ROWS = 16
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """How weights are kept while decoding.
-
-    Attributes:
-        dtype: of the products' inputs and outputs; None is that of the parameters.
-        kind: dense, or int8: one scale per output feature, a quarter of fp32's bytes, products in `dtype`. Where the
-            processor has no kernel for it (fp32; more than 64 rows on a GPU), the weight is expanded at every product:
-            less memory, more time.
-    """
-
-    dtype: torch.dtype | None = None
-    kind: str = "dense"
-
-    def validate(self) -> None:
-        """Raises ValueError for an unknown kind."""
-        if self.kind not in WEIGHT_FORMATS:
-            raise ValueError(f"weights={self.kind!r} must be one of {', '.join(WEIGHT_FORMATS)}")
 
 
 class PackedLinear:

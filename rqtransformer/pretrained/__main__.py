@@ -16,9 +16,6 @@ import signal
 import sys
 from typing import NoReturn
 
-from rqstack.archive import read_archive
-from rqstack.conversion import FORMATS, convert
-from rqstack.inspection import facts_of, lines_of
 from rqstack.printable import printable
 
 EXIT_CODE = 2
@@ -45,8 +42,8 @@ def parse() -> argparse.Namespace:
     change.add_argument("path")
     change.add_argument(
         "--to",
-        choices=FORMATS,
         default="snapshot",
+        metavar="FORMAT",
         help="snapshot: safetensors (default); published: a torch.save file, which is a pickle",
     )
     change.add_argument("--out", help="the new folder (default: beside the old one)")
@@ -54,6 +51,11 @@ def parse() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    # after the flags are read: `--help` does not wait for torch
+    from rqstack.archive import read_archive
+    from rqstack.conversion import convert
+    from rqstack.inspection import facts_of, lines_of
+
     if args.action == "convert":
         print(printable(convert(args.path, args.to, args.out)))
         return

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.protocol import RESIZES, metric_name, resize_named
+from evaluation.protocol import metric_name
+from evaluation.resizes import RESIZES, resize_named
 
 SHAPES = [(40, 32), (299, 299), (300, 512), (17, 640)]
 

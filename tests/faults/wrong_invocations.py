@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 import pytest
 
 from data.config import DatasetConfig
-from measure_throughput.measure import Experiment
-from scoring.comparison import ComparisonConfig
+from measure_throughput.experiment import Experiment
+from scoring.settings import ComparisonConfig
 from tests.commands import run_here
 from training.stages.stage1 import Stage1Config
 from training.stages.stage2 import Stage2Config

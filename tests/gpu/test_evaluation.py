@@ -15,7 +15,8 @@ from evaluation.networks.classifier import train_classifier
 from evaluation.networks.classifier_training import ClassifierConfig
 from evaluation.networks.clip_features import ClipFeatures
 from evaluation.networks.inception import InceptionFeatures, fid_inception_network
-from evaluation.protocol import RESIZES, to_uint8
+from evaluation.protocol import to_uint8
+from evaluation.resizes import RESIZES
 from evaluation.statistics import StreamingStatistics
 from tests.gpu.fake_cuda import CUDA, no_host_sync
 from tests.repository import ROOT

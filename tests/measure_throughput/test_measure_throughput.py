@@ -13,11 +13,13 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from measure_throughput import __main__ as program
+from measure_throughput import experiment as settings
 from measure_throughput import measure as measuring
-from measure_throughput import memory, presets
+from measure_throughput import memory, presets, roofline
 from measure_throughput.cost import decoding_cost
+from measure_throughput.experiment import Experiment
 from measure_throughput.figure import draw_figure
-from measure_throughput.measure import Experiment, measure
+from measure_throughput.measure import measure
 from measure_throughput.roofline import Roofline, measure_roofline
 from rqtransformer import RQTransformer, native, sample
 from rqtransformer.decoding import Decoder
@@ -113,7 +115,7 @@ def slow_batches(monkeypatch):
 def test_a_loop_is_cut_off_where_the_number_of_samples_is_not_given(
     tiny, slow_batches, monkeypatch, capsys, samples, batches
 ):
-    monkeypatch.setattr(measuring.Experiment, "batches_per_loop", property(lambda self: batches if samples else 334))
+    monkeypatch.setattr(settings.Experiment, "batches_per_loop", property(lambda self: batches if samples else 334))
     row = measure(dataclasses.replace(tiny, samples=samples), LINE)
     assert len(slow_batches) == 2 * tiny.n_loop * batches
     assert row["batch_latency_s"] == 2.0
@@ -212,7 +214,7 @@ def test_peer_out_of_memory_leaves_our_numbers(tiny, peer):
 
 
 def test_a_peer_that_is_not_installed_is_named_before_anything_runs(tiny, monkeypatch):
-    monkeypatch.setattr(measuring.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="peer=rq_transformer: install RQ-transformer first"):
         dataclasses.replace(tiny, peer="rq_transformer").check()
 
@@ -257,7 +259,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
 
 def test_sweep_writes_json_and_picture(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(program, "SWEEP_SHAPES", ((16, 1), (16, 2)))
-    monkeypatch.setattr(program, "measure_roofline", lambda device, dtype: LINE)
+    monkeypatch.setattr(roofline, "measure_roofline", lambda device, dtype: LINE)
     words = "--sweep --batches 1 2 f=16 d=1 c=8 model=small n_loop=1 warmup=0 device=cpu dtype=float32".split()
     monkeypatch.setattr(sys, "argv", ["measure_throughput", *words, "--output-dir", str(tmp_path)])
     program.main()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from runtime.cli import build_parser
+from tests.architecture import product_sources
 from tests.commands import succeed
+from tests.repository import ROOT
 
 
 @pytest.fixture
@@ -78,19 +80,33 @@ def test_the_arguments_default_to_those_of_the_process(parser, monkeypatch):
     assert args.overrides == ["a=1"]
 
 
-HEAVY = ("torch", "torchvision", "hydra", "tensorboard", "scipy", "sklearn", "matplotlib")
+HEAVY = ("torch", "torchvision", "tensorboard", "scipy", "sklearn", "matplotlib", "lpips")
+# Scripts that measure one thing, for hours: what they measure with is imported first.
+MEASUREMENTS = "benchmarks"
 HELP = """
-import runpy, sys
-sys.argv = [sys.argv[1], "--help"]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit:
-    print("imported:", *(name for name in {heavy} if name in sys.modules))
+import contextlib, io, runpy, sys
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+        if name.endswith(".py"):
+            runpy.run_path(name, run_name="__main__")
+        else:
+            runpy.run_module(name, run_name="__main__")
+    lines = shown.getvalue().splitlines() or [""]
+    print(name, lines[0].split(":")[0], *(heavy for heavy in {heavy} if heavy in sys.modules), sep="|")
 """
 
 
-@pytest.mark.parametrize("script", ["main_stage1.py", "main_stage2.py"])
-def test_help_does_not_wait_for_torch(script):
-    printed = succeed("-c", HELP.format(heavy=HEAVY), script).out
-    assert "--model-config" in printed
-    assert printed.splitlines()[-1] == "imported:"
+def commands():
+    """Every file that may be started, as `python` takes it."""
+    for source in product_sources(ROOT):
+        if "\nif __name__ ==" in source.text:
+            in_package = "/" in source.name
+            yield source.module.removesuffix(".__main__") if in_package else source.name
+
+
+def test_help_of_no_command_waits_for_torch():
+    names = [name for name in commands() if not name.startswith(f"{MEASUREMENTS}.") or name == "benchmarks.gpu"]
+    assert {"main_sampling_fid.py", "data.prepare", "benchmarks.gpu", "rqtransformer.pretrained"} < set(names)
+    printed = succeed("-c", HELP.format(heavy=HEAVY), *names).out
+    assert printed.splitlines() == [f"{name}|usage" for name in names]

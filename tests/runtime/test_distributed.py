@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from runtime import distributed
-from runtime.cli import ProcessSettings, build_parser
+from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.errors import UserError
 from runtime.rundir import new_run_dir
 from tests.commands import succeed
@@ -196,7 +196,7 @@ def test_a_program_that_takes_connections_and_is_silent_is_not_waited_for(monkey
 
 
 def test_a_rank_that_is_lost_later_is_one_line_in_every_script(capsys):
-    with pytest.raises(SystemExit) as ended, distributed.exit_in_order():
+    with pytest.raises(SystemExit) as ended, exit_in_order():
         raise torch.distributed.DistBackendError("[gloo/transport] Connection closed by peer")
     assert ended.value.code == 1
     assert "another process of the run has ended" in capsys.readouterr().err

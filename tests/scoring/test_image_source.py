@@ -14,9 +14,9 @@ from PIL import Image
 
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
-from scoring.comparison import Comparison, ComparisonConfig
+from scoring.comparison import Comparison
 from scoring.image_source import open_source
-from scoring.scoring_data import FeatureSettings
+from scoring.settings import ComparisonConfig, FeatureSettings
 from tests.evaluation.image_files import as_png, images_of, random_images, write_array, write_folder, write_shard
 
 IMAGES = random_images(13)

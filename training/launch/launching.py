@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from data.errors import DataError
-from runtime import distributed
+from runtime.cli import exit_in_order
 from runtime.errors import UserError, exit_on_user_error, one_line
 from training.launch.flags import LaunchSettings
 from training.launch.session import BuildStage, Session
@@ -23,7 +23,7 @@ def launch(schema: type[Config], build_stage: BuildStage[Config], settings: Laun
         build_stage: the stage's class, called with config, plan and env.
         settings: what the command line says.
     """
-    with distributed.exit_in_order(DataError):
+    with exit_in_order(DataError):
         try:
             # in a function of its own, because the process group must outlive everything that refers to it
             _run(schema, build_stage, settings)

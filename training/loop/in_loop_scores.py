@@ -18,7 +18,8 @@ from evaluation.scores import reference_statistics, score_images
 from evaluation.statistics import Gaussian
 from runtime import distributed
 from runtime.errors import one_line
-from scoring.scoring_data import FeatureSettings, ScoringData, ranks_of
+from scoring.scoring_data import ScoringData, ranks_of
+from scoring.settings import FeatureSettings
 from training.checkpoints.snapshot_writer import SnapshotWriter
 from training.experiment import InLoopScoreConfig
 from training.stage import Stage

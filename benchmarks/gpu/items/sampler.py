@@ -15,7 +15,8 @@ from benchmarks.gpu.items.models import imagenet_stage1, small_transformer
 from benchmarks.gpu.items.timing import median_ms, peak_gib, share_equal
 from benchmarks.gpu.report import Report
 from measure_throughput.cost import decoding_cost
-from measure_throughput.measure import Experiment, build_models
+from measure_throughput.experiment import Experiment
+from measure_throughput.measure import build_models
 from measure_throughput.roofline import Roofline, measure_roofline
 from rqtransformer import RQTransformer, decode_in_batches, sample
 from rqvae import RQVAE

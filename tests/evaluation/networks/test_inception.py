@@ -10,7 +10,7 @@ from evaluation.networks import inception
 from evaluation.networks.feature_networks import build_features
 from evaluation.networks.inception import SPATIAL_DIM, InceptionFeatures
 from evaluation.networks.weight_files import FID_INCEPTION, file_sha256
-from evaluation.protocol import RESIZES
+from evaluation.resizes import RESIZES
 from runtime.device import ieee_fp32
 from tests.evaluation.random_inception import write_random_weights
 

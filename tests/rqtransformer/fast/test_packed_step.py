@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rqtransformer.config import BlockConfig, StackConfig
-from rqtransformer.fast.packing import WeightFormat
+from rqtransformer.fast.weight_format import WeightFormat
 from rqtransformer.stack import TransformerStack
 
 BLOCKS = {

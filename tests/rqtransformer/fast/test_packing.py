@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rqtransformer import HierarchicalConfig, HierarchicalTransformer, sample
-from rqtransformer.fast.packing import PackedLinear, PackedSlot, WeightFormat
+from rqtransformer.fast.packing import PackedLinear, PackedSlot
+from rqtransformer.fast.weight_format import WeightFormat
 
 
 @pytest.fixture

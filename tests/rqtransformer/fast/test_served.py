@@ -18,7 +18,7 @@ from rqtransformer.decoding.logits import draw, sampling_probs
 from rqtransformer.decoding.sampling_request import SamplingRequest
 from rqtransformer.embedding import CodeClassifier
 from rqtransformer.fast import packed_step
-from rqtransformer.fast.packing import WeightFormat
+from rqtransformer.fast.weight_format import WeightFormat
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.stack import TransformerStack
 

@@ -12,7 +12,8 @@ from torch import nn
 from rqtransformer import native, sample
 from rqtransformer.decoding import Decoder, DrawSettings
 from rqtransformer.decoding.truncation import draw_truncated
-from rqtransformer.fast.packing import PackedLinear, WeightFormat
+from rqtransformer.fast.packing import PackedLinear
+from rqtransformer.fast.weight_format import WeightFormat
 from rqtransformer.native import build as building
 from rqtransformer.native import calls
 

@@ -8,7 +8,8 @@ import torch
 from rqtransformer.fast import packing
 from rqtransformer.fast.kernels import int8_triton
 from rqtransformer.fast.kernels.int8_triton import product, serves
-from rqtransformer.fast.packing import PackedLinear, WeightFormat
+from rqtransformer.fast.packing import PackedLinear
+from rqtransformer.fast.weight_format import WeightFormat
 
 
 def main() -> None:
