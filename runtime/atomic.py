@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,17 +28,20 @@ def is_complete(directory: Path) -> bool:
     return (Path(directory) / COMPLETION_MARK).is_file()
 
 
-def partial_of(final: Path) -> Path:
-    """The temporary name that `final` is written under."""
-    return final.parent / f"{PARTIAL_PREFIX}{final.name}"
+def new_mark() -> str:
+    """What tells the temporary name of one writer from that of every other, on this host or another."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def begin_directory(final: Path) -> Path:
+def partial_of(final: Path, mark: str) -> Path:
+    """The temporary name that `final` is written under by the writer of this mark."""
+    return final.parent / f"{PARTIAL_PREFIX}{mark}-{final.name}"
+
+
+def begin_directory(final: Path, mark: str | None = None) -> Path:
     """An empty temporary directory beside `final`, to be filled and then handed to `commit_directory`."""
-    partial = partial_of(final)
+    partial = partial_of(final, mark or new_mark())
     final.parent.mkdir(parents=True, exist_ok=True)
-    if partial.exists():
-        shutil.rmtree(partial)
     partial.mkdir()
     return partial
 
@@ -49,9 +53,7 @@ def commit_directory(partial: Path, final: Path) -> None:
     (partial / COMPLETION_MARK).touch()
     flush_to_disk(partial / COMPLETION_MARK)
     flush_to_disk(partial)
-    replaced = final.parent / f"{PARTIAL_PREFIX}replaced-{final.name}"
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    replaced = partial_of(final, f"replaced-{new_mark()}")
     if final.exists():
         os.rename(final, replaced)
     os.rename(partial, final)
@@ -99,7 +101,7 @@ def remove_partial_directories(parent: Path, prefix: str) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file by renaming a complete temporary one over it."""
-    partial = partial_of(path)
+    partial = partial_of(path, new_mark())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")

@@ -150,11 +150,11 @@ def test_a_restarted_process_continues_the_run_of_its_launch(config, tmp_path, m
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-17")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     again = session("stage1", *results)
-    again.log.close()
+    again.close()
     assert (again.run_dir, again.start.step) == (mine, STEPS)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-19")
     new = session("stage1", *results)
-    new.log.close()
+    new.close()
     assert new.run_dir not in (mine, other)
     assert new.start.step == 0, "the first start of its launch died before its first checkpoint"
 

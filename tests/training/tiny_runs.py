@@ -138,7 +138,7 @@ def train(stage: str, *flags: Any, on_step: Callable[[int], None] | None = None)
             return original(micro_batches, step, *args)
 
         run.stage.train_step = train_step
-    with run.log:
+    with run:
         run.train()
     return run
 

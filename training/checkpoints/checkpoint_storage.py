@@ -82,18 +82,21 @@ class SafetensorsWriter(StorageWriter):
 
     Args:
         final: the name the directory gets when it is complete.
+        mark: of the temporary name, the same on every rank and on no other run's.
         state: the text of `state.json`.
         keep_last, keep_every: which older checkpoints stay, see `prune_steps`.
     """
 
-    def __init__(self, final: Path, rank: int, state: str, keep_last: int | None, keep_every: int | None) -> None:
-        self.final, self.rank, self.state = final, rank, state
+    def __init__(
+        self, final: Path, mark: str, rank: int, state: str, keep_last: int | None, keep_every: int | None
+    ) -> None:
+        self.final, self.mark, self.rank, self.state = final, mark, rank, state
         self.keep_last, self.keep_every = keep_last, keep_every
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Rank 0 makes the temporary directory; the engine lets no rank write before that."""
         if is_coordinator:
-            begin_directory(self.final)
+            begin_directory(self.final, self.mark)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """This rank's file, flushed to disk and hashed."""
@@ -102,7 +105,7 @@ class SafetensorsWriter(StorageWriter):
         return written
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        file = partial_of(self.final) / f"rank_{self.rank:05d}.safetensors"
+        file = partial_of(self.final, self.mark) / f"rank_{self.rank:05d}.safetensors"
         try:
             save_file({item.index.fqn: _tensor(planner, item) for item in plan.items}, file)
         except SafetensorError as error:  # the others get to know of it; this class cannot be sent
@@ -113,7 +116,7 @@ class SafetensorsWriter(StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On rank 0, when every rank has written: the descriptions, the completion mark, the final name."""
-        partial = partial_of(self.final)
+        partial = partial_of(self.final, self.mark)
         file_of, files = {}, {}
         for result in (result for of_rank in results for result in of_rank):
             about = result.storage_data

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from runtime import distributed
-from runtime.atomic import check_free_space, partial_of, remove_partial_directories
+from runtime.atomic import check_free_space, new_mark, partial_of, remove_partial_directories
 from runtime.errors import UserError, one_line
 from runtime.step_directories import STEP_PREFIX, step_name
 from training.checkpoints import state_tree
@@ -159,14 +159,15 @@ class _Save:
         assert not meta_tensors, "meta holds plain values; tensors belong into an object"
         state = state_text(step, meta_tree, trees)
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        distributed.run_on_main(lambda: self._make_room(num_bytes + len(state)))
+        self.mark = distributed.run_on_main(lambda: self._make_room(num_bytes + len(state)))
         self.share = RankShare(tensors, self.rank, self.world_size)
-        self.writer = SafetensorsWriter(self.final, self.rank, state, keep_last, keep_every)
+        self.writer = SafetensorsWriter(self.final, self.mark, self.rank, state, keep_last, keep_every)
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _make_room(self, num_bytes: int) -> str:
         if self.final.parent.is_dir():
             remove_partial_directories(self.final.parent, STEP_PREFIX)
         check_free_space(self.final, num_bytes)
+        return new_mark()
 
     def write(self, group: Any = None) -> None:
         """Write it, on all ranks; `group` is what the engine talks over."""
@@ -181,4 +182,4 @@ class _Save:
             raise UserError(f"cannot write {self.final}: {one_line(error)}") from error
         finally:
             if self.rank == 0:
-                shutil.rmtree(partial_of(self.final), ignore_errors=True)
+                shutil.rmtree(partial_of(self.final, self.mark), ignore_errors=True)

@@ -36,5 +36,5 @@ def launch(schema: type[Config], build_stage: BuildStage[Config], settings: Laun
 def _run(schema: type[Config], build_stage: BuildStage[Config], settings: LaunchSettings) -> None:
     with exit_on_user_error(*SETUP_ERRORS):
         session = Session(schema, build_stage, settings)
-    with session.log:
+    with session:
         session.evaluate() if settings.evaluate else session.train()

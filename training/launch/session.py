@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 from data import EvalLoader, ImageDataset, TrainLoader, build_dataset
 from data.dataset import reading_notes
@@ -16,6 +16,7 @@ from runtime import distributed
 from runtime.config import save_config
 from runtime.device import use_device
 from runtime.distributed import DistEnv
+from runtime.run_ownership import RunOwnership
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
@@ -39,7 +40,7 @@ from training.launch.run_config import (
     recorded_config,
     with_resolution_of_stage1,
 )
-from training.launch.starting_points import find_checkpoint, find_weights, step_of
+from training.launch.starting_points import find_checkpoint, find_weights, run_dir_of, run_to_resume, step_of
 from training.loop.faults import FaultRecorder
 from training.loop.feed import Feed, Survivor
 from training.loop.guards import Guards
@@ -63,12 +64,20 @@ class Session(Generic[Config]):
     """
 
     def __init__(self, schema: type[Config], build_stage: BuildStage[Config], settings: LaunchSettings) -> None:
+        self.ownership: RunOwnership | None = None  # of the main process
+        try:
+            self._prepare(schema, build_stage, settings)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _prepare(self, schema: type[Config], build_stage: BuildStage[Config], settings: LaunchSettings) -> None:
         settings.check()
         told_to_resume = settings.resume
         self.settings = settings = with_run_to_continue(settings)
         # ranks that resume share the hashing of the checkpoint's files
         joined = settings.processes.join() if settings.resume else None
-        self.resumed = ResumedRun.at(find_checkpoint(settings)) if settings.resume else None
+        self.resumed = self._resumed() if settings.resume else None
         config = load_run_config(schema, settings, self.resumed)
         self.changed: list[Change] | None = None
         self.notes: list[str] = []
@@ -107,6 +116,34 @@ class Session(Generic[Config]):
         resume_step = None if self.resumed is None else self.resumed.position.step
         self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=resume_step)
 
+    def _resumed(self) -> ResumedRun:
+        """The run that is continued, once this process is the only one that writes to it."""
+        path = run_to_resume(self.settings)
+        self._own(run_dir_of(path))
+        return ResumedRun.at(find_checkpoint(path))
+
+    def _own(self, run_dir: Path) -> None:
+        def take() -> None:
+            self.ownership = RunOwnership(run_dir)
+
+        distributed.run_on_main(take)
+
+    def __enter__(self) -> Session[Config]:
+        self.log.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.log.__exit__(*error)
+        self._let_go()
+
+    def close(self) -> None:
+        """Closes the log and gives the run directory back."""
+        self.__exit__(None, None, None)
+
+    def _let_go(self) -> None:
+        if self.ownership is not None:
+            self.ownership.release()
+
     @property
     def start(self) -> RunPosition:
         """Where the run stands before it is trained on."""
@@ -122,6 +159,7 @@ class Session(Generic[Config]):
         assert settings.model_config, "`LaunchSettings.check` lets no new run start without"
         stem = Path(settings.model_config).stem + ("-eval" if settings.evaluate else "")
         run_dir = new_run_dir(settings.result_path, stem, settings.postfix)
+        self._own(run_dir)
         distributed.run_on_main(lambda: save_config(config, run_dir / "config.yaml"))
         return run_dir
 

@@ -14,14 +14,28 @@ from training.checkpoints.checkpoint_directories import complete_checkpoints, fi
 from training.launch.flags import LaunchSettings
 
 
-def find_checkpoint(settings: LaunchSettings) -> Path:
-    """The checkpoint that --resume continues: -l names it or its run, else the newest run of the config."""
-    run_dir = settings.load_path or _newest_run(settings)
-    if not run_dir.exists():
-        raise UserError(f"-l {run_dir} does not exist")
-    checkpoint = find_sound_checkpoint(run_dir, report=_say_once)
+def run_to_resume(settings: LaunchSettings) -> Path:
+    """What --resume continues: the run, its folder of checkpoints or the one checkpoint that -l names, else the newest
+    run of the config.
+    """
+    path = settings.load_path or _newest_run(settings)
+    if not path.exists():
+        raise UserError(f"-l {path} does not exist")
+    if not complete_checkpoints(path):
+        raise UserError(f"nothing to resume: {path} has no complete checkpoint")
+    return path
+
+
+def run_dir_of(path: Path) -> Path:
+    """The directory of the run that `run_to_resume` found."""
+    return complete_checkpoints(path)[0].parent.parent
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The newest sound checkpoint of what `run_to_resume` found."""
+    checkpoint = find_sound_checkpoint(path, report=_say_once)
     if checkpoint is None:
-        raise UserError(f"nothing to resume: {run_dir} has no complete checkpoint")
+        raise UserError(f"nothing to resume: {path} has no complete checkpoint")
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""What watches over a training run: stop signals, the watchdog, alarms and fault records."""
+"""What watches over a training run: stop signals, the launcher, the watchdog, alarms and fault records."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from runtime.distributed import HostAgreement
+from runtime.launcher_watch import LauncherWatch
 from runtime.preemption import StopSignals
 from runtime.runlog import RunLog
 from runtime.watchdog import Watchdog
@@ -31,6 +32,7 @@ class Guards:
         self.world_size, self.signal_steps = plan.world_size, config.signal_steps
         self.signals, self.agreement = StopSignals(), HostAgreement()
         self.watchdog = Watchdog(config.hang_timeout, log.warning)
+        self.launcher = LauncherWatch(log.warning)
         self.spikes = SpikeAlarm(config.spike_factor, config.spike_window, self._alarm)
         self.collapse = CollapseAlarm(config.min_code_usage, self._alarm)
         self._entered = ExitStack()
@@ -41,6 +43,7 @@ class Guards:
         if self._save_minutes is not None:
             self._save_at = time.monotonic() + 60 * self._save_minutes
         self._entered.enter_context(self.signals)
+        self._entered.enter_context(self.launcher)
         self._entered.enter_context(self.watchdog)
         return self
 
@@ -48,12 +51,12 @@ class Guards:
         self._entered.__exit__(*error)
 
     def must_stop(self, step: int) -> bool:
-        """Whether a rank was told to stop, the same answer on all of them. Ranks ask each other every `signal_steps`
-        steps; a single process looks after every step.
+        """Whether a rank was told to stop or has lost its launcher, the same answer on all of them. Ranks ask each
+        other every `signal_steps` steps; a single process looks after every step.
         """
         if self.world_size > 1 and step % self.signal_steps:
             return False
-        return self.agreement.any(self.signals.received is not None)
+        return self.agreement.any(self.signals.received is not None or self.launcher.is_gone)
 
     def must_save(self, step: int) -> bool:
         """Whether the run has gone on for long without a checkpoint of its own; asked and answered like `must_stop`."""

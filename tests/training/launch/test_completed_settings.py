@@ -63,7 +63,7 @@ def test_stage_2_takes_from_stage_1_what_its_file_leaves_out(tokenizer, tmp_path
     made = []
     for name, config in (("short", short), ("full", full)):
         run = session("stage2", "-m", write_config(tmp_path / f"{name}.yaml", config), "-v", tokenizer, "-r", tmp_path)
-        run.log.close()
+        run.close()
         made.append((run.stage.config.arch, run.train_set.resolution))
     known = load_rqvae(tokenizer)
     assert made[0][0].block_size == list(known.config.code_shape) == [2, 2, 3]
@@ -94,7 +94,7 @@ def test_what_does_not_fit_stage_1_is_named_by_the_key_at_fault(word, named, tok
 def test_an_evaluation_says_the_step_of_its_weights(tokenizer, tmp_path):
     file = write_config(tmp_path / "tiny.yaml", stage1())
     run = session("stage1", "-m", file, "-r", tmp_path, "--eval", "-l", tokenizer)
-    with run.log:
+    with run:
         run.evaluate()
     log = (run.run_dir / "train.log").read_text()
     assert "val step 4:" in log

@@ -38,14 +38,14 @@ def stage1_run(images, tmp_path):
 
 def resume(run, *words):
     resumed = session("stage1", "--resume", "-l", run, "experiment.max_steps=2", *words)
-    resumed.log.close()
+    resumed.close()
     return resumed
 
 
 def start_stage2(images, run, tmp_path, *words, **settings):
     config = write_config(tmp_path / "two.yaml", stage2(dataset(images, **settings) | {"arch.vocab_size_cond": 2}))
     started = session("stage2", "-m", config, "-r", tmp_path / "two", "-v", run, *words)
-    started.log.close()
+    started.close()
     return started
 
 

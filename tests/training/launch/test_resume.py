@@ -134,7 +134,7 @@ def test_resume_finds_the_newest_run_of_the_config(tmp_path):
     train("stage1", "-m", config, "-r", tmp_path / "runs")
     train_until(HALF + 1, "stage1", "-m", config, "-r", tmp_path / "runs", "-p", "newer")
     resumed = session("stage1", "-m", config, "-r", tmp_path / "runs", "--resume")
-    resumed.log.close()
+    resumed.close()
     assert resumed.run_dir.name.endswith("_newer")
     assert (resumed.start.step, resumed.start.images_seen) == (HALF, HALF * 4)
 

@@ -127,7 +127,7 @@ def test_a_changed_optimizer_changes_the_weights_and_is_recorded(word, killed, t
         assert OmegaConf.select(OmegaConf.load(file), key) == OmegaConf.create(f"x: {value}").x
     assert f"from here on {key}=" in (run / "train.log").read_text()
     again = session("stage1", "--resume", "-l", run)
-    again.log.close()
+    again.close()
     assert not again.changed
     groups = again.stage.update.optimizer.param_groups
     assert groups[0].get(key.rpartition(".")[2], 0.0) != 0.5 or word == "optimizer.weight_decay=0.5"
@@ -159,12 +159,12 @@ def test_what_a_resumed_run_cannot_do_is_refused_by_name(words, named, killed):
 def test_a_step_may_be_cut_in_smaller_parts(killed, tmp_path):
     run = copy_of(killed, tmp_path)
     again = session("stage1", "--resume", "-l", run, "experiment.batch_size=2")
-    again.log.close()
+    again.close()
     assert (again.plan.micro_batch, again.plan.accumulation, again.plan.global_batch) == (2, 2, 4)
     saved = OmegaConf.load(run / "config.yaml").experiment
     assert (saved.batch_size, saved.total_batch_size) == (2, 4)
     both = session("stage1", "--resume", "-l", run, "experiment.batch_size=1", "optimizer.grad_accm_steps=4")
-    both.log.close()
+    both.close()
     assert (both.plan.micro_batch, both.plan.accumulation) == (1, 4)
 
 
@@ -186,11 +186,11 @@ def test_an_edited_file_is_refused_or_named(tmp_path, monkeypatch):
     file = write_config(tmp_path / "tiny.yaml", stage1(PLAN))
     run = train("stage1", "-m", file, "-r", tmp_path / "runs", "experiment.log_steps=2").run_dir
     results = ["-m", file, "-r", tmp_path / "runs"]
-    session("stage1", *results, "--resume").log.close()
+    session("stage1", *results, "--resume").close()
     write_config(file, stage1(PLAN | {"optimizer.init_lr": 0.5, "dataset.hflip": True}))
     with pytest.raises(UserError, match=r"tiny.yaml has been edited .*dataset.hflip=True, optimizer.init_lr=0.5\)"):
         session("stage1", *results, "--resume")
-    session("stage1", *results, "--resume", "optimizer.init_lr=0.5", "dataset.hflip=true").log.close()
+    session("stage1", *results, "--resume", "optimizer.init_lr=0.5", "dataset.hflip=true").close()
     write_config(file, stage1(PLAN | {"dataset.hflip": True, "optimizer.max_gn": 2.0, "optimizer.init_lr": 0.5}))
     goes_on = train("stage1", *results, "--auto-resume")
     assert goes_on.run_dir == run
@@ -209,13 +209,13 @@ def test_relative_paths_are_recorded_absolute_and_as_typed(tmp_path, monkeypatch
     assert typed == {"vqvae.ckpt": str(Path(recorded).relative_to(tmp_path))}
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    session("stage2", "--resume", "-l", run).log.close()
+    session("stage2", "--resume", "-l", run).close()
     moved = tmp_path.with_name(f"{tmp_path.name}-moved")
     tmp_path.rename(moved)
     run = moved / run.relative_to(tmp_path)
     monkeypatch.chdir(moved)
     again = session("stage2", "--resume", "-l", run)
-    again.log.close()
+    again.close()
     assert Path(OmegaConf.load(run / "config.yaml").vqvae.ckpt).is_relative_to(moved)
     monkeypatch.chdir(moved / "elsewhere")
     (moved / "first").rename(moved / "gone")
@@ -226,7 +226,7 @@ def test_relative_paths_are_recorded_absolute_and_as_typed(tmp_path, monkeypatch
 def test_a_run_of_fp16_and_one_that_is_not_go_on_from_each_other(killed, tmp_path):
     """The loss scale is no part of a run in another precision: it starts anew."""
     run = session("stage1", "--resume", "-l", killed)
-    run.log.close()
+    run.close()
     state = run.stage.update.state_dict()
     assert state["scaler"] == {}
     run.stage.update.scaler = torch.amp.GradScaler("cpu", enabled=True)
@@ -239,7 +239,7 @@ def test_a_discriminator_keeps_its_type(tmp_path):
     with pytest.raises(UserError, match=r"gan.disc.optimizer.type=adam"):
         session("stage1", "--resume", "-l", run, "gan.disc.optimizer.type=adam")
     resumed = session("stage1", "--resume", "-l", run, "gan.disc.optimizer.momentum=0.5")
-    resumed.log.close()
+    resumed.close()
     changed = resumed.stage
     assert changed.objects()["discriminator_update"].optimizer.param_groups[0]["momentum"] == 0.5
     assert changed.update.optimizer.param_groups[0]["betas"] == (0.5, 0.9)

@@ -11,7 +11,7 @@ from runtime.errors import UserError
 from runtime.step_directories import complete_steps
 from tests.training.tiny_runs import parse, session, stage1, stage2, train, train_until, write_config
 from training.checkpoints.checkpoint_directories import complete_checkpoints
-from training.launch.starting_points import find_checkpoint, find_weights
+from training.launch.starting_points import find_checkpoint, find_weights, run_to_resume
 
 SAVE_OFTEN = {"experiment.save_steps": 1, "experiment.max_steps": 3, "experiment.keep_checkpoints": 5}
 
@@ -32,14 +32,14 @@ def test_a_resumed_run_keeps_its_overrides(finished):
     run = session("stage1", *resume_flags(*finished))
     assert run.config.optimizer.init_lr == 0.002
     assert run.start.step == 3
-    run.log.close()
+    run.close()
 
 
 def test_words_on_the_command_line_still_change_it(finished):
     run = session("stage1", *resume_flags(*finished), "experiment.max_steps=5")
     assert run.plan.total_steps == 5
     assert run.config.optimizer.init_lr == 0.002
-    run.log.close()
+    run.close()
 
 
 def test_another_seed_is_refused(finished):
@@ -50,7 +50,7 @@ def test_another_seed_is_refused(finished):
 def test_newer_runs_without_a_checkpoint_do_not_hide_it(finished):
     config, run_dir = finished
     (run_dir.parent / "2999-01-01_00-00-00").mkdir(exist_ok=True)
-    checkpoint = find_checkpoint(parse("stage1", *resume_flags(config, run_dir)))
+    checkpoint = find_checkpoint(run_to_resume(parse("stage1", *resume_flags(config, run_dir))))
     assert checkpoint.parent.parent == run_dir
     assert checkpoint.name == "step_00000003"
 
@@ -59,7 +59,7 @@ def test_an_evaluation_has_its_own_directory(finished):
     config, run_dir = finished
     run = session("stage1", "-m", config, "-r", run_dir.parent.parent, "--eval", "-l", run_dir)
     assert run.run_dir.parent.name == "tiny-eval"
-    run.log.close()
+    run.close()
 
 
 def test_what_lies_after_the_resumed_step_is_gone(tmp_path):
@@ -67,7 +67,7 @@ def test_what_lies_after_the_resumed_step_is_gone(tmp_path):
     run_dir = train("stage1", "-m", config, "-r", tmp_path / "runs").run_dir
     run = session("stage1", "--resume", "-l", run_dir / "checkpoints" / "step_00000002")
     assert run.start.step == 2
-    run.log.close()
+    run.close()
     assert [path.name for path in complete_checkpoints(run_dir)] == ["step_00000002", "step_00000001"]
     assert [path.name for path in complete_steps(run_dir / "snapshots")] == ["step_00000002", "step_00000001"]
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()

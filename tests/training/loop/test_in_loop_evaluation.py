@@ -179,7 +179,7 @@ def test_a_best_snapshot_beyond_the_checkpoint_is_given_up_and_found_again(cache
     resumed = session("stage1", "--resume", "-l", run_dir)
     assert resumed.start.step == 3
     assert not best.exists()
-    with resumed.log:
+    with resumed:
         resumed.train()
     assert read_metadata(best)["step"] == 4
     assert read_metadata(best)["best"]["value"] == 1.0

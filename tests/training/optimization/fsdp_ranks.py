@@ -197,7 +197,7 @@ def train_case(run: Session, name: str, folder: Path) -> None:
     assert distributed.gather_objects(digest) == [digest] * env.world_size
     raw, averaged = stage.snapshot()
     pictures = pictured(run)
-    run.log.close()
+    run.close()
     moments = gather_to_main(flat_moments(stage), env.is_main)
     if env.is_main:
         (folder / f"{name}.json").write_text(json.dumps(result))

@@ -46,7 +46,7 @@ def build(config, tmp_path):
 
     yield make
     for made in sessions:
-        made.log.close()
+        made.close()
 
 
 def batch_of(run, count: int = 4) -> dict[str, torch.Tensor]:

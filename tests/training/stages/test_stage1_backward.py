@@ -34,7 +34,7 @@ def build(tmp_path) -> Callable[..., Stage1]:
     def make(changes=None):
         file = write_config(tmp_path / "tiny.yaml", stage1({"gan": GAN} | (changes or {})))
         run = session("stage1", "-m", file, "-r", tmp_path / "runs")
-        run.log.close()
+        run.close()
         return run.stage
 
     return make

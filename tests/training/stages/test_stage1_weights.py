@@ -57,7 +57,7 @@ def test_finetunes_from_a_published_checkpoint_and_its_discriminator(published_c
     published = golden.checkpoint["discriminator"]
     assert differing(state(stage.adversary.discriminator), dict(published)) == []
     start = state(stage.model)
-    with run.log:
+    with run:
         run.train()
     assert "encoder.conv_in.weight" in differing(start, state(stage.model))
     assert (run.start.step, len(metrics_without_time(run.run_dir))) == (0, 5)

@@ -68,7 +68,7 @@ def build(config, tokenizer, tmp_path):
 
     yield make
     for made in sessions:
-        made.log.close()
+        made.close()
 
 
 def batch_of(run, count: int = 4) -> dict[str, torch.Tensor]:
@@ -306,7 +306,7 @@ def test_finetunes_from_published_checkpoints(published_config, tmp_path):
     assert differing(snapshot_tensors(run.stage.model), snapshot_tensors(load_rqtransformer(file))) == []
     averaged = snapshot_tensors(load_rqtransformer(file, ema=True))
     assert differing(dict(run.stage.ema.state_dict()), averaged) == []
-    with run.log:
+    with run:
         run.train()
     assert (run.stage.ema.mu, run.start.step) == (0.9, 0)
     assert len(metrics_without_time(run.run_dir)) == 2
@@ -352,14 +352,14 @@ def test_without_averaged_weights_the_average_starts_from_the_raw_ones(config, t
     run_dir = train("stage2", "-m", config(), "-v", tokenizer, "-r", tmp_path / "plain").run_dir
     flags = ["-m", config({"arch.ema": 0.9}), "-v", tokenizer, "-r", tmp_path / "runs", "-l", run_dir]
     run = session("stage2", *flags)
-    run.log.close()
+    run.close()
     assert differing(dict(run.stage.ema.state_dict()), snapshot_tensors(run.stage.model)) == []
 
 
 def test_finetuning_from_a_run_takes_its_newest_snapshot_and_average(trained, tokenizer, tmp_path):
     file, run_dir = trained
     run = session("stage2", "-m", file, "-v", tokenizer, "-r", tmp_path / "runs", "-l", run_dir)
-    run.log.close()
+    run.close()
     newest = run_dir / "snapshots/step_00000004"
     assert differing(snapshot_tensors(run.stage.model), snapshot_tensors(load_rqtransformer(newest))) == []
     averaged = snapshot_tensors(load_rqtransformer(newest, ema=True))

@@ -31,7 +31,7 @@ def test_methods_are_called_as_the_contract_says(stage, method):
 
 def test_properties_are_there_once_it_is_built(tmp_path):
     run = session("stage1", "-m", write_config(tmp_path / "tiny.yaml", stage1({"arch.ema": 0.5})), "-r", tmp_path)
-    run.log.close()
+    run.close()
     assert {"config", "precision", "keeps_average"} == PROPERTIES
     assert run.stage.config.seed == 0
     assert run.stage.precision.name == "fp32"

@@ -1,0 +1,51 @@
+"""Ranks end when their launcher is gone: after `kill -9` of torchrun nobody would restart, stop or count them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from runtime.preemption import LAUNCHER_VARIABLE
+
+ORPHANED_EXIT_CODE = 75
+"""As after a signal: the run can be resumed."""
+POLL_SECONDS = 1.0
+GRACE_SECONDS = 300.0
+"""How long an orphan may take to its next step boundary and to save there."""
+
+
+class LauncherWatch:
+    """Whether torchrun, the parent of this process when the watch was made, still lives. Without torchrun nothing is
+    watched: a process that was started by hand may outlive its shell.
+
+    While entered, the loss is noticed within `POLL_SECONDS`; a process that has not ended `GRACE_SECONDS` later, as
+    one that waits for a rank that ended first, is ended.
+
+    Args:
+        warn: told once.
+        stop: ends the process; exchanged in tests.
+    """
+
+    def __init__(self, warn: Callable[[str], None], stop: Callable[[int], None] = os._exit) -> None:
+        self.is_gone = False
+        self._warn, self._stop = warn, stop
+        self._launcher = os.getppid() if LAUNCHER_VARIABLE in os.environ else None
+        self._ended = threading.Event()
+
+    def __enter__(self) -> LauncherWatch:
+        if self._launcher is not None:
+            threading.Thread(target=self._watch, name="launcher watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        while os.getppid() == self._launcher:
+            if self._ended.wait(POLL_SECONDS):
+                return
+        self._warn(f"the launcher (process {self._launcher}) has ended: the run saves its next step and ends")
+        self.is_gone = True
+        if not self._ended.wait(GRACE_SECONDS):
+            self._stop(ORPHANED_EXIT_CODE)
