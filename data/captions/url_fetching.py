@@ -17,14 +17,13 @@ from urllib.parse import quote, urlsplit
 from PIL import Image
 
 from data.config import MAX_IMAGE_PIXELS
-from data.images.decoding import FORMATS, read_pixels
+from data.images.decoding import read_pixels
 from data.images.pixel_rule import PixelRule
 
 SCHEMES = ("http", "https")
 USER_AGENT = "Mozilla/5.0 (compatible; image-list-download)"
 PASSING = frozenset({"timeout", "connection", "server error", "too many requests"})  # may be over on the next attempt
 LONGEST_PAUSE = 60.0  # seconds between two attempts, whatever the server asks for
-SERVED_FORMATS = (*FORMATS, "GIF")  # what is kept becomes a JPEG
 _CHUNK = 1 << 16
 _SLOWEST = 4  # a whole transfer may last that many times the time-out of one operation
 
@@ -143,7 +142,7 @@ def _read(response: Any, max_bytes: int, deadline: float) -> bytes:
 def as_jpeg(content: bytes, limits: Limits) -> bytes:
     """The image as a JPEG, shrunk to `limits.resize`; FetchFailed when it is none, or has too many pixels."""
     try:
-        image = read_pixels(content, PixelRule(max_pixels=limits.max_pixels), SERVED_FORMATS).image
+        image = read_pixels(content, PixelRule(max_pixels=limits.max_pixels)).image
         shorter = min(image.size)
         if 0 < limits.resize < shorter:
             size = [max(1, round(side * limits.resize / shorter)) for side in image.size]

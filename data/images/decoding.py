@@ -5,7 +5,6 @@ Axes: H W image, C channels.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import warnings
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data.config import MAX_IMAGE_PIXELS
+from data.images.decode_limits import TimedBytes, check_costs
 from data.images.encoded_images import Encoded
 from data.images.pixel_rule import RGB, PixelRule, Pixels, apply_rule
 from runtime.errors import UserError, one_line
@@ -32,22 +32,19 @@ _PILLOW = re.compile(r"PIL\.")
 _MOST_THREADS = 16
 
 
-def read_pixels(encoded: bytes, rule: PixelRule = RGB, formats: tuple[str, ...] = FORMATS) -> Pixels:
-    """A fully decoded image as `pixel_rule` says.
+def read_pixels(encoded: bytes, rule: PixelRule = RGB) -> Pixels:
+    """A fully decoded image as `pixel_rule` says, within `decode_limits`.
 
     Raises:
         One of UNREADABLE: not a whole image, or one that is refused.
     """
     _quiet_pillow()
     try:
-        with Image.open(io.BytesIO(encoded), formats=formats) as image:
-            if image.width * image.height > rule.max_pixels:
-                raise ValueError(
-                    f"{image.width}x{image.height} pixels are more than max_image_pixels {rule.max_pixels}"
-                )
+        with Image.open(TimedBytes(encoded), formats=FORMATS) as image:
+            check_costs(image, encoded, rule.max_pixels)
             return apply_rule(image, rule)
     except UnidentifiedImageError as error:
-        raise ValueError(f"it is none of {', '.join(formats)}") from error
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
     except (*UNREADABLE, MemoryError):
         raise
     except Exception as error:  # decoders meet anything here, and each fails in its own way
@@ -62,7 +59,7 @@ def decode_rgb(encoded: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Imag
 def image_format(encoded: bytes) -> str | None:
     """Pillow's name of the format, such as `JPEG`, by the beginning of the file; OSError for one that is not opened."""
     _quiet_pillow()
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+    with Image.open(TimedBytes(encoded), formats=FORMATS) as image:
         return image.format
 
 

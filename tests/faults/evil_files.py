@@ -246,3 +246,16 @@ def npz_that_unpacks_to_gigabytes(file: Path, trap: Path) -> None:
 
 
 ARRAYS: dict[str, Maker] = {maker.__name__: maker for maker in (npz_of_objects, npz_that_unpacks_to_gigabytes)}
+
+
+def tiff_of(
+    width: int, height: int, tags: list[tuple[int, int, int, int]], compression: int = 1, content: bytes = b""
+) -> bytes:
+    """A grey TIFF whose tags are those given, after its content, which starts at byte 8.
+
+    tags: number, type (4: 32 bits), how many, and the value or where the values lie; they say where the pixels are.
+    """
+    fixed = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1)]
+    entries = sorted([*fixed, (277, 3, 1, 1), *tags])
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(content)) + content + directory + bytes(4)
