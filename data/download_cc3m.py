@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 from collections import Counter
@@ -25,14 +26,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.captions.url_fetching import PASSING, SCHEMES, FetchFailed, Limits, build_opener, fetch_image
+from data.captions.url_fetching import PASSING, FetchFailed, Limits, fetch_image
 from data.config import SPLITS
 from data.text_files import read_lines
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error, one_line, say
+from runtime.network.http_client import INTERNAL, SCHEMES
 
 ALIVE, NOT_TRIED = "alive", "not tried"
+LONGEST_TIMEOUT = 3600
 _WINDOW = 4  # URLs handed out per worker: memory does not grow with the list
 
 
@@ -65,7 +68,8 @@ def parse(words: Sequence[str] | None = None) -> DownloadSettings:
         "--timeout",
         type=float,
         default=default.timeout,
-        help=f"seconds for an answer; a transfer may last four times that (default: {default.timeout})",
+        help="seconds for an answer; a request may last four times that, from the look-up of its name to the last byte "
+        f"(default: {default.timeout})",
     )
     parser.add_argument(
         "--retries",
@@ -91,6 +95,11 @@ def parse(words: Sequence[str] | None = None) -> DownloadSettings:
         default=default.max_bytes,
         help=f"larger files count as dead (default: {default.max_bytes})",
     )
+    parser.add_argument(
+        "--allow-private",
+        action="store_true",
+        help="also ask addresses of this machine and its network, to which no list from elsewhere should lead",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="also try what failed for good before")
     args = parser.parse_args(words)
     for flag, value, low in (
@@ -101,11 +110,18 @@ def parse(words: Sequence[str] | None = None) -> DownloadSettings:
         ("--resize", args.resize, 0),
         ("--max-bytes", args.max_bytes, 1),
     ):
-        if value is not None and value < low:
+        if value is not None and not low <= value < math.inf:
             parser.error(f"{flag} {value} must be at least {low}")
-    if args.timeout <= 0:
-        parser.error(f"--timeout {args.timeout} must be positive")
-    limits = Limits(args.timeout, args.retries, args.backoff, args.max_bytes, resize=args.resize)
+    if not 0 < args.timeout <= LONGEST_TIMEOUT:
+        parser.error(f"--timeout {args.timeout} must be positive and at most {LONGEST_TIMEOUT} seconds")
+    limits = Limits(
+        args.timeout,
+        args.retries,
+        args.backoff,
+        args.max_bytes,
+        resize=args.resize,
+        allow_private=args.allow_private,
+    )
     return DownloadSettings(args.list, args.out, args.split, args.workers, args.limit, limits, args.retry_failed)
 
 
@@ -136,7 +152,6 @@ class Download:
     def __init__(self, out: Path, split: str, urls: Sequence[str], limits: Limits, retry_failed: bool = False) -> None:
         self.out, self.split, self.limits = out, split, limits
         self.failures = out / f"{split}_failures.tsv"
-        self.opener, self.lock = build_opener(), threading.Lock()
         remembered = {} if retry_failed else self._remembered()
         self.status = {url: ALIVE if self.path_of(url).is_file() else remembered.get(url, NOT_TRIED) for url in urls}
 
@@ -178,7 +193,7 @@ class Download:
 
     def _fetch(self, url: str) -> str:
         try:
-            content = fetch_image(self.opener, url, self.limits)
+            content = fetch_image(url, self.limits)
         except FetchFailed as failure:
             return failure.reason
         self._keep(self.path_of(url), content)
@@ -199,7 +214,8 @@ class Download:
         if not self.failures.is_file():
             return {}
         lines = self.failures.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        return {url: reason for reason, _, url in (line.partition("\t") for line in lines) if url}
+        final = {url: reason for reason, _, url in (line.partition("\t") for line in lines) if url}
+        return {url: reason for url, reason in final.items() if reason != INTERNAL or not self.limits.allow_private}
 
     def report(self) -> dict[str, Any]:
         """How many URLs are alive, and the others by reason, most frequent first."""

@@ -25,6 +25,9 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("action", choices=("fetch", "verify", "where"))
     parser.add_argument("name", nargs="?", choices=tuple(weight_files.WEIGHTS), help="one file (default: all)")
     parser.add_argument("--url", help="fetch from here instead (needs a name)")
+    parser.add_argument(
+        "--allow-private", action="store_true", help="fetch from an address of this machine or its network as well"
+    )
     parser.add_argument("--path", help="this file instead of the usual places (needs a name)")
     args = parser.parse_args(words)
     if (args.url or args.path) and args.name is None:
@@ -36,7 +39,7 @@ def main(args: Namespace) -> None:
     for name in [args.name] if args.name else weight_files.WEIGHTS:
         source = weight_files.WEIGHTS[name]
         if args.action == "fetch":
-            say(f"{name}: {fetch_weights(source, args.url, args.path)}")
+            say(f"{name}: {fetch_weights(source, args.url, args.path, args.allow_private)}")
             continue
         path = Path(args.path or os.environ.get(source.environment) or source.cached).expanduser()
         if args.action == "where":

@@ -7,7 +7,6 @@ told to: `python -m evaluation.networks fetch`.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 from runtime.atomic import flush_to_disk
 from runtime.errors import UserError, one_line
+from runtime.network.http_client import INTERNAL, DownloadFailed, TransferLimits, download
 
 
 class WeightSource(NamedTuple):
@@ -53,7 +53,8 @@ FID_INCEPTION = WeightSource(
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
 )
 WEIGHTS: dict[str, WeightSource] = {"fid-inception": FID_INCEPTION}
-TIMEOUT_SECONDS = 30
+TIMEOUT_SECONDS, TOTAL_SECONDS = 30, 3600
+MAX_BYTES = 1 << 31
 _SCHEMES = ("https", "http", "file")
 
 
@@ -89,7 +90,12 @@ def find_weights(source: WeightSource, path: str | os.PathLike[str] | None = Non
     return found, sha256
 
 
-def fetch_weights(source: WeightSource, url: str | None = None, path: str | os.PathLike[str] | None = None) -> Path:
+def fetch_weights(
+    source: WeightSource,
+    url: str | None = None,
+    path: str | os.PathLike[str] | None = None,
+    allow_private: bool = False,
+) -> Path:
     """Downloads a weight file; what is there already and sound is left as it is.
 
     It is written under a temporary name, compared with the published SHA-256 and only then renamed.
@@ -97,6 +103,7 @@ def fetch_weights(source: WeightSource, url: str | None = None, path: str | os.P
     Args:
         url: another place with the same file (`https:`, `http:` or `file:`).
         path: where it goes; None is torch hub's cache, where it is looked for.
+        allow_private: whether an internal address may be asked (`runtime.network.addresses`).
 
     Raises:
         UserError: the place cannot be reached, it gives another file, or the disk cannot be written.
@@ -109,7 +116,7 @@ def fetch_weights(source: WeightSource, url: str | None = None, path: str | os.P
     partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, partial)
+        _download(url, partial, allow_private)
         sha256 = file_sha256(partial)
         if not source.matches(sha256):
             expected = source.sha256 or source.sha256_prefix
@@ -124,14 +131,17 @@ def fetch_weights(source: WeightSource, url: str | None = None, path: str | os.P
     return target
 
 
-def _download(url: str, partial: Path) -> None:
+def _download(url: str, partial: Path, allow_private: bool) -> None:
     with open(partial, "wb") as file:
+        if urllib.parse.urlsplit(url).scheme == "file":
+            try:
+                with urllib.request.urlopen(url) as local:
+                    shutil.copyfileobj(local, file, 1 << 20)
+            except urllib.error.URLError as error:
+                raise UserError(f"cannot download {url}: {error.reason}") from error
+            return
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-                shutil.copyfileobj(response, file, 1 << 20)
-        except urllib.error.HTTPError as error:
-            raise UserError(f"cannot download {url}: {error.code} {error.reason}") from error
-        except urllib.error.URLError as error:
-            raise UserError(f"cannot download {url}: {error.reason}") from error
-        except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
-            raise UserError(f"cannot download {url}: {one_line(error)}") from error
+            download(url, file, TransferLimits(TIMEOUT_SECONDS, TOTAL_SECONDS, MAX_BYTES, allow_private))
+        except DownloadFailed as failure:
+            how = "; --allow-private asks it all the same" if failure.kind == INTERNAL else ""
+            raise UserError(f"cannot download {url}: {one_line(failure)}{how}") from failure

@@ -14,6 +14,7 @@ from evaluation.networks import weight_files
 from evaluation.networks.__main__ import main, parse
 from evaluation.networks.weight_files import FID_INCEPTION, WeightSource, fetch_weights, find_weights
 from runtime.errors import UserError
+from runtime.network import http_client
 
 CONTENT = b"weights " * 100_000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -45,6 +46,7 @@ def source(tmp_path, monkeypatch, server):
     """The only known weights, in an empty cache."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.delenv("A_WEIGHT_FILE", raising=False)
+    monkeypatch.setattr(http_client, "is_internal", lambda address: address != "127.0.0.1")  # it stands for one outside
     source = WeightSource("a-weight-file.pth", SHA256[:8], "A_WEIGHT_FILE", f"{server}/right", SHA256)
     monkeypatch.setattr(weight_files, "WEIGHTS", {"small": source})
     return source
@@ -108,6 +110,13 @@ def test_what_cannot_be_fetched_leaves_nothing(source, tmp_path, server, url, ma
         closed = unused.getsockname()[1]
     refused(match, fetch_weights, source, url.format(server=server, closed=closed))
     assert files_below(tmp_path) == []
+
+
+def test_an_internal_address_is_for_those_who_allow_it(source, tmp_path, server):
+    inside = server.replace("127.0.0.1", "127.0.0.2")
+    refused("127.0.0.2 is the internal address 127.0.0.2; --allow-private", fetch_weights, source, f"{inside}/right")
+    assert files_below(tmp_path) == []
+    refused("cannot download .*: Connection refused|refused", fetch_weights, source, f"{inside}/right", None, True)
 
 
 def test_an_unwritable_place(source, tmp_path):
