@@ -92,13 +92,21 @@ def find_rejection(
 
 def main(args: argparse.Namespace) -> None:
     # after the flags are read: `--help` does not wait for torch
+    from evaluation.protocol import balanced_conditions
     from runtime.precision import Precision
     from runtime.rundir import new_run_dir
     from runtime.runlog import RunLog
+    from sampling.conditions import condition_texts
     from sampling.image_files import save_images
-    from sampling.picture_grids import keep_images, save_grid
+    from sampling.picture_grids import GRID_IMAGES, keep_images, save_grid
     from sampling.sampler import Sampler
-    from sampling.trained_models import config_beside, directory_beside, load_models, resolve_checkpoint
+    from sampling.trained_models import (
+        class_names_of,
+        config_beside,
+        directory_beside,
+        load_models,
+        resolve_checkpoint,
+    )
     from scoring.result_lines import write_result
     from scoring.sample_scores import Comparing, SampleScores, SampleSet
     from scoring.sampled_classes import class_facts, find_conditions, unequal_classes
@@ -160,7 +168,11 @@ def main(args: argparse.Namespace) -> None:
         if line is not None and env.is_main:
             line["warnings"] = [*line["warnings"], *([] if comparing.is_file else unequal_classes(conditions, data))]
             write_result(directory / "result.json", line, args.json)
-        save_grid(kept, log, directory)
+        # rejection keeps samples of its conditions in turn
+        in_turn = balanced_conditions(args.n_samples, conditions.num)
+        condition_N = in_turn if rejection is not None else conditions.of_samples(args.n_samples)
+        texts = condition_texts(conditions, condition_N[:GRID_IMAGES], class_names_of(checkpoint))
+        save_grid(kept, log, directory, label_of=texts.__getitem__ if texts else None)
     data.report_unreadable()
 
 

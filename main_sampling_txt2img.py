@@ -228,7 +228,8 @@ def main(args: argparse.Namespace) -> None:
                 seconds = round(time.perf_counter() - started, 3)
                 line |= {"captions": prompts.facts(), "seconds": seconds}
                 write_result(directory / "result.json", line, args.json)
-        save_grid(kept, log, directory, columns, order)
+        captions = prompts.captions
+        save_grid(kept, log, directory, columns, order, lambda number: captions[number % len(captions)])
         log.info(f"images, {directory / 'samples.png'} and {directory / 'captions.jsonl'} are written")
     data.report_unreadable()
 

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.bar_chart import draw_bars
 from benchmarks.comparison_methods import METHODS, NUM_CODES, RESOLUTION, Method, config_of
 from data import DatasetConfig, ImageDataset, build_dataset
 from data.dataset import to_float_batch
 from rqstack.quantizers.usage import CodeUsage
 from rqvae import RQVAE
 from runtime.errors import exit_on_user_error
+from runtime.pages.plots import BarPanel, save_bars
 
 DATASETS = {"digits": "digits", "fashion_mnist": "fashion-mnist"}
 BITS_PER_CODE = NUM_CODES.bit_length() - 1
@@ -157,11 +157,11 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     rows = result["rows"]
     title = f"{result['dataset']}, {result['steps']} steps of {result['batch_size']} images, 512 bits per image"
     panels = [
-        ("error on held-out images (MSE)", [row["mse"] for row in rows], "{:.4f}"),
-        ("codes used", [row["used_fraction"] for row in rows], "{:.0%}"),
-        ("milliseconds per training step", [row["step_ms"] for row in rows], "{:.0f}"),
+        BarPanel("error on held-out images (MSE)", [row["mse"] for row in rows], "{:.4f}"),
+        BarPanel("codes used", [row["used_fraction"] for row in rows], "{:.0%}"),
+        BarPanel("milliseconds per training step", [row["step_ms"] for row in rows], "{:.0f}"),
     ]
-    draw_bars(path, title, [row["method"] for row in rows], panels)
+    save_bars(path, title, [row["method"] for row in rows], panels)
 
 
 def write_results(args: argparse.Namespace, result: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo.page import STAGE1_PLOTS, curves, newest_picture, picture, stage2_plots, table, write_page
+from demo.page import STAGE1_PLOTS, STAGE2_PLOTS, curves, newest_picture
+from runtime.pages.page import embedded_png, write_page
+from sampling.picture_grids import COARSE_TO_FINE
 
 Summary = dict[str, Any]
 
@@ -73,19 +75,17 @@ def write_report(path: Path, summary: Summary, stage1: Path, stage2: Path, sampl
         stage1, stage2: run directories, whose curves and newest pictures are shown.
         samples: the grid of samples, one column for each class.
     """
-    body = [
-        "<h1>Two-stage image generation with residual quantization, on digits</h1>",
-        table(DEPTH_HEADER, depth_rows(summary)),
-        table(["score", "value"], [[label, show(summary)] for label, show in SCORES]),
-        f"<p>{footnote(summary)}</p>",
-        "<h2>Samples</h2><p>Column c: ten draws for class c.</p>",
-        picture(samples),
-        "<h2>Reconstructions from coarse to fine</h2><p>First row: validation images; below: from the first code, the "
-        "first two, ...</p>",
-        newest_picture(stage1, "reconstruction_coarse_to_fine"),
-        "<h2>Stage 1</h2>",
-        curves(stage1, STAGE1_PLOTS),
-        "<h2>Stage 2</h2>",
-        curves(stage2, stage2_plots(len(summary["nll_by_depth"]))),
-    ]
-    write_page(path, "Demo", body)
+    write_page(
+        path,
+        Path(__file__).with_name("report.html"),
+        depth_header=DEPTH_HEADER,
+        depth_rows=depth_rows(summary),
+        scores=[[label, show(summary)] for label, show in SCORES],
+        footnote=footnote(summary),
+        samples=embedded_png(samples.read_bytes(), "ten columns of generated digits, one for each class"),
+        reconstructions=newest_picture(
+            stage1, COARSE_TO_FINE, "digits, and below each what its first 1, 2, 3 and 4 codes decode to"
+        ),
+        stage1_plots=curves(stage1, STAGE1_PLOTS),
+        stage2_plots=curves(stage2, STAGE2_PLOTS),
+    )

@@ -5,11 +5,13 @@ Legend: B batch, L condition length, M conditions, N samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from evaluation.protocol import balanced_conditions, proportional_conditions
 
 
@@ -107,3 +109,24 @@ class CaptionConditions:
     def ids(self, condition_B: Tensor) -> Tensor:
         """Token ids (B, L)."""
         return self.token_ML[condition_B]
+
+
+def condition_texts(
+    conditions: Conditions,
+    condition_N: Tensor,
+    class_names: Sequence[str] = (),
+    tokenizer: CaptionTokenizer | None = None,
+) -> list[str]:
+    """What samples of these conditions are asked to show, in words; empty where nothing is asked or no words are known.
+
+    Args:
+        condition_N: the number of the condition of every sample.
+        class_names: of the data set; a class without a name is called by its number.
+        tokenizer: what made the tokens of captions.
+    """
+    asked = conditions.ids(condition_N)
+    if asked is None:
+        return []
+    if asked.dim() > 1:
+        return [] if tokenizer is None else [tokenizer.decode(ids) for ids in asked.tolist()]
+    return [class_names[number] if number < len(class_names) else f"class {number}" for number in asked.tolist()]

@@ -22,6 +22,7 @@ from runtime.step_directories import SNAPSHOTS, complete_steps, read_json
 from sampling.recorded_paths import TYPED, with_paths_that_exist
 
 IMAGES_PER_CLASS = "images_per_class"  # in a snapshot's metadata: of the classes of a model
+CLASS_NAMES = "class_names"  # there too: what they are called
 
 
 def find_latest_snapshot(path: str | Path) -> Path | None:
@@ -79,6 +80,12 @@ def trained_classes(checkpoint: Path) -> list[int] | None:
             f"{checkpoint / METADATA_FILE}: {IMAGES_PER_CLASS} must list numbers of images, one of them above 0"
         )
     return counts
+
+
+def class_names_of(checkpoint: Path) -> list[str]:
+    """What a snapshot's metadata call its classes; empty where they do not."""
+    names = read_metadata(checkpoint).get(CLASS_NAMES) if (checkpoint / METADATA_FILE).is_file() else None
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def resolution_of(stage1: str | Path) -> int | None:

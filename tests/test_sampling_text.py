@@ -174,9 +174,10 @@ def test_a_prompt_gives_a_grid_and_files(checkpoints, tmp_path):
     assert len(image_NHWC) == 6
     assert [entry["text"] for entry in captions_of(directory)] == [prompts[1], prompts[3]] * 3
     grid = np.asarray(Image.open(directory / "samples.png"))
-    gap = (grid.shape[1] - 3 * 16) // 4  # a row for each prompt, three columns
-    assert grid.shape[0] == 2 * 16 + 3 * gap
-    tile = grid[gap : gap + 16, 2 * gap + 16 : 2 * gap + 32]
+    side, gap = 8 * 16, 2  # a row for each prompt under its text, three columns of enlarged images
+    assert grid.shape[1] == 3 * side + 4 * gap
+    top = (grid.shape[0] - 3 * gap) // 2 - side + gap
+    tile = grid[top : top + side : 8, 2 * gap + side : 2 * (gap + side) : 8]
     np.testing.assert_array_equal(tile, image_NHWC[2])  # the first prompt's second image
     assert not (directory / "result.json").exists()
     run(checkpoints, *prompts[:2], "--num", 2, "--save-dir", tmp_path / "b", "--format", "npz", *DATA)

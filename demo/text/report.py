@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from demo.page import STAGE1_PLOTS, curves, newest_picture, picture, stage2_plots, table, write_page
+from demo.page import STAGE1_PLOTS, STAGE2_PLOTS, curves, newest_picture
+from runtime.pages.page import embedded_png, write_page
+from sampling.picture_grids import COARSE_TO_FINE
 
 Summary = dict[str, Any]
 KINDS = ("colour", "shape", "size", "axis", "everything")
@@ -55,21 +57,19 @@ def write_report(path: Path, summary: Summary, stage1: Path, stage2: Path, promp
         stage1, stage2: run directories, whose curves and newest pictures are shown.
         prompts, sweep: the pictures of `demo.text.pictures`.
     """
-    body = [
-        "<h1>Text to image with residual quantization, on synthetic captions</h1>",
-        f"<h2>Samples</h2><p>Guidance scale {summary['cfg_scale']:g}.</p>",
-        picture(prompts),
-        "<h2>Do samples show what captions ask for?</h2>",
-        table(HEADER, rows(summary)),
-        f"<p>{footnote(summary)}</p>",
-        picture(sweep),
-        f"<p>{times(summary)}</p>",
-        "<h2>Reconstructions from coarse to fine</h2><p>First row: validation images; below: from the first code, then "
-        "from both.</p>",
-        newest_picture(stage1, "reconstruction_coarse_to_fine"),
-        "<h2>Stage 1</h2>",
-        curves(stage1, STAGE1_PLOTS),
-        "<h2>Stage 2</h2>",
-        curves(stage2, stage2_plots(len(summary["nll_by_depth"]))),
-    ]
-    write_page(path, "Text to image", body)
+    write_page(
+        path,
+        Path(__file__).with_name("report.html"),
+        scale=summary["cfg_scale"],
+        prompts=embedded_png(prompts.read_bytes(), "generated pictures under the captions that they were drawn for"),
+        header=HEADER,
+        rows=rows(summary),
+        footnote=footnote(summary),
+        sweep=embedded_png(sweep.read_bytes(), "shares of what captions ask for that samples show, over the scale"),
+        times=times(summary),
+        reconstructions=newest_picture(
+            stage1, COARSE_TO_FINE, "pictures, and below each what its first code and both of its codes decode to"
+        ),
+        stage1_plots=curves(stage1, STAGE1_PLOTS),
+        stage2_plots=curves(stage2, STAGE2_PLOTS),
+    )

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from benchmarks import quantizer_comparison as comparison
-from benchmarks.bar_chart import draw_bars
 from benchmarks.comparison_methods import METHODS, config_of
 from rqvae.bottleneck import BOTTLENECKS, build_quantizer
 from tests.repository import ROOT
@@ -108,12 +107,3 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(argv, capsys):
         comparison.main(argv)
     assert caught.value.code == 2
     assert argv[-1] in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_bars_have_lengths_in_proportion(tmp_path):
-    draw_bars(tmp_path / "bars.png", "title", ["a", "b", "c"], [("panel", [1.0, 0.5, None], "{:.1f}")])
-    image = Image.open(tmp_path / "bars.png").convert("RGB")
-    coloured = [sum(image.getpixel((x, y)) == (52, 101, 164) for x in range(image.width)) for y in range(image.height)]
-    lengths = [coloured[64 + row * 24 + 12] for row in range(3)]
-    assert lengths[0] == pytest.approx(2 * lengths[1], abs=2)
-    assert lengths[0] > 100 and lengths[2] <= 1

@@ -11,7 +11,7 @@ from data import DatasetConfig, build_dataset
 from data.captions.pair_grammar import parse_pair_caption
 from demo.text.judge import ANSWERS, agreement, answers, judge_images, train_judge
 from demo.text.measure import SCALES, held_out_scenes
-from demo.text.pictures import COLORS, draw_prompts, draw_sweep
+from demo.text.pictures import draw_prompts, draw_sweep, sweep_plot
 from tests.commands import succeed
 
 STEPS = [
@@ -67,20 +67,24 @@ def test_held_out_scenes_are_no_training_captions():
     assert sorted(map(str, held_out_scenes(val, 10**6))) == sorted(map(str, val.all_scenes()))
 
 
-def test_sweep_is_drawn_to_scale(tmp_path):
-    found, chance = dict.fromkeys(KINDS, 1.0), dict.fromkeys(KINDS, 0.0)
+def test_sweep_has_a_curve_for_each_share_and_a_dashed_one_for_chance(tmp_path):
+    found, chance = dict.fromkeys(KINDS, 1.0), dict.fromkeys(KINDS, 0.25)
     sweep = [{"cfg_scale": scale, "found": found, "by_chance": chance} for scale in (1.0, 2.0)]
+    plot = sweep_plot(sweep, 7)
+    assert plot.curves["colour"] == [(1.0, 100.0), (2.0, 100.0)]
+    assert plot.curves["colour, shuffled"] == [(1.0, 25.0), (2.0, 25.0)]
+    assert set(plot.dashed) == {f"{kind}, shuffled" for kind in KINDS}
     draw_sweep(tmp_path / "sweep.png", sweep, 7)
-    top = Image.open(tmp_path / "sweep.png").convert("RGB").crop((64, 44, 510, 46))
-    last = tuple(int(COLORS[4][i : i + 2], 16) for i in (1, 3, 5))  # drawn over the others, which are as high
-    assert last in {colour for _, colour in top.getcolors(10_000)}
+    assert Image.open(tmp_path / "sweep.png").width > 600
 
 
 def test_prompts_stand_above_their_samples(tmp_path):
     images = torch.stack([torch.full((3, 8, 8), shade, dtype=torch.uint8) for shade in (10, 20, 30, 40)])
     draw_prompts(tmp_path / "p.png", ["first", "second"], images)
-    pixels = Image.open(tmp_path / "p.png")
-    assert [pixels.getpixel((x, y))[0] for y in (30, 76) for x in (8, 28)] == [10, 20, 30, 40]
+    picture = Image.open(tmp_path / "p.png")
+    side, row = 128, picture.height // 2
+    assert picture.width == 2 * side + 6
+    assert [picture.getpixel((x, y))[0] for y in (row - 20, 2 * row - 20) for x in (64, 194)] == [10, 20, 30, 40]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from evaluation.metrics.neighbours import nearest_neighbours
-from evaluation.report import ImageSet, chosen_rows, class_tables, overlap_plot, picture, write_report
+from evaluation.report import SHOWN_SIDE, ImageSet, chosen_rows, class_tables, overlap_plot, picture, write_report
 
 SIZE, DIM = 4, 5
 
@@ -54,14 +54,17 @@ def written(tmp_path):
 
 def test_the_page_is_complete_in_itself_and_escaped(written):
     page, found, *_ = written
-    assert not re.search(r"(?:src|href)=(?!\"data:)", page)
-    assert "http" not in page
+    assert not re.search(r"(?:src|href)=(?!\"(?:data:|#))", page)
+    assert "://" not in page
     assert "<script" not in page
     assert "&lt;script&gt;samples" in page
     assert "training &lt;images&gt;" in page
     assert "few &amp; small" in page
     assert "1.25" in page
     assert page.count("<svg") == 1
+    assert page.index("<svg") < page.index("<h2>Samples")  # with the scores
+    assert 'alt=""' not in page and "<title>Scores of &lt;script&gt;samples</title>" in page
+    assert page.index("<details>") < page.index("fid_x&#34;: 1.25")  # the line is folded away
     assert set(found) == {"close_share", "median_distance", "training_median_distance"}
 
 
@@ -81,10 +84,12 @@ def next_image(images: ImageSet, index: int) -> np.ndarray:
     return stacked_NCHW[index].permute(1, 2, 0).numpy()
 
 
-def test_classes_come_worst_first():
-    table = class_tables({"per_class": {"class-fid_x": {"0": 1.0, "7": 9.0, "<b>": 4.0}}})
-    assert table.index("<td>7<") < table.index("&lt;b&gt;") < table.index("<td>0<")
-    assert class_tables({}) == ""
+def test_classes_come_worst_first(written):
+    ((name, rows),) = class_tables({"per_class": {"class-fid_x": {"0": 1.0, "7": 9.0, "<b>": 4.0}}})
+    assert (name, rows) == ("class-fid_x", [("7", "9"), ("<b>", "4"), ("0", "1")])
+    assert class_tables({}) == []
+    page = written[0]
+    assert page.index("<td>1</td><td>9</td>") < page.index("<td>0</td><td>1</td>")
 
 
 def test_shown_rows_are_the_nearest_then_the_first():
@@ -94,11 +99,14 @@ def test_shown_rows_are_the_nearest_then_the_first():
     assert rows == [9, 8, 7, 6, 5, 4, 0, 1, 2, 3]
 
 
-def test_the_plot_places_points_by_recall_and_precision():
-    svg = overlap_plot([(1, 0.0, 1.0), (5, 1.0, 0.0)])
-    assert 'points="40.0,40.0 300.0,300.0"' in svg
-    assert "k 5: recall 1.000, precision 0.000" in svg
+def test_the_plot_has_a_point_for_each_number_of_neighbours():
+    features_NF = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    plot = overlap_plot(features_NF, features_NF)
+    assert plot.curves == {f"k = {k}": [(1.0, 1.0)] for k in (1, 2, 3, 5)}
+    assert overlap_plot(features_NF, features_NF + 1e3).curves["k = 2"] == [(0.0, 0.0)]
 
 
-def test_grey_images_are_shown():
-    assert picture(torch.zeros(1, 2, 2, dtype=torch.uint8)).startswith('<img src="data:image/png')
+def test_images_of_any_size_and_channels_are_shown_large():
+    shown = picture(torch.zeros(1, 20, 20, dtype=torch.uint8), "a <b>")
+    assert shown.startswith('<img src="data:image/png') and 'alt="a &lt;b&gt;" width="140"' in shown
+    assert f'width="{2 * SHOWN_SIDE}"' in picture(torch.zeros(3, 4, 2 * SHOWN_SIDE, dtype=torch.uint8), "")

@@ -28,7 +28,7 @@ from rqvae.model import count_parameters
 from runtime import distributed
 from runtime.distributed import DistEnv
 from runtime.precision import Precision
-from sampling.picture_grids import coarse_to_fine, single_depths
+from sampling.picture_grids import COARSE_TO_FINE, SINGLE_DEPTHS, coarse_to_fine, single_depths
 from scoring.scoring_data import ScoringData, reconstructed
 from training.experiment import BatchPlan, ExperimentConfig
 from training.optimization.ema import EMA
@@ -235,8 +235,8 @@ class Stage1:
         batch = next(iter(batches))
         image_BCHW = batch["image"][: self.config.experiment.grid_images].to(self.env.device)
         return {
-            "reconstruction_coarse_to_fine": coarse_to_fine(self.model, image_BCHW),
-            "reconstruction_single_depths": single_depths(self.model, image_BCHW),
+            COARSE_TO_FINE: coarse_to_fine(self.model, image_BCHW),
+            SINGLE_DEPTHS: single_depths(self.model, image_BCHW),
         }
 
     def objects(self) -> dict[str, Stateful]:

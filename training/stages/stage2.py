@@ -14,6 +14,7 @@ from typing import Any, Optional
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset
+from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from rqstack.snapshots import weights_digest
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer
 from rqtransformer.decoding.sampling_request import settings_per_depth
@@ -22,10 +23,10 @@ from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
 from rqvae import RQVAE
 from runtime.distributed import DistEnv
 from runtime.precision import Precision
-from sampling.conditions import Conditions
+from sampling.conditions import Conditions, condition_texts
 from sampling.picture_grids import uint8_grid
 from sampling.sampler import Sampler, SamplingSettings
-from sampling.trained_models import IMAGES_PER_CLASS, check_stages_fit
+from sampling.trained_models import CLASS_NAMES, IMAGES_PER_CLASS, check_stages_fit
 from scoring.scoring_data import ScoringData
 from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
 from training.optimization.ema import EMA
@@ -124,6 +125,9 @@ class Stage2:
         self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.code_counts = CodeCounts(tokenizer.quantizer.num_codes, env.device)
+        # what pictures of samples are labelled with, once the data set is known
+        self.class_names: tuple[str, ...] = ()
+        self.caption_tokenizer: CaptionTokenizer | None = None
 
     def check_data(self, dataset: ImageDataset) -> None:
         """ValueError when the model cannot be trained on these images and their labels or captions."""
@@ -131,6 +135,7 @@ class Stage2:
         check_channels(dataset, self.tokenizer.config.ddconfig.in_channels, "the stage-1 checkpoint")
         check_condition(dataset, self.config.arch)
         check_tokenizer(dataset, self.tokenizer_digest, self.config.loss)
+        self.class_names, self.caption_tokenizer = dataset.class_names, dataset.tokenizer
 
     def train_step(self, micro_batches: Iterable[Batch], step: int, on_skip: OnSkip = tell_nobody) -> dict[str, Tensor]:
         """One step on the global batch; see `training.stage.Stage`."""
@@ -192,7 +197,7 @@ class Stage2:
         return validate_stage2(self.model, self.tokenizer, batches, self.env.device, self.precision, self.code_counts)
 
     def pictures(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """A square of samples, classes in rows, made on the main process."""
+        """A square of samples under their classes or captions, made on the main process."""
         model = self._model_to_sample(self.env.is_main)
         if model is None:
             return {}
@@ -200,7 +205,8 @@ class Stage2:
         number = settings.num_images
         conditions = conditions_of_samples(self.config.arch, first_batches(batches, number))
         (drawn,) = self._sampler(model, conditions, settings, batch_size=number).images(number)
-        return {"samples": uint8_grid(drawn["image"], columns=max(1, round(number**0.5)))}
+        labels = condition_texts(conditions, conditions.of_samples(number), self.class_names, self.caption_tokenizer)
+        return {"samples": uint8_grid(drawn["image"], columns=max(1, round(number**0.5)), image_labels=labels)}
 
     def images_to_score(self, data: ScoringData, num_images: int) -> Iterator[Batch]:
         """Samples 0, 1, ... with the run's `sampling` settings, as `main_sampling_fid.py` draws them.
@@ -270,11 +276,14 @@ class Stage2:
         return raw, None if self.ema is None else gather_to_main(self.ema.state_dict(), self.env.is_main)
 
     def snapshot_facts(self, dataset: ImageDataset) -> dict[str, Any]:
-        """How many images every class had, of a model that is conditioned on classes: sampling asks for those alone."""
+        """Of a model that is conditioned on classes: how many images every class had (sampling asks for those alone),
+        and what the classes are called.
+        """
         arch = self.config.arch
         if arch.block_size_cond > 1 or arch.vocab_size_cond < 2:
             return {}
-        return {IMAGES_PER_CLASS: images_per_class(dataset, arch.vocab_size_cond)}
+        counts = images_per_class(dataset, arch.vocab_size_cond)
+        return {IMAGES_PER_CLASS: counts, CLASS_NAMES: list(dataset.class_names)}
 
     def snapshot_files(self, dataset: ImageDataset) -> dict[str, str]:
         """The tokenizer of the captions, for a model that is conditioned on them."""

@@ -34,6 +34,7 @@ from tests.training.tiny_runs import (
 from training.experiment import ExperimentConfig
 from training.stages.code_counts import CodeCounts
 
+UNCONDITIONAL = {"arch.vocab_size_cond": 1}
 TEXT = {"arch.vocab_size_cond": 27, "arch.block_size_cond": 8, "loss.txt_weight": 0.1, "loss.img_weight": 0.9}
 
 
@@ -191,11 +192,13 @@ def test_the_tokenizer_may_use_its_averaged_weights(build):
 
 
 def test_pictures_are_samples_in_a_square(build):
-    for changes in ({}, TEXT, {"arch.vocab_size_cond": 1}):
+    for changes in ({}, TEXT, UNCONDITIONAL):
         run = build({"experiment.sample": {"num_images": 4, "top_k": [16, 5, 3], "top_p": 0.9}} | changes)
         ((name, picture),) = pictured(run).items()
         assert name == "samples"
-        assert picture.shape == (3, 2 * (8 + 2) + 2, 2 * (8 + 2) + 2)
+        height, width = picture.shape[1:]
+        assert width == 2 * (128 + 2) + 2
+        assert (height > width) == (changes is not UNCONDITIONAL)  # classes and captions stand above
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
