@@ -283,8 +283,8 @@ class RQTransformer(PretrainedModel):
     def forget_packed(self) -> None:
         """Drops what is kept of packed weights, between two calls of `sample`.
 
-        Only needed on a GPU, after writes past autograd (`parameter.data.copy_(...)`): there these are not noticed. All
-        others are, and on a CPU these too.
+        It frees their memory. Nothing else needs it: the next call of `sample` sees every write to a parameter, those
+        past autograd (`parameter.data.copy_(...)`) too.
         """
         if not self.decoding.walks:
             self._end_decoding(keep=False)

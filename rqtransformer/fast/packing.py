@@ -201,7 +201,8 @@ class PackedSlot:
 
     def __init__(self) -> None:
         self.active: PackedLinear | None = None
-        self._kept: dict[WeightFormat, tuple[tuple[object, ...], PackedLinear]] = {}
+        self._watched = False
+        self._kept: dict[WeightFormat, tuple[tuple[object, ...] | None, PackedLinear]] = {}
 
     def fill(
         self,
@@ -215,7 +216,9 @@ class PackedSlot:
         Raises:
             NonFiniteError: for weights on a CPU that are not finite: attention there makes numbers of a NaN.
         """
-        key = tuple(_identity(tensor) for tensor in (*weights_OI, *biases_O) if tensor is not None)
+        given = [tensor for tensor in (*weights_OI, *biases_O) if tensor is not None]
+        key = tuple(_identity(tensor) for tensor in given)
+        self._watched = all(_has_digest(tensor) for tensor in given)
         known, packed = self._kept.get(form, (None, None))
         if packed is None or known != key:
             weight = _join([weight.detach() for weight in weights_OI])
@@ -239,8 +242,16 @@ class PackedSlot:
         self.fill([linear.weight for linear in linears], [linear.bias for linear in linears], form)
 
     def unpack(self, keep: bool) -> None:
-        """Deactivates; `keep` saves the work if the same parameters decode again in the same format."""
-        self._kept = {form: kept for form, kept in self._kept.items() if keep and kept[1] is self.active}
+        """Deactivates; `keep` saves the work if the same parameters decode again in the same format.
+
+        Where no digest tells whether they are the same, what is kept is the memory: it is filled anew next time. That
+        waits for no device, and takes about as long as reading the parameters once, for a whole walk.
+        """
+        self._kept = {
+            form: (key if self._watched else None, packed)
+            for form, (key, packed) in self._kept.items()
+            if keep and packed is self.active
+        }
         self.active = None
 
 
@@ -252,13 +263,16 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
+def _has_digest(tensor: Tensor) -> bool:
+    """Whether its numbers can be looked at without waiting: on a GPU that would be for the device."""
+    return tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter)
+
+
 def _identity(tensor: Tensor) -> tuple[object, ...]:
     """Changes with every in-place write, move or replacement of a parameter.
 
-    Writes past autograd, to `tensor.data`, change no version. On a CPU a digest of the numbers notices them; on a GPU
-    it would wait for the device: see `RQTransformer.forget_packed`.
+    Writes past autograd, to `tensor.data`, change no version: a digest of the numbers notices them.
     """
     version = -1 if tensor.is_inference() else tensor._version
-    plain = tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter)
-    number = native.digest(tensor) if plain else None
+    number = native.digest(tensor) if _has_digest(tensor) else None
     return tensor.data_ptr(), version, number, *_layout(tensor)

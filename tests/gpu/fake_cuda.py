@@ -194,6 +194,7 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", property(lambda mode: True)))
         stack.enter_context(patch.object(nn.Module, "_apply", _apply_by_replacement))
         stack.enter_context(patch.object(FakeTensor, "data_ptr", lambda tensor: tensor.untyped_storage()._cdata))
+        stack.enter_context(patch.object(torch.UntypedStorage, "data_ptr", lambda storage: storage._cdata))
         stack.enter_context(backward_without_driver())
         mode = stack.enter_context(FakeTensorMode())
         stack.enter_context(Watch())

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from rqtransformer import HierarchicalConfig, HierarchicalTransformer, sample
+from rqtransformer import HierarchicalConfig, HierarchicalTransformer, native, sample
+from rqtransformer.fast import packing
 from rqtransformer.fast.packing import PackedLinear, PackedSlot
 from rqtransformer.fast.weight_format import WeightFormat
 
@@ -138,6 +139,13 @@ def test_other_formats_give_nearly_the_same_greedy_codes(settings, build):
     assert (exact == rough).float().mean() > 0.5
 
 
+def packed_tensors(model):
+    """What is kept of packed weights between two calls."""
+    blocks = [*model.body_transformer.blocks, *model.head_transformer.blocks]
+    slots = [slot for block in blocks for slot in (*block.attn.slots, *block.mlp.slots)]
+    return [tensor for slot in slots for _, packed in slot._kept.values() for tensor in packed.tensors]
+
+
 WRITES = {
     "copy_": lambda data: data.copy_(torch.randn_like(data)),
     "one number": lambda data: data.view(-1)[3:4].mul_(1 + 2**-22),
@@ -160,6 +168,42 @@ def test_writes_past_autograd_are_noticed_by_the_next_walk(options, build, eithe
     found = sample(model, tokenizer, num_samples=8, **options)
     model.forget_packed()
     assert torch.equal(found, sample(model, tokenizer, num_samples=8, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"amp_dtype": torch.bfloat16}, {"weights": "int8"}, {"graphs": True}], ids=str)
+def test_such_writes_are_followed_where_no_digest_is_taken(options, build, monkeypatch):
+    monkeypatch.setattr(packing, "_has_digest", lambda tensor: False)
+    monkeypatch.setattr(native, "serves", lambda tensor: False)
+    monkeypatch.setattr(packing, "_can_block", lambda weight: False)
+    model, tokenizer = build()
+    first = sample(model, tokenizer, num_samples=8, **options)
+    memory = [tensor.data_ptr() for tensor in packed_tensors(model)]
+    assert torch.equal(first, sample(model, tokenizer, num_samples=8, **options))
+    assert memory == [tensor.data_ptr() for tensor in packed_tensors(model)]
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "pos_emb" not in name:
+            parameter.data.copy_(3 * torch.randn_like(parameter) * parameter.std())
+    found = sample(model, tokenizer, num_samples=8, **options)
+    model.forget_packed()
+    assert torch.equal(found, sample(model, tokenizer, num_samples=8, **options))
+    assert not torch.equal(found, first)
+
+
+def test_a_walk_fills_once_where_no_digest_is_taken(monkeypatch):
+    monkeypatch.setattr(packing, "_has_digest", lambda tensor: False)
+    weight, slot = torch.nn.Parameter(torch.randn(8, 64)), PackedSlot()
+    made = []
+    monkeypatch.setattr(
+        packing, "PackedLinear", lambda *args, **kwargs: made.append(1) or PackedLinear(*args, **kwargs)
+    )
+    for _ in range(2):
+        slot.fill([weight], [None], WeightFormat(torch.bfloat16))
+        slot.fill([weight], [None], WeightFormat())
+        slot.fill([weight], [None], WeightFormat(torch.bfloat16))
+    assert len(made) == 2
+    slot.unpack(keep=True)
+    slot.fill([weight], [None], WeightFormat(torch.bfloat16))
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize("write", WRITES)
