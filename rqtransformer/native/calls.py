@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from rqtransformer.draw_settings import DrawSettings
 from rqtransformer.kv_cache import KVCache
-from rqtransformer.native.build import library_path
+from rqtransformer.native.build import SYMBOLS, library_path
 
 NO_ACTIVATION, GELU, SIGMOID_GELU = range(3)
 Norm = nn.LayerNorm | nn.RMSNorm
@@ -59,13 +60,17 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return load(path)
-    except OSError:
+    except OSError as error:
+        warnings.warn(f"decoding runs without compiled code, slower: {error}", stacklevel=2)
         return None
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The functions of one compiled library; OSError if it is none."""
+    """The functions of one compiled library; OSError if it is none, or not all of them are in it."""
     found = ctypes.CDLL(str(path))
+    for name in SYMBOLS:
+        if not hasattr(found, name):
+            raise OSError(f"{path} has no function {name}")
     found.rq_block.restype = _Int
     found.rq_step.argtypes = [*[_Pointer] * 4, _Int, ctypes.c_int]
     found.rq_linear.argtypes = [*[_Pointer] * 4, _Int, ctypes.c_int32, ctypes.c_int32, ctypes.c_int]

@@ -1,9 +1,6 @@
-"""The compiled path: built once, left out where it cannot be built, and the same numbers as torch's kernels."""
+"""The compiled path gives the same numbers as torch's kernels."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,51 +28,6 @@ def compiled(request, monkeypatch, tmp_path_factory) -> bool:
         library = calls.load(path)
         monkeypatch.setattr(calls, "library", lambda: library)
     return True
-
-
-def fake_compiler(folder: Path, script: str) -> str:
-    path = folder / "compiler"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_a_library_is_built_once(tmp_path):
-    compiler = fake_compiler(
-        tmp_path,
-        f'for last; do :; done; [ "$last" = /dev/null ] || {{ echo x >> "$last"; echo run >> {tmp_path}/log; }}',
-    )
-    first = building.build(compiler, tmp_path / "cache")
-    assert building.build(compiler, tmp_path / "cache") == first
-    assert (tmp_path / "log").read_text() == "run\n"
-    assert os.listdir(tmp_path / "cache") == [first.name]
-    assert building.build(compiler, tmp_path / "cache", AVX2) != first
-
-
-@pytest.mark.parametrize("script", ["exit 1", '[ "$1" = -O3 ] && [ "$7" = -dM ]'])
-def test_a_compiler_that_fails_leaves_nothing_and_is_no_error(script, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", fake_compiler(tmp_path, script))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert building.library_path.__wrapped__() is None
-    assert not list((tmp_path / "cache").glob("*/*"))
-
-
-def test_without_compiler_or_when_switched_off_there_is_no_library(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert building.library_path.__wrapped__() is None
-    monkeypatch.setenv("CXX", fake_compiler(tmp_path, "exit 0"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv(building.SWITCH, "0")
-    assert building.library_path.__wrapped__() is None
-    monkeypatch.setenv(building.SWITCH, "1")
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    assert building.library_path.__wrapped__() is None
-
-
-def test_a_library_that_does_not_load_is_no_error(tmp_path, monkeypatch):
-    (tmp_path / "broken.so").write_bytes(b"no library")
-    monkeypatch.setattr(calls, "library_path", lambda: tmp_path / "broken.so")
-    assert calls.library.__wrapped__() is None
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (50, 7), (5, 300)])
