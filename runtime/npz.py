@@ -1,16 +1,17 @@
 """`.npz` and `.npy` files read and written row by row: memory does not grow with the number of rows.
 
-Nothing is unpickled: arrays of Python objects are refused. A header may promise no more than the file holds, so a small
-file cannot ask for a large amount of memory. Errors are one line and name the file.
+Nothing is unpickled: arrays of Python objects are refused. A header may promise no more than the file holds, and
+what is read at once may have no more bytes than 128 times those of its archive and 64 MiB: a small file cannot ask for
+a large amount of memory. Errors are one line and name the file.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import secrets
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,10 @@ import numpy as np
 from runtime.atomic import flush_to_disk
 from runtime.errors import UserError, one_line
 
-_READ_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError)
+_MOST_UNPACKED, _SOME_BYTES = 128, 1 << 26  # labels of one class shrink a thousand times; they are small
+_MOST_MEMBERS = 1000
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
+_KINDS = "biufcSU"  # of numbers and texts
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # equal arrays make equal files
 
 
@@ -63,10 +67,14 @@ class _RowStream:
         self.left -= count
         return np.frombuffer(content, dtype=self.header.dtype).reshape(shape)
 
-    def blocks(self, rows: int) -> Iterator[np.ndarray]:
-        """All rows that are left, `rows` at a time; ValueError when the array is not stored by rows."""
+    def blocks(self, rows: int, most: int) -> Iterator[np.ndarray]:
+        """All rows that are left, `rows` at a time; ValueError when the array is not stored by rows, or has more than
+        `most` bytes in so many of them.
+        """
         if self.column_major:
             raise ValueError("it is stored column by column; save a C-ordered array")
+        if (size := min(rows, self.left) * math.prod(self.header.shape[1:]) * self.header.dtype.itemsize) > most:
+            raise ValueError(f"{min(rows, self.left)} of its rows have {size} bytes, more than {most}")
         while self.left:
             yield self.read(rows)
         self.stream.read(1)  # a zip archive compares its checksum when a member is read to its end
@@ -86,6 +94,10 @@ def _read_header(stream: IO[bytes]) -> tuple[Header, bool]:
     shape, column_major, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not read")
+    if dtype.kind not in _KINDS or not dtype.itemsize:
+        raise ValueError(f"its numbers are of the type {str(dtype)[:40]}, which is not read")
+    if min(shape, default=0) < 0 or max(shape, default=0) >= 1 << 63 or any(type(length) is bool for length in shape):
+        raise ValueError(f"its header says the shape {str(shape)[:60]}")
     return Header(shape, dtype), column_major and len(shape) > 1
 
 
@@ -98,18 +110,52 @@ def _naming(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
-    except _READ_ERRORS as error:
-        raise UserError(f"{path} is not a readable {path.suffix or 'array'} file: {one_line(error)}") from error
+    except Exception as error:  # zipfile, zlib and numpy's parser of headers fail in any way
+        raise UserError(f"{path} is not a readable {path.suffix or 'array'} file: {one_line(error)[:120]}") from error
+
+
+@contextmanager
+def _archive(path: Path | IO[bytes]) -> Iterator[zipfile.ZipFile]:
+    with zipfile.ZipFile(path) as archive:
+        if len(archive.infolist()) > _MOST_MEMBERS:
+            raise ValueError(f"it has {len(archive.infolist())} members, more than {_MOST_MEMBERS}")
+        yield archive
 
 
 @contextmanager
 def _member(archive: zipfile.ZipFile, name: str) -> Iterator[_RowStream]:
     info = archive.getinfo(f"{name}.npy")
+    if info.compress_type not in _METHODS:
+        raise ValueError(f"{name} is packed as numpy packs nothing")
     with archive.open(info) as file:
         rows = _RowStream(file)
         if info.file_size != file.tell() + rows.header.nbytes:
             raise ValueError(f"{name} has {info.file_size} bytes, its header promises {rows.header.nbytes}")
         yield rows
+
+
+def unpacked_arrays(content: bytes) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz` file that is in memory and is not compressed, as `write_npz` and `numpy.savez` make them.
+
+    Raises:
+        UserError: anything else, or damaged.
+    """
+    path, arrays = Path("archive.npz"), {}
+    with _naming(path), _archive(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or not entry.filename.endswith(".npy"):
+                raise ValueError(f"{entry.filename[:40]} is no array as it is in memory")
+            if entry.file_size > len(content):
+                raise ValueError(f"{entry.filename[:40]} is longer than the file")
+            name = entry.filename.removesuffix(".npy")
+            with _member(archive, name) as rows:
+                arrays[name] = rows.whole()
+    return arrays
+
+
+def most_unpacked(path: Path) -> int:
+    """The bytes that are taken into memory at once of an archive of this size."""
+    return _MOST_UNPACKED * path.stat().st_size + _SOME_BYTES
 
 
 def read_headers(path: str | os.PathLike[str]) -> dict[str, Header]:
@@ -119,7 +165,7 @@ def read_headers(path: str | os.PathLike[str]) -> dict[str, Header]:
         UserError: no such file, or a damaged one.
     """
     path, headers = Path(path), {}
-    with _naming(path), zipfile.ZipFile(path) as archive:
+    with _naming(path), _archive(path) as archive:
         for entry in archive.namelist():
             if entry.endswith(".npy"):
                 name = entry.removesuffix(".npy")
@@ -132,16 +178,17 @@ def read_arrays(path: str | os.PathLike[str], names: Iterable[str], max_bytes: i
     """Whole arrays of an `.npz` file; those of `names` that it does not have are left out.
 
     Raises:
-        UserError: no such file, a damaged one, or more than `max_bytes` in one array.
+        UserError: no such file, a damaged one, or more in one array than `max_bytes` or than such a file may unpack to.
     """
     path, arrays = Path(path), {}
-    with _naming(path), zipfile.ZipFile(path) as archive:
+    with _naming(path), _archive(path) as archive:
+        most = min(max_bytes, most_unpacked(path))
         for name in names:
             if f"{name}.npy" not in archive.namelist():
                 continue
             with _member(archive, name) as rows:
-                if rows.header.nbytes > max_bytes:
-                    raise ValueError(f"{name} has {rows.header.nbytes} bytes, more than {max_bytes}")
+                if rows.header.nbytes > most:
+                    raise ValueError(f"{name} has {rows.header.nbytes} bytes, more than {most}")
                 arrays[name] = rows.whole()
     return arrays
 
@@ -156,13 +203,13 @@ def stream_array(path: str | os.PathLike[str], name: str, rows: int) -> Iterator
     with _naming(path):
         if path.suffix.lower() == ".npy":
             with open(path, "rb") as file:
-                yield from _RowStream(file).blocks(rows)
+                yield from _RowStream(file).blocks(rows, path.stat().st_size)
             return
-        with zipfile.ZipFile(path) as archive:
+        with _archive(path) as archive:
             if f"{name}.npy" not in archive.namelist():
                 raise UserError(f"{path} has no array {name!r}")
             with _member(archive, name) as stream:
-                yield from stream.blocks(rows)
+                yield from stream.blocks(rows, most_unpacked(path))
 
 
 def npy_header(path: str | os.PathLike[str]) -> Header:

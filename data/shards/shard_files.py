@@ -23,6 +23,7 @@ from data.shards.shard_index import (
     ShardIndex,
     head_of,
     index_from_bytes,
+    largest_index,
     scan_shard,
     write_bytes_atomically,
 )
@@ -141,7 +142,7 @@ def load_index(place: str, cache: Path) -> ShardIndex:
         size, head = os.fstat(file.fileno()).st_size, head_of(file)
         spare = cache / f"{_short_hash(f'{path.resolve()} {head}')}-{size}{INDEX_SUFFIX}"
         for candidate in (beside, spare):
-            index = index_from_bytes(candidate.read_bytes()) if candidate.is_file() else None
+            index = index_from_bytes(_beginning(candidate, largest_index(size)))
             if index is not None and (index.shard_size, index.head) == (size, head):
                 return index
         index = scan_shard(file, place)
@@ -154,9 +155,9 @@ def _load_remote_index(url: str, cache: Path) -> ShardIndex:
     try:
         size = system.size(path)
         spare = cache / f"{_short_hash(url)}-{size}{INDEX_SUFFIX}"
-        stored = [spare.read_bytes()] if spare.is_file() else []
+        stored = [_beginning(spare, largest_index(size))]
         with contextlib.suppress(FileNotFoundError):
-            stored.append(system.cat_file(f"{path}{INDEX_SUFFIX}"))
+            stored.append(system.cat_file(f"{path}{INDEX_SUFFIX}", start=0, end=largest_index(size)))
         for index in map(index_from_bytes, stored):
             if index is not None and index.shard_size == size:
                 return index
@@ -166,6 +167,13 @@ def _load_remote_index(url: str, cache: Path) -> ShardIndex:
         raise FileNotFoundError(f"there is no shard {url}") from error
     _keep(index, (spare,))
     return index
+
+
+def _beginning(file: Path, most: int) -> bytes:
+    """The content of a file, as far as it may be long; nothing where there is none."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), open(file, "rb") as stream:
+        return stream.read(most)
+    return b""
 
 
 def _keep(index: ShardIndex, places: Sequence[Path]) -> None:

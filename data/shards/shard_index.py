@@ -17,7 +17,6 @@ import hashlib
 import io
 import os
 import tarfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,8 @@ from data.shards.tar_members import (
     IMAGE_KINDS,
     JSON_KIND,
     LABEL_KIND,
+    LONGEST_NAME,
+    MAX_CLASSES,
     described_in_json,
     json_label,
     key_and_kind,
@@ -36,6 +37,7 @@ from data.shards.tar_members import (
     whole_members,
 )
 from runtime.atomic import sha256_of_file
+from runtime.npz import unpacked_arrays
 
 INDEX_SUFFIX = ".index.npz"
 FIELDS = ("image", "txt", "latent.npy", "codes.npy", "cond.npy", JSON_KIND)
@@ -76,15 +78,21 @@ class ShardIndex:
         return file.getvalue()
 
 
+def largest_index(shard_size: int) -> int:
+    """Bytes that the index of a shard has at the most: every sample takes 512 of the shard."""
+    return (1 << 16) + 4 * shard_size
+
+
 def index_from_bytes(content: bytes) -> ShardIndex | None:
-    """The inverse of `to_bytes`; None for anything damaged or of another version."""
+    """The inverse of `to_bytes`; None for anything damaged, of another version, or that no shard can have: numbers that
+    lead out of it, labels that are none.
+    """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = unpacked_arrays(content)
         digest = str(arrays.pop("digest"))
         if digest != _digest(arrays) or arrays["shard"][0] != _VERSION:
             return None
-        return ShardIndex(
+        index = ShardIndex(
             arrays["keys"],
             arrays["label"],
             arrays["start"],
@@ -92,8 +100,31 @@ def index_from_bytes(content: bytes) -> ShardIndex | None:
             int(arrays["shard"][1]),
             str(arrays["head"]),
         )
-    except (ValueError, KeyError, OSError, EOFError, IndexError, zipfile.BadZipFile):
+    except (ValueError, KeyError, IndexError, TypeError):
         return None
+    return index if _is_possible(index) else None
+
+
+def _is_possible(index: ShardIndex) -> bool:
+    keys_N, label_N, start_NF, size_NF = index.keys_N, index.label_N, index.start_NF, index.size_NF
+    shape_NF = (*label_N.shape, len(FIELDS))
+    if any(numbers.dtype != np.int64 for numbers in (label_N, start_NF, size_NF)) or keys_N.dtype.kind != "S":
+        return False
+    if label_N.ndim != 1 or keys_N.shape != label_N.shape or (start_NF.shape, size_NF.shape) != (shape_NF, shape_NF):
+        return False
+    if not len(label_N):
+        return True
+    return bool(
+        keys_N.dtype.itemsize <= LONGEST_NAME
+        and NO_LABEL <= label_N.min()
+        and label_N.max() < MAX_CLASSES
+        and start_NF.min() >= 0
+        and size_NF.min() >= -1
+        and size_NF.max() <= index.shard_size
+        and (start_NF <= index.shard_size - size_NF.clip(0)).all()
+        and (size_NF[:, (IMAGE, LATENT, CODES)] >= 0).any(axis=1).all()
+        and len(np.unique(keys_N)) == len(keys_N)
+    )
 
 
 def scan_shard(file: BinaryIO, name: str) -> ShardIndex:
@@ -185,7 +216,7 @@ class _Rows:
 
     def _refuse_second(self, key: str, kind: str, there_is_one: bool) -> None:
         if there_is_one:
-            raise ValueError(f"{self.name} has two {kind} members under the key {key!r}; a key is one sample")
+            raise ValueError(f"{self.name} has two {kind} members under the key {key[:80]!r}; a key is one sample")
 
     def _of_shard(self, label: Callable[..., int], *arguments: Any) -> int:
         try:
@@ -207,11 +238,13 @@ class _Rows:
 
 
 def _check_member(member: tarfile.TarInfo, name: str) -> None:
-    parts = member.name.replace("\\", "/").split("/")
+    parts, shown = member.name.replace("\\", "/").split("/"), repr(member.name[:80])
+    if (length := len(os.fsencode(member.name))) > LONGEST_NAME:
+        raise ValueError(f"{name} is refused: its member {shown} has a name of {length} bytes, at most {LONGEST_NAME}")
     if ".." in parts or member.name.startswith(("/", "\\")):
-        raise ValueError(f"{name} is refused: its member {member.name!r} has a name that leads out of the archive")
+        raise ValueError(f"{name} is refused: its member {shown} has a name that leads out of the archive")
     if not (member.isreg() or member.isdir()) or member.issparse():
-        raise ValueError(f"{name} is refused: its member {member.name!r} is not a plain file")
+        raise ValueError(f"{name} is refused: its member {shown} is not a plain file")
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

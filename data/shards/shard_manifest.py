@@ -7,7 +7,8 @@ written there is a `<split>.plan.json` instead, with everything but the shards: 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from data.config import SPLITS, DatasetConfig
 from data.shards.shard_files import filesystem, is_remote, local_path
 from data.shards.shard_index import INDEX_SUFFIX, describes
+from data.shards.tar_members import MAX_CLASSES
 from runtime.atomic import sha256_of_file, write_text_atomically
 from runtime.errors import UserError, one_line
 
@@ -106,8 +108,64 @@ def read_manifest(root: str, split: str) -> dict[str, Any] | None:
         return None
     manifest = _parse(found, f"{root}/{manifest_name(split)}")
     if manifest.get("format") != FORMAT:
-        raise UserError(f"{root}/{manifest_name(split)} has format {manifest.get('format')!r}, not {FORMAT!r}")
+        raise UserError(f"{root}/{manifest_name(split)} has format {manifest.get('format')!r:.40}, not {FORMAT!r}")
+    if problem := _wrong_entry(manifest):
+        raise UserError(f"{root}/{manifest_name(split)} is damaged: {problem}")
     return manifest
+
+
+def _wrong_entry(manifest: Mapping[str, Any]) -> str:
+    """The first entry of a manifest that is missing or cannot be; empty where all are sound."""
+    entries = _ENTRIES | (_LATENT_ENTRIES if manifest.get("kind") == LATENTS else {})
+    for name, is_sound in entries.items():
+        if not is_sound(manifest.get(name)):
+            return f"{name!r} is {repr(manifest.get(name))[:60]}" if name in manifest else f"no {name!r}"
+    for contents in manifest["contents"] if manifest["kind"] == LATENTS else ():
+        if not _is_shape(manifest.get(f"{contents}_shape")):
+            return f"'{contents}_shape' is {repr(manifest.get(f'{contents}_shape'))[:60]}"
+    return ""
+
+
+def _is_shard(entry: Any) -> bool:
+    if not isinstance(entry, Mapping) or entry.keys() != {field.name for field in fields(ShardEntry)}:
+        return False
+    name, texts = entry["name"], ("name", "sha256", "index_sha256")
+    is_plain = all(isinstance(entry[key], str) for key in texts) and Path(name).name == name and "\\" not in name
+    return is_plain and all(_is_count(entry[key]) for key in ("samples", "size"))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_list(value: Any, of: Callable[[Any], bool], most: int = 1 << 24) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(map(of, value))
+
+
+def _is_shape(value: Any) -> bool:
+    return _is_list(value, lambda length: _is_count(length) and length > 0, 8) and 0 < math.prod(value) < 1 << 28
+
+
+def _one_of(*valid: Any) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in valid
+
+
+# What every manifest says, and what it says of latents; the shape of the arrays beside it.
+_ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "kind": _one_of(IMAGES, LATENTS),
+    "dataset": lambda value: isinstance(value, Mapping),
+    "class_names": lambda value: _is_list(value, lambda name: isinstance(name, str), MAX_CLASSES),
+    "shards": lambda value: _is_list(value, _is_shard),
+}
+_LATENT_ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "tokenizer": lambda value: isinstance(value, str),
+    "resolution": lambda value: _is_count(value) and value > 0,
+    "contents": lambda value: _is_list(value, _one_of("latent", "codes"), 2) and len(value) > 0,
+    "crops": lambda value: _is_count(value) and value > 0,
+    "dtype": _one_of("float16", "float32"),
+    "codes_dtype": _one_of("uint16", "int32"),
+    "cond_length": lambda value: value is None or _is_count(value),
+}
 
 
 def verify(folder: Path) -> tuple[int, list[str]]:

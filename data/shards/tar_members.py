@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 from data.images.listing import IMAGE_EXTENSIONS
 from data.text_files import decoded
 
+Made = TypeVar("Made")
 IMAGE_KINDS = tuple(extension.removeprefix(".") for extension in IMAGE_EXTENSIONS)
 LABEL_KIND = "cls"
 JSON_KIND = "json"
 MAX_CLASSES = 1_000_000  # a label at or above it is a mistake: so many class names would be made
+LONGEST_NAME = 1024  # bytes; those of all samples stand side by side in memory, each with the length of the longest
+_LARGEST_HEADER = 1 << 16  # bytes; a long name or the pairs of a pax header, which have no use for more
 _LARGEST_LABEL = 32
 _LARGEST_JSON = 1 << 20  # bytes; what is larger describes no label and no caption
 _JSON_LABELS, _JSON_CAPTIONS = ("label", "cls", "class"), ("caption", "text")
@@ -31,13 +34,40 @@ def whole_members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             zeros): where they are missing or something else follows, part of it is lost.
     """
     file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
+    tar = _of_headers(lambda: tarfile.TarFile(fileobj=_Headers(file), mode="r"))  # type: ignore[arg-type]  # no more is used
+    end = -1
+    with tar:
+        while (member := _of_headers(tar.next)) is not None:
+            if tar.offset <= end or member.size < 0:
+                raise tarfile.ReadError(f"a header that leads back at byte {member.offset}")
+            end = tar.offset
             yield member
             tar.members = []  # type: ignore[attr-defined]  # a long shard's headers would pile up; stubs lack the list
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}")
+
+
+class _Headers:
+    """A file as `tarfile` sees it while it reads headers, none of which is long."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes, more than {_LARGEST_HEADER}")
+        return self._read(size)
+
+
+def _of_headers(step: Callable[[], Made]) -> Made:
+    """What a step of `tarfile` gives; TarError for all that headers make it fail with."""
+    try:
+        return step()
+    except (tarfile.TarError, OSError):
+        raise
+    except Exception as error:  # numbers that are none, headers that follow each other without end
+        raise tarfile.ReadError(f"a damaged header ({type(error).__name__})") from error
 
 
 def key_and_kind(name: str) -> tuple[str, str]:
@@ -62,7 +92,7 @@ def label_of(file: BinaryIO, member: tarfile.TarInfo) -> int:
 def checked_label(label: int, place: str) -> int:
     """The label; ValueError, one line, where there cannot be that many classes."""
     if not 0 <= label < MAX_CLASSES:
-        raise ValueError(f"{place} has label {label}; a label is a whole number from 0 to {MAX_CLASSES - 1}")
+        raise ValueError(f"{place} has label {str(label)[:40]}; a label is a whole number from 0 to {MAX_CLASSES - 1}")
     return label
 
 

@@ -139,7 +139,7 @@ def read_reference(path: str | os.PathLike[str], extractor: FeatureExtractor | N
     _check_shapes(path, headers)
     arrays = read_arrays(path, _ARRAYS)
     meta = _meta(path, arrays)
-    num = int(arrays["num_images"]) if "num_images" in arrays else 0
+    num = int(arrays["num_images"].reshape(())) if "num_images" in arrays else 0
     features, labels = arrays.get("features"), arrays.get("labels")
     reference = Reference(
         name=str(meta.get("name") or path.stem),
@@ -169,6 +169,9 @@ def _check_shapes(path: Path, headers: Mapping[str, Header]) -> None:
     rows = headers["features"].shape if "features" in headers else None
     if rows is not None and (len(rows) != 2 or rows[1] != headers["sigma"].shape[0]):
         raise UserError(f"{path}: features have shape {rows}; expected (N, {headers['sigma'].shape[0]})")
+    for name, kinds, axes in (("num_images", "iuf", None), ("features", "f", 2), ("labels", "iu", 1)):
+        if name in headers and (headers[name].dtype.kind not in kinds or len(headers[name].shape) != (axes or 0)):
+            raise UserError(f"{path}: {name} has shape {headers[name].shape} and type {headers[name].dtype}")
     if "labels" in headers and rows and headers["labels"].shape != rows[:1]:
         raise UserError(f"{path}: labels have shape {headers['labels'].shape}, for {rows[0]} features")
 

@@ -259,3 +259,10 @@ def tiff_of(
     entries = sorted([*fixed, (277, 3, 1, 1), *tags])
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return struct.pack("<2sHI", b"II", 42, 8 + len(content)) + content + directory + bytes(4)
+
+
+def png_of(side: int) -> bytes:
+    """A sound image."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(3 * side * side, dtype=np.uint8).reshape(side, side, 3)).save(file, "PNG")
+    return file.getvalue()

@@ -162,3 +162,73 @@ def test_npy_files(tmp_path):
     np.save(tmp_path / "a.npy", ROWS)
     assert npy_header(tmp_path / "a.npy").shape == ROWS.shape
     np.testing.assert_array_equal(np.concatenate(list(stream_array(tmp_path / "a.npy", "", 3))), ROWS)
+
+
+def member(header: bytes | dict, content: bytes = b"") -> bytes:
+    """An array as a member of an archive has it."""
+    file = io.BytesIO()
+    if isinstance(header, dict):
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1,)} | header)
+        return file.getvalue() + content
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        member({"descr": "|V0", "shape": (1 << 40,)}),
+        member({"descr": [("a", "<f4"), ("b", "|S3")]}, bytes(7)),
+        member({"descr": "<M8[ns]"}, bytes(8)),
+        member({"shape": (-4, 1)}),
+        member({"shape": (0, 1 << 70)}),
+        member({"shape": (True,)}, bytes(4)),
+        member(b"(" * 9000),
+        member(b"{'descr': '<f4', 'fortran_order': False, 'shape': " + b"(" * 200 + b")" * 200 + b"}"),
+        member(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1" + b"0" * 9000 + b",)}"),
+        member(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1L,), 'x"),
+        member(b"\xff" * 100),
+        member(b"{}" + b" " * 60000),
+        b"\x93NUMPY\x03\x00",
+        b"\x93NUMPY",
+        b"",
+    ],
+)
+def test_odd_headers_are_one_line(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("rows.npy", content)
+    for read in READERS:
+        with pytest.raises(UserError, match=r"a\.npz is not a readable \.npz file") as error:
+            read(tmp_path / "a.npz")
+        assert len(one_line(error)) < 300
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.npy is not a readable \.npy file") as error:
+        npy_header(tmp_path / "a.npy")
+    one_line(error)
+
+
+def test_a_small_archive_does_not_fill_the_memory(tmp_path, monkeypatch):
+    """What truly unpacks to a thousand times its size, which `max_bytes` alone would allow."""
+    monkeypatch.setattr("runtime.npz._SOME_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("rows.npy", "w") as file:
+            file.write(member({"shape": (1 << 6, 1 << 18)}))
+            file.write(bytes(1 << 26))
+    assert (tmp_path / "a.npz").stat().st_size < 1 << 17
+    assert read_headers(tmp_path / "a.npz")["rows"].nbytes == 1 << 26
+    with pytest.raises(UserError, match="rows has 67108864 bytes, more than"):
+        read_arrays(tmp_path / "a.npz", ["rows"])
+    with pytest.raises(UserError, match="64 of its rows have"):
+        list(stream_array(tmp_path / "a.npz", "rows", 1000))
+    assert next(stream_array(tmp_path / "a.npz", "rows", 1)).shape == (1, 1 << 18)
+
+
+def test_archives_that_numpy_does_not_write(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("rows.npy", member({}, bytes(4)))
+    with pytest.raises(UserError, match="packed as numpy packs nothing"):
+        read_headers(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for number in range(1001):
+            archive.writestr(f"{number}.npy", b"")
+    with pytest.raises(UserError, match="1001 members, more than 1000"):
+        read_headers(tmp_path / "a.npz")
