@@ -11,6 +11,18 @@ from tqdm import tqdm
 _SMOOTHING = 0.9
 
 
+def duration(seconds: float) -> str:
+    """`2d03h`, `3h04m`, `4m05s` or `12s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02d}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
 class TqdmStream:
     """A text stream that writes above a running progress bar instead of through it."""
 

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from runtime.atomic import write_text_atomically
 from runtime.errors import PrintableFormatter, one_line, printable_traceback
-from runtime.progress import Progress, TqdmStream
+from runtime.progress import Progress, TqdmStream, duration
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -28,6 +28,8 @@ LOGGER_NAME = "rq"
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
 _FORMAT = "%(asctime)s %(levelname).1s %(message)s"
+_COLUMNS, _PREFIX = 100, len("12:34:56 I ")  # of a line with a headline on the console
+Headline = Callable[[Mapping[str, Any], Mapping[str, Any], int], str]
 
 
 class RunLog:
@@ -43,6 +45,7 @@ class RunLog:
             is removed, so that no step appears twice.
         tensorboard: whether to write TensorBoard events as well.
         rank: shown in the warnings of ranks other than 0.
+        headline: `(metrics, timing, room) -> text`: what is said of metrics in so many columns; None says all of them.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class RunLog:
         resume_step: int | None = None,
         tensorboard: bool = True,
         rank: int = 0,
+        headline: Headline | None = None,
     ) -> None:
         self.run_dir = Path(run_dir) if run_dir is not None and is_main else None
         self.is_main = is_main
@@ -60,6 +64,7 @@ class RunLog:
         self._writer: SummaryWriter | None = None
         self._progress: Progress | None = None
         self._told: set[str] = set()
+        self._headline = headline
         self._cut = False  # whether the last line of the metrics may be half a line
         self._logger = self._build_logger(rank)
         if self.run_dir is not None:
@@ -106,9 +111,8 @@ class RunLog:
             with self._tensorboard() as writer:
                 for name, number in spread:
                     writer.add_scalar(name, number, step)
-        shown = {name.removeprefix(f"{prefix}/"): value for name, value in values.items()} | times
-        text = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
-        self._logger.info(f"{prefix or 'metrics'} {self._position(step)}: {text}")
+        shown = {name.removeprefix(f"{prefix}/"): value for name, value in values.items()}
+        self._logger.info(self._line(step, prefix or "metrics", shown, times))
 
     def log_images(self, name: str, grid_CHW: Tensor, step: int) -> Path | None:
         """Save one uint8 image (1 or 3 channels), usually a grid, to `samples/` and TensorBoard; returns its file."""
@@ -198,11 +202,17 @@ class RunLog:
             yield writer
             self._writer = writer
 
-    def _position(self, step: int) -> str:
-        if self._progress is None:
-            return f"step {step}"
-        left = timedelta(seconds=round(self._progress.eta_seconds))
-        return f"step {step}/{self._progress.total} ({left} left)"
+    def _line(self, step: int, name: str, shown: Mapping[str, Any], times: Mapping[str, Any]) -> str:
+        progress = self._progress
+        if self._headline is not None:
+            where = f"{name} {step}" if progress is None else f"{name} {step}/{progress.total}"
+            left = f"  eta {duration(progress.eta_seconds)}" if progress is not None and progress.eta_seconds else ""
+            return f"{where}{left}  {self._headline(shown, times, _COLUMNS - _PREFIX - len(where + left) - 2)}"
+        position = f"step {step}"
+        if progress is not None:
+            position = f"step {step}/{progress.total} ({timedelta(seconds=round(progress.eta_seconds))} left)"
+        text = "  ".join(f"{name} {_short(value)}" for name, value in {**shown, **times}.items())
+        return f"{name} {position}: {text}"
 
 
 def _open_metrics(run_dir: Path, resume_step: int | None) -> TextIO:

@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from rqtransformer.recomputation import CHOICES as RECOMPUTATIONS
 
+CONSOLES = ("short", "full")
 IN_LOOP_FEATURES = ("auto", "inception", "classifier")
 POSITIVE_OR_UNSET = (
     "batch_size",
@@ -86,7 +87,8 @@ class ExperimentConfig:
     than `min_code_usage` at some depth. Data workers that die are replaced up to `max_worker_deaths` times. When a rank
     does not move for `hang_timeout` seconds, the run says where every rank stands and ends (null: never). After a
     SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the ranks agree to stop at the next multiple of `signal_steps`. `count_flops`
-    counts those of a step for the log line.
+    counts those of a step for the log line. `console` is short (a line of 100 columns for each interval) or full (all
+    numbers); the files hold everything either way.
     """
 
     batch_size: int = MISSING
@@ -122,6 +124,7 @@ class ExperimentConfig:
     hang_timeout: Optional[float] = 1800.0
     signal_steps: int = 10
     count_flops: bool = True
+    console: str = "short"
     test_images: Optional[int] = None
     grid_images: int = 8
     score: InLoopScoreConfig = field(default_factory=InLoopScoreConfig)
@@ -272,6 +275,8 @@ def _check(config: ExperimentConfig) -> None:
             f"experiment.sample.num_images={config.sample.num_images} must be positive and "
             f"experiment.max_skipped_steps={config.max_skipped_steps} not negative"
         )
+    if config.console not in CONSOLES:
+        raise ValueError(f"experiment.console={config.console!r}: choose from {', '.join(CONSOLES)}")
     if config.non_finite not in ("stop", "skip"):
         raise ValueError(f"experiment.non_finite={config.non_finite!r}: choose from stop, skip")
     if config.gradient_checkpointing not in RECOMPUTATIONS:

@@ -21,19 +21,16 @@ class ImageTerm:
     Attributes:
         weight: its weight, out of the `gan.loss` section; a term without weight is not built.
         build: the module of it, `(recon_BCHW, image_BCHW) -> distances`, whose mean joins the loss.
-        metric: what its mean over a validation split is called.
     """
 
     weight: Callable[[GANLossConfig], float]
     build: Callable[[GANLossConfig], nn.Module]
-    metric: str
 
 
 IMAGE_TERMS = {
     "perceptual": ImageTerm(
         weight=lambda config: config.perceptual_weight,
         build=lambda config: PerceptualLoss(config.perceptual_backbone),
-        metric="lpips",
     ),
 }
 
@@ -43,7 +40,6 @@ class WeightedTerm:
     """A term that a run trains with."""
 
     name: str
-    metric: str
     weight: float
     distance: nn.Module
 
@@ -60,7 +56,7 @@ def build_image_terms(
     if config is None:
         return []
     return [
-        WeightedTerm(name, term.metric, term.weight(config), place(term.build(config)))
+        WeightedTerm(name, term.weight(config), place(term.build(config)))
         for name, term in IMAGE_TERMS.items()
         if term.weight(config) > 0
     ]

@@ -65,6 +65,11 @@ class LaunchSettings:
             processes=ProcessSettings.from_flags(args),
         )
 
+    @property
+    def source(self) -> str:
+        """What the run starts from."""
+        return str((self.load_path if self.resume else None) or self.model_config or self.result_path)
+
     def check(self) -> None:
         """UserError when flags exclude each other, or one is missing or out of range."""
         if self.evaluate and (self.resume or self.auto_resume):

@@ -5,6 +5,7 @@ Everything a user can get wrong is found before the first step.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,8 @@ from training.launch.run_config import (
     with_resolution_of_stage1,
 )
 from training.launch.starting_points import find_checkpoint, find_weights, run_dir_of, run_to_resume, step_of
+from training.launch.words import announce, closing_lines
+from training.loop.console import interval_line
 from training.loop.faults import FaultRecorder
 from training.loop.feed import Feed, Survivor
 from training.loop.guards import Guards
@@ -89,6 +92,7 @@ class Session(Generic[Config]):
         config = with_resolution_of_stage1(config)
         self.env = env = joined or settings.processes.join()
         use_device(env, config.experiment.deterministic)
+        announce(f"loading the data set {config.dataset.name}")
         self.train_set = build_dataset(config.dataset, "train", config.seed)
         self.val_set = build_dataset(config.dataset, "val", config.seed)
         self.config, self.plan = plan_run(config, len(self.train_set), env.world_size, self.resumed, self.changed or ())
@@ -99,6 +103,7 @@ class Session(Generic[Config]):
             self.notes += learning_rate_jump(before, self.config, self.plan, self.start.step)
         # initial weights are the same on every rank, and never those of any step's noise
         seed_everything_for_step(config.seed, 0, INITIAL_STEP)
+        announce(f"building the model on {env.device}" + (f" x {env.world_size}" if env.world_size > 1 else ""))
         self.stage = build_stage(self.config, self.plan, env)
         self.stage.check_data(self.train_set)
         if self.resumed is None and not settings.evaluate:
@@ -114,7 +119,8 @@ class Session(Generic[Config]):
         self.run_dir = self._open_run_dir(recorded_config(self.stage.config, config, self.changed))
         distributed.run_on_main(lambda: note_launch(self.run_dir, env.world_size, settings.model_config, self.typed))
         resume_step = None if self.resumed is None else self.resumed.position.step
-        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=resume_step)
+        headline = None if self.config.experiment.console == "full" else interval_line
+        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=resume_step, headline=headline)
 
     def _resumed(self) -> ResumedRun:
         """The run that is continued, once this process is the only one that writes to it."""
@@ -190,6 +196,7 @@ class Session(Generic[Config]):
 
     def train(self) -> None:
         """Trains to the end of the plan."""
+        started = time.monotonic()
         self._say_what_is_trained()
         feed, meter, snapshots = self._feed(), self._meter(), self._snapshots()
         recorder = FaultRecorder(self.run_dir, feed, self.config.seed, self.plan.global_batch, self.log.warning)
@@ -207,6 +214,10 @@ class Session(Generic[Config]):
             scores=self._scores(snapshots),
         ).run()
         self._report_unreadable()
+        if self.env.is_main:
+            config, steps = self.stage.config, self.plan.total_steps
+            for line in closing_lines(self.stage.name, config, snapshots, steps, time.monotonic() - started, meter.mfu):
+                self.log.info(line)
 
     def evaluate(self) -> None:
         """Metrics of the loaded weights on both splits (and of the averaged weights where there are any)."""
@@ -227,9 +238,11 @@ class Session(Generic[Config]):
         log.info(self.stage.describe())
         log.info(
             f"{self.train_set.name}: {plan.num_images} training images, {len(self.val_set)} validation images; "
-            f"{plan.global_batch} per step = {plan.micro_batch} x {plan.world_size} processes x {plan.accumulation} "
-            f"micro-steps; {plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all; "
             f"{self.env.device}, {self.stage.precision.name}"
+        )
+        log.info(
+            f"{plan.total_steps} steps, {plan.steps_per_epoch} per epoch, of {plan.global_batch} images = "
+            f"{plan.micro_batch} x {plan.world_size} processes x {plan.accumulation} micro-steps"
         )
         if self.resumed is not None:
             start = self.start

@@ -25,6 +25,7 @@ from training.loop.guards import Guards
 from training.loop.in_loop_scores import InLoopScores
 from training.loop.throughput import SpeedMeter
 from training.stage import Batch, Stage
+from training.vocabulary import folded
 
 
 class StepMetrics:
@@ -197,13 +198,13 @@ class Loop:
         except NonFiniteStep as fault:
             where = self.guards.record(fault.step, self._first_image(fault.step), fault.terms)
             raise NonFiniteStep(f"{fault}; {where}", fault.step, fault.terms) from fault
-        metrics = {**means(window), **self.stage.window_metrics()}
+        metrics = {**folded(means(window)), **self.stage.window_metrics()}
         self.guards.look_at(self.step, window, metrics)
         elapsed = time.perf_counter() - self._window_start
         timing = {
             "images_per_second": num_steps * self.plan.global_batch / elapsed,
             "data_wait_share": self._waited / elapsed,
-            **self.meter.timing(num_steps / elapsed),
+            **self.meter.timing(num_steps, elapsed),
         }
         self.log.log_metrics(self.step, metrics, prefix="train", epoch=self.plan.epoch(self.step), timing=timing)
         self._restart_clock()

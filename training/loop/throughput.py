@@ -3,7 +3,9 @@
 Model FLOPs utilisation (MFU) is the share of the device's peak rate that the multiply-adds of the step, 2 FLOPs each,
 would need: FLOPs per step / (seconds per step x peak). Seconds include waiting for data. The step counts whole, with
 the frozen tokenizer, LPIPS and the discriminator where there are such; what activation checkpointing computes a second
-time does not count.
+time does not count. Where the peak is measured, MFU cannot pass 1: a step that is faster than the peak becomes the
+peak. Where it comes from a data sheet, it can only where the device saves multiplications that are counted here, as
+cuDNN's Winograd and FFT convolutions do.
 """
 
 from __future__ import annotations
@@ -203,17 +205,27 @@ class SpeedMeter:
 
     def __init__(self, device: torch.device, precision: str, flops: StepFlops) -> None:
         self.device, self.precision, self.flops = device, precision, flops
+        self._done, self._seconds, self._best = 0.0, 0.0, 0.0  # FLOPs of all intervals, their time, the highest peak
 
-    def timing(self, steps_per_second: float) -> dict[str, float]:
-        """Model FLOPs utilisation and TFLOP/s of this process, where FLOPs were counted, and its peak memory."""
+    def timing(self, num_steps: int, seconds: float) -> dict[str, float]:
+        """Of an interval: model FLOPs utilisation and TFLOP/s of this process, where FLOPs were counted, and its peak
+        memory.
+        """
         timing = {"peak_memory_gib": peak_memory_gib(self.device)}
         if self.flops.last is None:
             return timing
-        rate = self.flops.last * steps_per_second
+        rate = self.flops.last * num_steps / seconds
         peak = device_peak(self.device, self.precision, again=True)
         # a device is at least as fast as it just was: what was measured is a lower bound
         best = max(peak.flops, rate) if peak.measured else peak.flops
+        self._done, self._seconds = self._done + self.flops.last * num_steps, self._seconds + seconds
+        self._best = max(self._best, best)
         return {"mfu": rate / best, "tflops": rate / 1e12, **timing}
+
+    @property
+    def mfu(self) -> float | None:
+        """Of all intervals together, against the highest peak of any; None where no FLOPs were counted."""
+        return self._done / self._seconds / self._best if self._seconds else None
 
     def describe(self) -> str:
         """One line on what MFU is measured against."""

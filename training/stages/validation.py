@@ -65,12 +65,12 @@ def validate_stage1(
 
     Returns:
         Means over all images of all ranks. Entry d of `recon_mse_by_depth` is the mean squared error, on the [-1, 1]
-        scale, of the decoded sum of codes 0..d; `recon_mse` is its last entry.
+        scale, of the decoded sum of codes 0..d; `recon_mse` is its last entry. Losses are called as in training.
     """
     model.eval()
     depth = len(model.quantizer.num_codes)
     lengths = {"loss_latent": 1, "recon_l1": 1, "recon_mse_by_depth": max(1, depth)}
-    sums = _Sums(device, lengths | {term.metric: 1 for term in image_terms})
+    sums = _Sums(device, lengths | {f"loss_{term.name}": 1 for term in image_terms})
     usage = CodeUsage(depth, model.quantizer.num_codes, device) if depth else None
     for batch in batches:
         image_BCHW = batch["image"].to(device)
@@ -85,11 +85,15 @@ def validate_stage1(
         errors = [_squared_error(decoded_BCHW, image_BCHW) for decoded_BCHW in [*partial, recon_BCHW]]
         sums.add("recon_mse_by_depth", torch.stack(errors))
         for term in image_terms:
-            sums.add(term.metric, term.distance(recon_BCHW.float(), image_BCHW).float().mean() * len(image_BCHW))
+            sums.add(
+                f"loss_{term.name}", term.distance(recon_BCHW.float(), image_BCHW).float().mean() * len(image_BCHW)
+            )
     means = sums.means()
     recon_mse_by_depth = means.pop("recon_mse_by_depth").reshape(-1).tolist()
     metrics: dict[str, Any] = {name: value.item() for name, value in means.items()}
     metrics |= {"recon_mse_by_depth": recon_mse_by_depth, "recon_mse": recon_mse_by_depth[-1]}
+    # what training minimises, under its name
+    metrics["loss_recon"] = metrics["recon_mse" if model.config.loss_type == "mse" else "recon_l1"]
     return metrics if usage is None else {**metrics, **usage_metrics(usage)}
 
 

@@ -25,10 +25,10 @@ def test_terms_without_weight_are_not_built():
 
 
 def test_a_row_is_all_that_a_new_term_needs(monkeypatch):
-    row = ImageTerm(weight=lambda config: 0.5, build=lambda config: Contrast(), metric="contrast")
+    row = ImageTerm(weight=lambda config: 0.5, build=lambda config: Contrast())
     monkeypatch.setitem(IMAGE_TERMS, "contrast", row)
     placed = []
     terms = build_image_terms(GANLossConfig(perceptual_weight=0.0), lambda module: placed.append(module) or module)
-    assert [(term.name, term.metric, term.weight) for term in terms] == [("contrast", "contrast", 0.5)]
+    assert [(term.name, term.weight) for term in terms] == [("contrast", 0.5)]
     assert placed == [terms[0].distance]
     assert terms[0].distance(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)).tolist() == [0.0, 0.0]

@@ -97,8 +97,8 @@ def test_an_evaluation_says_the_step_of_its_weights(tokenizer, tmp_path):
     with run:
         run.evaluate()
     log = (run.run_dir / "train.log").read_text()
-    assert "val step 4:" in log
-    assert "step 0" not in log
+    assert " val 4  recon " in log
+    assert " val 0" not in log
 
 
 def test_loaders_take_a_run_directory_as_commands_do(tokenizer, tmp_path):

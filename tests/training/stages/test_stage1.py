@@ -175,7 +175,7 @@ def test_perceptual_loss_is_trained_with_and_validated(config, tmp_path):
     total = first["train/loss_recon"] + first["train/loss_perceptual"] + 0.25 * first["train/loss_latent"]
     total += 0.75 * first["train/g_weight"] * first["train/loss_gen"]
     assert first["train/loss_total"] == pytest.approx(total, rel=1e-5)
-    assert last["val/lpips"] > 0
+    assert last["val/loss_perceptual"] > 0 and last["val/loss_recon"] == last["val/recon_mse"]
 
 
 def test_validation_uses_the_averaged_weights_and_puts_the_raw_ones_back(build):

@@ -97,9 +97,8 @@ def test_eval_prints_both_splits(trained, tmp_path, capsys):
     capsys.readouterr()
     train_line, val_line, ema_line = evaluate(file, tmp_path / "eval", "-l", run_dir)
     printed = capsys.readouterr().err
-    assert printed.count("recon_mse_by_depth") == 3
-    assert "train step" in printed
-    assert "val step" in printed
+    assert printed.count("  recon ") == 3
+    assert all(f" {split} 4  recon " in printed for split in ("train", "val", "val_ema"))
     assert train_line["train/recon_mse"] != val_line["val/recon_mse"]
     assert ema_line["val_ema/recon_mse"] == trained_end["val/recon_mse"]
     assert not (only_run(tmp_path / "eval") / "checkpoints").exists()

@@ -1,0 +1,82 @@
+"""What a training script says before there is a log, and when it is done: how long it took, and what to type next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.errors import say
+
+if TYPE_CHECKING:  # the first line is said before torch is there
+    from training.checkpoints.snapshot_writer import SnapshotWriter
+
+
+def announce(text: str) -> None:
+    """A line like those of the log, from the first process, while there is no log yet."""
+    if os.environ.get("RANK", "0") == "0":
+        say(f"{time.strftime('%H:%M:%S')} I {text}", to_stderr=True)
+
+
+def closing_lines(
+    stage: str, config: Any, snapshots: SnapshotWriter, total_steps: int, seconds: float, mfu: float | None
+) -> list[str]:
+    """What a run says when it is done.
+
+    Args:
+        stage: `stage1` or `stage2`.
+        config: the run's.
+        snapshots: what it has written.
+        total_steps: of the run.
+        seconds: since it was started.
+        mfu: of all steps, where FLOPs were counted.
+    """
+    from runtime.progress import duration
+    from runtime.step_directories import step_name
+    from training.checkpoints.snapshot_writer import BEST
+
+    share = "" if mfu is None else f", MFU {mfu:.1%}"
+    lines = [f"done: step {total_steps} after {duration(seconds)}{share}"]
+    if best := snapshots.best_reason():
+        where = snapshots.directory / BEST
+        lines.append(f"best {best['metric']} {best['value']:.4g} of {best['num_images']} images: {where}")
+    commands = next_commands(stage, config, snapshots.directory.parent, total_steps)
+    width = max(len(purpose) for purpose, _ in commands)
+    return [
+        *lines,
+        f"model: {snapshots.directory / step_name(total_steps)}",
+        *(f"{purpose:<{width}}  {command}" for purpose, command in commands),
+    ]
+
+
+def next_commands(stage: str, config: Any, run_dir: Path, total_steps: int) -> list[tuple[str, str]]:
+    """(What for, command) to type after a run, with its paths.
+
+    Args:
+        stage: `stage1` or `stage2`.
+        config: the run's.
+        total_steps: of the run.
+    """
+    run = str(run_dir)
+    script = "main_stage1.py" if stage == "stage1" else "main_stage2.py"
+    if stage == "stage1":
+        commands = [
+            ("evaluate", ["compute_rfid.py", "--vqvae", run]),
+            ("stage 2", ["main_stage2.py", "-m", "CONFIG", "-v", run]),
+        ]
+    elif config.arch.block_size_cond > 1:
+        models = ["main_sampling_txt2img.py", "-v", str(config.vqvae.ckpt), "-a", run]
+        commands = [
+            ("evaluate", [*models, "--metrics", "fid"]),
+            ("sample", [*models, "--prompt", "TEXT", "--num", "16"]),
+        ]
+    else:
+        models = ["main_sampling_fid.py", "-v", str(config.vqvae.ckpt), "-a", run]
+        commands = [("evaluate", [*models, "-n", "50000"]), ("sample", [*models, "-n", "100", "--no-stats-saving"])]
+    commands += [
+        ("report", ["-m", "training.report", run]),
+        ("resume", [script, "-l", run, "--resume", f"experiment.max_steps={2 * total_steps}"]),
+    ]
+    return [(purpose, f"python {shlex.join(words)}") for purpose, words in commands]
