@@ -1,10 +1,11 @@
 """`python -m data.export --dataset NAME --split SPLIT OUT.npz`: the images of a split as other tools read them.
 
-`OUT.npz` gets `arr_0`, uint8 (N, H, W, 3), and `labels`, int64 (N,): every image once, in the order of the data set,
-cropped and resized as for evaluation, not augmented. `key=value` words are those of a config's `dataset` section
-(`resolution=256`). Memory holds a few batches, whatever N is.
+`OUT.npz` gets `arr_0`, uint8 (N, H, W, C), and `labels`, int64 (N,): every image once, in the order of the data set,
+cropped and resized as for evaluation, not augmented, in RGB (C = 3) unless `channels=1` or `channels=4` is given.
+`key=value` words are those of a config's `dataset` section (`resolution=256`). Memory holds a few batches, whatever N
+is.
 
-Axes: B batch, H W image, N images.
+Axes: B batch, C channels, H W image, N images.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def export_npz(dataset: ImageDataset, path: Path, num_workers: int = 0) -> None:
     write_npz(
         path,
         {
-            "arr_0": (Header((size, side, side, 3), np.dtype(np.uint8)), images()),
+            "arr_0": (Header((size, side, side, dataset.channels), np.dtype(np.uint8)), images()),
             "labels": (Header((size,), np.dtype(np.int64)), (rows for rows in labels)),
         },
     )

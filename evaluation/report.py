@@ -19,6 +19,7 @@ from torch import Tensor
 
 from evaluation.metrics.manifold import ManifoldSettings, overlap
 from evaluation.metrics.neighbours import Neighbours, closeness, nearest_neighbours, spread, take_images
+from evaluation.protocol import check_uint8_images
 from runtime.pages.page import embedded_png, write_page
 from runtime.pages.plots import LinePlot
 
@@ -131,8 +132,9 @@ def class_tables(line: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str
 
 
 def picture(image_CHW: Tensor, alt: str) -> Markup:
-    """A uint8 image as an inline PNG, its pixels as they are, shown at least `SHOWN_SIDE` wide."""
+    """A uint8 image as an inline PNG, its pixels as they are (RGBA on white), shown at least `SHOWN_SIDE` wide."""
     file = io.BytesIO()
-    Image.fromarray(image_CHW.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
+    rgb_CHW = check_uint8_images(image_CHW.unsqueeze(0))[0]
+    Image.fromarray(rgb_CHW.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
     width = image_CHW.shape[-1]
     return embedded_png(file.getvalue(), alt, width * -(-SHOWN_SIDE // width))

@@ -3,13 +3,14 @@
 | source                         | what it is                                                                         |
 |--------------------------------|------------------------------------------------------------------------------------|
 | `DIR`                          | all images below a folder, in sorted order; what `main_sampling_fid.py` wrote      |
-| `FILE.npz`, `FILE.npy`         | `arr_0` (or `images`): uint8 (N, H, W, 3 or 1); labels `arr_1`, `labels` or `label` |
+| `FILE.npz`, `FILE.npy`         | `arr_0`, `images`: uint8 (N, H, W, 1, 3 or 4); labels `arr_1`, `labels` or `label` |
 | `FILE.tar`, `x-{000..009}.tar` | WebDataset shards, also with `*`, or a folder of them; labels from `.cls`          |
 | `dataset:NAME:SPLIT`           | a split of a data set, cropped and resized as for evaluation                       |
 
-A source gives every image once, as uint8 with three channels, and knows their number beforehand. What is no image of
-the common size is an error that names it; with `skip_unreadable`, images that cannot be decoded are left out and
-counted; with `mixed_sizes`, image files may have any sizes, which the feature network's own resize takes to its input.
+A source gives every image once, as uint8 with three channels (grey three times, RGBA on white), and knows their number
+beforehand. What is no image of the common size is an error that names it; with `skip_unreadable`, images that cannot be
+decoded are left out and counted; with `mixed_sizes`, image files may have any sizes, which the feature network's own
+resize takes to its input.
 Memory holds a few batches. Axes: B batch, C channels, H W image, N images.
 """
 
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from data import DatasetConfig, build_dataset
 from data.build import images_behind
-from data.config import BACKGROUND
+from data.config import BACKGROUND, CHANNELS
 from data.dataset import reading_notes
 from data.images.decoding import decode_in_order
 from data.images.encoded_images import Chosen, Encoded, PackedPaths
@@ -37,7 +38,7 @@ from data.images.listing import IMAGE_EXTENSIONS, list_images
 from data.loader import stored_batches
 from data.shards.image_shards import ShardImages
 from data.shards.shard_names import shards_named
-from evaluation.protocol import shard_indices
+from evaluation.protocol import check_uint8_images, shard_indices
 from runtime.errors import UserError, one_line, warn
 from runtime.npz import Header, npy_header, read_arrays, read_headers, stream_array
 from scoring.settings import DATASET_PREFIX, SOURCES
@@ -318,8 +319,8 @@ def _checked(path: Path, key: str, header: Header) -> Header:
     if header.dtype != np.uint8:
         raise UserError(f"{key} of {path} is {header.dtype}; images must be uint8 in 0..255 (no guess is made)")
     shape = header.shape
-    if not (len(shape) == 4 and shape[3] in (1, 3) or len(shape) == 3):
-        raise UserError(f"{key} of {path} has shape {shape}; images must be (N, height, width, 3 or 1)")
+    if not (len(shape) == 4 and shape[3] in CHANNELS or len(shape) == 3):
+        raise UserError(f"{key} of {path} has shape {shape}; images must be (N, height, width, 1, 3 or 4)")
     if len(shape) == 3 and (shape[2] in _CHANNELS or shape[0] in _CHANNELS):
         raise UserError(
             f"{key} of {path} has shape {shape}: one image with channels or {shape[0]} grey ones? Save one image as "
@@ -334,5 +335,5 @@ def _batch(image_BHWC: np.ndarray, index_B: np.ndarray, labels_N: np.ndarray | N
     if image_BHWC.ndim == 3:
         image_BHWC = image_BHWC[..., None]
     image_BCHW = torch.from_numpy(np.ascontiguousarray(image_BHWC.transpose(0, 3, 1, 2)))
-    batch = {"image": image_BCHW.expand(-1, 3, -1, -1), "index": torch.from_numpy(index_B)}
+    batch = {"image": check_uint8_images(image_BCHW), "index": torch.from_numpy(index_B)}
     return batch if labels_N is None else {**batch, "label": torch.from_numpy(labels_N[index_B])}

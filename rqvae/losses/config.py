@@ -6,9 +6,13 @@ from typing import Any, Optional
 
 @dataclass
 class DiscriminatorConfig:
-    """`gan.disc.arch`. `sync_batchnorm` is ours: batch statistics over all ranks instead of one rank's images."""
+    """`gan.disc.arch`.
 
-    in_channels: int = 3
+    in_channels: of the images; None: those of the autoencoder. `sync_batchnorm` is ours: batch statistics over all
+    ranks instead of one rank's images.
+    """
+
+    in_channels: Optional[int] = None
     num_layers: int = 2
     use_actnorm: bool = False
     ndf: int = 64

@@ -55,9 +55,10 @@ class PatchDiscriminator(nn.Module):
                     add_spectral_norm(layer)
 
     @classmethod
-    def from_config(cls, config: DiscriminatorConfig) -> PatchDiscriminator:
-        """The discriminator of a `gan.disc.arch` section."""
-        return cls(config.in_channels, config.num_layers, config.ndf, config.norm, config.spectral_norm)
+    def from_config(cls, config: DiscriminatorConfig, channels: int = 3) -> PatchDiscriminator:
+        """The discriminator of a `gan.disc.arch` section; `channels` of the images, where it does not say them."""
+        in_channels = channels if config.in_channels is None else config.in_channels
+        return cls(in_channels, config.num_layers, config.ndf, config.norm, config.spectral_norm)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Images in [-1, 1] -> logits (B, 1, h, w), large for patches taken for real."""

@@ -11,7 +11,7 @@ from evaluation.metrics.class_frechet import ClassFrechetDistance
 from evaluation.metrics.feature_bank import FeatureBank
 from evaluation.metrics.frechet import FrechetDistance, frechet_between
 from evaluation.metrics.inception_score import InceptionScore
-from evaluation.metrics.kid import KernelDistance, KernelSettings, kernel_distance
+from evaluation.metrics.kid import KernelDistance, KernelSettings, in_their_own_order, kernel_distance
 from evaluation.metrics.manifold import ManifoldOverlap, ManifoldSettings, overlap
 from evaluation.metrics.recognition import RecognitionAccuracy
 from evaluation.metrics.spatial_frechet import SpatialFrechetDistance
@@ -73,7 +73,7 @@ def test_the_scores_are_those_of_the_parts(whole):
     features_NF, _, spatial_NF = PixelFeatures().with_spatial(images(NUM, 0))
     given = references()
     reference_NF = given["features"]["train"]
-    kid, kid_std = kernel_distance(features_NF, reference_NF, KID)
+    kid, kid_std = kernel_distance(in_their_own_order(features_NF), in_their_own_order(reference_NF), KID)
     parts = overlap(features_NF, reference_NF, ManifoldSettings(2, 4))
     label_N = torch.arange(NUM) % 4
     per_class = {

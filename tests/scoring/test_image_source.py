@@ -145,13 +145,13 @@ def test_nothing_there(tmp_path):
     [
         (IMAGES.permute(0, 2, 3, 1).numpy() / np.float32(255), "is float32; images must be uint8"),
         (IMAGES.permute(0, 2, 3, 1).numpy().astype(np.int64) * 2, "is int64; images must be uint8"),
-        (IMAGES.numpy(), r"shape \(13, 3, 12, 12\); images must be \(N, height, width, 3 or 1\)"),
+        (IMAGES.numpy(), r"shape \(13, 3, 12, 12\); images must be \(N, height, width, 1, 3 or 4\)"),
         (np.zeros((0, 4, 4, 3), np.uint8), "no images in it"),
         (np.array(3, np.uint8), r"shape \(\)"),
         (np.zeros((12, 10, 3), np.uint8), "one image with channels or 12 grey ones"),
         (np.zeros((3, 12, 10), np.uint8), "one image with channels or 3 grey ones"),
         (np.zeros((12, 10, 4), np.uint8), "one image with channels or 12 grey ones"),
-        (np.zeros((5, 12, 10, 4), np.uint8), r"images must be \(N, height, width, 3 or 1\)"),
+        (np.zeros((5, 12, 10, 2), np.uint8), r"images must be \(N, height, width, 1, 3 or 4\)"),
     ],
 )
 def test_arrays_that_are_no_images(tmp_path, array, match):

@@ -99,11 +99,11 @@ class Stage1:
     def _build_adversary(self, gan: GANSection) -> Adversary:
         config, plan = self.config, self.plan
         channels = self.model.config.ddconfig.out_ch
-        if gan.disc.arch.in_channels != channels:
+        if gan.disc.arch.in_channels not in (None, channels):
             raise ValueError(
                 f"gan.disc.arch.in_channels={gan.disc.arch.in_channels} must be arch.ddconfig.out_ch={channels}"
             )
-        discriminator = self._place(PatchDiscriminator.from_config(gan.disc.arch))
+        discriminator = self._place(PatchDiscriminator.from_config(gan.disc.arch, channels))
         schedule = AdversarialSchedule(gan.loss, plan.steps_per_epoch)
         update = build_update(
             discriminator,

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from evaluation.metrics import kid
-from evaluation.metrics.kid import KernelSettings, kernel_distance, polynomial_mmd
+from evaluation.metrics.kid import KernelDistance, KernelSettings, kernel_distance, polynomial_mmd
+from evaluation.metrics.metric import WholeSet
+from tests.evaluation.pixel_features import PixelFeatures
 
 
 @pytest.fixture
@@ -78,3 +80,17 @@ def test_wrong_input_is_an_error(features):
         polynomial_mmd(x[:1], y)
     with pytest.raises(ValueError, match="6 features with 5"):
         polynomial_mmd(x, y[:, :5])
+
+
+def test_the_order_of_the_images_changes_nothing():
+    """Files sorted by class, renamed, or in shards: subsets are drawn from the same images."""
+    torch.manual_seed(3)
+    features_NF, reference_MF = torch.rand(60, 12), torch.rand(50, 12) + 0.1
+
+    def distance(order_N, order_M):
+        metric = KernelDistance(PixelFeatures(), {"train": reference_MF[order_M]}, KernelSettings(5, 20))
+        return metric.result(WholeSet(features_NF[order_N], torch.full((60,), -1))).values
+
+    first = distance(torch.arange(60), torch.arange(50))
+    assert distance(torch.randperm(60), torch.randperm(50)) == first
+    assert distance(torch.arange(60).flip(0), torch.arange(50)) == first
