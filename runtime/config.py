@@ -226,7 +226,7 @@ def _set(root: DictConfig, node: Container, name: Any, value: Any, source: str, 
 
 
 def _check_numbers(node: Any, source: str, key: str) -> None:
-    """UserError for what no setting can be: nan, which every comparison lets pass, and more than 64 bits."""
+    """UserError for what no setting can be: nan, which every comparison lets pass, inf, and more than 64 bits."""
     if isinstance(node, Container):
         names = range(len(node)) if isinstance(node, ListConfig) else list(node)
         for name in names if _is_filled(node) else ():
@@ -235,8 +235,8 @@ def _check_numbers(node: Any, source: str, key: str) -> None:
     value = None if node is None else node._value()
     if isinstance(value, int) and abs(value) > LARGEST:
         raise UserError(f"{source}: {key!r}: {_shortened(str(value))} does not fit into 64 bits")
-    if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{source}: {key!r}: nan is not a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{source}: {key!r}: {value} is not a finite number")
 
 
 def _child(node: Container, name: str) -> Any:
@@ -271,6 +271,9 @@ def _to_object(config: DictConfig, source: str) -> Any:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f"{source}: no value for {', '.join(repr(key) for key in missing)}")
+        # once more, with what other keys and environment variables have filled in
+        for name, value in OmegaConf.to_container(config, resolve=True).items():  # type: ignore[union-attr]  # a mapping
+            _check_numbers(OmegaConf.create({"value": value})._get_node("value"), source, str(name))
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_explain(config, error)}") from error

@@ -2,6 +2,8 @@
 
 A thread on every rank writes `(step, phase, seconds since then, place in the code)` to the board of the run. A
 collective makes all ranks wait for the one that hangs, so the rank that has stood still the longest is named first.
+
+Seconds count while a process runs: a run that was paused as a whole (SIGSTOP, a machine that slept) goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ HANG_EXIT_CODE = 70
 """What a run that was found hanging exits with: `EX_SOFTWARE` of sysexits.h. A launcher may restart it."""
 
 MAX_INTERVAL_SECONDS = 10.0
+NOWHERE = ""
+_LATE_SECONDS = 1.0
 _VERDICT = "verdict"
 _NAMED_AT_MOST = 8
 _OURS = Path(__file__).resolve().parents[1]
@@ -31,7 +35,9 @@ _OURS = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one rank is: `idle` seconds ago it entered `phase` of `step`; `place` is what it executes now."""
+    """Where one rank is: `idle` seconds ago it entered `phase` of `step`; `place` is what it executes now, `NOWHERE` of
+    a rank that has not said so yet.
+    """
 
     rank: int
     step: int
@@ -44,7 +50,30 @@ class Standing:
         return self.place.startswith("distributed/")
 
     def __str__(self) -> str:
+        if self.place == NOWHERE:
+            return f"rank {self.rank} has not reported since the run began, {self.idle:.0f} s ago"
         return f"rank {self.rank} stands at step {self.step} ({self.phase}) since {self.idle:.0f} s, in {self.place}"
+
+
+class WakingClock:
+    """Seconds that this process was awake. A thread of its own, which waits for nothing else, notices the rest."""
+
+    def __init__(self) -> None:
+        self._lost = 0.0
+
+    def now(self) -> float:
+        """Seconds; only differences mean something."""
+        return time.monotonic() - self._lost
+
+    def tick(self, planned: float, ended: threading.Event) -> None:
+        """The thread: sleeps of `planned` seconds that take much longer passed while nothing here could run."""
+        while True:
+            before = time.monotonic()
+            if ended.wait(planned):
+                return
+            late = time.monotonic() - before - planned
+            if late > max(_LATE_SECONDS, planned):
+                self._lost += late
 
 
 class Watchdog:
@@ -65,7 +94,8 @@ class Watchdog:
         self.timeout, self.report, self._stop = timeout, report, stop
         self.rank, self.world_size = get_rank(), get_world_size()
         self.interval = min(MAX_INTERVAL_SECONDS, (timeout or 0.0) / 5)
-        self._beat = (0, "start", time.monotonic())
+        self._clock = WakingClock()
+        self._beat = (0, "start", self._clock.now())
         self._main_thread = threading.main_thread().ident or 0
         self._read: dict[int, tuple[str, float]] = {}
         self._is_judge = False
@@ -74,7 +104,7 @@ class Watchdog:
 
     def beat(self, step: int, phase: str) -> None:
         """Says that the run is alive and enters `phase` of `step`."""
-        self._beat = (step, phase, time.monotonic())
+        self._beat = (step, phase, self._clock.now())
 
     def pulse(self) -> None:
         """Says that the run is alive, in the phase that it is in."""
@@ -84,6 +114,10 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self.timeout is not None:
             self._board = Board("watchdog")
+            self._started = self._clock.now()
+            planned = min(_LATE_SECONDS, self.interval)
+            ticks = threading.Thread(target=self._clock.tick, args=(planned, self._ended), name="ticks", daemon=True)
+            ticks.start()
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -99,16 +133,18 @@ class Watchdog:
         """Where this rank is."""
         step, phase, since = self._beat
         place = place_of(sys._current_frames().get(self._main_thread))
-        return Standing(self.rank, step, phase, time.monotonic() - since, place)
+        return Standing(self.rank, step, phase, max(0.0, self._clock.now() - since), place)
 
     def _watch(self) -> None:
-        while not self._ended.wait(self.interval):
+        while True:
             try:
                 verdict = self._look_around()
             except (RuntimeError, OSError):
                 return  # the store went with the process that holds it: the run is over
             if verdict is not None:
                 self._end(verdict)
+                return
+            if self._ended.wait(self.interval):
                 return
 
     def _look_around(self) -> str | None:
@@ -126,11 +162,12 @@ class Watchdog:
         return self._board.write_first(_VERDICT, describe(standings, self.timeout))
 
     def _all_standings(self) -> list[Standing]:
-        """Where every rank is that ever wrote; one that no longer writes has been idle since."""
-        standings, now = [], time.monotonic()
+        """Where every rank is; one that no longer writes, or never has, has been idle since."""
+        standings, now = [], self._clock.now()
         texts = self._board.read([f"rank{rank}" for rank in range(self.world_size)])
         for rank, text in enumerate(texts):
             if text is None:
+                standings.append(Standing(rank, 0, "start", now - self._started, NOWHERE))
                 continue
             if self._read.get(rank, ("", now))[0] != text:
                 self._read[rank] = (text, now)

@@ -105,9 +105,14 @@ STAGE1_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "epochs without end": (
         {"experiment.max_steps": None, "experiment.epochs": float("inf")},
         [],
-        "experiment.epochs=inf",
+        "'experiment.epochs': inf is not a finite number",
     ),
-    "tests that never come": ({"experiment.test_freq": float("inf")}, [], "experiment.test_freq=inf must be a finite"),
+    "tests that never come": ({"experiment.test_freq": float("inf")}, [], "inf is not a finite number"),
+    "a limit that is no number": (
+        {"experiment.hang_timeout": float("nan")},
+        [],
+        "'experiment.hang_timeout': nan is not a finite number",
+    ),
     "no steps": ({"experiment.max_steps": 0}, [], "experiment.max_steps=0 must be positive"),
     "resolution not divisible": (
         {"arch.ddconfig.resolution": 9, "dataset.resolution": 9},

@@ -262,9 +262,6 @@ def _check(config: ExperimentConfig) -> None:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise ValueError(f"experiment.{name}={value} must be positive")
-    for name in ("epochs", "save_ckpt_freq", "test_freq"):
-        if getattr(config, name) == math.inf:
-            raise ValueError(f"experiment.{name}=inf must be a finite number of epochs")
     if config.max_worker_deaths < 0 or not 0 <= config.min_code_usage < 1:
         raise ValueError(
             f"experiment.max_worker_deaths={config.max_worker_deaths} must not be negative and "

@@ -209,9 +209,9 @@ def kill_once(results: Path, config: Path, victim: str, moment: random.Random, a
     return Kill(victim, step, saving, int(resumed[0].split(" at step ")[1].split(",")[0]) if resumed else 0, {})
 
 
-def compare(straight: Path, other: Path) -> dict[str, bool]:
+def compare(straight: Path, other: Path, steps: int = STEPS) -> dict[str, bool]:
     """Which parts of the two ends are equal, bit for bit."""
-    left, right = (run / f"checkpoints/step_{STEPS:08d}" for run in (straight, other))
+    left, right = (run / f"checkpoints/step_{steps:08d}" for run in (straight, other))
     tensors = checkpoint_tensors(left)
     names = differing(tensors, checkpoint_tensors(right))
     equal = {part: not any(name.startswith(prefix) for name in names) for part, prefix in PARTS.items()}

@@ -61,7 +61,7 @@ def test_a_living_run_is_not_resumed_beside_itself(told, tmp_path):
 
 def test_a_rank_that_has_lost_its_launcher_saves_and_ends(tmp_path, monkeypatch):
     monkeypatch.setenv(LAUNCHER_VARIABLE, "job")
-    monkeypatch.setattr("runtime.launcher_watch.POLL_SECONDS", 0.001)
+    monkeypatch.setattr("runtime.processes.launcher_watch.POLL_SECONDS", 0.001)
     config = write_config(tmp_path / "tiny.yaml", stage1(PLAN))
     parents = [os.getppid()]
     monkeypatch.setattr(os, "getppid", lambda: parents[-1])
@@ -71,14 +71,14 @@ def test_a_rank_that_has_lost_its_launcher_saves_and_ends(tmp_path, monkeypatch)
     def train_step(micro_batches, step, *args):
         if step == 2:
             parents.append(1)
-            time.sleep(0.2)
+            while "the launcher (process " not in (run.run_dir / "train.log").read_text():
+                time.sleep(0.01)
         return original(micro_batches, step, *args)
 
     run.stage.train_step = train_step
     with pytest.raises(Preempted), run:
         run.train()
     assert complete_checkpoints(run.run_dir)[0].name == "step_00000003"
-    assert "the launcher (process " in (run.run_dir / "train.log").read_text()
 
 
 @pytest.mark.slow

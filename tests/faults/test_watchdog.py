@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
 import torch
 
-from runtime import distributed
-from runtime.watchdog import Standing, Watchdog, describe
+from runtime import distributed, watchdog
+from runtime.watchdog import HANG_EXIT_CODE, NOWHERE, Standing, Watchdog, describe
+from tests.commands import start
 
 TIMEOUT = 2.0
 
@@ -89,3 +91,74 @@ def test_many_ranks_are_cut_short():
     assert "rank 0 stands" in line
     assert "rank 9 stands" not in line
     assert line.endswith("; 56 more ranks wait")
+
+
+PAUSED = """
+import os, sys, time
+from runtime.watchdog import Watchdog
+with Watchdog(2.0, lambda line: print(line, file=sys.stderr)) as watchdog:
+    print("watched", flush=True)
+    for _ in range(int(sys.argv[1])):
+        time.sleep(0.1)
+        watchdog.pulse()
+    time.sleep(float(sys.argv[2]))
+print("went on")
+"""
+
+
+def test_a_paused_run_goes_on_and_one_that_hangs_afterwards_does_not():
+    """Stopped for longer than the limit: nobody hung, nothing moved."""
+    sound, hanging = start("-c", PAUSED, 20, 0), start("-c", PAUSED, 1, 60)
+    for process in (sound, hanging):
+        assert process.stdout.readline() == "watched\n"
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(3.5)
+    for process in (sound, hanging):
+        process.send_signal(signal.SIGCONT)
+    out, err = sound.communicate(timeout=120)
+    assert (sound.returncode, out, err) == (0, "went on\n", "")
+    assert "no progress for 2 s" in hanging.communicate(timeout=120)[1]
+    assert hanging.returncode == HANG_EXIT_CODE
+
+
+def _never_report(rank: int, folder: str) -> None:
+    """Rank 1 stops before it has begun to watch; rank 0 is the one that has to say so."""
+    lines: list[str] = []
+
+    def stop(code: int) -> None:
+        Path(folder, "report").write_text(lines[0])
+        os._exit(0)
+
+    if rank == 1:
+        while not Path(folder, "report").exists():
+            time.sleep(0.05)
+        os._exit(0)
+    with Watchdog(TIMEOUT, lines.append, stop) as watched:
+        while True:
+            watched.beat(1, "training step")
+            time.sleep(0.1)
+
+
+def test_a_rank_that_never_reported_is_named(on_ranks, tmp_path):
+    on_ranks(_never_report, str(tmp_path))
+    first = (tmp_path / "report").read_text().split(": ", 1)[1].split("; ")[0]
+    assert first.startswith("rank 1 has not reported since the run began, ")
+
+
+def test_a_rank_without_a_word_comes_first():
+    silent, busy = Standing(1, 0, "start", 9.0, NOWHERE), Standing(0, 7, "training step", 0.1, "x.py:1 f")
+    assert describe([busy, silent], 9).index("rank 1 has not reported") < describe([busy, silent], 9).index("rank 0")
+
+
+def test_time_that_a_process_slept_is_not_counted(monkeypatch):
+    clock, times = watchdog.WakingClock(), iter([0.0, 1.2, 1.2, 61.2, 61.2, 62.2, 62.2])
+    waits = iter([False, False, False, True])
+
+    class Ended:
+        def wait(self, seconds: float) -> bool:
+            return next(waits)
+
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(times))
+    clock.tick(1.0, Ended())
+    monkeypatch.undo()
+    assert clock._lost == 59.0

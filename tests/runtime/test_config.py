@@ -9,6 +9,7 @@ from typing import Any, List, Optional
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from runtime.config import TEXT_OR_LIST, config_to_yaml, load_config, save_config
 from runtime.errors import UserError
@@ -240,11 +241,14 @@ def test_what_is_no_text_says_how_to_quote(word):
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("model.dropout=nan", "command line: 'model.dropout': nan is not a number"),
+        ("model.dropout=nan", "command line: 'model.dropout': nan is not a finite number"),
+        ("model.dropout=${test.nan:}", "command line: 'model.dropout': nan is not a finite number"),
+        ("model.dropout=-inf", "command line: 'model.dropout': -inf is not a finite number"),
         ("model.width=99999999999999999999", "'model.width': 99999999999999999999 does not fit into 64 bits"),
         ("model.shape=[1,-99999999999999999999]", "'model.shape.1': -99999999999999999999 does not fit"),
     ],
 )
 def test_numbers_that_no_setting_can_be(word, says):
+    OmegaConf.register_new_resolver("test.nan", lambda: float("nan"), replace=True)
     with pytest.raises(UserError, match=re.escape(says)):
-        load_config(Experiment, None, [word])
+        load_config(Experiment, None, ["name=a", word])

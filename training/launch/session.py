@@ -17,7 +17,7 @@ from runtime import distributed
 from runtime.config import save_config
 from runtime.device import use_device
 from runtime.distributed import DistEnv
-from runtime.run_ownership import RunOwnership
+from runtime.processes.run_ownership import RunOwnership
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step

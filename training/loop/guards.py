@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from runtime.distributed import HostAgreement
-from runtime.launcher_watch import LauncherWatch
 from runtime.preemption import StopSignals
+from runtime.processes.launcher_watch import LauncherWatch
 from runtime.runlog import RunLog
 from runtime.watchdog import Watchdog
 from training.experiment import BatchPlan, ExperimentConfig

@@ -45,7 +45,7 @@ class LauncherWatch:
         while os.getppid() == self._launcher:
             if self._ended.wait(POLL_SECONDS):
                 return
-        self._warn(f"the launcher (process {self._launcher}) has ended: the run saves its next step and ends")
         self.is_gone = True
+        self._warn(f"the launcher (process {self._launcher}) has ended: the run saves its next step and ends")
         if not self._ended.wait(GRACE_SECONDS):
             self._stop(ORPHANED_EXIT_CODE)

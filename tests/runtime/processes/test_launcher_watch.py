@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from runtime import launcher_watch
-from runtime.launcher_watch import LauncherWatch
+from runtime.processes import launcher_watch
+from runtime.processes.launcher_watch import LauncherWatch
 
 
 @pytest.fixture

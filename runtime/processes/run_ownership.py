@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 import weakref
@@ -24,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from runtime.atomic import write_text_atomically
-from runtime.errors import EXIT_CODE, UserError, one_line
+from runtime.errors import EXIT_CODE, UserError, one_line, say
 
 LOCK_FILE, OWNER_FILE = "run.lock", "owner.json"
 HEARTBEAT_SECONDS = 10.0
@@ -144,7 +143,7 @@ def _moves(file: Path, owner: Owner) -> bool:
     probe.unlink()
     deadline = time.monotonic() + SILENT_SECONDS - max(0.0, silent)
     if time.monotonic() < deadline:
-        print(f"the run was last written by {owner}: waiting whether that still lives", file=sys.stderr, flush=True)
+        say(f"the run was last written by {owner}: waiting whether that still lives", to_stderr=True)
     while time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
         if _time_of(file) != first or read_owner(file) != owner:
@@ -174,7 +173,7 @@ def _keep_alive(file: Path, owner: Owner, ended: threading.Event, lost: Callable
 
 
 def _end(line: str) -> None:
-    print(f"error: {line}; this one ends", file=sys.stderr, flush=True)
+    say(f"error: {line}; this one ends", to_stderr=True)
     os._exit(EXIT_CODE)
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from runtime import run_ownership
 from runtime.errors import UserError
-from runtime.run_ownership import OWNER_FILE, Owner, RunOwnership, read_owner
+from runtime.processes import run_ownership
+from runtime.processes.run_ownership import OWNER_FILE, Owner, RunOwnership, read_owner
 from tests.commands import start
 
 HOLDS = """
 import os, sys, time
 from pathlib import Path
-from runtime.run_ownership import RunOwnership
+from runtime.processes.run_ownership import RunOwnership
 ownership = RunOwnership(Path(sys.argv[1]))
 if os.fork() == 0:  # a data worker, which outlives its rank
     del ownership
