@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from runtime.runlog import METRICS_FILE, read_metrics
+from runtime.records.metrics_file import METRICS_FILE, read_metrics
 from training.launch import LaunchSettings, Session, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
 

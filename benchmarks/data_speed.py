@@ -40,7 +40,7 @@ from data.roots import find_root
 from data.shards.packing import pack
 from data.shards.shard_manifest import dataset_settings
 from runtime.atomic import write_text_atomically
-from runtime.runlog import read_metrics
+from runtime.records.metrics_file import read_metrics
 from training.launch import LaunchSettings, Session, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
 

@@ -19,7 +19,7 @@ from evaluation.scores import metric_value, score_images
 from rqstack.quantizers.usage import code_histogram
 from rqvae import RQVAE, load_rqvae
 from runtime.distributed import DistEnv
-from runtime.runlog import METRICS_FILE, read_metrics
+from runtime.records.metrics_file import METRICS_FILE, read_metrics
 from runtime.seeding import generator
 from sampling.trained_models import config_beside, find_latest_snapshot
 from scoring.scoring_data import ScoringData, reconstructed

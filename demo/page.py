@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from runtime.pages.page import embedded_png
 from runtime.pages.plots import LinePlot
-from runtime.runlog import METRICS_FILE, read_metrics
+from runtime.records.metrics_file import METRICS_FILE, read_metrics
 
 Plot = tuple[LinePlot, dict[str, str]]
 """A plot without its curves, and {label: metric} of those."""

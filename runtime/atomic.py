@@ -101,10 +101,19 @@ def remove_partial_directories(parent: Path, prefix: str) -> None:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a text file by renaming a complete temporary one over it."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """The same for any content.
+
+    Raises:
+        UserError: the disk is full, read-only, or otherwise cannot be written.
+    """
     partial = partial_of(path, new_mark())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         flush_to_disk(partial)
         os.replace(partial, path)
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -10,22 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from runtime.atomic import write_text_atomically
 from runtime.errors import PrintableFormatter, one_line, printable_traceback
 from runtime.progress import Progress, TqdmStream, duration
+from runtime.records.metrics_file import METRICS_FILE, MetricsFile, truncate_metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Handler = TypeVar("Handler", bound=logging.Handler)
 LOGGER_NAME = "rq"
-METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "train.log"
 _FORMAT = "%(asctime)s %(levelname).1s %(message)s"
 _COLUMNS, _PREFIX = 100, len("12:34:56 I ")  # of a line with a headline on the console
@@ -60,16 +58,18 @@ class RunLog:
     ) -> None:
         self.run_dir = Path(run_dir) if run_dir is not None and is_main else None
         self.is_main = is_main
-        self._metrics: TextIO | None = None
+        self._metrics: MetricsFile | None = None
         self._writer: SummaryWriter | None = None
         self._progress: Progress | None = None
         self._told: set[str] = set()
         self._headline = headline
-        self._cut = False  # whether the last line of the metrics may be half a line
         self._logger = self._build_logger(rank)
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._metrics = _open_metrics(self.run_dir, resume_step)
+            path = self.run_dir / METRICS_FILE
+            if resume_step is not None and path.exists() and (note := truncate_metrics(path, resume_step)):
+                self.warning(note)
+            self._metrics = MetricsFile(path)
             if tensorboard:
                 with self._harmless("TensorBoard", Exception):
                     self._writer = _open_tensorboard(self.run_dir, resume_step)
@@ -140,8 +140,7 @@ class RunLog:
             self._logger.removeHandler(handler)
             handler.close()
         if self._metrics is not None:
-            with suppress(OSError):
-                self._metrics.close()
+            self._metrics.close()
             self._metrics = None
         if self._writer is not None:
             with suppress(Exception):
@@ -176,12 +175,8 @@ class RunLog:
         line = {"step": step, **({} if epoch is None else {"epoch": epoch}), **values}
         if times:
             line["timing"] = times
-        text = json.dumps(_finite_or_none(line)) + "\n"
         with self._harmless(METRICS_FILE, OSError):
-            self._cut, text = True, "\n" + text if self._cut else text
-            self._metrics.write(text)
-            self._metrics.flush()
-            self._cut = False
+            self._metrics.write(_finite_or_none(line))
 
     @contextmanager
     def _harmless(self, what: str, *errors: type[Exception]) -> Iterator[None]:
@@ -215,44 +210,12 @@ class RunLog:
         return f"{name} {position}: {text}"
 
 
-def _open_metrics(run_dir: Path, resume_step: int | None) -> TextIO:
-    path = run_dir / METRICS_FILE
-    if resume_step is not None and path.exists():
-        truncate_metrics(path, resume_step)
-    return open(path, "a", encoding="utf-8")
-
-
 def _open_tensorboard(run_dir: Path, resume_step: int | None) -> SummaryWriter:
     # Imported here because it takes longer than everything else together and other ranks do not need it.
     from torch.utils.tensorboard import SummaryWriter
 
     purge_step = None if resume_step is None else resume_step + 1
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
-
-
-def truncate_metrics(path: Path, last_step: int) -> None:
-    """Remove the lines of steps after `last_step`, and a last line that a kill cut short."""
-    kept = [line for line in _complete_lines(path) if _read_line(line)["step"] <= last_step]
-    write_text_atomically(path, "".join(line + "\n" for line in kept))
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; those that a kill or a full disk cut short are left out."""
-    return [json.loads(line) for line in _complete_lines(Path(path))]
-
-
-def _complete_lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [line for line in lines[:-1] if _read_line(line)]
-
-
-def _read_line(line: str) -> dict[str, Any]:
-    """A line of metrics; empty where a full disk cut it short."""
-    try:
-        read = json.loads(line)
-    except ValueError:
-        return {}
-    return read if isinstance(read, dict) else {}
 
 
 def _quietly_failing(handler: Handler) -> Handler:

@@ -68,7 +68,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "launch": {"checkpoints", "loop"},
     },
     "demo": {"text": set()},
-    "runtime": {"network": set(), "pages": set()},
+    "runtime": {"network": set(), "pages": set(), "processes": set(), "records": set()},
 }
 # What other libraries call their things stands in these rooms as it does there.
 OTHERS_LAYOUT = ("rqstack.quantizers.compat",)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.runlog import METRICS_FILE, read_metrics
+from runtime.records.metrics_file import METRICS_FILE, read_metrics
 
 _OF_ONE_DEPTH = re.compile(r"(.+)_depth_(\d+)")
 FORMER_NAMES = {f"{prefix}/lpips": f"{prefix}/loss_perceptual" for prefix in ("train", "val", "val_ema")}

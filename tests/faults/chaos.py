@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from runtime.runlog import METRICS_FILE, read_metrics
+from runtime.records.metrics_file import METRICS_FILE, read_metrics
 from tests.faults import chaos_network
 from tests.faults.chaos_run import FAULTS, HANG_SECONDS, SIZES, Run, World, wait_for
 from tests.faults.kill_runs import compare, write_digits

@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from runtime.runlog import read_metrics
+from runtime.records.metrics_file import read_metrics
 from tests.training.checkpoint_files import load_checkpoint
 from training.checkpoints.state_tree import encode
 from training.launch import LaunchSettings, Session, launch, training_parser

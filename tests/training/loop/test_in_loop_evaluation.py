@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import UserError
-from runtime.runlog import read_metrics
+from runtime.records.metrics_file import read_metrics
 from sampling.trained_models import read_metadata, resolve_checkpoint
 from tests.commands import run_here
 from tests.training.rank_cases import RankCase, train_cases

@@ -14,7 +14,7 @@ from data import DatasetConfig, build_dataset
 from data.tokenizers.bpe_training import train_bpe
 from data.tokenizers.tokenizer_loading import load_tokenizer
 from runtime.errors import UserError
-from runtime.runlog import read_metrics
+from runtime.records.metrics_file import read_metrics
 from tests.commands import run_here
 from tests.training.tiny_runs import (
     checkpoint_tensors,

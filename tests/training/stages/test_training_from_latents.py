@@ -17,7 +17,7 @@ from rqstack.snapshots import weights_digest
 from rqvae import load_rqvae
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
-from runtime.runlog import read_metrics
+from runtime.records.metrics_file import read_metrics
 from sampling.code_extraction import ExtractionSettings, Extractor
 from sampling.trained_models import resolve_checkpoint
 from tests.commands import torchrun

@@ -1,0 +1,1 @@
+"""What a run writes down line by line."""
