@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.networks.weight_files import file_sha256
+from evaluation.networks.weight_loading import load_exactly, read_state_dict
 from evaluation.protocol import check_uint8_images
 
 OWN_CLASSIFIER = "classifier"
@@ -80,7 +81,7 @@ class TorchvisionJudge:
         self.transform = published.transforms()
         network = models.get_model(name, weights=None, num_classes=num_classes)
         try:
-            network.load_state_dict(_read(file))
+            load_exactly(network, read_state_dict(file))
         except Exception as error:
             raise ValueError(
                 f"{file} does not hold the weights of {name} for {num_classes} classes: {str(error).splitlines()[0]}"
@@ -121,11 +122,3 @@ def _weight_file(url: str, path: str | os.PathLike[str] | None) -> Path:
     if not found.is_file():
         raise FileNotFoundError(f"no weights at {found}: download {url} and put it at {cached}, or give NAME:FILE")
     return found
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluation.networks.weight_files import file_sha256
+from evaluation.networks.weight_loading import load_exactly, read_state_dict
 from evaluation.protocol import check_uint8_images
 
 _HEADS = ("head", "fc", "classifier")
@@ -52,20 +53,11 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> str:
             state = state[wrapper] if isinstance(state.get(wrapper), dict) else state
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
         kept = {n: t for n, t in state.items() if n in expected or n.split(".")[0] not in _HEADS}
-        network.load_state_dict(kept)
+        load_exactly(network, kept)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{file} does not hold the weights of {type(network).__name__}: {reason}") from error
     return file_sha256(file)
-
-
-def read_state_dict(file: Path) -> dict:
-    """The tensors of a `.safetensors` file, or of a torch file read as weights only."""
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def weights_sha256(network: nn.Module) -> str:

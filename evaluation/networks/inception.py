@@ -13,8 +13,8 @@ from pytorch_fid.inception import FIDInceptionA, FIDInceptionC, FIDInceptionE_1,
 from torch import Tensor, nn
 from torchvision.models import Inception3
 
-from evaluation.networks.extra_networks import read_state_dict
 from evaluation.networks.weight_files import FID_INCEPTION, find_weights
+from evaluation.networks.weight_loading import load_exactly, read_state_dict
 from evaluation.protocol import check_uint8_images
 from evaluation.resizes import resize_named
 from runtime.device import ieee_fp32
@@ -105,7 +105,7 @@ class InceptionFeatures:
         self.label, self.spatial_label = f"inception{dim}{suffix}", f"inception-mixed6conv{SPATIAL_CHANNELS}{suffix}"
         network = fid_inception_network()
         try:
-            network.load_state_dict(read_state_dict(path))
+            load_exactly(network, read_state_dict(path))
         except Exception as error:
             raise ValueError(f"{path} does not hold the FID Inception weights: {str(error).splitlines()[0]}") from error
         assert isinstance(network.fc, nn.Linear)

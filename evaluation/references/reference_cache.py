@@ -66,13 +66,13 @@ def cached_reference(
         return measure(batches())
     key = cache_key(batches(), extractor, keep_features=keep_features, spatial=spatial, reduce=ranks.reduce)
     path = Path(directory).expanduser() / f"reference-{key[:40]}.npz"
-    found = _read(path, extractor)
+    found = _read(path, extractor, key)
     if _on_every_rank(found is not None, extractor, ranks):
         assert found is not None
-        return replace(found, name=name, source=source or found.source)
+        return replace(found, name=name, source=source or found.source, cache_key="")
     reference = measure(batches())
     if ranks.rank == 0:
-        _write(reference, path)
+        _write(replace(reference, cache_key=key), path)
     return reference
 
 
@@ -95,11 +95,14 @@ def cache_key(
     return reference_digest(digest.hexdigest(), extractor, features=keep_features, spatial=spatial)
 
 
-def _read(path: Path, extractor: FeatureExtractor) -> Reference | None:
+def _read(path: Path, extractor: FeatureExtractor, key: str) -> Reference | None:
     if not path.is_file():
         return None
     try:
-        return read_reference(path, extractor)
+        reference = read_reference(path, extractor)
+        if reference.cache_key != key:
+            raise ValueError("it is of other images, or of an earlier version")
+        return reference
     except ValueError as error:
         warnings.warn(f"ignoring the cached reference {path}: {one_line(error)}", stacklevel=2)
         return None

@@ -43,6 +43,7 @@ class Reference:
         source: where the images came from, as the user wrote it.
         network: `features`, `label`, `resize`, `dim`, `fingerprint` of the feature network; empty where not recorded.
         images: digest of the images alone (`evaluation.references.image_digest`); empty where not recorded.
+        cache_key: what a cache keeps it under; empty outside of one.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Reference:
     source: str = ""
     network: Mapping[str, Any] = field(default_factory=dict)
     images: str = ""
+    cache_key: str = ""
 
     @property
     def classes(self) -> dict[int, Tensor] | None:
@@ -117,6 +119,7 @@ def save_reference(reference: Reference, path: str | os.PathLike[str]) -> None:
         "source": reference.source,
         "digest": reference.digest,
         "images": reference.images,
+        "cache_key": reference.cache_key,
         "network": dict(reference.network),
     }
     found = {name: tensor.cpu().numpy() for name, tensor in arrays.items() if tensor is not None}
@@ -139,18 +142,19 @@ def read_reference(path: str | os.PathLike[str], extractor: FeatureExtractor | N
     _check_shapes(path, headers)
     arrays = read_arrays(path, _ARRAYS)
     meta = _meta(path, arrays)
-    num = int(arrays["num_images"].reshape(())) if "num_images" in arrays else 0
-    features, labels = arrays.get("features"), arrays.get("labels")
+    num = _count(path, arrays["num_images"]) if "num_images" in arrays else 0
+    features_NF, label_N = _features(path, arrays)
     reference = Reference(
         name=str(meta.get("name") or path.stem),
         moments=_gaussian(path, arrays["mu"], arrays["sigma"], num),
-        features_NF=None if features is None else torch.from_numpy(features.astype(np.float32)),
+        features_NF=features_NF,
         spatial=_gaussian(path, arrays["mu_s"], arrays["sigma_s"], num) if "mu_s" in arrays else None,
-        label_N=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+        label_N=label_N,
         digest=str(meta.get("digest") or file_sha256(path)),
         source=str(meta.get("source") or path),
         network=meta.get("network") or {},
         images=str(meta.get("images") or ""),
+        cache_key=str(meta.get("cache_key") or ""),
     )
     if extractor is not None:
         reference.check_fits(extractor)
@@ -176,6 +180,21 @@ def _check_shapes(path: Path, headers: Mapping[str, Header]) -> None:
         raise UserError(f"{path}: labels have shape {headers['labels'].shape}, for {rows[0]} features")
 
 
+def _count(path: Path, array: np.ndarray) -> int:
+    if not np.isfinite(array) or array < 0 or array != int(array):
+        raise UserError(f"{path}: num_images is {array}, which is no number of images")
+    return int(array)
+
+
+def _features(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[Tensor | None, Tensor | None]:
+    """Features and labels of the images, where they were kept."""
+    features, labels = arrays.get("features"), arrays.get("labels")
+    features_NF = None if features is None else torch.from_numpy(features.astype(np.float32))
+    if features_NF is not None and not features_NF.isfinite().all():
+        raise UserError(f"{path}: the features hold values that are not finite")
+    return features_NF, None if labels is None else torch.from_numpy(labels.astype(np.int64))
+
+
 def _gaussian(path: Path, mean: np.ndarray, covariance: np.ndarray, num: int) -> Gaussian:
     if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
         raise UserError(f"{path}: moments must be floating point, got {mean.dtype} and {covariance.dtype}")
@@ -198,6 +217,15 @@ def _meta(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         meta = json.loads(str(arrays["meta"]))
     except (ValueError, RecursionError):
         meta = None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    known = isinstance(meta, dict) and meta.get("format") == FORMAT and _is_network(meta.get("network") or {})
+    if not known:
         raise UserError(f"{path}: its description is not one of {FORMAT}; make the reference again")
     return meta
+
+
+def _is_network(described: object) -> bool:
+    """Whether this is what `network_of` gives, or nothing."""
+    if not isinstance(described, dict):
+        return False
+    words = ("features", "label", "resize", "fingerprint")
+    return all(isinstance(described.get(word, ""), str) for word in words)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from evaluation.networks.classifier import ClassifierConfig, _cache_key, train_classifier
@@ -138,9 +141,78 @@ def test_a_file_of_another_classifier_is_replaced(tmp_path):
     (path,) = set(tmp_path.iterdir()) - {foreign}
     sound = path.read_bytes()
     path.write_bytes(foreign.read_bytes())
-    again = train_classifier(data, 2, config=QUICK, cache_dir=tmp_path)
+    with pytest.warns(UserWarning, match="it is of another classifier"):
+        again = train_classifier(data, 2, config=QUICK, cache_dir=tmp_path)
     image_BCHW = to_uint8(data[0][0])
     assert torch.equal(own(image_BCHW)[1], again(image_BCHW)[1])
+    assert path.read_bytes() == sound
+
+
+def _nan(name, tensor):
+    return torch.full_like(tensor, float("nan")) if name == "classify.weight" else tensor
+
+
+def _one_infinite(name, tensor):
+    return tensor.index_fill(0, torch.tensor([0]), float("inf")) if name == "classify.bias" else tensor
+
+
+def _whole(name, tensor):
+    return (tensor * 100).long() if name == "classify.weight" else tensor
+
+
+def _float_count(name, tensor):
+    return tensor.float()
+
+
+def _negative_variance(name, tensor):
+    return -1 - tensor if name.endswith("running_var") else tensor
+
+
+def _one_bit(name, tensor):
+    changed = tensor.clone()
+    if name == "classify.weight":
+        changed.view(torch.int32)[0, 0] ^= 1
+    return changed
+
+
+def _other_shape(name, tensor):
+    return tensor[:1] if name == "classify.weight" else tensor
+
+
+KEYLESS = {
+    "no description": None,
+    "not JSON": {"classifier": "{"},
+    "a list": {"classifier": "[1]"},
+    "nested": {"classifier": "[" * 100_000},
+    "another key": {"classifier": '{"key": "x"}'},
+    "the key alone": {},
+    "something else": {"x": "y"},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "metadata"),
+    [
+        *((change, "kept") for change in (_nan, _one_infinite, _whole, _negative_variance, _one_bit, _other_shape)),
+        (_float_count, "kept"),
+        *((lambda name, tensor: tensor, metadata) for metadata in KEYLESS.values()),
+    ],
+)
+def test_a_cache_file_whose_content_cannot_be_counts_as_absent(change, metadata, tmp_path):
+    data = batches(*stripes(16))
+    train_classifier(data, 2, config=QUICK, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    sound = path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["classifier"])
+        tensors = {name: change(name, file.get_tensor(name)).contiguous() for name in file.keys()}
+        metadata = file.metadata() if metadata == "kept" else metadata
+    if metadata == {}:
+        metadata = {"classifier": json.dumps({"key": described["key"]})}
+    save_file(tensors, path, metadata)
+    with pytest.warns(UserWarning, match="ignoring the cached classifier") as caught:
+        train_classifier(data, 2, config=QUICK, cache_dir=tmp_path)
+    assert all("\n" not in str(warning.message) for warning in caught)
     assert path.read_bytes() == sound
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -142,3 +145,52 @@ def test_a_rank_that_does_not_see_the_file_makes_all_measure(tmp_path, run_ranks
         return extractor.seen
 
     assert run_ranks(2, of_rank) == [10, 10]
+
+
+def test_a_reference_of_other_images_is_not_taken_for_these(tmp_path):
+    """Copied under the name that these have, it fits the network and is sound."""
+    image_NCHW, extractor = random_images(20), SmallFeatures()
+    first = cached(tmp_path / "a", image_NCHW, extractor)
+    cached(tmp_path / "b", image_NCHW.flip(2), extractor)
+    (mine,), (other,) = (tmp_path / "a").iterdir(), (tmp_path / "b").iterdir()
+    sound = mine.read_bytes()
+    mine.write_bytes(other.read_bytes())
+    with pytest.warns(UserWarning, match="it is of other images"):
+        again = cached(tmp_path / "a", image_NCHW, extractor)
+    assert same(first, again)
+    assert mine.read_bytes() == sound
+
+
+def _described(network):
+    return np.asarray(json.dumps({"format": "rq-reference-1", "network": network}))
+
+
+DAMAGES = {
+    "description of another kind": {"meta": np.asarray("[1, 2]")},
+    "nested description": {"meta": np.asarray("[" * 100_000)},
+    "network is a list": {"meta": _described([1])},
+    "network of numbers": {"meta": _described({"fingerprint": 1, "label": 2, "resize": 3})},
+    "count of another shape": {"num_images": np.zeros(3, int)},
+    "count of NaN": {"num_images": np.asarray(np.nan)},
+    "negative count": {"num_images": np.asarray(-20)},
+    "features of NaN": {"features": np.full((20, 6), np.nan, np.float32)},
+    "whole features": {"features": np.zeros((20, 6), np.int64)},
+    "labels that are no numbers": {"labels": np.full(20, 0.5)},
+    "moments of NaN": {"mu": np.full(6, np.nan)},
+}
+
+
+@pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES)
+def test_a_file_whose_content_cannot_be_is_measured_again(tmp_path, change):
+    image_NCHW, label_N = random_images(20), torch.arange(20) % 4
+    first = cached(tmp_path, image_NCHW, SmallFeatures(), label_N, keep_features=True)
+    (path,) = tmp_path.iterdir()
+    sound = path.read_bytes()
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(path, **{**arrays, **change})
+    with pytest.warns(UserWarning, match="ignoring the cached reference") as caught:
+        again = cached(tmp_path, image_NCHW, SmallFeatures(), label_N, keep_features=True)
+    assert all("\n" not in str(warning.message) for warning in caught)
+    assert same(first, again)
+    assert path.read_bytes() == sound

@@ -1,0 +1,55 @@
+"""Weights from files into feature networks, as they are: nothing is cast, nothing is passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rqstack.finite import is_finite
+
+
+def read_state_dict(file: Path) -> dict[str, Any]:
+    """The tensors of a `.safetensors` file, or of a torch file read as weights only."""
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def load_exactly(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """`load_state_dict` that refuses what it would cast.
+
+    Raises:
+        ValueError: see `check_weights`. RuntimeError: missing or unknown names, or other shapes.
+    """
+    check_weights(network, state)
+    network.load_state_dict(state)
+
+
+def check_weights(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """That tensors can be a network's weights: plain ones, floats where it has floats, and finite.
+
+    Names and shapes are `load_state_dict`'s to compare.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    for name, expected in network.state_dict().items():
+        if name not in state:
+            continue
+        tensor = state[name]
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is no tensor")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise ValueError(f"{name} is not a plain tensor: {tensor.dtype}, {tensor.layout}")
+        if (tensor.is_floating_point(), tensor.is_complex()) != (expected.is_floating_point(), expected.is_complex()):
+            raise ValueError(f"{name} has type {tensor.dtype}, expected {expected.dtype}")
+        if tensor.is_floating_point() and not is_finite(tensor):
+            raise ValueError(f"{name} holds values that are not finite")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise ValueError(f"{name} holds negative variances")
