@@ -20,8 +20,9 @@ OLDEST_STAMP := $(call stamp,$(OLDEST),requirements.txt constraints-oldest.txt)
 WHEEL := .venv-wheel
 WHEEL_OLDEST := .venv-wheel-oldest
 
-# One thread per test process: the workers already use the cores, and sums then do not depend on their number.
-PYTEST_OPTIONS := -n $(WORKERS) --dist worksteal
+# A file's tests share what they prepare, so they stay in one worker; files go out in their order, the long ones in the
+# middle. One thread per process: the workers already use the cores, and sums then do not depend on their number.
+PYTEST_OPTIONS := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 PEERS := vector-quantize-pytorch==1.32.0

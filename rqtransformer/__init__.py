@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rqtransformer.config import RQTransformerConfig
-    from rqtransformer.decoding import sample, sample_stream
+    from rqtransformer.decoding import frame_sampler, sample, sample_stream
     from rqtransformer.decoding.pixel_decoding import decode_in_batches
     from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
     from rqtransformer.model import RQTransformer
@@ -16,7 +16,7 @@ else:
         __name__,
         {
             "rqtransformer.config": ("RQTransformerConfig",),
-            "rqtransformer.decoding": ("sample", "sample_stream"),
+            "rqtransformer.decoding": ("frame_sampler", "sample", "sample_stream"),
             "rqtransformer.decoding.pixel_decoding": ("decode_in_batches",),
             "rqtransformer.hierarchical": ("HierarchicalConfig", "HierarchicalTransformer"),
             "rqtransformer.model": ("RQTransformer",),
@@ -30,6 +30,7 @@ __all__ = [
     "RQTransformer",
     "RQTransformerConfig",
     "decode_in_batches",
+    "frame_sampler",
     "load_rqtransformer",
     "sample",
     "sample_stream",

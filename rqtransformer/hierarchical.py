@@ -26,6 +26,7 @@ from rqstack.counter_noise import uniform_noise
 from rqstack.module_list import ModuleList
 from rqtransformer.attention import NORMS
 from rqtransformer.config import BlockConfig, StackConfig
+from rqtransformer.decoding.allowed_codes import Allowed, CodeFilter, check_allowed
 from rqtransformer.decoding.sampling_request import settings_per_depth
 from rqtransformer.decoding.truncation import draw_truncated
 from rqtransformer.draw_settings import DrawSettings
@@ -231,6 +232,7 @@ class HierarchicalTransformer(nn.Module):
         top_p: float | None = None,
         seed: int = 0,
         start_index: int = 0,
+        allowed: Allowed | None = None,
         **more_rules: Any,
     ) -> Tensor:
         """Draws sequences (B, num_blocks, S_1, ..., S_last), with caches at every level.
@@ -243,10 +245,12 @@ class HierarchicalTransformer(nn.Module):
             num_blocks: of the first level; by default its maximum.
             temperature, top_k, top_p: see `DrawSettings`.
             seed, start_index: of the noise; index of the first sequence.
+            allowed: which tokens may come next: a function of the tokens so far (B, N), as in `sample_stream`.
             more_rules: further fields of `DrawSettings`.
 
         Raises:
-            ValueError: for a prime that does not fit, settings out of range, or logits that are not finite.
+            ValueError: for a prime that does not fit, settings out of range, logits that are not finite, or a hook that
+                leaves nothing to draw.
         """
         device = self.start.device
         num_blocks = self.config.max_seq_len[0] if num_blocks is None else whole_number("num_blocks", num_blocks)
@@ -266,11 +270,12 @@ class HierarchicalTransformer(nn.Module):
             )
         drawn_BN = torch.empty(len(given_BN), total, dtype=torch.long, device=device)
         drawn_BN[:, : given_BN.shape[1]] = given_BN
+        code_filter = CodeFilter.of(check_allowed(allowed), len(given_BN), device)
         if given_BN.shape[1] < total:
             index_B = torch.arange(start_index, start_index + len(given_BN), device=device)
             noise_NB = uniform_noise(seed, index_B, [(position, 0) for position in range(total)])
             with torch.inference_mode(), self.decoding_mode():
-                self._draw_into(drawn_BN, given_BN.shape[1], noise_NB, settings)
+                self._draw_into(drawn_BN, given_BN.shape[1], noise_NB, settings, code_filter)
         return drawn_BN.view(len(drawn_BN), num_blocks, *self.block_shape)
 
     @contextlib.contextmanager
@@ -289,12 +294,19 @@ class HierarchicalTransformer(nn.Module):
                 packed.unpack(keep=not was_training)
             self.train(was_training)
 
-    def _draw_into(self, drawn_BN: Tensor, num_given: int, noise_NB: Tensor, settings: DrawSettings) -> None:
+    def _draw_into(
+        self, drawn_BN: Tensor, num_given: int, noise_NB: Tensor, settings: DrawSettings, rules_out: CodeFilter | None
+    ) -> None:
         walk = HierarchicalWalk(self, drawn_BN[:, :num_given], drawn_BN.shape[1])
         for position in range(walk.first_position, drawn_BN.shape[1]):
             if position >= num_given:
-                drawn_BN[:, position] = draw_truncated(walk.logits(), noise_NB[position], settings)
+                logits_BV = walk.logits()
+                if rules_out is not None:
+                    logits_BV = rules_out(logits_BV, None, drawn_BN[:, :position], self.config.num_tokens)
+                drawn_BN[:, position] = draw_truncated(logits_BV, noise_NB[position], settings)
             walk.push(to_embed(drawn_BN[:, position]))
+        if rules_out is not None:
+            rules_out.check()
         check_drawn(drawn_BN, self)
 
     def _nested(self, ids: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rqtransformer.decoding.allowed_codes import Allowed, CodeFilter
 from rqtransformer.decoding.decode_program import borrow_program, filled_up
-from rqtransformer.decoding.decoder import Decoder, code_vectors
+from rqtransformer.decoding.decoder import Decoder
+from rqtransformer.decoding.head_walk import code_vectors
 from rqtransformer.decoding.position_step import DrawInputs, PositionStep
 from rqtransformer.decoding.sampling_request import Guidance, SamplingRequest, check_request
 from rqtransformer.decoding.served_model import knows_model, knows_request
@@ -97,6 +99,7 @@ def sample_stream(
     indices: Sequence[int] | Tensor | None = None,
     prefix: Tensor | None = None,
     known: tuple[Tensor, Tensor] | None = None,
+    allowed: Allowed | None = None,
     amp_dtype: torch.dtype | None = None,
     weights: str = "dense",
     graphs: bool | None = None,
@@ -122,6 +125,10 @@ def sample_stream(
             map, kept as they are.
         known: (mask, codes (B, H, W, D)): codes where the mask is True are kept, the others drawn in raster order, each
             given all codes before it. The mask is (H, W), (B, H, W) or (B, H, W, D).
+        allowed: a function that is shown all codes so far, (B, N) in the order of the draws, and answers which may come
+            next: a bool mask (V,) or (B, V). The rules of the draw see the others at -inf, under guidance too; codes
+            of `prefix` and `known` are kept whatever it says. It is called once per code, so codes are then drawn one
+            by one (neither as one compiled call nor as a recorded graph).
         amp_dtype: type of products and caches, for example torch.bfloat16; the residual stream keeps its own.
         weights: dense, or int8 (`packing.WeightFormat`).
         graphs: decode in fixed buffers and replay each position as one CUDA graph, both kept with the model for the
@@ -134,7 +141,8 @@ def sample_stream(
 
     Raises:
         ValueError: see `sample`.
-        NonFiniteError: instead of the last step, where the model's numbers are not finite.
+        NonFiniteError: instead of the last step, where the model's numbers are not finite; a plain ValueError where
+            `allowed` left no code to draw.
     """
     request = check_request(
         model,
@@ -147,6 +155,7 @@ def sample_stream(
         indices=indices,
         prefix=prefix,
         known=known,
+        allowed=allowed,
     )
     seed, rows = whole_number("seed", seed), 0 if rows is None else whole_number("rows", rows, 0)
     if amp_dtype is not None and not (isinstance(amp_dtype, torch.dtype) and amp_dtype.is_floating_point):
@@ -159,17 +168,20 @@ def sample_stream(
     codes_BHWD = codes_BTD.unflatten(1, model.config.block_size[:2])
     yield PartialCodes(given, codes_BHWD)
     if given < model.num_positions:
-        walk = _Walk(model, tokenizer, request, seed, amp_dtype, weights)
+        code_filter = CodeFilter.of(request.allowed, request.batch_size, device)
+        walk = _Walk(model, tokenizer, request, seed, amp_dtype, weights, code_filter)
         fixed = device.type == "cuda" if graphs is None else graphs
         with model.decoding_mode(amp_dtype, weights):
             # kernels on fixed buffers read the position from the device: only known modules do so everywhere
-            if fixed and knows_model(model) and knows_request(request):
+            if fixed and request.allowed is None and knows_model(model) and knows_request(request):
                 positions = _draw_in_fixed_buffers(walk, codes_BTD, rows)
             else:
                 positions = _draw_plainly(walk, codes_BTD)
             with contextlib.closing(positions):
                 for position in positions:
                     if checked and position == model.num_positions:
+                        if walk.code_filter is not None:
+                            walk.code_filter.check()
                         check_codes(codes_BHWD, model, tokenizer)
                     yield PartialCodes(position, codes_BHWD)
 
@@ -184,6 +196,7 @@ class _Walk:
     seed: int
     amp_dtype: torch.dtype | None
     weights: str
+    code_filter: CodeFilter | None
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -199,7 +212,8 @@ def _draw_plainly(walk: _Walk, codes_BTD: Tensor) -> Generator[int, None, None]:
     model, request = walk.model, walk.request
     decoder = Decoder(model, walk.tokenizer, request.cond_BL, request.body_prefix_BPD, walk.cache_dtype)
     inputs = DrawInputs.of(request, walk.seed, model.num_positions)
-    step = PositionStep(decoder, request.settings, inputs, codes_BTD, decoder.compiled_position(request))
+    compiled = decoder.compiled_position(request)
+    step = PositionStep(decoder, request.settings, inputs, codes_BTD, compiled, walk.code_filter)
     for finished in range(request.prefix_BPD.shape[1] + 1, model.num_positions + 1):
         walk.use_weights()
         step()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rqstack.counter_noise import uniform_noise
+from rqtransformer.decoding.allowed_codes import CodeFilter
 from rqtransformer.decoding.decoder import Decoder
 from rqtransformer.decoding.sampling_request import SamplingRequest
 from rqtransformer.decoding.truncation import draw_truncated
@@ -73,6 +74,7 @@ class PositionStep:
         inputs: of the draws.
         codes_BTD: the code map.
         compiled: all draws in one call, where there is such a thing for this decoder and request.
+        code_filter: rules codes out, one by one; not with `compiled`, nor where the position is on the device.
     """
 
     def __init__(
@@ -82,9 +84,11 @@ class PositionStep:
         inputs: DrawInputs,
         codes_BTD: Tensor,
         compiled: NativePosition | None = None,
+        code_filter: CodeFilter | None = None,
     ):
+        assert code_filter is None or not (compiled or decoder.on_device), "codes are ruled out one by one"
         self.decoder, self.settings, self.inputs, self.codes_BTD = decoder, settings, inputs, codes_BTD
-        self._compiled = compiled
+        self._compiled, self._filter = compiled, code_filter
 
     def __call__(self) -> None:
         """All depths of one position."""
@@ -99,15 +103,26 @@ class PositionStep:
         if inputs.known_BTD is not None and inputs.codes_BTD is not None:
             known_BD = _at(inputs.known_BTD, index, axis=1)
             given_BD = _at(inputs.codes_BTD, index, axis=1)
-        drawn = []
+        drawn: list[Tensor] = []
         for depth, settings in enumerate(self.settings):
-            code_B = draw_truncated(decoder.logits(), noise_DB[depth], settings, scale)
+            logits_BV, guidance = decoder.logits(), scale
+            if self._filter is not None:
+                known_B = None if known_BD is None else known_BD[:, depth]
+                size = decoder.model.classifier.vocab_sizes[depth]
+                logits_BV = self._filter(logits_BV, scale, self._so_far(drawn), size, known_B)
+                guidance = None
+            code_B = draw_truncated(logits_BV, noise_DB[depth], settings, guidance)
             if known_BD is not None and given_BD is not None:
                 code_B = torch.where(known_BD[:, depth], given_BD[:, depth], code_B)
             drawn.append(code_B)
             given_B = to_embed(code_B)
             decoder.push(given_B if scale is None else given_B.repeat(2))
         self._write(torch.stack(drawn, dim=1), index)
+
+    def _so_far(self, drawn: Sequence[Tensor]) -> Tensor:
+        """Codes (B, N) of the finished positions and of this one."""
+        finished_BN = self.codes_BTD[:, : self.decoder.position].flatten(1)
+        return torch.cat([finished_BN, *(code_B.unsqueeze(1) for code_B in drawn)], dim=1)
 
     def _write(self, codes_BD: Tensor, index: Tensor | int) -> None:
         if isinstance(index, Tensor):

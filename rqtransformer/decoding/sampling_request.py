@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rqtransformer.decoding.allowed_codes import Allowed, check_allowed
 from rqtransformer.draw_settings import DrawSettings
 from rqtransformer.given_values import (
     INT64_MAX,
@@ -40,6 +41,7 @@ class SamplingRequest:
         settings: of each depth.
         scale_T: guidance scale of each position; None without guidance.
         index_B: global index of every sample.
+        allowed: which codes may come next, or None; see `allowed_codes`.
     """
 
     cond_BL: Tensor
@@ -49,6 +51,7 @@ class SamplingRequest:
     settings: list[DrawSettings]
     scale_T: list[float] | None
     index_B: Tensor
+    allowed: Allowed | None = None
 
     @property
     def batch_size(self) -> int:
@@ -73,17 +76,13 @@ def check_request(
     indices: Any,
     prefix: Any,
     known: Any,
+    allowed: Any,
 ) -> SamplingRequest:
     """The arguments of `decoding.sample` -> a `SamplingRequest`. Raises ValueError as `sample` says.
 
     `draw` are those that become `DrawSettings`, by name.
     """
-    if not isinstance(model, RQTransformer):
-        raise ValueError(f"the first model must be an RQTransformer (stage 2), not a {type(model).__name__}")
-    if tokenizer is None and not (model.input_mlp is None and model.head_mlp is None):
-        raise ValueError("this model embeds codes with the code vectors of a tokenizer: give the stage-1 model")
-    if tokenizer is not None and not hasattr(tokenizer, "codebook"):
-        raise ValueError(f"the tokenizer must be a stage-1 model, with `codebook`, not a {type(tokenizer).__name__}")
+    check_models(model, tokenizer)
     device = model.pos_emb_hw.device
     cond = None if cond is None else whole_numbers("cond", cond)
     prefix = None if prefix is None else whole_numbers("prefix", prefix)
@@ -114,7 +113,18 @@ def check_request(
     index_B = torch.arange(start_index, start_index + batch_size, device=device)
     if indices is not None:
         index_B = indices.to(device)
-    return SamplingRequest(cond_BL, prefix_BPD, known_BTD, codes_BTD, settings, scale_T, index_B)
+    check = check_allowed(allowed)
+    return SamplingRequest(cond_BL, prefix_BPD, known_BTD, codes_BTD, settings, scale_T, index_B, check)
+
+
+def check_models(model: object, tokenizer: object) -> None:
+    """Raises ValueError for what is not a stage-2 model with the tokenizer that it needs."""
+    if not isinstance(model, RQTransformer):
+        raise ValueError(f"the first model must be an RQTransformer (stage 2), not a {type(model).__name__}")
+    if tokenizer is None and not (model.input_mlp is None and model.head_mlp is None):
+        raise ValueError("this model embeds codes with the code vectors of a tokenizer: give the stage-1 model")
+    if tokenizer is not None and not hasattr(tokenizer, "codebook"):
+        raise ValueError(f"the tokenizer must be a stage-1 model, with `codebook`, not a {type(tokenizer).__name__}")
 
 
 def guidance_scales(cfg_scale: Guidance, num_positions: int) -> list[float] | None:

@@ -25,7 +25,9 @@ MODEL_SETTINGS: dict[type, frozenset[str]] = STACK_SETTINGS | {
     )
 }
 REQUEST_FIELDS: dict[type, frozenset[str]] = {
-    SamplingRequest: frozenset({"cond_BL", "prefix_BPD", "known_BTD", "codes_BTD", "settings", "scale_T", "index_B"})
+    SamplingRequest: frozenset(
+        {"cond_BL", "prefix_BPD", "known_BTD", "codes_BTD", "settings", "scale_T", "index_B"} | {"allowed"}
+    )
 }
 CLASSIFIER_NAMES = frozenset({"vocab_sizes", "shared", "_largest", "layer_norm", "linear", "slots"})
 DEPTH_TABLE_NAMES = frozenset({"vocab_sizes", "_starts", "weight", "offsets"})

@@ -240,7 +240,7 @@ def test_cache_bytes_are_those_of_the_caches(tiny):
             nothing,
             torch.float32,
         )
-    body, head = decoder._body_cache.nbytes, decoder._head_cache.nbytes
+    body, head = decoder._body_cache.nbytes, decoder.head.cache.nbytes
     places, depth = decoder._body_cache.max_length, stage2.depth
     # a place is written once and read by every step from then on
     read = body * (places + 1) / 2 + head * stage2.num_positions * (depth + 1) / 2
