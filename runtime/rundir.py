@@ -1,7 +1,7 @@
 """Run directories: `<result path>/<config stem>/<timestamp>/`, never reused and never overwritten.
 
-Inside one: `config.yaml` (resolved), `train.log`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `snapshots/`,
-`samples/`, `run.lock` and `owner.json` while it lives; each is created by the part that writes it.
+Inside one: `config.yaml` (resolved), `train.log`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`, `checkpoints/`,
+`snapshots/`, `samples/`, `run.lock` and `owner.json` while it lives; each is created by the part that writes it.
 """
 
 from __future__ import annotations

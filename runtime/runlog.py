@@ -17,6 +17,7 @@ from torch import Tensor
 
 from runtime.errors import PrintableFormatter, one_line, printable_traceback
 from runtime.progress import Progress, TqdmStream, duration
+from runtime.records.events_file import EVENTS_FILE, write_event
 from runtime.records.metrics_file import METRICS_FILE, MetricsFile, truncate_metrics
 
 if TYPE_CHECKING:
@@ -79,9 +80,26 @@ class RunLog:
         if self.is_main:
             self._logger.info(message)
 
-    def warning(self, message: str) -> None:
-        """A line from any rank."""
+    def warning(self, message: str, event: str = "") -> None:
+        """A line from any rank; one that names an event is noted as such by rank 0."""
         self._logger.warning(message)
+        if event:
+            self.event(event, message)
+
+    def event(self, kind: str, text: str, step: int | None = None) -> None:
+        """Notes something that happened at a moment, with its time: a line of `events.jsonl`, from rank 0 alone.
+
+        Args:
+            kind: a word or two: `resume`, `spike`, ...
+            text: what a person should know.
+            step: when; None takes the step that the run has reached.
+        """
+        if self.run_dir is None:
+            return
+        if step is None:
+            step = 0 if self._progress is None else self._progress.step
+        with self._harmless(EVENTS_FILE, OSError):
+            write_event(self.run_dir, kind, text, step)
 
     def log_metrics(
         self,
@@ -152,6 +170,7 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is not None and self.run_dir is not None and not isinstance(error, SystemExit):
+            self.event("error", one_line(error))
             # the error itself may be a full disk; it must not be hidden behind one of this file
             with suppress(OSError), open(self.run_dir / LOG_FILE, "a", encoding="utf-8") as file:
                 file.write(printable_traceback(error))

@@ -88,7 +88,8 @@ class ExperimentConfig:
     does not move for `hang_timeout` seconds, the run says where every rank stands and ends (null: never). After a
     SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the ranks agree to stop at the next multiple of `signal_steps`. `count_flops`
     counts those of a step for the log line. `console` is short (a line of 100 columns for each interval) or full (all
-    numbers); the files hold everything either way.
+    numbers); the files hold everything either way. With `report` the page of `python -m training.report` is written
+    into the run directory with every snapshot.
     """
 
     batch_size: int = MISSING
@@ -125,6 +126,7 @@ class ExperimentConfig:
     signal_steps: int = 10
     count_flops: bool = True
     console: str = "short"
+    report: bool = False
     test_images: Optional[int] = None
     grid_images: int = 8
     score: InLoopScoreConfig = field(default_factory=InLoopScoreConfig)

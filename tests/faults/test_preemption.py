@@ -25,7 +25,7 @@ from tests.training.tiny_runs import (
 )
 from training.checkpoints.checkpoint_directories import complete_checkpoints
 from training.experiment import ExperimentConfig
-from training.launch.continuation import LAUNCH_FILE
+from training.launch_record import LAUNCH_FILE
 
 STEPS = 6
 PLAN = {"experiment.max_steps": STEPS, "experiment.save_steps": STEPS, "experiment.test_steps": STEPS}

@@ -27,8 +27,8 @@ from sampling.recorded_paths import TYPED
 from training.checkpoints.checkpoint_directories import complete_checkpoints
 from training.launch.flags import LaunchSettings
 from training.launch.resume_rules import flattened, settings_of
+from training.launch_record import LAUNCH_FILE, STARTS, read_launch, this_start
 
-LAUNCH_FILE = "launch.json"
 GIVEN = "model_config"  # under this name it holds what the -m file said
 
 
@@ -68,6 +68,7 @@ def note_launch(run_dir: Path, world_size: int, model_config: str | None, typed:
         "torch": torch.__version__,
         GIVEN: before.get(GIVEN) or _given(model_config),
         TYPED: {**(before.get(TYPED) or {}), **typed},
+        STARTS: [*(before.get(STARTS) or []), this_start(world_size)],
     }
     write_text_atomically(run_dir / LAUNCH_FILE, json.dumps(content, indent=1) + "\n")
 
@@ -102,15 +103,6 @@ def _candidates(settings: LaunchSettings) -> list[Path]:
 
 def _launch_of(run: Path) -> str | None:
     return read_launch(run).get("launch")
-
-
-def read_launch(run: Path) -> dict[str, Any]:
-    """The content of `launch.json`; empty where there is none."""
-    try:
-        content: Any = json.loads((run / LAUNCH_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def typed_by(run_dir: Path) -> dict[str, Any]:

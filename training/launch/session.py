@@ -5,6 +5,7 @@ Everything a user can get wrong is found before the first step.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ from runtime import distributed
 from runtime.config import save_config
 from runtime.device import use_device
 from runtime.distributed import DistEnv
+from runtime.errors import one_line
 from runtime.processes.run_ownership import RunOwnership
 from runtime.rundir import new_run_dir
 from runtime.runlog import RunLog
@@ -50,6 +52,8 @@ from training.loop.guards import Guards
 from training.loop.in_loop_scores import InLoopScores, find_features
 from training.loop.loop import Loop, Records
 from training.loop.throughput import SpeedMeter, StepFlops
+from training.report.page import REPORT_FILE, write_report
+from training.report.run_record import RunRecord
 from training.schedules import never_reached
 from training.stage import Batch, Config, RunConfig, Stage
 
@@ -206,7 +210,7 @@ class Session(Generic[Config]):
             self.stage,
             feed,
             self.plan,
-            Records(self.log, self._checkpoints(), snapshots, self.data.facts()),
+            Records(self.log, self._checkpoints(), snapshots, self.data.facts(), self._write_report),
             guards=guards,
             meter=meter,
             validation=partial(self.batches, self.val_set, guards.watchdog.pulse),
@@ -214,6 +218,7 @@ class Session(Generic[Config]):
             scores=self._scores(snapshots),
         ).run()
         self._report_unreadable()
+        self.log.event("done", f"step {self.plan.total_steps}", self.plan.total_steps)
         if self.env.is_main:
             config, steps = self.stage.config, self.plan.total_steps
             for line in closing_lines(self.stage.name, config, snapshots, steps, time.monotonic() - started, meter.mfu):
@@ -244,6 +249,7 @@ class Session(Generic[Config]):
             f"{plan.total_steps} steps, {plan.steps_per_epoch} per epoch, of {plan.global_batch} images = "
             f"{plan.micro_batch} x {plan.world_size} processes x {plan.accumulation} micro-steps"
         )
+        log.event("start" if self.resumed is None else "resume", " ".join(sys.argv), self.start.step)
         if self.resumed is not None:
             start = self.start
             log.info(f"resumed from {self.resumed.checkpoint} at step {start.step}, {start.images_seen} images seen")
@@ -255,6 +261,15 @@ class Session(Generic[Config]):
         for line in [*self.data.warnings, *self.notes, *never_reached(self.stage.objects().values())]:
             if log.is_main:  # every rank has them
                 log.warning(line)
+
+    def _write_report(self) -> None:
+        """The page of the run, where the config asks for it; one that cannot be written does not end the run."""
+        if not (self.config.experiment.report and self.env.is_main):
+            return
+        try:
+            write_report([RunRecord.open(self.run_dir)], self.run_dir / REPORT_FILE)
+        except Exception as error:
+            self.log.warning(f"cannot write {REPORT_FILE}: {one_line(error)[:200]}; the run goes on without")
 
     def _report_unreadable(self) -> None:
         for dataset in (self.train_set, self.val_set):
@@ -286,7 +301,7 @@ class Session(Generic[Config]):
             global_batch=plan.global_batch,
             accumulation=plan.accumulation,
             max_deaths=experiment.max_worker_deaths,
-            warn=self.log.warning,
+            warn=partial(self.log.warning, event="worker death"),
         )
 
     def _meter(self) -> SpeedMeter:

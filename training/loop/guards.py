@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from runtime.distributed import HostAgreement
@@ -33,8 +34,8 @@ class Guards:
         self.signals, self.agreement = StopSignals(), HostAgreement()
         self.watchdog = Watchdog(config.hang_timeout, log.warning)
         self.launcher = LauncherWatch(log.warning)
-        self.spikes = SpikeAlarm(config.spike_factor, config.spike_window, self._alarm)
-        self.collapse = CollapseAlarm(config.min_code_usage, self._alarm)
+        self.spikes = SpikeAlarm(config.spike_factor, config.spike_window, partial(self._alarm, "spike"))
+        self.collapse = CollapseAlarm(config.min_code_usage, partial(self._alarm, "collapse"))
         self._entered = ExitStack()
         self._save_minutes = config.save_minutes
         self._save_at = math.inf
@@ -79,10 +80,10 @@ class Guards:
         where = "its batch is not kept" if folder is None else f"its batch is kept in {folder}"
         if self.policy == "skip":
             named = ", ".join(f"{name} {value}" for name, value in terms.items())
-            self._alarm(f"step {step} was skipped: {named}; {where}")
+            self._alarm("skipped step", f"step {step} was skipped: {named}; {where}")
         return where
 
-    def _alarm(self, line: str) -> None:
+    def _alarm(self, event: str, line: str) -> None:
         # what is looked at is equal on all ranks: one of them says it
         if self.log.is_main:
-            self.log.warning(line)
+            self.log.warning(line, event)

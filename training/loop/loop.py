@@ -89,12 +89,14 @@ class Records:
         checkpoints: to resume from.
         snapshots: to use.
         facts: what both say beside where the run stands.
+        saved: called on every rank when both are written.
     """
 
     log: RunLog
     checkpoints: CheckpointWriter
     snapshots: SnapshotWriter
     facts: Mapping[str, Any] = field(default_factory=dict)
+    saved: Callable[[], None] = lambda: None
 
 
 class Loop:
@@ -127,7 +129,7 @@ class Loop:
     ) -> None:
         self.stage, self.plan, self.guards, self.meter, self.scores = stage, plan, guards, meter, scores
         self.log, self.checkpoints, self.snapshots = records.log, records.checkpoints, records.snapshots
-        self.facts = records.facts
+        self.facts, self.saved = records.facts, records.saved
         self.batches, self.validation = iter(feed), validation
         self.step, self.images_seen = start.step, start.images_seen
         self.metrics = StepMetrics()
@@ -166,7 +168,9 @@ class Loop:
             self._save(measured)
         if stop and not last:
             self.checkpoints.wait()
-            self.log.info(f"told to stop: step {step} is saved, --resume goes on from there")
+            line = f"told to stop: step {step} is saved, --resume goes on from there"
+            self.log.info(line)
+            self.log.event("stop", line, step)
             raise Preempted
 
     def _one_step(self) -> None:
@@ -255,6 +259,7 @@ class Loop:
         self.checkpoints.save(self.step, self.stage.objects(), progress)
         self.snapshots.save(weights, progress, validation)
         self.guards.saved()
+        self.saved()
         self._restart_clock()
 
     def _restart_clock(self) -> None:

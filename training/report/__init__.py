@@ -1,0 +1,1 @@
+"""The page on one or more runs: `python -m training.report RUN [RUN ...]`."""
