@@ -11,6 +11,7 @@ from functools import partial
 from data.captions.caption_folder import build_caption_folder, build_folder
 from data.captions.cc3m import build_cc3m
 from data.captions.coco import build_coco, build_karpathy
+from data.captions.openmoji import build_openmoji
 from data.captions.pair_grammar import pair_vocabulary
 from data.captions.shape_grammar import shape_vocabulary
 from data.captions.synthetic_pairs import build_synthetic_pairs
@@ -40,6 +41,7 @@ DATASETS: dict[str, DatasetRow] = {
     "caption-folder": DatasetRow(build_caption_folder, crop="dalle", folders=True),
     "synthetic": DatasetRow(build_synthetic, crop="none", resolution=32, words=shape_vocabulary),
     "synthetic-pairs": DatasetRow(build_synthetic_pairs, crop="none", resolution=32, words=pair_vocabulary),
+    "openmoji": DatasetRow(build_openmoji, crop="none", resolution=64),
     "shards": DatasetRow(build_shards, crop="imagenet", many_roots=True),
     "latents": DatasetRow(build_latents, crop="stored"),
 }

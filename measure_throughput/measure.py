@@ -33,7 +33,7 @@ def measure(experiment: Experiment, roofline: Roofline) -> dict[str, Any]:
         weight_bytes = 1 if experiment.weights == "int8" else dtype.itemsize
         cost = decoding_cost(stage2, experiment.batch_size, dtype.itemsize, weight_bytes)
         memory.reset_peak(device)
-        drawn, decoded = _time_loops(experiment, stage1, stage2)
+        drawn, decoded = time_loops(experiment, stage1, stage2)
     except (RuntimeError, MemoryError) as error:
         if memory.ran_out(error):
             return row | {"error": OUT_OF_MEMORY}
@@ -79,8 +79,9 @@ def build_models(experiment: Experiment) -> tuple[RQVAE, RQTransformer]:
     return stage1.eval(), stage2.eval()
 
 
-def _time_loops(experiment: Experiment, stage1: RQVAE, stage2: RQTransformer) -> tuple[float, float]:
-    """Median over loops of the seconds per batch to draw the codes and to decode them."""
+def time_loops(experiment: Experiment, stage1: RQVAE, stage2: RQTransformer) -> tuple[float, float]:
+    """Median over loops of the seconds per batch to draw the codes and to decode them, of any two models that fit
+    together: of the experiment only loops, batches and number formats are read."""
     device, dtype = experiment.torch_device, experiment.torch_dtype
     cond_B = torch.zeros(experiment.batch_size, dtype=torch.long, device=device)
     amp_dtype = None if dtype == torch.float32 else dtype

@@ -250,6 +250,8 @@ class Session(Generic[Config]):
             f"{plan.micro_batch} x {plan.world_size} processes x {plan.accumulation} micro-steps"
         )
         log.event("start" if self.resumed is None else "resume", " ".join(sys.argv), self.start.step)
+        if self.train_set.credit:
+            log.info(self.train_set.credit)
         if self.resumed is not None:
             start = self.start
             log.info(f"resumed from {self.resumed.checkpoint} at step {start.step}, {start.images_seen} images seen")
