@@ -141,10 +141,16 @@ def test_our_stage1(path):
     assert recon.shape == (1, 3, 32, 32)
 
 
+def _stage1_of(path: str) -> str:
+    """The only stage-1 file of the same folder, or that with the same name but for the model."""
+    found = _paths("stage1", path.split("/")[0])
+    return found[0] if len(found) == 1 else path.replace("stage2", "stage1").replace("rqtransformer", "rqvae")
+
+
 @pytest.mark.parametrize("path", _paths("stage2", *OURS))
 def test_our_stage2_fits_its_stage1(path):
     config = _stage2(path)
-    (stage1,) = _paths("stage1", path.split("/")[0])
+    stage1 = _stage1_of(path)
     tokenizer = RQVAE(_stage1(stage1).arch.model_config()).eval()
     arch = complete_arch(config, tokenizer)
     model = RQTransformer(arch).eval()

@@ -26,7 +26,8 @@ from evaluation.metrics.recognition import RecognitionAccuracy
 from evaluation.networks.class_judge import FeatureJudge
 from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.scores import metric_value, score_images
-from measure_throughput.measure import Experiment, time_loops
+from measure_throughput.experiment import Experiment
+from measure_throughput.measure import time_loops
 from rqvae import RQVAE, load_rqvae
 from runtime.distributed import DistEnv
 from runtime.rundir import latest_run
@@ -35,7 +36,8 @@ from sampling.conditions import ClassConditions
 from sampling.rejection import RejectionPlan, RejectionSampler
 from sampling.sampler import Sampler, SamplingSettings
 from sampling.trained_models import load_models, resolve_checkpoint
-from scoring.scoring_data import FeatureSettings, ScoringData, reconstructed
+from scoring.scoring_data import ScoringData, reconstructed
+from scoring.settings import FeatureSettings
 from training.launch import LaunchSettings, Session
 from training.launch.flags import training_parser
 from training.stages.stage1 import Stage1, Stage1Config

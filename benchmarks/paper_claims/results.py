@@ -1,6 +1,6 @@
 """Results that are kept: one JSON line per run, and the version of the code that decides numbers.
 
-The code version is a hash of the syntax trees, without docstrings, of the files in `DECIDES`: the quantizers, both
+The code version is a hash of the syntax trees, without docstrings and imports, of the files in `DECIDES`: the quantizers, both
 models, what trains them, order and noise of the data, the sampler and the scores that are used here. A change of a
 comment, of a message elsewhere or of a document throws no result away.
 """
@@ -74,20 +74,17 @@ def code_version(kind: str, root: Path = ROOT) -> str:
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         for file in files:
             digest.update(str(file.relative_to(root)).encode())
-            digest.update(ast.dump(_without_docstrings(ast.parse(file.read_text(encoding="utf-8")))).encode())
+            digest.update(ast.dump(_without_words(ast.parse(file.read_text(encoding="utf-8")))).encode())
     return digest.hexdigest()[:12]
 
 
-def _without_docstrings(tree: ast.AST) -> ast.AST:
+def _without_words(tree: ast.Module) -> ast.Module:
+    """Without docstrings, and without imports: where a name comes from decides nothing."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
+            documented = ast.get_docstring(node, clean=False) is not None
+            kept = [part for part in node.body[documented:] if not isinstance(part, (ast.Import, ast.ImportFrom))]
+            node.body = kept or [ast.Pass()]
     return tree
 
 

@@ -49,7 +49,7 @@ SIZES = {
         STAGE1,
         STAGE2,
         ("dataset.resolution=32", "arch.ddconfig.resolution=32", "arch.ddconfig.ch=64"),
-        ("arch.embed_dim=256", "arch.body.n_layer=8", "arch.head.n_layer=4"),
+        ("dataset.resolution=32", "arch.embed_dim=256", "arch.body.n_layer=8", "arch.head.n_layer=4"),
         "[1,1,2,2]",
         "[1,1,2]",
         600_000,

@@ -133,7 +133,7 @@ def split_drawings(names: Sequence[str], fraction: float, seed: int) -> tuple[np
             held_out[drawn[one]] = True
     others_N = np.flatnonzero(~in_roles)
     if len(others_N) > 1:
-        held_out[others_N[split_by_name([names[index] for index in others_N], fraction, seed)[1]]] = True
+        held_out[others_N[split_by_name([names[index] for index in others_N.tolist()], fraction, seed)[1]]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
