@@ -1,8 +1,8 @@
 """Results that are kept: one JSON line per run, and the version of the code that decides numbers.
 
-The code version is a hash of the syntax trees, without docstrings and imports, of the files in `DECIDES`: the quantizers, both
-models, what trains them, order and noise of the data, the sampler and the scores that are used here. A change of a
-comment, of a message elsewhere or of a document throws no result away.
+The code version is a hash of the syntax trees, without docstrings and imports, of the files in `DECIDES`: the
+quantizers, both models, what trains them, order and noise of the data, the sampler and the scores that are used here. A
+change of a comment, of a message elsewhere or of a document throws no result away.
 """
 
 from __future__ import annotations
