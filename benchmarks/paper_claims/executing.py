@@ -30,8 +30,8 @@ from measure_throughput.experiment import Experiment
 from measure_throughput.measure import time_loops
 from rqvae import RQVAE, load_rqvae
 from runtime.distributed import DistEnv
+from runtime.records.metrics_file import METRICS_FILE, read_metrics
 from runtime.rundir import latest_run
-from runtime.runlog import METRICS_FILE, read_metrics
 from sampling.conditions import ClassConditions
 from sampling.rejection import RejectionPlan, RejectionSampler
 from sampling.sampler import Sampler, SamplingSettings
