@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,20 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def write_cached(path: Path, network: nn.Module, key: str, settings: dict[str, object]) -> None:
-    """Writes the weights under a temporary name and renames it: a reader sees a complete file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the weights under a temporary name and renames it: a reader sees a complete file or none.
+
+    Where the disk refuses, a warning says so: what was trained is there without the file.
+    """
     temporary = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # One entry of metadata: several would be written in an arbitrary order, and equal classifiers as different files.
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    description = {"key": key, "settings": settings, "sha256": _digest(tensors)}
     try:
-        # One entry: several would be written in an arbitrary order, and equal classifiers as different files.
-        tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-        description = {"key": key, "settings": settings, "sha256": _digest(tensors)}
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, temporary, {"classifier": json.dumps(description, sort_keys=True)})
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"the classifier is not kept: {one_line(error)}", stacklevel=2)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

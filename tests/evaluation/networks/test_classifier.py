@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from evaluation.networks.classifier import ClassifierConfig, _cache_key, train_classifier
+from evaluation.networks.classifier_cache import read_cached, write_cached
+from evaluation.networks.classifier_training import new_network
 from evaluation.protocol import to_uint8
 
 QUICK = ClassifierConfig(dim=16, min_presentations=0, epochs=2, batch_size=8)
@@ -199,21 +201,33 @@ KEYLESS = {
     ],
 )
 def test_a_cache_file_whose_content_cannot_be_counts_as_absent(change, metadata, tmp_path):
-    data = batches(*stripes(16))
-    train_classifier(data, 2, config=QUICK, cache_dir=tmp_path)
-    (path,) = tmp_path.iterdir()
-    sound = path.read_bytes()
+    network, key, path = new_network(2, QUICK), "the key", tmp_path / "classifier.safetensors"
+    write_cached(path, network, key, {})
+    assert read_cached(path, network, key) is not None
     with safe_open(path, framework="pt") as file:
-        described = json.loads(file.metadata()["classifier"])
         tensors = {name: change(name, file.get_tensor(name)).contiguous() for name in file.keys()}
         metadata = file.metadata() if metadata == "kept" else metadata
     if metadata == {}:
-        metadata = {"classifier": json.dumps({"key": described["key"]})}
+        metadata = {"classifier": json.dumps({"key": key})}
     save_file(tensors, path, metadata)
     with pytest.warns(UserWarning, match="ignoring the cached classifier") as caught:
-        train_classifier(data, 2, config=QUICK, cache_dir=tmp_path)
+        assert read_cached(path, network, key) is None
     assert all("\n" not in str(warning.message) for warning in caught)
-    assert path.read_bytes() == sound
+
+
+def test_a_full_or_forbidden_disk_costs_the_cache_only(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    data = batches(*stripes(16))
+    with pytest.warns(UserWarning, match="the classifier is not kept"):
+        kept = train_classifier(data, 2, config=QUICK, cache_dir=tmp_path / "file")
+    again = train_classifier(data, 2, config=QUICK, cache_dir=tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match="the classifier is not kept"):
+        train_classifier(data, 2, config=QUICK, cache_dir=tmp_path / "cache")
+    assert [found.name for found in (tmp_path / "cache").iterdir()] == [path.name]
+    assert kept.fingerprint == again.fingerprint
 
 
 def test_the_cache_is_used(tmp_path, monkeypatch):

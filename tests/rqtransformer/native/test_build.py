@@ -154,7 +154,8 @@ def test_a_compiler_that_fails_is_one_warning_and_not_asked_again(script, macros
 
 
 @pytest.mark.parametrize(
-    ("script", "macros"), [("sleep 30", "exit 0"), ("exit 0", "sleep 30"), ("sleep 30 & exit 0", "exit 0")]
+    ("script", "macros"),
+    [("sleep 30", "exit 0"), ("exit 0", "sleep 30"), ("sleep 30 & exit 0", "exit 0"), ("mkfifo $last", "exit 0")],
 )
 def test_a_compiler_that_hangs_is_ended_with_what_it_started(script, macros, log, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "BUILD_SECONDS", 0.5)

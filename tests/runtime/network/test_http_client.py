@@ -138,6 +138,19 @@ def test_a_handshake_that_drips_is_cut(serve):
     assert not server.gave_up
 
 
+def test_a_proxy_that_drips_is_cut(serve, monkeypatch):
+    def answer(send, path):
+        send(b"HTTP/1.1 200 ")
+        server.drip(send, b"O")
+
+    server = serve(answer)
+    monkeypatch.setenv("https_proxy", server.url(""))
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert failure("https://8.8.8.8/", HURRIED).kind == TIMEOUT
+    assert server.paths == ["8.8.8.8:443"]
+    assert not server.gave_up
+
+
 def test_redirects_are_of_one_request(serve):
     def answer(send, path):
         server.over.wait(0.15)
@@ -215,6 +228,13 @@ GUARDED = TransferLimits(20, 60, 1000)
 def test_this_machine_is_not_asked_by_any_name(host, serve):
     server = serve(lambda send, path: send(whole(b"secret")))
     assert failure(server.url(host=host), GUARDED).kind == INTERNAL
+    assert server.paths == []
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8@127.0.0.1", "8.8.8.8:80\\@127.0.0.1", "①②⑦.⓪.⓪.①", "localhost."])
+def test_names_that_read_like_another(host, serve):
+    server = serve(lambda send, path: send(whole(b"secret")))
+    assert failure(server.url(host=host), GUARDED).kind in (INTERNAL, NO_HOST, CONNECTION)
     assert server.paths == []
 
 
