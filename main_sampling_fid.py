@@ -146,7 +146,7 @@ def main(args: argparse.Namespace) -> None:
         labelled = extractor.recognises_labels and conditions.fits(data.split("train").num_classes)
     base = Path(args.save_dir) if args.save_dir else directory_beside(checkpoint)
     directory = new_run_dir(base, "samples", f"seed{args.seed}")
-    with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
+    with RunLog(directory, env.is_main, loggers=args.loggers, rank=env.rank) as log:
         log.info(f"{args.n_samples} samples to {directory}, settings {sampling}")
         batches: Iterable[dict[str, Tensor]]
         if rejection is None:

@@ -196,7 +196,7 @@ def main(args: argparse.Namespace) -> None:
         **({} if rejection is None else rejection.facts()),
     }
     directory = new_run_dir(args.save_dir or directory_beside(checkpoint), "samples", f"seed{args.seed}")
-    with RunLog(directory, env.is_main, tensorboard=args.tensorboard, rank=env.rank) as log:
+    with RunLog(directory, env.is_main, loggers=args.loggers, rank=env.rank) as log:
         if env.is_main and (line_on_cuts := tokenizer.cut_captions(prompts.captions, prompts.source)):
             log.warning(line_on_cuts)
         log.info(f"{num_samples} samples of {len(prompts.captions)} captions to {directory}, settings {sampling}")

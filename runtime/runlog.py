@@ -1,15 +1,15 @@
-"""What a run says: console and `train.log`, `metrics.jsonl`, TensorBoard, image files and the progress bar."""
+"""What a run says: console and `train.log`, `metrics.jsonl`, loggers, image files and the progress bar."""
 
 from __future__ import annotations
 
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -18,10 +18,8 @@ from torch import Tensor
 from runtime.errors import PrintableFormatter, one_line, printable_traceback
 from runtime.progress import Progress, TqdmStream, duration
 from runtime.records.events_file import EVENTS_FILE, write_event
+from runtime.records.loggers import LOGGERS, TITLES, Logger
 from runtime.records.metrics_file import METRICS_FILE, MetricsFile, truncate_metrics
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 Handler = TypeVar("Handler", bound=logging.Handler)
 LOGGER_NAME = "rq"
@@ -34,7 +32,7 @@ Headline = Callable[[Mapping[str, Any], Mapping[str, Any], int], str]
 class RunLog:
     """Everything a run reports. Rank 0 writes files; the other ranks only print warnings to stderr.
 
-    Once it is open, nothing that goes wrong here ends the run: TensorBoard, a full disk, a closed terminal cost one
+    Once it is open, nothing that goes wrong here ends the run: a logger, a full disk, a closed terminal cost one
     warning each and what could not be written.
 
     Args:
@@ -42,7 +40,7 @@ class RunLog:
         is_main: whether this process is rank 0.
         resume_step: continue a run whose checkpoint was taken after this many steps: what was logged for later steps
             is removed, so that no step appears twice.
-        tensorboard: whether to write TensorBoard events as well.
+        loggers: names out of `LOGGERS`; each gets all numbers and pictures.
         rank: shown in the warnings of ranks other than 0.
         headline: `(metrics, timing, room) -> text`: what is said of metrics in so many columns; None says all of them.
     """
@@ -53,14 +51,14 @@ class RunLog:
         is_main: bool = True,
         *,
         resume_step: int | None = None,
-        tensorboard: bool = True,
+        loggers: Sequence[str] = ("tensorboard",),
         rank: int = 0,
         headline: Headline | None = None,
     ) -> None:
         self.run_dir = Path(run_dir) if run_dir is not None and is_main else None
         self.is_main = is_main
         self._metrics: MetricsFile | None = None
-        self._writer: SummaryWriter | None = None
+        self._loggers: dict[str, Logger] = {}
         self._progress: Progress | None = None
         self._told: set[str] = set()
         self._headline = headline
@@ -71,9 +69,9 @@ class RunLog:
             if resume_step is not None and path.exists() and (note := truncate_metrics(path, resume_step)):
                 self.warning(note)
             self._metrics = MetricsFile(path)
-            if tensorboard:
-                with self._harmless("TensorBoard", Exception):
-                    self._writer = _open_tensorboard(self.run_dir, resume_step)
+            for name in loggers:
+                with self._harmless(TITLES[name], Exception):
+                    self._loggers[name] = LOGGERS[name](self.run_dir, resume_step)
 
     def info(self, message: str) -> None:
         """A line on the console and in `train.log`, from rank 0 alone."""
@@ -124,11 +122,8 @@ class RunLog:
         values = {f"{prefix}/{name}" if prefix else name: _plain(value) for name, value in metrics.items()}
         times = {name: _plain(value) for name, value in (timing or {}).items()}
         self._write_metrics(step, values, epoch, times)
-        if self._writer is not None:
-            spread = _flat(values) + [(f"timing/{name}", number) for name, number in _flat(times)]
-            with self._tensorboard() as writer:
-                for name, number in spread:
-                    writer.add_scalar(name, number, step)
+        spread = _flat(values) + [(f"timing/{name}", number) for name, number in _flat(times)]
+        self._send(lambda logger: logger.scalars(step, spread))
         shown = {name.removeprefix(f"{prefix}/"): value for name, value in values.items()}
         self._logger.info(self._line(step, prefix or "metrics", shown, times))
 
@@ -143,9 +138,7 @@ class RunLog:
         with self._harmless("samples", OSError):
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(image_HWC.numpy()).save(path)
-        if self._writer is not None:
-            with self._tensorboard() as writer:
-                writer.add_image(name, image_CHW, step)
+        self._send(lambda logger: logger.image(step, name, image_CHW))
         return path if path.is_file() else None
 
     def progress(self, total: int, initial: int = 0, images_per_step: int = 1, name: str = "train") -> Progress:
@@ -160,10 +153,10 @@ class RunLog:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-        if self._writer is not None:
+        for logger in self._loggers.values():
             with suppress(Exception):
-                self._writer.close()
-            self._writer = None
+                logger.close()
+        self._loggers = {}
 
     def __enter__(self) -> RunLog:
         return self
@@ -207,14 +200,13 @@ class RunLog:
                 self._told.add(what)
                 self.warning(f"cannot write {what}: {one_line(error)[:200]}; the run goes on without")
 
-    @contextmanager
-    def _tensorboard(self) -> Iterator[SummaryWriter]:
-        """The writer, which is given up with the first error."""
-        writer, self._writer = self._writer, None
-        assert writer is not None, "callers ask whether there is one"
-        with self._harmless("TensorBoard", Exception):
-            yield writer
-            self._writer = writer
+    def _send(self, send: Callable[[Logger], None]) -> None:
+        """Gives something to every logger; one that fails is given up."""
+        for name in list(self._loggers):
+            logger = self._loggers.pop(name)
+            with self._harmless(TITLES[name], Exception):
+                send(logger)
+                self._loggers[name] = logger
 
     def _line(self, step: int, name: str, shown: Mapping[str, Any], times: Mapping[str, Any]) -> str:
         progress = self._progress
@@ -227,14 +219,6 @@ class RunLog:
             position = f"step {step}/{progress.total} ({timedelta(seconds=round(progress.eta_seconds))} left)"
         text = "  ".join(f"{name} {_short(value)}" for name, value in {**shown, **times}.items())
         return f"{name} {position}: {text}"
-
-
-def _open_tensorboard(run_dir: Path, resume_step: int | None) -> SummaryWriter:
-    # Imported here because it takes longer than everything else together and other ranks do not need it.
-    from torch.utils.tensorboard import SummaryWriter
-
-    purge_step = None if resume_step is None else resume_step + 1
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
 
 
 def _quietly_failing(handler: Handler) -> Handler:

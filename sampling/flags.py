@@ -45,7 +45,14 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-dir", help="where the samples go (default: beside the stage-2 checkpoint)")
     parser.add_argument("--format", choices=FORMATS, default="png", help="of the saved images (default: png)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
-    parser.add_argument("--no-tensorboard", action="store_false", dest="tensorboard", help="no TensorBoard events")
+    parser.add_argument(
+        "--no-tensorboard",
+        action="store_const",
+        const=(),
+        default=("tensorboard",),
+        dest="loggers",
+        help="no TensorBoard events",
+    )
     parser.add_argument(
         "--no-stats-saving",
         action="store_false",

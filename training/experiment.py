@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Optional
+from typing import Any, List, Optional
 
 from omegaconf import MISSING
 
 from rqtransformer.recomputation import CHOICES as RECOMPUTATIONS
+from runtime.records.loggers import LOGGERS
 
 CONSOLES = ("short", "full")
 IN_LOOP_FEATURES = ("auto", "inception", "classifier")
@@ -89,7 +90,8 @@ class ExperimentConfig:
     SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the ranks agree to stop at the next multiple of `signal_steps`. `count_flops`
     counts those of a step for the log line. `console` is short (a line of 100 columns for each interval) or full (all
     numbers); the files hold everything either way. With `report` the page of `python -m training.report` is written
-    into the run directory with every snapshot.
+    into the run directory with every snapshot. `loggers` are tensorboard, trackio and wandb (the latter two are
+    packages of their own); one that fails is a warning.
     """
 
     batch_size: int = MISSING
@@ -127,6 +129,7 @@ class ExperimentConfig:
     count_flops: bool = True
     console: str = "short"
     report: bool = False
+    loggers: List[str] = field(default_factory=lambda: ["tensorboard"])
     test_images: Optional[int] = None
     grid_images: int = 8
     score: InLoopScoreConfig = field(default_factory=InLoopScoreConfig)
@@ -274,6 +277,8 @@ def _check(config: ExperimentConfig) -> None:
             f"experiment.sample.num_images={config.sample.num_images} must be positive and "
             f"experiment.max_skipped_steps={config.max_skipped_steps} not negative"
         )
+    if unknown := [name for name in config.loggers if name not in LOGGERS]:
+        raise ValueError(f"experiment.loggers={unknown[0]!r}: choose from {', '.join(LOGGERS)}")
     if config.console not in CONSOLES:
         raise ValueError(f"experiment.console={config.console!r}: choose from {', '.join(CONSOLES)}")
     if config.non_finite not in ("stop", "skip"):

@@ -100,7 +100,9 @@ class LinePlot:
         axes.set(title=printable(self.title), xlabel=self.x_label, ylabel=self.y_label)
         axes.grid(alpha=0.25)
         if 1 < len(shown) + len(self.events) <= LEGEND_ENTRIES:
-            axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+            few = len(shown) + len(self.events) <= 3
+            place: Any = {"loc": "best"} if few else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            axes.legend(frameon=False, fontsize="small", **place)
 
 
 @dataclass(frozen=True)

@@ -82,10 +82,10 @@ def test_a_file_name_that_is_no_text_can_be_said(monkeypatch):
 
 
 def test_the_log_of_a_run(tmp_path, capsys):
-    with RunLog(tmp_path, tensorboard=False) as log:
+    with RunLog(tmp_path, loggers=()) as log:
         log.warning(f"skipping {CLEAR_SCREEN}")
         log.log_metrics(1, {f"loss{CLEAR_SCREEN}": 1.0})
-    with pytest.raises(ValueError, match="forged"), RunLog(tmp_path, tensorboard=False):
+    with pytest.raises(ValueError, match="forged"), RunLog(tmp_path, loggers=()):
         raise ValueError(f"\udcff{CLEAR_SCREEN}")
     text = (tmp_path / LOG_FILE).read_text(encoding="utf-8")
     assert not acts(text.replace("\n", ""))

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from runtime.records.loggers import LOGGERS
 from runtime.records.metrics_file import read_metrics
 from runtime.runlog import RunLog
 
 
 def quiet(run_dir, **settings) -> RunLog:
-    return RunLog(run_dir, tensorboard=False, **settings)
+    return RunLog(run_dir, loggers=(), **settings)
 
 
 def test_metrics_become_lines_of_plain_numbers(tmp_path):
@@ -151,7 +152,7 @@ def test_a_tensorboard_that_cannot_be_opened_is_one_warning(error, tmp_path, mon
     def fail(*_args: object) -> None:
         raise error
 
-    monkeypatch.setattr("runtime.runlog._open_tensorboard", fail)
+    monkeypatch.setitem(LOGGERS, "tensorboard", fail)
     with RunLog(tmp_path) as log:
         log_a_bit(log)
     assert capsys.readouterr().err.count("cannot write TensorBoard") == 1
@@ -159,7 +160,7 @@ def test_a_tensorboard_that_cannot_be_opened_is_one_warning(error, tmp_path, mon
 
 
 def test_a_tensorboard_that_breaks_is_one_warning(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("runtime.runlog._open_tensorboard", lambda *_args: Broken())
+    monkeypatch.setitem(LOGGERS, "tensorboard", lambda *_args: Broken())
     with RunLog(tmp_path) as log:
         log_a_bit(log)
     assert capsys.readouterr().err.count("cannot write TensorBoard: [Errno 28] No space left on device") == 1

@@ -52,7 +52,7 @@ RULES = (
             "experiment",
             "save_ckpt_freq save_steps save_minutes test_freq test_steps log_steps keep_checkpoints keep_every_steps "
             "keep_snapshots async_checkpoint test_images grid_images sample score count_flops "
-            "console report",
+            "console report loggers",
         ),
         APPLIED,
         "what is logged and kept",

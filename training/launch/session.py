@@ -124,7 +124,14 @@ class Session(Generic[Config]):
         distributed.run_on_main(lambda: note_launch(self.run_dir, env.world_size, settings.model_config, self.typed))
         resume_step = None if self.resumed is None else self.resumed.position.step
         headline = None if self.config.experiment.console == "full" else interval_line
-        self.log = RunLog(self.run_dir, env.is_main, rank=env.rank, resume_step=resume_step, headline=headline)
+        self.log = RunLog(
+            self.run_dir,
+            env.is_main,
+            rank=env.rank,
+            resume_step=resume_step,
+            loggers=self.config.experiment.loggers,
+            headline=headline,
+        )
 
     def _resumed(self) -> ResumedRun:
         """The run that is continued, once this process is the only one that writes to it."""
@@ -221,7 +228,15 @@ class Session(Generic[Config]):
         self.log.event("done", f"step {self.plan.total_steps}", self.plan.total_steps)
         if self.env.is_main:
             config, steps = self.stage.config, self.plan.total_steps
-            for line in closing_lines(self.stage.name, config, snapshots, steps, time.monotonic() - started, meter.mfu):
+            for line in closing_lines(
+                self.stage.name,
+                config,
+                snapshots,
+                total_steps=steps,
+                seconds=time.monotonic() - started,
+                mfu=meter.mfu,
+                model_config=self.settings.model_config,
+            ):
                 self.log.info(line)
 
     def evaluate(self) -> None:

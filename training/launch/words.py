@@ -21,7 +21,14 @@ def announce(text: str) -> None:
 
 
 def closing_lines(
-    stage: str, config: Any, snapshots: SnapshotWriter, total_steps: int, seconds: float, mfu: float | None
+    stage: str,
+    config: Any,
+    snapshots: SnapshotWriter,
+    *,
+    total_steps: int,
+    seconds: float,
+    mfu: float | None,
+    model_config: str | None = None,
 ) -> list[str]:
     """What a run says when it is done.
 
@@ -32,6 +39,7 @@ def closing_lines(
         total_steps: of the run.
         seconds: since it was started.
         mfu: of all steps, where FLOPs were counted.
+        model_config: the YAML file, where one was typed.
     """
     from runtime.progress import duration
     from runtime.step_directories import step_name
@@ -42,7 +50,7 @@ def closing_lines(
     if best := snapshots.best_reason():
         where = snapshots.directory / BEST
         lines.append(f"best {best['metric']} {best['value']:.4g} of {best['num_images']} images: {where}")
-    commands = next_commands(stage, config, snapshots.directory.parent, total_steps)
+    commands = next_commands(stage, config, snapshots.directory.parent, total_steps, model_config)
     width = max(len(purpose) for purpose, _ in commands)
     return [
         *lines,
@@ -51,21 +59,24 @@ def closing_lines(
     ]
 
 
-def next_commands(stage: str, config: Any, run_dir: Path, total_steps: int) -> list[tuple[str, str]]:
+def next_commands(
+    stage: str, config: Any, run_dir: Path, total_steps: int, model_config: str | None = None
+) -> list[tuple[str, str]]:
     """(What for, command) to type after a run, with its paths.
 
     Args:
         stage: `stage1` or `stage2`.
         config: the run's.
         total_steps: of the run.
+        model_config: the YAML file; that of stage 2 is looked for beside one of stage 1.
     """
     run = str(run_dir)
     script = "main_stage1.py" if stage == "stage1" else "main_stage2.py"
     if stage == "stage1":
-        commands = [
-            ("evaluate", ["compute_rfid.py", "--vqvae", run]),
-            ("stage 2", ["main_stage2.py", "-m", "CONFIG", "-v", run]),
-        ]
+        commands = [("evaluate", ["compute_rfid.py", "--vqvae", run])]
+        second = (model_config or "").replace("stage1", "stage2")
+        if second != model_config and Path(second).is_file():
+            commands.append(("stage 2", ["main_stage2.py", "-m", second, "-v", run]))
     elif config.arch.block_size_cond > 1:
         models = ["main_sampling_txt2img.py", "-v", str(config.vqvae.ckpt), "-a", run]
         commands = [

@@ -37,7 +37,7 @@ def test_a_foreign_line_is_kept_aside_and_reported(name, tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(lines(1, 2) + FOREIGN[name] + b"\n" + lines(3, 4))
     assert [line["step"] for line in read_metrics(file)] == [1, 2, 3, 4], "readers leave it out"
-    RunLog(tmp_path, resume_step=3, tensorboard=False).close()
+    RunLog(tmp_path, resume_step=3, loggers=()).close()
     assert file.read_bytes() == lines(1, 2, 3)
     assert (tmp_path / ASIDE_FILE).read_bytes() == FOREIGN[name] + b"\n"
     said = f"{file}: line 3 is no line of metrics; kept aside in {ASIDE_FILE}"

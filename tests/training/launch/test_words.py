@@ -35,13 +35,15 @@ def test_the_first_process_says_what_is_loaded(capsys, monkeypatch):
 
 def test_the_end_says_time_score_model_and_commands():
     best = {"metric": "rfid_x_val", "value": 1.23456, "num_images": 64}
-    lines = closing_lines("stage1", config(), Snapshots(best), 200, 65.0, 0.432)
+    lines = closing_lines("stage1", config(), Snapshots(best), total_steps=200, seconds=65.0, mfu=0.432)
     assert lines[:3] == [
         "done: step 200 after 1m05s, MFU 43.2%",
         "best rfid_x_val 1.235 of 64 images: /runs/my run/snapshots/best",
         "model: /runs/my run/snapshots/step_00000200",
     ]
-    assert len(closing_lines("stage1", config(), Snapshots({}), 200, 65.0, None)) == len(lines) - 1
+    assert (
+        len(closing_lines("stage1", config(), Snapshots({}), total_steps=200, seconds=65.0, mfu=None)) == len(lines) - 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,8 +55,11 @@ def test_the_end_says_time_score_model_and_commands():
     ],
 )
 def test_commands_have_the_paths_of_the_run(stage, length, scripts):
-    commands = next_commands(stage, config(length), Path("/runs/my run"), 200)
+    commands = next_commands(stage, config(length), Path("/runs/my run"), 200, "configs/demo/stage1/digits.yaml")
     words = [shlex.split(command) for _, command in commands]
     assert [command[1] for command in words] == scripts
     assert all("/runs/my run" in command for command in words)
     assert words[-1][-1] == "experiment.max_steps=400"
+    if stage == "stage1":
+        assert words[1][3] == "configs/demo/stage2/digits.yaml"
+        assert len(next_commands(stage, config(), Path("/r"), 200, "mine.yaml")) == 3, "no stage 2 is known to it"

@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_left_out_from_the_end():
 
 @pytest.mark.parametrize("total", [200, 1_000_000])
 def test_lines_of_a_log_are_never_wider_than_100_columns(total, tmp_path, capsys, monkeypatch):
-    log = RunLog(tmp_path, tensorboard=False, headline=interval_line)
+    log = RunLog(tmp_path, loggers=(), headline=interval_line)
     with log, log.progress(total, images_per_step=8) as bar:
         bar._seconds_per_step = 123.0
         log.log_metrics(50, STAGE1 | {"disc_gap": -0.123456}, prefix="train", epoch=1.0, timing=SPEED)

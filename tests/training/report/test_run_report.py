@@ -41,7 +41,7 @@ def test_status_and_time_left(tmp_path):
     assert (done.status, done.eta) == ("done", "")
     epochs = run_of(tmp_path / "c", [line(5)], {"experiment.max_steps": None, "experiment.epochs": 2})
     assert epochs.total_steps == 20
-    with RunLog(tmp_path / "a", tensorboard=False) as log:
+    with RunLog(tmp_path / "a", loggers=()) as log:
         log.event("error", "out of luck", 40)
     assert RunRecord.open(tmp_path / "a").status == "ended with an error: out of luck"
 
@@ -82,7 +82,7 @@ def test_several_runs_share_a_plot_and_events_mark_a_single_one(tmp_path):
     runs = [run_of(tmp_path / n, [line(s, train_loss_total=1.0 / s) for s in (1, 2, 3)]) for n in ("one", "two")]
     together = overlaid(runs, QUALITY[:1])[0]
     assert all(run.name in together for run in runs)
-    with RunLog(tmp_path / "one", tensorboard=False) as log:
+    with RunLog(tmp_path / "one", loggers=()) as log:
         for kind in ("start", "resume", "spike", "spike", "done"):
             log.event(kind, "text", 2)
     run = RunRecord.open(tmp_path / "one")
@@ -94,7 +94,7 @@ def test_the_page_of_runs_is_complete_in_itself(tmp_path):
     lines = [line(s, train_loss_total=1.0 / s, train_used_fraction_by_depth=[1.0, 0.5]) for s in (1, 2)]
     one = run_of(tmp_path / "one", [*lines, {"step": 3, "val/lpips": 0.5}], {"dataset.root": "<b>\x1b[2J"})
     two = run_of(tmp_path / "two", [line(2, train_loss=1.0, train_loss_depth_0=2.0)], stage=stage2)
-    with RunLog(one.run_dir, tensorboard=False) as log:
+    with RunLog(one.run_dir, loggers=()) as log:
         log.log_images("samples", torch.zeros(3, 40, 2000, dtype=torch.uint8), 7)
         log.event("worker death", "<script>", 2)
     write_report([RunRecord.open(one.run_dir), two], tmp_path / "page.html")
