@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rqstack.published_layout import WEIGHT_PARTS
+from rqstack.strict_loading import form_of
 
 Parts = dict[str, dict[str, Tensor]]
 PUBLISHED_FILE = "model.pt"
@@ -35,15 +36,24 @@ def read_published_file(path: Path) -> tuple[Parts, list[str]]:
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a dictionary with 'state_dict'")
     if loaded and _is_named_tensors(loaded):  # a bare state dict
+        _check_forms(path, loaded)
         return {"state_dict": {str(name): tensor for name, tensor in loaded.items()}}, []
     parts = {
         str(name): dict(part)
         for name, part in loaded.items()
         if _is_named_tensors(part) and (part or name in WEIGHT_PARTS)
     }
+    for part in parts.values():
+        _check_forms(path, part)
     if not parts:
         raise ValueError(f"{path} holds no named tensors: it has {listed(map(str, loaded)) or 'nothing'}")
     return parts, [str(name) for name in loaded if str(name) not in parts]
+
+
+def _check_forms(path: Path, part: Mapping[str, Tensor]) -> None:
+    for name, tensor in part.items():
+        if form := form_of(tensor):
+            raise ValueError(f"{path}: {str(name)[:100]} is {form}; weights are tensors that hold their numbers")
 
 
 def listed(names: Iterable[str], most: int = 6) -> str:

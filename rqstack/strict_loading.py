@@ -1,4 +1,8 @@
-"""Tensors of a file for a module that a config has built: whether they fit, and in what they do not."""
+"""Tensors of a file for a module that a config has built: whether they fit, and in what they do not.
+
+PyTorch itself copies any tensor into any other of the same shape: whole numbers, or the real half of complex ones, into
+weights, and weights into counters.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 SHOWN = 2  # problems of one kind
@@ -13,7 +18,7 @@ LONGEST = 280  # characters of a message
 
 
 def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str | Path) -> None:
-    """Compares names and shapes.
+    """Compares names, shapes and kinds of numbers.
 
     Args:
         wanted: the module's state dict; its tensors may have no memory (the meta device).
@@ -22,7 +27,7 @@ def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source:
 
     Raises:
         ValueError: in one line, the first of what is missing (with the nearest name that is left over), unexpected, or
-            of another shape.
+            of another shape or kind.
     """
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
@@ -32,9 +37,46 @@ def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source:
     wrong = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
     shapes = [f"{name} is {list(given[name].shape)}, the config wants {list(wanted[name].shape)}" for name in wrong]
     problems += _first("", shapes)
+    both = [name for name in wanted if name in given and name not in wrong]
+    odd = [(name, kind_that_differs(given[name], wanted[name])) for name in both]
+    problems += _first("", [f"{name} {kind}" for name, kind in odd if kind])
     if problems:
         message = f"{source} does not fit the config: {'; '.join(problems)}"
         raise ValueError(message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}...")
+
+
+def kind_that_differs(given: Tensor, wanted: Tensor) -> str:
+    """What a tensor is that another one cannot be filled from; empty where it can."""
+    if not_plain := form_of(given):
+        return f"is {not_plain}"
+    kind = _kind(given.dtype)
+    if kind == _kind(wanted.dtype):
+        return ""
+    return f"holds {kind} ({str(given.dtype).removeprefix('torch.')}), {_kind(wanted.dtype)} are wanted"
+
+
+def form_of(tensor: Tensor) -> str:
+    """`sparse`, `nested`, `quantized`, or `without numbers`; empty for a tensor that holds its numbers as they are."""
+    if tensor.is_meta:
+        return "without numbers (on the meta device)"
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "sparse" if tensor.layout != torch.strided else "nested"
+    return "quantized" if tensor.is_quantized else ""
+
+
+def check_kinds(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """ValueError, in one line, for the first tensor of another kind; names and shapes are PyTorch's to compare."""
+    for name in wanted.keys() & given.keys():
+        if kind := kind_that_differs(given[name], wanted[name]):
+            raise ValueError(f"{name} {kind}")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "complex numbers"
+    if dtype.is_floating_point:
+        return "floats"
+    return "yes and no" if dtype == torch.bool else "whole numbers"
 
 
 def _nearest(name: str, others: Sequence[str]) -> str:

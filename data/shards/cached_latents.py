@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.config import DatasetConfig
 from data.dataset import ImageDataset
+from data.errors import DataError
 from data.images.file_dataset import ReplacingDataset
 from data.request import DatasetRequest
 from data.shards.shard_dataset import ShardSamples, folder_of, indexed_by
@@ -41,6 +42,7 @@ class LatentDataset(ReplacingDataset):
     Attributes:
         manifest: where the latents come from; `tokenizer` is the digest of the stage-1 weights.
         contents: `latent` or `codes`.
+        num_codes: size of the codebook of every depth, where it is known; codes outside are refused.
     """
 
     source: ShardSamples
@@ -50,6 +52,10 @@ class LatentDataset(ReplacingDataset):
         root = folder_of(config, LAYOUT)
         places, indexes = indexed_by(manifest, root, config)
         labels_N = np.concatenate([index.label_N for index in indexes])
+        if len(labels_N) and not 0 <= labels_N.min() <= labels_N.max() < max(1, len(manifest["class_names"])):
+            raise ValueError(
+                f"latents: labels of {root} are none of the {len(manifest['class_names'])} classes of its manifest"
+            )
         super().__init__(
             request,
             manifest["resolution"],
@@ -57,6 +63,7 @@ class LatentDataset(ReplacingDataset):
             labels_N,
             manifest["class_names"],
         )
+        self.num_codes: tuple[int, ...] | None = None
         self.manifest, self.crops = manifest, manifest["crops"]
         self.contents = "latent" if "latent" in manifest["contents"] else "codes"
         self.shapes = {self.contents: tuple(manifest[f"{self.contents}_shape"])}
@@ -85,7 +92,25 @@ class LatentDataset(ReplacingDataset):
         return {**batch, "label": self.labels_N[used], "index": torch.from_numpy(index_B.copy())}
 
     def _row(self, index: int, crop: int) -> dict[str, np.ndarray]:
-        return {name: self._array(index, crop, name) for name in self.shapes}
+        row = {name: self._array(index, crop, name) for name in self.shapes}
+        if "codes" in row and self.num_codes is not None:
+            self._check_codes(index, row["codes"], self.num_codes)
+        if "cond" in row and self.tokenizer is not None:
+            self._check_range(index, "caption token", row["cond"], self.tokenizer.vocab_size)
+        return row
+
+    def _check_codes(self, index: int, codes_HWD: np.ndarray, num_codes: tuple[int, ...]) -> None:
+        if codes_HWD.shape[-1] != len(num_codes):
+            depth = codes_HWD.shape[-1]
+            raise DataError(f"{self.source.name(index)} has codes of depth {depth}, the stage-1 model {len(num_codes)}")
+        for depth, size in enumerate(num_codes):
+            self._check_range(index, f"code of depth {depth}", codes_HWD[..., depth], size)
+
+    def _check_range(self, index: int, what: str, numbers: np.ndarray, size: int) -> None:
+        """DataError, which ends a run, and no replacement: such a shard was not written by `extract_codes.py`."""
+        outside = numbers[(numbers < 0) | (numbers >= size)]
+        if len(outside):
+            raise DataError(f"{self.source.name(index)} has {what} {outside[0]}, outside of 0..{size - 1}")
 
     def _array(self, index: int, crop: int, name: str) -> np.ndarray:
         """One crop's part of a stored array (crops, ...), and no more, is read."""

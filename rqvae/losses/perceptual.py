@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rqstack.strict_loading import check_kinds
+
 VGG16_FILE_NAME = "vgg16-397923af.pth"  # torchvision's name: the digits are the start of the file's SHA-256
 VGG16_ENV = "RQVAE_VGG16_WEIGHTS"
 
@@ -73,9 +75,11 @@ def _load_backbone(backbone: nn.Module, state: Mapping[str, Tensor], file: Path)
     missing = sorted(name for name in names.values() if name not in state)
     if missing:
         raise ValueError(f"{file} is not torchvision's VGG16: it lacks {missing[0]} and {len(missing) - 1} more")
+    given = {name: state[source] for name, source in names.items()}
     try:
-        backbone.load_state_dict({name: state[source] for name, source in names.items()})
-    except RuntimeError as error:
+        check_kinds(backbone.state_dict(), given)
+        backbone.load_state_dict(given)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{file} is not torchvision's VGG16: {str(error).splitlines()[-1].strip()}") from error
 
 

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from data.images.file_dataset import ReplacingDataset
-from evaluation.report import warnings_list
 from rqstack.printable import escaped, printable
 from runtime.cli import ArgumentParser
 from runtime.errors import PrintableFormatter, UserError, exit_on_user_error, first_few, one_line, say, warn
@@ -43,7 +42,7 @@ def test_what_is_shown(text, shown):
 
 def test_pages_show_it_too():
     assert escaped("<b>\x1b\"'") == "&lt;b&gt;\\x1b&quot;&#x27;"
-    assert not acts(warnings_list({"warnings": [CLEAR_SCREEN]}))
+    assert not acts(escaped(CLEAR_SCREEN))
 
 
 def test_errors_and_names():

@@ -134,7 +134,7 @@ class Stage2:
         check_resolution(dataset, self.tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
         check_channels(dataset, self.tokenizer.config.ddconfig.in_channels, "the stage-1 checkpoint")
         check_condition(dataset, self.config.arch)
-        check_tokenizer(dataset, self.tokenizer_digest, self.config.loss)
+        check_tokenizer(dataset, self.tokenizer_digest, self.config.loss, self.tokenizer.quantizer.num_codes)
         self.class_names, self.caption_tokenizer = dataset.class_names, dataset.tokenizer
 
     def train_step(self, micro_batches: Iterable[Batch], step: int, on_skip: OnSkip = tell_nobody) -> dict[str, Tensor]:

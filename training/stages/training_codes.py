@@ -5,6 +5,8 @@ Legend: B batch, H W code grid, D code depth, E latent channels, C size of the v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,14 @@ from rqtransformer.targets import Stage2LossConfig
 from rqvae import RQVAE
 
 
-def check_tokenizer(dataset: ImageDataset, digest: str, loss: Stage2LossConfig) -> None:
-    """ValueError when a cached data set belongs to another tokenizer, or lacks what the loss needs.
+def check_tokenizer(dataset: ImageDataset, digest: str, loss: Stage2LossConfig, num_codes: Sequence[int]) -> None:
+    """ValueError when a cached data set belongs to another tokenizer, or lacks what the loss needs. From then on it
+    refuses codes that no codebook has.
 
     Args:
         dataset: any; there is nothing to check of images.
         digest: `weights_digest` of the stage-1 checkpoint of this run.
+        num_codes: the size of the codebook of every depth.
     """
     if not isinstance(dataset, LatentDataset):
         return
@@ -33,6 +37,7 @@ def check_tokenizer(dataset: ImageDataset, digest: str, loss: Stage2LossConfig) 
             "dataset.root holds codes without latents: soft targets and stochastic codes need latents; set "
             "loss.type=cross_entropy loss.stochastic_codes=false, or extract with --keep latents"
         )
+    dataset.num_codes = tuple(num_codes)
 
 
 @torch.no_grad()
