@@ -4,15 +4,16 @@
 
 Stage 1 runs on two ranks and stage 2 on one, each with a data worker, on digits that are decoded from PNG files. A
 checkpoint is written every few seconds, a validation and a score (rFID, FID of samples) follow every few. A step waits
-a little, so that all of it takes a part of one core. Every few seconds memory (proportional, so that pages shared by
-forked workers count once), descriptors, threads and processes of each run are noted, and the files of its run
-directory, its temporary folder and its shared memory. `metrics.jsonl`, `train.log`, TensorBoard's events and the
-pictures under `samples/`, which grow by design, are left out.
+a little, so that all of it takes a part of one core. Every few seconds the memory of each run is noted (without pages
+of files, of which other programs have a share; those that forked workers share count once), its descriptors, threads
+and processes, and the files of its run directory, its temporary folder and its shared memory. `metrics.jsonl`,
+`train.log`, what is printed, TensorBoard's events and the pictures under `samples/`, which grow by design, are left
+out.
 
 The first tenth is left out as well. What remains is cut into equal stretches of time, whose means take away what goes
-up and down within one; a straight line through them gives the growth per hour with its 95 % interval. A series grows
-when the whole interval lies above 0. SIGINT or SIGTERM end the soak early, with the summary of what it saw. The last
-line is the summary as JSON.
+up and down within one; a straight line through them gives the growth per hour. The intervals hold all together with
+95 %. A series grows when its whole interval lies above 0. SIGINT or SIGTERM end the soak early, with the summary of
+what it saw. The last line is the summary as JSON. `--samples FILE` makes it again of the notes of an earlier soak.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from training.stages.stage2 import Stage2, Stage2Config
 PAUSE_SECONDS = 0.3  # of every step
 STRETCHES = 20
 SAVE_STEPS, TEST_STEPS, SCORE_STEPS = 16, 48, 96
-GROWING_BY_DESIGN = ("metrics.jsonl", "train.log", "tensorboard", "samples")
+GROWING_BY_DESIGN = ("metrics.jsonl", "train.log", "tensorboard", "samples", "printed.")
 UNITS = {"memory": "MiB", "disk": "MiB"}
 
 
@@ -118,7 +119,7 @@ class Run:
         return [process.exitcode for process in self.processes]
 
     def _grows_by_design(self, file: Path) -> bool:
-        return bool({*GROWING_BY_DESIGN} & {*file.relative_to(self.folder).parts})
+        return any(part.startswith(GROWING_BY_DESIGN) for part in file.relative_to(self.folder).parts)
 
     def measure(self) -> dict[str, float]:
         """Every series of this run, now."""
@@ -158,9 +159,8 @@ def run_rank(name: str, flags: list[str], folder: Path, port: int, rank: int, ra
 def memory_of(pid: int) -> int:
     """Bytes of a process, a page that n processes share as one n-th of it; 0 of one that has ended."""
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+        return sum(int(line[1]) * 1024 for line in lines if line[0] in ("Pss_Anon:", "Pss_Shmem:"))
     return 0
 
 
@@ -178,8 +178,10 @@ def size_of(file: Path) -> int:
     return 0
 
 
-def growth(hours: Sequence[float], values: Sequence[float], stretches: int = STRETCHES) -> dict[str, float]:
-    """Growth per hour of a series and its 95 % interval, from the means of equal stretches of time.
+def growth(
+    hours: Sequence[float], values: Sequence[float], wrong: float = 0.05, stretches: int = STRETCHES
+) -> dict[str, float]:
+    """Growth per hour of a series and an interval that is wrong with that probability, from stretches of equal time.
 
     Raises:
         ValueError: fewer than three stretches have a value.
@@ -192,7 +194,7 @@ def growth(hours: Sequence[float], values: Sequence[float], stretches: int = STR
         raise ValueError(f"{len(present)} of {stretches} stretches have a value: too few for a line")
     means = [(time_N[stretch_N == number].mean(), value_N[stretch_N == number].mean()) for number in present]
     line = stats.linregress(*zip(*means))
-    half = 0.0 if np.ptp(value_N) == 0 else stats.t.ppf(0.975, len(means) - 2) * line.stderr
+    half = 0.0 if np.ptp(value_N) == 0 else stats.t.ppf(1 - wrong / 2, len(means) - 2) * line.stderr
     return {
         "mean": float(value_N.mean()),
         "first": float(means[0][1]),
@@ -280,17 +282,22 @@ def _check(runs: Sequence[Run]) -> None:
 
 def summary(samples: list[dict[str, float]], asked_minutes: float) -> dict[str, Any]:
     """What the samples say: every series with its growth, and those that grow."""
-    kept = samples[len(samples) // 10 :]
-    hours = [sample["hours"] for sample in kept]
-    names = [name for name in kept[0] if name != "hours" and not name.endswith(" step")]
-    lines = {name: growth(hours, [sample[name] for sample in kept]) for name in names}
-    steps = {name: int(samples[-1][name] - samples[0][name]) for name in samples[0] if name.endswith(" step")}
+    steps = {name for name in samples[-1] if name.endswith(" step")}
+    names = [name for name in samples[-1] if name not in ("hours", *steps)]
+    lines = {}
+    for name in names:
+        noted = [sample for sample in samples if name in sample]
+        kept = noted[len(noted) // 10 :]
+        hours = [sample["hours"] for sample in kept]
+        lines[name] = growth(hours, [sample[name] for sample in kept], 0.05 / len(names))
+        lines[name]["minutes"] = (hours[-1] - hours[0]) * 60
+    done = {name.removesuffix(" step"): int(samples[-1][name] - samples[0][name]) for name in sorted(steps)}
     return {
         "minutes": round(samples[-1]["hours"] * 60, 1),
         "asked_minutes": asked_minutes,
         "samples": len(samples),
-        "steps": {name.removesuffix(" step"): count for name, count in steps.items()},
-        "checkpoints": {name.removesuffix(" step"): count // SAVE_STEPS for name, count in steps.items()},
+        "steps": done,
+        "checkpoints": {name: count // SAVE_STEPS for name, count in done.items()},
         "growing": [name for name, line in lines.items() if grows(line)],
         "series": {name: {key: float(f"{value:.6g}") for key, value in line.items()} for name, line in lines.items()},
         "torch": torch.__version__,
@@ -313,12 +320,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--summary", type=Path, help="write the JSON line there as well")
     parser.add_argument("--folder", type=Path, help="an empty folder for the runs, which is kept")
+    parser.add_argument("--samples", type=Path, help="the samples.jsonl of an earlier soak: only the summary is made")
     args = parser.parse_args()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        result = soak(folder.resolve(), args.minutes)
+    if args.samples is not None:
+        noted = [json.loads(line) for line in args.samples.read_text().splitlines()]
+        result = {**summary(noted, args.minutes), "exit_codes": {}}
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = args.folder or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            result = soak(folder.resolve(), args.minutes)
     for name, line in result["series"].items():
         unit = UNITS.get(name.split()[1], "")
         mark = "GROWS" if name in result["growing"] else "flat"
@@ -328,7 +340,7 @@ def main() -> None:
         args.summary.write_text(line + "\n")
     print(line)
     ended = {code for codes in result["exit_codes"].values() for code in codes}
-    if result["growing"] or ended != {PREEMPTED_EXIT_CODE}:
+    if result["growing"] or not ended <= {PREEMPTED_EXIT_CODE}:
         raise SystemExit(1)
 
 
