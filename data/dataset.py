@@ -31,6 +31,7 @@ class ImageDataset(torch.utils.data.Dataset):
     in_memory = False  # True: a batch costs less than handing it over from a data worker
     tokenizer: CaptionTokenizer | None = None  # what made `cond` of captions
     channels = 3  # of `image`
+    colour = True  # False: every image is grey, however many channels it is given in
     credit = ""  # what must be said of its makers wherever its pictures are shown
     held_out = False  # the splits were cut from the same images, by their names
     groups: Groups | None = None  # how training shuffles where random access is slow; None: all samples

@@ -10,7 +10,7 @@ from rqtransformer.recomputation import CHOICES as RECOMPUTATIONS
 from runtime.records.loggers import LOGGERS
 
 CONSOLES = ("short", "full")
-IN_LOOP_FEATURES = ("auto", "inception", "classifier")
+IN_LOOP_FEATURES = ("auto", "inception", "efficientnet-lite0", "classifier")
 POSITIVE_OR_UNSET = (
     "batch_size",
     "total_batch_size",
@@ -49,8 +49,9 @@ class InLoopScoreConfig:
     """rFID of reconstructions (stage 1) or FID of samples (stage 2) while training; off without `every_steps`.
 
     Every `every_steps` steps, and after the last, `num_images` images of the averaged weights (the raw ones where no
-    average is kept) are scored. `features` is auto (Inception where its weights are found, else the data set's own
-    classifier), inception or classifier. Where neither can be had, one warning says so and training goes on without.
+    average is kept) are scored. `features` is auto (Inception where its weights are found; else, for colour images,
+    efficientnet-lite0 where its packages are installed; else the data set's own classifier), inception,
+    efficientnet-lite0 or classifier. Where none can be had, one warning says so and training goes on without.
     With `keep_best` the snapshot of the lowest distance is kept in `snapshots/best`.
     """
 

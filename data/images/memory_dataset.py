@@ -42,6 +42,7 @@ class MemoryDataset(ImageDataset):
         self.image_NCHW = image_NCHW.contiguous()
         self.hflip, self.random_shift = bool(request.config.hflip), request.config.random_shift
         self.channels = request.pixels.channels
+        self.colour = image_NCHW.shape[1] > 1 and self.channels > 1
         self.numbers_N = numbers_N
 
     def names(self) -> Iterator[str]:

@@ -82,8 +82,9 @@ def build_features(
     """The feature network called `name`.
 
     `inception`, or `inception64`, `inception192`, `inception768` for its earlier layers: the FID network. `classifier`:
-    a small one trained on the data set itself. `clip` or `clip:ARCHITECTURE[/TAG]`, `dinov2` or `timm:MODEL`: networks
-    of the optional packages open_clip and timm.
+    a small one trained on the data set itself. `efficientnet-lite0`: trained on ImageNet, with weights that a package
+    ships. `clip` or `clip:ARCHITECTURE[/TAG]`, `dinov2` or `timm:MODEL`: networks of the optional packages open_clip
+    and timm.
 
     Args:
         device: where it runs.
@@ -137,6 +138,12 @@ def _build_clip(
     return ClipFeatures(detail or DEFAULT_CLIP, weights, device)
 
 
+def _build_efficientnet(*, device: torch.device | str, weights: str | Path | None, **_: object) -> FeatureExtractor:
+    from evaluation.networks.efficientnet_features import EfficientNetFeatures
+
+    return EfficientNetFeatures(weights, device)
+
+
 def _build_timm(
     *, detail: str, device: torch.device | str, weights: str | Path | None, **_: object
 ) -> FeatureExtractor:
@@ -172,6 +179,7 @@ def _build_classifier(
 _BUILDERS: dict[str, Callable[..., FeatureExtractor]] = {
     "inception": _build_inception,
     "classifier": _build_classifier,
+    "efficientnet-lite0": _build_efficientnet,
     "inception64": _build_inception,
     "inception192": _build_inception,
     "inception768": _build_inception,

@@ -24,7 +24,7 @@ from training.checkpoints.snapshot_writer import SnapshotWriter
 from training.experiment import InLoopScoreConfig
 from training.stage import Stage
 
-AUTOMATIC = ("inception", "classifier")
+AUTOMATIC = {"colour": ("inception", "efficientnet-lite0", "classifier"), "grey": ("inception", "classifier")}
 
 
 def find_features(config: InLoopScoreConfig, data: ScoringData) -> FeatureExtractor:
@@ -33,7 +33,9 @@ def find_features(config: InLoopScoreConfig, data: ScoringData) -> FeatureExtrac
     Raises:
         ValueError: none can; the line says why.
     """
-    names = AUTOMATIC if config.features == "auto" else (config.features,)
+    names: tuple[str, ...] = (config.features,)
+    if config.features == "auto":
+        names = AUTOMATIC["colour" if data.split("train").colour else "grey"]
     reasons = []
     for name in names:
         settings = FeatureSettings(name, config.features_weights, cache=config.features_cache)
