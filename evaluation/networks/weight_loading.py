@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rqstack.finite import is_finite
+from rqstack.strict_loading import check_kinds
 
 
 def read_state_dict(file: Path) -> dict[str, Any]:
@@ -32,24 +33,20 @@ def load_exactly(network: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def check_weights(network: nn.Module, state: Mapping[str, Any]) -> None:
-    """That tensors can be a network's weights: plain ones, floats where it has floats, and finite.
+    """That tensors can be a network's weights: plain ones, floats where it has floats, finite, no negative variances.
 
     Names and shapes are `load_state_dict`'s to compare.
 
     Raises:
         ValueError: naming the tensor.
     """
-    for name, expected in network.state_dict().items():
-        if name not in state:
-            continue
-        tensor = state[name]
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} is no tensor")
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise ValueError(f"{name} is not a plain tensor: {tensor.dtype}, {tensor.layout}")
-        if (tensor.is_floating_point(), tensor.is_complex()) != (expected.is_floating_point(), expected.is_complex()):
-            raise ValueError(f"{name} has type {tensor.dtype}, expected {expected.dtype}")
-        if tensor.is_floating_point() and not is_finite(tensor):
+    strangers = [name for name, tensor in state.items() if not isinstance(tensor, Tensor)]
+    if strangers:
+        raise ValueError(f"{strangers[0]} is no tensor")
+    wanted = network.state_dict()
+    check_kinds(wanted, state)
+    for name in wanted.keys() & state.keys():
+        if not is_finite(state[name]):
             raise ValueError(f"{name} holds values that are not finite")
-        if name.endswith("running_var") and bool((tensor < 0).any()):
+        if name.endswith("running_var") and bool((state[name] < 0).any()):
             raise ValueError(f"{name} holds negative variances")

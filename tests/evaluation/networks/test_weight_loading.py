@@ -14,15 +14,15 @@ def network() -> nn.Module:
 
 
 WRONG = {
-    "whole": ("0.weight", lambda tensor: tensor.long(), "torch.int64, expected torch.float32"),
-    "bool": ("0.weight", lambda tensor: tensor > 0, "torch.bool"),
-    "complex": ("0.weight", lambda tensor: tensor.to(torch.complex64), "torch.complex64"),
-    "sparse": ("0.bias", lambda tensor: tensor.to_sparse(), "torch.sparse_coo"),
-    "meta": ("0.bias", lambda tensor: tensor.to("meta"), "not a plain tensor"),
+    "whole": ("0.weight", lambda tensor: tensor.long(), "whole numbers"),
+    "bool": ("0.weight", lambda tensor: tensor > 0, "yes and no"),
+    "complex": ("0.weight", lambda tensor: tensor.to(torch.complex64), "complex numbers"),
+    "sparse": ("0.bias", lambda tensor: tensor.to_sparse(), "sparse"),
+    "meta": ("0.bias", lambda tensor: tensor.to("meta"), "without numbers"),
     "NaN": ("0.bias", lambda tensor: tensor * float("nan"), "not finite"),
     "infinite": ("1.weight", lambda tensor: tensor / 0, "not finite"),
     "negative variance": ("1.running_var", lambda tensor: -tensor, "negative variances"),
-    "float count": ("1.num_batches_tracked", lambda tensor: tensor.float(), "torch.float32, expected torch.int64"),
+    "float count": ("1.num_batches_tracked", lambda tensor: tensor.float(), "holds floats"),
     "no tensor": ("0.bias", lambda tensor: [0.0, 0.0], "is no tensor"),
 }
 
