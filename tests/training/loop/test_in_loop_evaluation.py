@@ -216,7 +216,7 @@ def test_missing_inception_weights_do_not_stop_training(features, cache, monkeyp
     [
         ({"every_steps": 0}, "experiment.score.every_steps=0 must be positive"),
         ({"num_images": 1}, "experiment.score.num_images=1 at least 2"),
-        ({"features": "dino"}, "experiment.score.features='dino': choose from auto, inception, efficientnet-lite0, classifier"),
+        ({"features": "dino"}, "experiment.score.features='dino': choose from auto, inception, efficientnet-lite0"),
         ({"every_step": 4}, "did you mean 'experiment.score.every_steps'?"),
     ],
 )
