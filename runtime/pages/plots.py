@@ -107,23 +107,44 @@ class LinePlot:
 
 @dataclass(frozen=True)
 class BarPanel:
-    """One column of bars: a heading, a value or None for each row, how its number is written."""
+    """One column of bars.
+
+    Args:
+        heading: above it.
+        values: for each row; None has no bar.
+        number_format: how the number beside a bar is written.
+        part: of each bar, drawn dark.
+        part_names: what the dark part and the rest are, for the legend.
+        missing: for each row what stands there in place of a bar.
+    """
 
     heading: str
     values: Sequence[float | None]
     number_format: str = "{:.3g}"
+    part: Sequence[float | None] = ()
+    part_names: tuple[str, str] = ("", "")
+    missing: Sequence[str] = ()
 
 
 def save_bars(path: Path, title: str, labels: Sequence[str], panels: Sequence[BarPanel]) -> None:
     """Writes a picture with one row for each label and the panels beside each other, every one on its own scale."""
-    with _figure(title, 2.2 + 2.4 * len(panels), 0.9 + 0.26 * len(labels)) as figure:
+    with _figure(title, max(6.5, 2.2 + 2.4 * len(panels)), 0.9 + 0.26 * len(labels)) as figure:
         figure.suptitle(title, fontsize="medium")
         (row_of_axes,) = figure.subplots(1, len(panels), sharey=True, squeeze=False)
         for number, (axes, panel) in enumerate(zip(row_of_axes, panels, strict=True)):
-            bars = axes.barh(range(len(labels)), [value or 0.0 for value in panel.values], color=f"C{number % 10}")
-            texts = ["-" if value is None else panel.number_format.format(value) for value in panel.values]
+            color, rows = f"C{number % 10}", range(len(labels))
+            lengths = [value or 0.0 for value in panel.values]
+            bars = axes.barh(rows, lengths, color=color, alpha=0.4 if panel.part else 1.0, label=panel.part_names[1])
+            if panel.part:
+                axes.barh(rows, [value or 0.0 for value in panel.part], color=color, label=panel.part_names[0])
+                axes.legend(frameon=False, loc="lower right")
+            missing = panel.missing or ["-"] * len(labels)
+            texts = [
+                printable(text) if value is None else panel.number_format.format(value)
+                for value, text in zip(panel.values, missing, strict=True)
+            ]
             axes.bar_label(bars, texts, padding=3, fontsize="small")
-            axes.set(title=panel.heading, xticks=[], yticks=range(len(labels)), yticklabels=labels)
+            axes.set(title=panel.heading, xticks=[], yticks=rows, yticklabels=[printable(label) for label in labels])
             axes.margins(x=0.25)
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
