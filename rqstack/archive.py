@@ -20,6 +20,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rqstack.config_limits import check_interpolations, check_yaml
 from rqstack.published_file import PUBLISHED_FILE, Parts, listed, read_published_file
 from rqstack.published_layout import Tensors, ours_from_published, stage_of, without_wrappers
 from rqstack.snapshots import COMPLETE, CONFIG_FILE, EMA_FILE, METADATA_FILE, MODEL_FILE
@@ -91,6 +92,10 @@ class Archive:
                 f"no config beside the checkpoint: no {CONFIG_FILE} in {self.folder}; state one with config=FILE"
             )
         whole, sections = OmegaConf.create(self.config), {}
+        try:
+            check_interpolations(whole)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
         for name in MODEL_SECTIONS:
             try:
                 section = whole[name] if name in whole else None
@@ -229,6 +234,7 @@ def _read_config(file: Path) -> tuple[dict[str, Any] | None, str]:
         return None, ""
     try:
         text = file.read_text(encoding="utf-8")
+        check_yaml(text)
         config = OmegaConf.to_container(OmegaConf.create(text))
     except Exception as error:  # yaml and OmegaConf errors share no base class
         raise ValueError(f"{file} is not a valid YAML file: {str(error).splitlines()[0]}") from error

@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
+from rqstack.config_limits import check_interpolations, check_yaml, defaults_of
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError, one_line
 
@@ -58,6 +59,10 @@ def load_config(schema: type[T], path: str | Path | None, overrides: Sequence[st
         config = _merge(config, _compose(path, groups), source)
     for override in parsed:
         config = _apply(config, override)
+    try:
+        check_interpolations(config)
+    except ValueError as error:
+        raise UserError(f"{source}: {one_line(error)}") from None
     return _to_object(config, source)
 
 
@@ -91,6 +96,7 @@ def _compose(path: Path, groups: list[Override]) -> DictConfig:
         raise UserError(f"{path}: a config file name ends in .yaml")
     directory = path.resolve().parent
     root = _shared_root(directory)
+    _check_files(path, [f"{override.key_or_group}/{override.value()}" for override in groups])
     search = [] if root == directory else [f"hydra.searchpath=['file://{_quoted(str(root))}']"]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
@@ -101,6 +107,28 @@ def _compose(path: Path, groups: list[Override]) -> DictConfig:
         raise UserError(f"{path}: {one_line(_deepest(error)).split(' Config search path:')[0]}") from error
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+
+
+def _check_files(path: Path, chosen: list[str]) -> None:
+    """UserError where the file, or one that its defaults lists or `chosen` name, costs more than a config may."""
+    folders = (path.resolve().parent, _shared_root(path.resolve().parent))
+    waiting, seen = [path], {path}
+    while waiting:
+        file = waiting.pop()
+        try:
+            text = file.read_text(encoding="utf-8")
+            check_yaml(text)
+            named = defaults_of(text) + chosen
+        except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError):
+            continue  # Hydra says what is wrong
+        except ValueError as error:
+            raise UserError(f"{file}: {one_line(error)}") from error
+        for name in named:
+            for folder in (*folders, file.parent):
+                place = folder / f"{name.lstrip('/').removesuffix('.yaml')}.yaml"
+                if place not in seen and place.is_file():
+                    seen.add(place)
+                    waiting.append(place)
 
 
 def _shared_root(directory: Path) -> Path:

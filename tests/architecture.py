@@ -19,8 +19,8 @@ MAX_LINES = 400
 MAX_FILES = 18
 FORBIDDEN_FILES = {"utils.py", "helpers.py", "misc.py", "common.py"}
 
-# What both halves of the ground need; it imports nothing of ours and nothing but the standard library.
-SHARED_GROUND = ("rqstack.printable",)
+# What both halves of the ground need; it imports nothing of ours.
+SHARED_GROUND = ("rqstack.printable", "rqstack.config_limits")
 LIBRARY = {"rqstack", "rqvae", "rqtransformer"}
 MODELS_AND_DATA = LIBRARY | {"data", "evaluation", "runtime"}
 BELOW_SCRIPTS = MODELS_AND_DATA | {"sampling", "scoring", "training"}
