@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "measure_throughput": BELOW_SCRIPTS,
     "benchmarks": BELOW_SCRIPTS | {"measure_throughput"},
     "demo": BELOW_SCRIPTS,
+    "examples": LIBRARY,
 }
 SCRIPTS_MAY_IMPORT = BELOW_SCRIPTS | {"measure_throughput", "benchmarks", "demo"}
 PRODUCT_FOLDERS = tuple(MAY_IMPORT)
