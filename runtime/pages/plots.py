@@ -26,7 +26,7 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 5.0, 3.0  # inches
 DOTS_PER_INCH = 144  # of files
 NARROW = 6.0  # a log axis over a smaller ratio than this gets the ticks of a linear one
-LEGEND_ENTRIES = 10
+LEGEND_ENTRIES, LONG_LABEL = 20, 14
 _INK = "#010203"  # stands for the page's colour of text until the plot is part of the page
 
 
@@ -65,17 +65,17 @@ class LinePlot:
         if not self.shown():
             return Markup("")
         with _figure(self.title, WIDTH if not self.square else HEIGHT + 0.4, HEIGHT) as figure:
-            self._draw(figure.subplots())
+            self._draw(figure)
             return _element(figure, f"{self.title}: {', '.join(self.shown())}")
 
     def save(self, path: Path) -> None:
         """Writes the plot as a picture."""
         with _figure(self.title, WIDTH * 1.3, HEIGHT * 1.3) as figure:
-            self._draw(figure.subplots())
+            self._draw(figure)
             _save(figure, path)
 
-    def _draw(self, axes: Axes) -> None:
-        shown = self.shown()
+    def _draw(self, figure: Figure) -> None:
+        axes, shown = figure.subplots(), self.shown()
         solid, dashed = count(), count()  # a dashed curve has the colour of the solid one in the same place
         for label, points in shown.items():
             axes.plot(
@@ -99,10 +99,15 @@ class LinePlot:
             axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
         axes.set(title=printable(self.title), xlabel=self.x_label, ylabel=self.y_label)
         axes.grid(alpha=0.25)
-        if 1 < len(shown) + len(self.events) <= LEGEND_ENTRIES:
-            few = len(shown) + len(self.events) <= 3
-            place: Any = {"loc": "best"} if few else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-            axes.legend(frameon=False, fontsize="small", **place)
+        labels = [*shown, *(label for label, places in self.events.items() if places)]
+        if not 1 < len(labels) <= LEGEND_ENTRIES:
+            return
+        if max(map(len, labels)) > LONG_LABEL:
+            figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=2)
+        elif len(labels) <= 3:
+            axes.legend(frameon=False, fontsize="small", loc="best")
+        else:
+            axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 @dataclass(frozen=True)

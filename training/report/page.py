@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ PICTURE_TITLES = {
 
 def write_report(runs: Sequence[RunRecord], path: Path) -> None:
     """Writes the page on some runs."""
+    runs = _shortly_named(runs)
     write_page(
         path,
         Path(__file__).with_name("report.html"),
@@ -47,6 +49,14 @@ def write_report(runs: Sequence[RunRecord], path: Path) -> None:
         environment=[(run.name, _environment(run)) for run in runs],
         commands=[(run.name, run.commands()) for run in runs],
     )
+
+
+def _shortly_named(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Runs of one config are told apart by their times."""
+    configs = {run.run_dir.parent for run in runs}
+    if len(runs) < 2 or len(configs) > 1:
+        return list(runs)
+    return [replace(run, name=run.run_dir.name) for run in runs]
 
 
 def _step(run: RunRecord) -> str:

@@ -48,6 +48,13 @@ def test_events_stand_in_the_legend_once():
     assert texts(svg).count("resumed") == 1 and "nothing" not in texts(svg)
 
 
+def test_every_curve_is_in_the_legend_however_long_its_name_and_one_alone_has_none():
+    points = [(0, 1.0), (9, 2.0)]
+    for names in (["a", "b"], ["a", "b", "c", "d", "e"], ["a name that is long", "another one", "a third"]):
+        assert set(names) <= set(texts(LinePlot("t", dict.fromkeys(names, points)).svg()))
+    assert "a" not in texts(LinePlot("t", {"a": points}).svg())
+
+
 def test_nothing_to_plot_gives_nothing():
     assert LinePlot("t", {"a": []}).svg() == ""
 
