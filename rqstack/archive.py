@@ -20,6 +20,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rqstack.arguments import checked_path
 from rqstack.config_limits import check_interpolations, check_yaml
 from rqstack.published_file import PUBLISHED_FILE, Parts, listed, read_published_file
 from rqstack.published_layout import Tensors, ours_from_published, stage_of, without_wrappers
@@ -143,7 +144,7 @@ def read_archive(
     Raises:
         FileNotFoundError: nothing there. ValueError: incomplete or damaged.
     """
-    archive = _read_weights(Path(path).expanduser(), wanted)
+    archive = _read_weights(checked_path("the checkpoint", path), wanted)
     if config is None:
         return archive
     if isinstance(config, Mapping):

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from rqstack.archive import read_archive
+from rqstack.arguments import checked_path, shown
 from rqstack.published_layout import WEIGHT_PARTS
 from rqstack.snapshots import COMPLETE, MODEL_FILE, appearing_folder, write_snapshot
 from rqstack.weight_files import ENDINGS
@@ -119,7 +120,7 @@ class PretrainedModel(nn.Module):
                 missing package, or what the hub said.
         """
         if not isinstance(source, (str, Path)) or not str(source):
-            raise ValueError(f"source must be a path or the id of a repository, got {str(source)[:80]!r}")
+            raise ValueError(f"source must be a path or the id of a repository, got {shown(source)}")
         _dtype_of(dtype)
         if not Path(source).expanduser().exists():
             options = {
@@ -144,7 +145,7 @@ class PretrainedModel(nn.Module):
         Raises:
             ValueError: something is there already. OSError: it cannot be written.
         """
-        directory = Path(directory).expanduser()
+        directory = checked_path("directory", directory)
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ValueError(f"{directory} exists and is not an empty folder: nothing is overwritten")
         try:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rqtransformer.given_values import is_number, short
+from rqstack.arguments import check_counts, check_flag, check_kind, is_number, shown
 from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
 
 
@@ -31,7 +31,7 @@ class NextTokenModel(HierarchicalTransformer):
     """
 
     def __init__(self, config: HierarchicalConfig):
-        config.validate()
+        check_kind("config", config, HierarchicalConfig).validate()
         self.max_seq_len = tuple(config.max_seq_len)
         longer = (self.max_seq_len[0] + 1, *self.max_seq_len[1:])
         super().__init__(dataclasses.replace(config, max_seq_len=longer))
@@ -43,12 +43,12 @@ class NextTokenModel(HierarchicalTransformer):
         (B, 0), give one row, (B, 1, V): the prediction of the first token. The loss predicts every token, the first
         one included, from the tokens before it.
         """
-        full = math.prod(self.max_seq_len)
+        ids, full = self.checked_ids(ids), math.prod(self.max_seq_len)
         if math.prod(ids.shape[1:]) > full:
             raise ValueError(
                 f"ids of shape {tuple(ids.shape)} hold more than {full} tokens, max_seq_len={self.max_seq_len}"
             )
-        if return_loss:
+        if check_flag("return_loss", return_loss):
             return self.loss(ids)
         if ids.ndim > 2:
             self._nested(ids)  # raises
@@ -76,7 +76,7 @@ class NextTokenModel(HierarchicalTransformer):
             seed: ours; None draws other sequences at every call, from torch's global random state.
         """
         if not is_number(filter_thres) or not 0.0 <= filter_thres <= 1.0:
-            raise ValueError(f"filter_thres={short(filter_thres)} must be at least 0 and at most 1")
+            raise ValueError(f"filter_thres={shown(filter_thres)} must be at least 0 and at most 1")
         kept = max(1, math.floor(round((1 - filter_thres) * self.config.num_tokens, 9)))
         if seed is None:
             seed = int(torch.randint(2**62, ()))
@@ -119,8 +119,8 @@ class HierarchicalCausalTransformer(NextTokenModel):
             HierarchicalConfig(
                 num_tokens=num_tokens,
                 dim=dim,
-                depth=tuple(depth),
-                max_seq_len=tuple(max_seq_len),
+                depth=check_counts("depth", depth, 0),
+                max_seq_len=check_counts("max_seq_len", max_seq_len),
                 heads=heads,
                 dim_head=dim_head,
                 kv_heads=1,
@@ -128,7 +128,7 @@ class HierarchicalCausalTransformer(NextTokenModel):
                 attn_dropout=attn_dropout,
                 ff_dropout=ff_dropout,
                 norm="rms",
-                alibi=rel_pos_bias,
+                alibi=check_flag("rel_pos_bias", rel_pos_bias),
                 pad_id=pad_id,
             )
         )

@@ -2,11 +2,13 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, List, Optional, cast, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
+
+from rqstack.arguments import INT64_MAX, check_count, check_counts, check_mapping, shown
 
 GELU_NAMES = ("v1", "v2")
 NORM_NAMES = ("layer", "rms")
@@ -107,6 +109,7 @@ class RQTransformerConfig:
             ValueError: unknown key (with the nearest known one), missing key, wrong type, sizes that do not fit.
         """
         given = OmegaConf.to_container(mapping, resolve=True) if OmegaConf.is_config(mapping) else mapping
+        check_mapping("the config", given)
         values = dict(cast("Mapping[str, Any]", given))
         if values.get("vocab_size") is None:
             values["vocab_size"] = vocab_size
@@ -150,8 +153,7 @@ class RQTransformerConfig:
             _check_stack(name, stack, self.embed_dim)
         _check_condition(self)
         _check_probability("arch.embd_pdrop", self.embd_pdrop)
-        if self.code_dim < 1:
-            raise ValueError(f"arch.input_embed_dim={self.input_embed_dim} must be at least 1")
+        check_count("arch.input_embed_dim", self.code_dim)
 
 
 def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], prefix: str) -> None:
@@ -160,7 +162,7 @@ def _refuse_unknown_keys(schema: type, values: Mapping[str, Any], prefix: str) -
     for key, value in values.items():
         if key not in names:
             nearest = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(names)}"
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known keys: {', '.join(names):.200}..."
             raise ValueError(f"unknown key {prefix}.{key}; {hint}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
             _refuse_unknown_keys(hints[key], value, f"{prefix}.{key}")
@@ -170,19 +172,17 @@ def _check_grid(config: RQTransformerConfig) -> None:
     block_size = config.block_size
     if _is_missing(block_size) or len(block_size) != 3 or min(block_size) < 1:
         raise ValueError(f"arch.block_size={block_size} must be three positive numbers: height, width, depth")
-    if _is_missing(config.embed_dim) or config.embed_dim < 1:
-        raise ValueError(f"arch.embed_dim={config.embed_dim} must be a positive number")
+    check_count("arch.embed_dim", config.embed_dim)
 
 
 def _check_vocabulary(config: RQTransformerConfig) -> None:
     vocab_size, depth = config.vocab_size, config.block_size[2]
     if vocab_size is None or _is_missing(vocab_size):
         raise ValueError("arch.vocab_size is missing, and no dataset.vocab_size stands in for it")
-    sizes = [vocab_size] if isinstance(vocab_size, int) else list(vocab_size)
-    if not isinstance(vocab_size, int) and len(sizes) != depth:
-        raise ValueError(f"arch.vocab_size={sizes} must be one number or one per depth ({depth})")
-    if any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(f"arch.vocab_size={vocab_size} must consist of positive whole numbers")
+    if not isinstance(vocab_size, Sequence) or isinstance(vocab_size, str):
+        check_count("arch.vocab_size", vocab_size)
+    elif len(check_counts("arch.vocab_size", vocab_size)) != depth:
+        raise ValueError(f"arch.vocab_size={shown(vocab_size)} must be one number or one per depth ({depth})")
 
 
 def _check_stack(name: str, stack: StackConfig, embed_dim: int) -> None:
@@ -194,8 +194,8 @@ def _check_stack(name: str, stack: StackConfig, embed_dim: int) -> None:
     if block.n_kv_head is not None and (block.n_kv_head < 1 or block.n_head % block.n_kv_head):
         raise ValueError(f"arch.{name}.block.n_kv_head={block.n_kv_head} must divide n_head={block.n_head}")
     for key, value in (("mlp_ratio", block.mlp_ratio), ("head_dim", block.head_dim)):
-        if value is not None and value < 1:
-            raise ValueError(f"arch.{name}.block.{key}={value} must be at least 1")
+        if value is not None:
+            check_count(f"arch.{name}.block.{key}", value)
     if block.norm not in NORM_NAMES:
         raise ValueError(f"arch.{name}.block.norm={block.norm!r} must be one of {', '.join(NORM_NAMES)}")
     if block.embed_dim is not None and not _is_missing(block.embed_dim) and block.embed_dim != embed_dim:
@@ -208,6 +208,8 @@ def _check_stack(name: str, stack: StackConfig, embed_dim: int) -> None:
 
 def _check_condition(config: RQTransformerConfig) -> None:
     # Published files write 0 for "no condition"; the model then has one start-of-sequence id.
+    for name in ("vocab_size_cond", "block_size_cond"):
+        check_count(f"arch.{name}", getattr(config, name), -INT64_MAX)
     config.vocab_size_cond = max(config.vocab_size_cond, 1)
     config.block_size_cond = max(config.block_size_cond, 1)
     if config.block_size_cond > 1 and config.vocab_size_cond == 1:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rqtransformer.given_values import is_number, short
+from rqstack.arguments import is_number, shown
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def divide_by_temperature(logits: Tensor, temperature: float) -> Tensor:
 def check_temperature(temperature: float) -> None:
     """Raises ValueError for a temperature that is not above 0."""
     if not is_number(temperature) or not temperature > 0:
-        raise ValueError(f"temperature={short(temperature)} must be above 0 (top_k=1 decodes greedily)")
+        raise ValueError(f"temperature={shown(temperature)} must be above 0 (top_k=1 decodes greedily)")
 
 
 def filter_top_k(logits: Tensor, k: int | None) -> Tensor:
@@ -54,7 +54,7 @@ def filter_top_k(logits: Tensor, k: int | None) -> Tensor:
 def check_top_k(k: int | None) -> None:
     """Raises ValueError for a k below 1."""
     if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
-        raise ValueError(f"top_k={short(k)} must be a whole number of at least 1, or None for all codes")
+        raise ValueError(f"top_k={shown(k)} must be a whole number of at least 1, or None for all codes")
 
 
 def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
@@ -76,7 +76,7 @@ def filter_top_p(probs: Tensor, p: float | None) -> Tensor:
 def check_top_p(p: float | None) -> None:
     """Raises ValueError for a p that is not above 0 and at most 1."""
     if p is not None and (not is_number(p) or not 0.0 < p <= 1.0):
-        raise ValueError(f"top_p={short(p)} must be above 0 and at most 1, or None for all codes")
+        raise ValueError(f"top_p={shown(p)} must be above 0 and at most 1, or None for all codes")
 
 
 def row(off: Any, rule: Rule) -> Any:

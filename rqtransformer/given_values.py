@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import operator
-import reprlib
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-INT64_MAX = 2**63 - 1
-
-
-def short(value: Any) -> str:
-    """A value as a message quotes it: a line that is never long."""
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else reprlib.repr(value)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number of Python's or numpy's; truth values are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+from rqstack.arguments import INT64_MAX, shown
 
 
 def whole_number(name: str, value: Any, lowest: int | None = None) -> int:
@@ -36,7 +24,7 @@ def whole_number(name: str, value: Any, lowest: int | None = None) -> int:
         number = None
     if number is None or (lowest is not None and number < lowest) or abs(number) > INT64_MAX:
         at_least = "" if lowest is None else f" of at least {lowest}"
-        raise ValueError(f"{name}={short(value)} must be a whole number{at_least}")
+        raise ValueError(f"{name}={shown(value)} must be a whole number{at_least}")
     return number
 
 
@@ -50,13 +38,13 @@ def whole_numbers(name: str, value: Any) -> Tensor:
         numbers = value if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(
-            f"{name} must be whole numbers in a tensor, an array or lists of equal length, not {short(value)}"
+            f"{name} must be whole numbers in a tensor, an array or lists of equal length, not {shown(value)}"
         ) from None
     if numbers.dtype == torch.bool or numbers.is_floating_point() or numbers.is_complex():
         if numbers.numel():  # an empty list is one of floats
             raise ValueError(f"{name} is of type {numbers.dtype} and must be of whole numbers: {name}.long()")
     if not numbers.ndim:
-        raise ValueError(f"{name}={short(value)} must have one entry per sample: a tensor, an array or a list")
+        raise ValueError(f"{name}={shown(value)} must have one entry per sample: a tensor, an array or a list")
     return numbers.long()
 
 

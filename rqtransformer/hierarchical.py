@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqstack.arguments import check_choice, check_count, check_counts, check_flag, check_kind, check_number, shown
 from rqstack.counter_noise import uniform_noise
 from rqstack.module_list import ModuleList
 from rqtransformer.attention import NORMS
@@ -102,22 +103,25 @@ class HierarchicalConfig:
 
     def validate(self) -> None:
         """Raises ValueError in one line for values that do not fit together."""
+        for name in ("num_tokens", "dim", "heads", "dim_head", "ff_mult"):
+            check_count(name, getattr(self, name))
+        check_counts("depth", self.depth, 0)
+        check_counts("max_seq_len", self.max_seq_len)
         if len(self.depth) != len(self.max_seq_len) or len(self.depth) < 2:
             raise ValueError(
-                f"depth={tuple(self.depth)} and max_seq_len={tuple(self.max_seq_len)} must have one entry "
-                "per level, for two levels or more"
+                f"depth={shown(tuple(self.depth))} and max_seq_len={shown(tuple(self.max_seq_len))} must have one "
+                "entry per level, for two levels or more"
             )
-        sizes = (self.num_tokens, self.dim, self.heads, self.dim_head, self.ff_mult, *self.max_seq_len)
-        if min(sizes) < 1 or min(self.depth) < 0:
-            raise ValueError(f"all sizes must be at least 1, layers at least 0, got {self}")
-        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+        if self.kv_heads is not None and self.heads % check_count("kv_heads", self.kv_heads):
             raise ValueError(f"kv_heads={self.kv_heads} must divide heads={self.heads}")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r} must be one of {', '.join(NORMS)}")
-        if self.merge not in MERGES:
-            raise ValueError(f"merge={self.merge!r} must be one of {', '.join(MERGES)}")
-        if self.pad_id is not None and not 0 <= self.pad_id < self.num_tokens:
-            raise ValueError(f"pad_id={self.pad_id} must lie in 0..{self.num_tokens - 1}")
+        for name in ("attn_dropout", "ff_dropout"):
+            check_number(name, getattr(self, name), 0, 1, below=True)
+        check_choice("norm", self.norm, tuple(NORMS))
+        check_choice("merge", self.merge, tuple(MERGES))
+        if self.pad_id is not None:
+            check_count("pad_id", self.pad_id, 0, self.num_tokens - 1)
+        for name in ("absolute_positions", "alibi"):
+            check_flag(name, getattr(self, name))
         if not self.absolute_positions and not self.alibi:
             raise ValueError("without absolute_positions and alibi the model could not tell positions apart")
 
@@ -145,7 +149,7 @@ class HierarchicalTransformer(nn.Module):
 
     def __init__(self, config: HierarchicalConfig):
         super().__init__()
-        config.validate()
+        check_kind("config", config, HierarchicalConfig).validate()
         self.config = config
         self.token_emb = nn.Embedding(config.num_tokens, config.dim)
         nn.init.normal_(self.token_emb.weight, std=0.02)
@@ -188,6 +192,7 @@ class HierarchicalTransformer(nn.Module):
         Raises:
             ValueError: for shapes that fit neither form, or too many blocks.
         """
+        ids = self.checked_ids(ids)
         nested = self._nested(ids)
         summaries = self.summaries(nested)
         context = self.start.expand(len(nested), -1)
@@ -197,6 +202,19 @@ class HierarchicalTransformer(nn.Module):
             context = norm(stack(slots_MSC + self.positions(level, slots_MSC.shape[1])))
         logits = self.to_logits(context).view(*nested.shape, -1)
         return logits if ids.ndim > 2 else logits.flatten(1, -2)[:, : ids.shape[1]]
+
+    def checked_ids(self, ids: Any) -> Tensor:
+        """Ids (B, ...) of a tensor, an array or lists as an int64 tensor.
+
+        Raises:
+            ValueError: for other types, ids without a batch, or, on a CPU, ids outside the vocabulary.
+        """
+        ids = whole_numbers("ids", ids)
+        if ids.ndim < 2:
+            raise ValueError(f"ids of shape {tuple(ids.shape)} must be (batch, tokens) or nested blocks")
+        if ids.is_cpu and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
+            check_codes_below("ids", ids.unsqueeze(-1), [self.config.num_tokens])
+        return ids
 
     def summaries(self, ids: Tensor) -> list[Tensor]:
         """Ids (B, S_0, ..., S_last) -> the parts of every level: (B, S_0, C), (B, S_0, S_1, C), ..., the tokens."""
@@ -214,6 +232,7 @@ class HierarchicalTransformer(nn.Module):
 
     def loss(self, ids: Tensor) -> Tensor:
         """Mean cross entropy (nats) of all tokens but padding, each counted once; 0 if there is nothing but padding."""
+        ids = self.checked_ids(ids)
         target_N = ids.flatten()
         if self.config.pad_id is not None:
             target_N = target_N.masked_fill(target_N == self.config.pad_id, IGNORED)
@@ -259,7 +278,10 @@ class HierarchicalTransformer(nn.Module):
         settings = settings_per_depth(1, temperature=temperature, top_k=top_k, top_p=top_p, **more_rules)[0]
         given_BN = torch.empty(batch_size, 0, dtype=torch.long, device=device)
         if prime is not None:
-            prime = whole_numbers("prime", prime).flatten(1)
+            prime = whole_numbers("prime", prime)
+            if prime.ndim < 2:
+                raise ValueError(f"prime of shape {tuple(prime.shape)} must be (batch, tokens) or nested blocks")
+            prime = prime.flatten(1)
             check_codes_below("prime", prime.unsqueeze(-1), [self.config.num_tokens])
             given_BN = prime.to(device)
         total = num_blocks * math.prod(self.block_shape)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rqstack.arguments import check_kind, shown
 from rqstack.hub import PretrainedModel
 from rqstack.strict_loading import check_fit
 from rqtransformer.attention import Block
@@ -62,7 +63,7 @@ class RQTransformer(PretrainedModel):
 
     def __init__(self, config: RQTransformerConfig):
         super().__init__()
-        config.validate()
+        check_kind("config", config, RQTransformerConfig).validate()
         self.config = config
         height, width, depth = config.block_size
         self.num_positions, self.depth = height * width, depth
@@ -129,11 +130,19 @@ class RQTransformer(PretrainedModel):
             codes_BHWD: int64 codes.
             tokenizer: gives the code vectors; may be None if the model has its own token table for both uses.
             cond: None (the null condition if there is one, else id 0), class ids (B,), or token ids (B, L).
+
+        Raises:
+            ValueError: for codes of another form, no tokenizer where one is needed, or a condition that does not fit.
         """
+        self._check_codes(codes_BHWD)
         codes_BTD = codes_BHWD.flatten(1, 2)
         vectors_BTDE = None
         if self.input_mlp is not None or self.head_mlp is not None:
-            assert tokenizer is not None, "the model embeds codes with the code vectors of a tokenizer"
+            if not callable(getattr(tokenizer, "embed_code_with_depth", None)):
+                raise ValueError(
+                    f"the model embeds codes with the code vectors of a tokenizer, got {type(tokenizer).__name__}"
+                )
+            assert tokenizer is not None
             vectors_BTDE = tokenizer.embed_code_with_depth(codes_BHWD).flatten(1, 2)
         cond_BL = self._drop_condition(self.condition_ids(cond, len(codes_BHWD), codes_BHWD.device))
         past_BTDE = None if vectors_BTDE is None else vectors_BTDE[:, :-1]
@@ -189,14 +198,16 @@ class RQTransformer(PretrainedModel):
         """Any accepted form of condition -> ids (B, L).
 
         Raises:
-            ValueError: when the shape fits neither (B,) nor (B, L).
+            ValueError: when it is no tensor of whole numbers, or its shape fits neither (B,) nor (B, L).
         """
         length = self.config.block_size_cond
         if cond is None:
             null = self.null_condition if self.config.has_null_condition else 0
             return torch.full((batch_size, length), null, dtype=torch.long, device=device)
-        if cond.numel() != batch_size * length or cond.shape[0] != batch_size:
-            wanted = f"({batch_size},)" if length == 1 else f"({batch_size}, {length})"
+        wanted = f"({batch_size},)" if length == 1 else f"({batch_size}, {length})"
+        if not isinstance(cond, Tensor) or cond.is_floating_point():
+            raise ValueError(f"the condition must be a tensor {wanted} of whole numbers (int64), got {shown(cond)}")
+        if cond.numel() != batch_size * length or not cond.ndim or cond.shape[0] != batch_size:
             raise ValueError(f"condition of shape {tuple(cond.shape)} does not fit; this model wants {wanted}")
         return cond.reshape(batch_size, length)
 
@@ -320,6 +331,13 @@ class RQTransformer(PretrainedModel):
             self._packed_input.fill([self.input_mlp.weight], [self.input_mlp.bias], form, bias_scale=self.depth)
         if self.head_mlp is not None:
             self._packed_head.fill_from((self.head_mlp,), form)
+
+    def _check_codes(self, codes_BHWD: Tensor) -> None:
+        whole = isinstance(codes_BHWD, Tensor) and not codes_BHWD.is_floating_point() and codes_BHWD.ndim == 4
+        if not whole or codes_BHWD.shape[-1] != self.depth:
+            raise ValueError(
+                f"codes must be a tensor (B, H, W, {self.depth}) of whole numbers (int64), got {shown(codes_BHWD)}"
+            )
 
     def _drop_condition(self, cond_BL: Tensor) -> Tensor:
         if not (self.training and self.config.has_null_condition):

@@ -5,12 +5,13 @@ structured configs: a field of type Any takes one number or one number per code 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
+from rqstack.arguments import check_count, check_counts, check_mapping
 from rqvae.bottleneck import BOTTLENECKS
 from rqvae.strict_mapping import check_present, typed
 
@@ -109,6 +110,7 @@ class RQVAEConfig(QuantizerHParams):
         Raises ValueError in one line for an unknown key (naming the nearest known one), a wrong type, a missing value
         or values that do not fit together.
         """
+        check_mapping("the config", mapping)
         if "hparams" in mapping:
             config = typed(ArchConfig, mapping, "arch").model_config()
         else:
@@ -158,7 +160,8 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _per_depth(name: str, value: Any, depth: int, kind: type) -> list[Any]:
     """One value per depth from one number or a list of D numbers."""
-    values = list(value) if not isinstance(value, (int, float, str)) else [value] * depth
+    many = isinstance(value, Sequence) and not isinstance(value, str)
+    values = list(value) if many else [value] * depth
     _check(len(values) == depth, f"{name} has {len(values)} values for the {depth} depths of code_shape: {value}")
     for item in values:
         fits = isinstance(item, int) if kind is int else isinstance(item, (int, float))
@@ -168,7 +171,7 @@ def _per_depth(name: str, value: Any, depth: int, kind: type) -> list[Any]:
 
 def _check_halves(dd: DDConfig) -> None:
     for name in ("z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_blocks"):
-        _check(getattr(dd, name) >= 1, f"ddconfig.{name} must be at least 1, got {getattr(dd, name)}")
+        check_count(f"ddconfig.{name}", getattr(dd, name))
     _check(
         dd.in_channels == dd.out_ch,
         f"ddconfig.in_channels {dd.in_channels} and ddconfig.out_ch {dd.out_ch} must be equal: 1 grey, 3 RGB, 4 RGBA",
@@ -189,7 +192,7 @@ def _check_bottleneck(config: RQVAEConfig) -> None:
     _check(not config.use_padding_idx, "use_padding_idx true is not supported; leave it out or set it to false")
     _check(config.masked_dropout == 0, f"masked_dropout {config.masked_dropout} is not supported; set it to 0.0")
     _check(config.latent_loss_weight >= 0, f"latent_loss_weight must not be negative, got {config.latent_loss_weight}")
-    _check(config.embed_dim >= 1, f"embed_dim must be at least 1, got {config.embed_dim}")
+    check_count("embed_dim", config.embed_dim)
 
 
 def _check_shapes(config: RQVAEConfig) -> None:
@@ -212,7 +215,7 @@ def _check_shapes(config: RQVAEConfig) -> None:
     if config.bottleneck_type != "rq":
         return
     sizes, decays = config.code_sizes, config.decays
-    _check(min(sizes) >= 1, f"n_embed must be at least 1, got {config.n_embed}")
+    check_counts("n_embed", sizes)
     _check(all(0 <= decay < 1 for decay in decays), f"decay must be in [0, 1), got {config.decay}")
     if config.shared_codebook:
         same = len(set(sizes)) == len(set(decays)) == 1

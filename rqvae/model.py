@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rqstack.arguments import check_choice, check_count, check_flag, check_kind, check_number, shown
 from rqstack.hub import PretrainedModel
 from rqstack.quantizers import EMACodebook, Quantizer, QuantizerOutput
 from rqstack.strict_loading import check_fit
@@ -42,7 +43,7 @@ class RQVAE(PretrainedModel):
 
     def __init__(self, config: RQVAEConfig):
         super().__init__()
-        config.validate()
+        check_kind("config", config, RQVAEConfig).validate()
         self.config = config
         dd = config.ddconfig
         self.encoder = Encoder(dd, config.checkpointing)
@@ -63,10 +64,12 @@ class RQVAE(PretrainedModel):
 
     def quantize(self, z_BHWE: Tensor) -> QuantizerOutput:
         """Latent -> quantized latent, codes and commitment loss."""
+        self._check_latent(z_BHWE)
         return self.quantizer(z_BHWE)
 
     def decode(self, z_BHWE: Tensor) -> Tensor:
         """Latent -> image."""
+        self._check_latent(z_BHWE)
         z_BEHW = z_BHWE.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
         if self._is_channels_last():
             z_BEHW = z_BEHW.contiguous(memory_format=torch.channels_last)
@@ -97,6 +100,8 @@ class RQVAE(PretrainedModel):
         probs: softmax of -squared distance / temp. # Eq. 12. codes: nearest ones, or drawn from probs if `stochastic`;
         the residuals follow the codes. Depths with fewer than the largest K end in zeros.
         """
+        temp = check_number("temp", temp, 0, above=True)
+        check_flag("stochastic", stochastic)
         return self.quantizer.soft_codes(self.encode(image_BCHW), temp, stochastic, generator)
 
     @torch.no_grad()
@@ -112,14 +117,18 @@ class RQVAE(PretrainedModel):
         The same codes as `get_soft_codes` without the K probabilities per code: they follow from the residual and
         `searched_codebook(depth)`, a chunk at a time.
         """
+        temp = check_number("temp", temp, 0, above=True)
+        check_flag("stochastic", stochastic)
         return self.quantizer.targets(self.encode(image_BCHW), temp, stochastic, generator)
 
     def embed_code(self, codes_BhwD: Tensor) -> Tensor:
         """Codes -> quantized latent (B, H, W, E): the sum over depth of the code vectors. # Eq. 3"""
+        self._check_codes(codes_BhwD)
         return self.quantizer.decode(codes_BhwD)
 
     def embed_code_with_depth(self, codes_BhwD: Tensor) -> Tensor:
         """Codes -> code vectors (B, h, w, D, E), neither summed nor cumulated."""
+        self._check_codes(codes_BhwD)
         return self.quantizer.embed_with_depth(codes_BhwD)
 
     def codebook(self, depth: int) -> Tensor:
@@ -139,14 +148,12 @@ class RQVAE(PretrainedModel):
     @torch.no_grad()
     def decode_partial_code(self, codes_BhwD: Tensor, code_idx: int, decode_type: str = "select") -> Tensor:
         """Image of a part of the codes: depth `code_idx` alone ('select') or depths 0 to `code_idx` ('add')."""
-        depth = codes_BhwD.shape[-1]
-        if not 0 <= code_idx < depth:
-            raise ValueError(f"code_idx {code_idx} is not in 0 .. {depth - 1}")
+        self._check_codes(codes_BhwD)
+        depth = check_count("code_idx", code_idx, 0, codes_BhwD.shape[-1] - 1)
+        check_choice("decode_type", decode_type, ("select", "add"))
         if decode_type == "select":
-            return self.decode(self.quantizer.decode_depth(codes_BhwD, code_idx))
-        if decode_type == "add":
-            return self.decode(self.embed_code(codes_BhwD[..., : code_idx + 1]))
-        raise ValueError(f"decode_type {decode_type!r} is not one of select, add")
+            return self.decode(self.quantizer.decode_depth(codes_BhwD, depth))
+        return self.decode(self.embed_code(codes_BhwD[..., : depth + 1]))
 
     def update_codebook(self) -> None:
         """Apply the deferred codebook update: once per optimizer step, on all processes."""
@@ -199,10 +206,23 @@ class RQVAE(PretrainedModel):
     def _check_image(self, image_BCHW: Tensor) -> None:
         dd, factor = self.config.ddconfig, 2 ** (len(self.config.ddconfig.ch_mult) - 1)
         rows, columns = (factor * joined for joined in self.config.patch)
+        if not isinstance(image_BCHW, Tensor) or not image_BCHW.is_floating_point():
+            raise TypeError(f"images must be a tensor of floating-point numbers in [-1, 1], got {shown(image_BCHW)}")
         shape = tuple(image_BCHW.shape)
         if len(shape) != 4 or shape[1] != dd.in_channels or shape[2] % rows or shape[3] % columns:
             wanted = f"(B, {dd.in_channels}, H, W) with H divisible by {rows}, W divisible by {columns}"
             raise ValueError(f"images must be {wanted}, got {shape}")
+
+    def _check_latent(self, z_BHWE: Tensor) -> None:
+        width = self.config.embed_dim
+        if not isinstance(z_BHWE, Tensor) or not z_BHWE.is_floating_point():
+            raise TypeError(f"latents must be a tensor (B, H, W, {width}) of numbers, got {shown(z_BHWE)}")
+        if z_BHWE.ndim != 4 or z_BHWE.shape[-1] != width:
+            raise ValueError(f"latents must be (B, H, W, {width}), got {tuple(z_BHWE.shape)}")
+
+    def _check_codes(self, codes_BhwD: Tensor) -> None:
+        if not isinstance(codes_BhwD, Tensor) or codes_BhwD.ndim != 4 or not codes_BhwD.shape[-1]:
+            raise ValueError(f"codes must be a tensor (B, h, w, D) of whole numbers, got {shown(codes_BhwD)}")
 
     def _is_channels_last(self) -> bool:
         return self.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rqstack.arguments import shown
 from rqtransformer.decoding.logits import guide
-from rqtransformer.given_values import short
 
 # Codes (B, N) so far, position by position and in each of them depth by depth -> which may come next: (V,) or (B, V).
 Allowed = Callable[[Tensor], Tensor]
@@ -22,7 +22,7 @@ def check_allowed(allowed: object) -> Allowed | None:
     """The hook as it is. Raises ValueError for what cannot be called."""
     if allowed is None or callable(allowed):
         return allowed
-    raise ValueError(f"allowed={short(allowed)} must be a function: codes so far (B, N) -> mask (V,) or (B, V)")
+    raise ValueError(f"allowed={shown(allowed)} must be a function: codes so far (B, N) -> mask (V,) or (B, V)")
 
 
 class CodeFilter:
@@ -66,7 +66,7 @@ class CodeFilter:
         mask = self._allowed(codes_BN)
         shapes = (vocab_size,), (len(codes_BN), vocab_size)
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) not in shapes:
-            given = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else short(mask)
+            given = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else shown(mask)
             raise ValueError(f"allowed() must give a bool tensor of shape {shapes[0]} or {shapes[1]}, not {given}")
         mask_BV = mask.to(logits_BV.device).expand(shapes[1])
         stuck_B = ~mask_BV.any(dim=1)

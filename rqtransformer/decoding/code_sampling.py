@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rqstack.arguments import check_flag, shown
 from rqtransformer.decoding.allowed_codes import Allowed, CodeFilter
 from rqtransformer.decoding.decode_program import borrow_program, filled_up
 from rqtransformer.decoding.decoder import Decoder
@@ -24,7 +25,7 @@ from rqtransformer.decoding.sampling_request import Guidance, SamplingRequest, c
 from rqtransformer.decoding.served_model import knows_model, knows_request
 from rqtransformer.embedding import ImageTokenizer
 from rqtransformer.finite_draws import check_drawn
-from rqtransformer.given_values import short, whole_number
+from rqtransformer.given_values import whole_number
 from rqtransformer.model import RQTransformer
 
 
@@ -159,7 +160,9 @@ def sample_stream(
     )
     seed, rows = whole_number("seed", seed), 0 if rows is None else whole_number("rows", rows, 0)
     if amp_dtype is not None and not (isinstance(amp_dtype, torch.dtype) and amp_dtype.is_floating_point):
-        raise ValueError(f"amp_dtype={short(amp_dtype)} must be None or torch.float32, torch.bfloat16 or torch.float16")
+        raise ValueError(f"amp_dtype={shown(amp_dtype)} must be None or torch.float32, torch.bfloat16 or torch.float16")
+    if graphs is not None:
+        check_flag("graphs", graphs)
     device = model.pos_emb_hw.device
     # Made here, outside of inference mode, so that a caller may train on what is drawn.
     codes_BTD = torch.zeros(request.batch_size, model.num_positions, model.depth, dtype=torch.long, device=device)
@@ -285,4 +288,4 @@ def _together(conditions: Sequence[Any]) -> Tensor:
     try:
         return torch.stack([torch.as_tensor(condition) for condition in conditions])
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"conditions {short(conditions)} must be class ids, or token ids of one length") from None
+        raise ValueError(f"conditions {shown(conditions)} must be class ids, or token ids of one length") from None

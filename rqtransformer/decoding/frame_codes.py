@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rqstack.arguments import shown
 from rqstack.counter_noise import uniform_noise
 from rqtransformer.decoding.allowed_codes import Allowed, CodeFilter, check_allowed
 from rqtransformer.decoding.head_walk import CodeVectorSource, HeadWalk
@@ -19,7 +20,7 @@ from rqtransformer.decoding.sampling_request import check_models, settings_per_d
 from rqtransformer.decoding.truncation import draw_truncated, is_known_draw
 from rqtransformer.draw_settings import DrawSettings
 from rqtransformer.finite_draws import check_drawn, to_embed
-from rqtransformer.given_values import short, whole_number
+from rqtransformer.given_values import whole_number
 from rqtransformer.model import RQTransformer
 
 
@@ -67,7 +68,7 @@ class FrameSampler:
         model = self._walk.model
         expected = (len(self._index_B), model.config.embed_dim)
         if not isinstance(context_BC, Tensor) or tuple(context_BC.shape) != expected:
-            given = tuple(context_BC.shape) if isinstance(context_BC, Tensor) else short(context_BC)
+            given = tuple(context_BC.shape) if isinstance(context_BC, Tensor) else shown(context_BC)
             raise ValueError(f"the context of a frame must be of shape {expected}, not {given}")
         uniform_DB = uniform_noise(self._seed, self._index_B, [(self.frame, depth) for depth in range(model.depth)])
         if self._compiled is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rqstack.arguments import check_count, shown
 from rqtransformer.embedding import ImageTokenizer
 
 DEFAULT_BUDGET = 2 * 2**30
@@ -35,12 +36,15 @@ def decode_in_batches(
         batch_size: images at a time, instead of the budget.
 
     Raises:
-        ValueError: if the budget or the batch size is below 1.
+        ValueError, TypeError: for a budget or a batch size below 1, codes of another shape, no tokenizer.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
-    if memory_budget < 1:
-        raise ValueError(f"memory_budget={memory_budget} must be at least 1 byte")
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    check_count("memory_budget", memory_budget)
+    if not callable(getattr(tokenizer, "decode_code", None)):
+        raise TypeError(f"the tokenizer must be an RQVAE, or give `decode_code`, got {type(tokenizer).__name__}")
+    if not isinstance(codes_BHWD, Tensor) or codes_BHWD.ndim != 4:
+        raise ValueError(f"codes must be a tensor (B, H, W, D) of whole numbers, got {shown(codes_BHWD)}")
     return _decode(tokenizer, codes_BHWD, memory_budget, batch_size)
 
 

@@ -13,17 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rqstack.arguments import INT64_MAX, is_number, shown
 from rqtransformer.decoding.allowed_codes import Allowed, check_allowed
 from rqtransformer.draw_settings import DrawSettings
-from rqtransformer.given_values import (
-    INT64_MAX,
-    check_codes_below,
-    is_number,
-    plain,
-    short,
-    whole_number,
-    whole_numbers,
-)
+from rqtransformer.given_values import check_codes_below, plain, whole_number, whole_numbers
 from rqtransformer.model import RQTransformer
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "cosine")
@@ -87,6 +80,8 @@ def check_request(
     cond = None if cond is None else whole_numbers("cond", cond)
     prefix = None if prefix is None else whole_numbers("prefix", prefix)
     indices = None if indices is None else whole_numbers("indices", indices)
+    if indices is not None and indices.ndim > 1:
+        raise ValueError(f"indices of shape {tuple(indices.shape)} must be one number per sample")
     mask, given = (None, None) if known is None else _mask_and_codes(known)
     batch_size = _batch_size(num_samples, cond, prefix, indices, given)
     prefix_BPD = _prefix(model, prefix, batch_size, device)
@@ -146,12 +141,12 @@ def guidance_scales(cfg_scale: Guidance, num_positions: int) -> list[float] | No
     else:
         values: list[Any] = list(cfg_scale) if isinstance(cfg_scale, (list, tuple)) else [cfg_scale] * num_positions
         if not all(is_number(value) for value in values):
-            raise ValueError(f"cfg_scale={short(cfg_scale)} must be a number, one per position, or a schedule")
+            raise ValueError(f"cfg_scale={shown(cfg_scale)} must be a number, one per position, or a schedule")
         scales = [float(scale) for scale in values]
     if len(scales) != num_positions:
         raise ValueError(f"cfg_scale has {len(scales)} values; it needs one, or one per position ({num_positions})")
     if not all(math.isfinite(scale) for scale in scales):
-        raise ValueError(f"cfg_scale={short(cfg_scale)} must be finite")
+        raise ValueError(f"cfg_scale={shown(cfg_scale)} must be finite")
     return None if all(scale == 1.0 for scale in scales) else scales
 
 
@@ -202,12 +197,12 @@ def _prefix(model: RQTransformer, prefix: Tensor | None, batch_size: int, device
 
 def _mask_and_codes(known: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(known, (tuple, list)) or len(known) != 2:
-        raise ValueError(f"known must be (mask, codes), not {short(known)}")
+        raise ValueError(f"known must be (mask, codes), not {shown(known)}")
     try:
         mask = torch.as_tensor(known[0])
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
-            f"the mask of known must be truth values in a tensor or an array, not {short(known[0])}"
+            f"the mask of known must be truth values in a tensor or an array, not {shown(known[0])}"
         ) from None
     return mask, whole_numbers("known", known[1])
 
@@ -262,6 +257,6 @@ def settings_per_depth(depth: int, **draw: Any) -> list[DrawSettings]:
         if len(values) == 1:
             values *= depth
         if len(values) != depth:
-            raise ValueError(f"{name}={short(value)} must be one value or one per depth ({depth})")
+            raise ValueError(f"{name}={shown(value)} must be one value or one per depth ({depth})")
         columns.append(values)
     return [DrawSettings(**dict(zip(draw, row))) for row in zip(*columns)]

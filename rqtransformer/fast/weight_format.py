@@ -27,5 +27,6 @@ class WeightFormat:
 
     def validate(self) -> None:
         """Raises ValueError for an unknown kind."""
-        if self.kind not in WEIGHT_FORMATS:
-            raise ValueError(f"weights={self.kind!r} must be one of {', '.join(WEIGHT_FORMATS)}")
+        if not isinstance(self.kind, str) or self.kind not in WEIGHT_FORMATS:
+            given = repr(self.kind) if isinstance(self.kind, str) else type(self.kind).__name__
+            raise ValueError(f"weights={given:.80} must be one of {', '.join(WEIGHT_FORMATS)}")

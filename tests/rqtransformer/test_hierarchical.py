@@ -190,9 +190,9 @@ def test_bfloat16_stays_close():
         ({"depth": (1, 1, 1)}, "must have one entry per level"),
         ({"max_seq_len": (3, 0)}, "at least 1"),
         ({"kv_heads": 3}, "kv_heads=3 must divide heads=2"),
-        ({"norm": "batch"}, "norm='batch' must be one of layer, rms"),
-        ({"merge": "mean"}, "merge='mean' must be one of sum, concat"),
-        ({"pad_id": 11}, "pad_id=11 must lie in 0..10"),
+        ({"norm": "batch"}, "norm 'batch' is not one of layer, rms"),
+        ({"merge": "mean"}, "merge 'mean' is not one of sum, concat"),
+        ({"pad_id": 11}, "pad_id must be a whole number from 0 to 10, got 11"),
         ({"absolute_positions": False}, "could not tell positions apart"),
     ],
 )

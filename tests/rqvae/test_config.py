@@ -88,10 +88,10 @@ def test_one_value_per_depth():
         ({"ddconfig__ch": 48}, r"ch 48 is not a multiple of 32"),
         ({"ddconfig__dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"ddconfig__ch_mult": []}, r"ch_mult needs positive entries"),
-        ({"ddconfig__num_res_blocks": 0}, r"num_res_blocks must be at least 1"),
+        ({"ddconfig__num_res_blocks": 0}, r"num_res_blocks must be a whole number of at least 1, got 0"),
         ({"hparams__n_embed": [16, 16]}, r"n_embed has 2 values for the 3 depths"),
         ({"hparams__n_embed": "many"}, r"n_embed must be int .*'many'"),
-        ({"hparams__n_embed": 0}, r"n_embed must be at least 1"),
+        ({"hparams__n_embed": 0}, r"every number of n_embed must be a whole number of at least 1, got 0"),
         ({"hparams__decay": 1.5}, r"decay must be in \[0, 1\)"),
         ({"hparams__decay": True}, r"decay must be float"),
         ({"hparams__n_embed": [4, 8, 4], "hparams__shared_codebook": True}, r"shared_codebook needs one n_embed"),
@@ -101,7 +101,10 @@ def test_one_value_per_depth():
         ({"hparams__use_padding_idx": True}, r"use_padding_idx true is not supported"),
         ({"hparams__masked_dropout": 0.1}, r"masked_dropout 0\.1 is not supported"),
         ({"hparams__latent_loss_weight": -1.0}, r"latent_loss_weight must not be negative"),
-        ({"hparams__embed_dim": 0, "hparams__latent_shape": [4, 4, 1]}, r"embed_dim must be at least 1"),
+        (
+            {"hparams__embed_dim": 0, "hparams__latent_shape": [4, 4, 1]},
+            r"embed_dim must be a whole number of at least 1, got 0",
+        ),
     ],
 )
 def test_wrong_configs_are_one_line_errors(changes, message):

@@ -1,4 +1,4 @@
-"""What quantizers are given: sizes, shares, vectors, masks and codes, each refused in one line that says what is valid.
+"""What quantizers are given: vectors, masks and codes, each refused in one line that says what is valid.
 
 Legend: B batch, D code depth, E size of a vector, K codebook size.
 """
@@ -6,61 +6,14 @@ Legend: B batch, D code depth, E size of a vector, K codebook size.
 from __future__ import annotations
 
 import itertools
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rqstack.arguments import shown
 from rqstack.quantizers.arithmetic.precision import without_masked_nonfinite
-
-SHOWN = 80  # characters of a value in a message
-
-
-def shown(value: Any) -> str:
-    """A value for a message: one line, not long; of a tensor its type and shape."""
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
-    text = " ".join(repr(value).split())
-    if " at 0x" in text or (type(value).__module__ == "numpy" and not isinstance(value, numbers.Number)):
-        return f"an object of type {type(value).__name__}"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """ValueError unless it is a whole number in range."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {limits}, got {shown(value)}")
-    return int(value)
-
-
-def check_counts(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
-    """ValueError unless it is a sequence of whole numbers in range, with at least one of them."""
-    if isinstance(values, (str, bytes, Tensor)) or not isinstance(values, Sequence) or not len(values):
-        raise ValueError(f"{name} must be one or more whole numbers of at least {least}, got {shown(values)}")
-    return tuple(check_count(f"every number of {name}", value, least) for value in values)
-
-
-def check_number(
-    name: str, value: Any, least: float = -math.inf, most: float = math.inf, *, above: bool = False, below: bool = False
-) -> float:
-    """ValueError unless it is a finite number in range; above, below: the limits themselves are not."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if number and (value > least if above else value >= least) and (value < most if below else value <= most):
-        return float(value)
-    low = "" if least == -math.inf else f" {'above' if above else 'of at least'} {least:g}"
-    high = "" if most == math.inf else f"{' and' if low else ''} {'below' if below else 'at most'} {most:g}"
-    raise ValueError(f"{name} must be a number{low}{high}, got {shown(value)}")
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """ValueError where the value is not one of the choices."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} {shown(value)} is not one of {', '.join(choices)}")
 
 
 def check_vectors(z: Any, dim: int) -> None:

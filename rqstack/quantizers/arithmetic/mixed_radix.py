@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rqstack.quantizers.arithmetic.arguments import check_counts, shown
+from rqstack.arguments import check_counts, shown
 from rqstack.quantizers.arithmetic.precision import full_precision
 
 EXACT_FLOAT32 = 2**24  # whole numbers below are exact in fp32, so a matrix product may add them up

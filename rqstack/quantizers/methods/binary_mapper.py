@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rqstack.quantizers.arithmetic.arguments import check_number
+from rqstack.arguments import check_number
 from rqstack.quantizers.arithmetic.bit_entropy import row_weights
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.methods.lookup_free import bits_of, codes_of_bits

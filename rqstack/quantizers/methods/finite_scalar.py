@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rqstack.quantizers.arithmetic.arguments import check_choice, check_count, check_number, shown
+from rqstack.arguments import check_choice, check_count, check_number, shown
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32

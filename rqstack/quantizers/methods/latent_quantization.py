@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rqstack.arguments import check_number
 from rqstack.quantizers.arithmetic import sync
-from rqstack.quantizers.arithmetic.arguments import check_number
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqstack.quantizers.base import QuantizerOutput

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rqstack.quantizers.arithmetic.arguments import check_count, check_number, shown
+from rqstack.arguments import check_count, check_number, shown
 from rqstack.quantizers.arithmetic.bit_entropy import mean_entropy, mean_usage_entropy
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.precision import full_precision

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rqstack.quantizers.arithmetic.arguments import check_count, check_vectors
+from rqstack.arguments import check_count
+from rqstack.quantizers.arithmetic.arguments import check_vectors
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rqstack.quantizers.arithmetic.arguments import check_count, check_counts, checked_input
+from rqstack.arguments import check_count, check_counts
+from rqstack.quantizers.arithmetic.arguments import checked_input
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, beam_search
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through
 from rqstack.quantizers.arithmetic.precision import full_precision, linear

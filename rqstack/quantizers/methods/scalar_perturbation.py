@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rqstack.quantizers.arithmetic.arguments import check_choice, check_number
+from rqstack.arguments import check_choice, check_number
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, scalar_moments
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rqstack.quantizers.arithmetic.arguments import check_choice, check_count, check_number
+from rqstack.arguments import check_choice, check_count, check_number
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import nearest_codes

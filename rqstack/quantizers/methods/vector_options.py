@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rqstack.quantizers.arithmetic.arguments import check_choice, check_count, check_number
+from rqstack.arguments import check_choice, check_count, check_number
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import check_temperature

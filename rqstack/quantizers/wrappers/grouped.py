@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from rqstack.arguments import check_count
 from rqstack.module_list import ModuleList
-from rqstack.quantizers.arithmetic.arguments import check_count, check_mask, check_vectors
+from rqstack.quantizers.arithmetic.arguments import check_mask, check_vectors
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 

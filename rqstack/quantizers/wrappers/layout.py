@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rqstack.quantizers.arithmetic.arguments import check_count, shown
+from rqstack.arguments import check_count, shown
 from rqstack.quantizers.base import Quantizer
 from rqstack.quantizers.wrappers.around_one import AroundOne
 

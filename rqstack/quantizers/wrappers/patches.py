@@ -9,7 +9,7 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor
 
-from rqstack.quantizers.arithmetic.arguments import check_counts, shown
+from rqstack.arguments import check_counts, shown
 from rqstack.quantizers.base import Quantizer
 from rqstack.quantizers.wrappers.around_one import AroundOne
 

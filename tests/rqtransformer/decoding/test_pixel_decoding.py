@@ -65,8 +65,8 @@ def test_a_batch_size_wins_over_the_budget():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"memory_budget": 0}, "memory_budget=0 must be at least 1 byte"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"memory_budget": 0}, "memory_budget must be a whole number of at least 1, got 0"),
     ],
 )
 def test_sizes_below_one_are_named(arguments, message):
