@@ -6,7 +6,8 @@ if TYPE_CHECKING:
     from rqtransformer.config import RQTransformerConfig
     from rqtransformer.decoding import frame_sampler, sample, sample_stream
     from rqtransformer.decoding.pixel_decoding import decode_in_batches
-    from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
+    from rqtransformer.hierarchical import HierarchicalTransformer
+    from rqtransformer.hierarchical_config import HierarchicalConfig
     from rqtransformer.model import RQTransformer
     from rqtransformer.pretrained import load_rqtransformer
 else:
@@ -18,7 +19,8 @@ else:
             "rqtransformer.config": ("RQTransformerConfig",),
             "rqtransformer.decoding": ("frame_sampler", "sample", "sample_stream"),
             "rqtransformer.decoding.pixel_decoding": ("decode_in_batches",),
-            "rqtransformer.hierarchical": ("HierarchicalConfig", "HierarchicalTransformer"),
+            "rqtransformer.hierarchical": ("HierarchicalTransformer",),
+            "rqtransformer.hierarchical_config": ("HierarchicalConfig",),
             "rqtransformer.model": ("RQTransformer",),
             "rqtransformer.pretrained": ("load_rqtransformer",),
         },

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rqstack.arguments import check_counts, check_flag, check_kind, is_number, shown
-from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
+from rqtransformer.hierarchical import HierarchicalTransformer
+from rqtransformer.hierarchical_config import HierarchicalConfig
 
 
 class NextTokenModel(HierarchicalTransformer):

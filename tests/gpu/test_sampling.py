@@ -13,7 +13,8 @@ import torch
 from rqtransformer import RQTransformer, RQTransformerConfig, hierarchical
 from rqtransformer.decoding import sample, sample_batches, sample_stream
 from rqtransformer.decoding.pixel_decoding import decode_in_batches
-from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer
+from rqtransformer.hierarchical import HierarchicalTransformer
+from rqtransformer.hierarchical_config import HierarchicalConfig
 from rqvae import RQVAE, RQVAEConfig
 from tests.gpu.fake_cuda import CUDA, no_host_sync
 from tests.training.tiny_runs import STAGE1, changed

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rqtransformer.hierarchical import HierarchicalConfig, HierarchicalTransformer, HierarchicalWalk
+from rqtransformer.hierarchical import HierarchicalTransformer, HierarchicalWalk
+from rqtransformer.hierarchical_config import HierarchicalConfig
 
 VOCABULARY = 11
 SHAPES = [(3, 4), (2, 3, 2), (2, 2, 3, 2)]
