@@ -48,7 +48,7 @@ from training.stages.stage2 import Stage2, Stage2Config
 PAUSE_SECONDS = 0.3  # of every step
 STRETCHES = 20
 SAVE_STEPS, TEST_STEPS, SCORE_STEPS = 16, 48, 96
-GROWING_BY_DESIGN = ("metrics.jsonl", "train.log", "tensorboard", "samples", "printed.")
+GROWING_BY_DESIGN = ("metrics.jsonl", "events.jsonl", "train.log", "tensorboard", "samples", "printed.")
 UNITS = {"memory": "MiB", "disk": "MiB"}
 
 
