@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 import tempfile
 import time
 from collections import OrderedDict
@@ -96,7 +97,7 @@ class ShardFiles:
         return descriptor
 
     def _open_copy(self, url: str, size: int) -> int:
-        path = self.cache / f"{_short_hash(url)}-{size}.tar"
+        path = self.cache / f"{_short_hash(url)}-{size}.tar"  # as `_is_copy` knows them
         try:
             _own_folder(self.cache)
             with _lock(self.cache / f"{path.name}.lock"):
@@ -112,7 +113,7 @@ class ShardFiles:
     def _drop_oldest(self, keep: Path) -> None:
         """Removes the copies not used for longest; whoever still reads one keeps it until it is closed."""
         copies = []
-        for path in self.cache.glob("[!.]*.tar"):  # not those that are being fetched
+        for path in filter(_is_copy, self.cache.glob("[!.]*.tar")):  # not those that are being fetched
             with contextlib.suppress(FileNotFoundError):  # another process may be doing the same
                 copies.append((path.stat().st_mtime_ns, path))
         for _, path in sorted(copies)[: max(0, len(copies) - self.cache_size)]:
@@ -185,11 +186,21 @@ def _keep(index: ShardIndex, places: Sequence[Path]) -> None:
             return
 
 
+def _is_copy(path: Path) -> bool:
+    """Whether a file is a copy of ours by its name: whatever else lies in the folder is not ours to remove."""
+    return re.fullmatch(r"[0-9a-f]{24}-[0-9]+\.tar", path.name) is not None
+
+
 def _own_folder(folder: Path) -> None:
-    """Makes the folder, readable by its owner alone. OSError where a folder below /tmp is somebody else's."""
+    """Makes the folder, readable by its owner alone. OSError where one below /tmp may be somebody else's doing."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder == default_cache() and hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user; set dataset.shard_cache")
+    if folder != default_cache() or not hasattr(os, "getuid"):
+        return
+    found = folder.lstat()  # anybody can put a link there
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user, or is a link; set dataset.shard_cache")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"others may write {folder}; chmod go-w, or set dataset.shard_cache")
 
 
 def _open_whole(path: Path, size: int) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -249,6 +250,32 @@ def test_urls_give_the_same_images_through_a_bounded_cache(folder, remote, tmp_p
     assert 1 <= len(list((tmp_path / "cache").glob("*.tar"))) <= 3
     assert len(list((tmp_path / "cache").glob(f"*{INDEX_SUFFIX}"))) == 8
     assert len(build(f"{remote}/train-{{000000..000002}}.tar", val_fraction=0.3, **cache)) > 0
+
+
+def test_what_else_lies_in_the_cache_folder_stays(remote, tmp_path):
+    mine = [tmp_path / f"train-{number:06d}.tar" for number in range(4)]
+    for path in mine:
+        path.write_bytes(b"mine")
+        os.utime(path, (1, 1))
+    train = build(remote, shard_cache=str(tmp_path), shard_cache_size=2)
+    assert len([train[index] for index in range(0, 40, 5)]) == 8
+    assert all(path.read_bytes() == b"mine" for path in mine)
+    assert len(list(tmp_path.glob("*.tar"))) == len(mine) + 2
+
+
+@pytest.mark.parametrize("place", ["a link", "open to others"])
+def test_a_folder_of_others_below_the_temporary_one_is_not_used(place, remote, tmp_path, monkeypatch):
+    cache, elsewhere = tmp_path / "rq-shards", tmp_path / "elsewhere"
+    monkeypatch.setattr("data.shards.shard_files.default_cache", lambda: cache)
+    elsewhere.mkdir(mode=0o700)
+    if place == "a link":
+        cache.symlink_to(elsewhere)
+    else:
+        cache.mkdir()
+        cache.chmod(0o777)
+    with pytest.raises(ValueError, match="set dataset.shard_cache"):
+        build(remote, shard_cache=str(cache))[0]
+    assert list(elsewhere.iterdir()) == [] and list(cache.glob("*.tar")) == []
 
 
 def test_a_url_that_stops_answering_ends_in_one_line_and_marks_nothing(remote, tmp_path, monkeypatch):
