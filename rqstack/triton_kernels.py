@@ -1,8 +1,7 @@
 """Whether Triton kernels may run: the one place that decides it.
 
 Before a kernel serves anybody it shows once per process and device, on a few fixed numbers, that it gives what its
-plain form gives. A kernel that fails to build, or that gives something else, is left out with one warning. The search
-for nearest codes alone, which runs only where it is asked for, has no trial.
+plain form gives. A kernel that fails to build, or that gives something else, is left out with one warning.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rqtransformer.native import training
+
 CLOSE = 4  # positions; with more of them products are faster
 
 
@@ -26,6 +28,13 @@ def attend_close(query_BLAF: Tensor, key_BLAF: Tensor, value_BLAF: Tensor) -> Te
 class _CloseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query_BLAF: Tensor, key_BLAF: Tensor, value_BLAF: Tensor) -> Tensor:
+        if training.trains(query_BLAF, key_BLAF, value_BLAF):
+            given = query_BLAF.contiguous(), key_BLAF.contiguous(), value_BLAF.contiguous()
+            out_BLAF, weights_BALL = training.attend_close(*given)
+            ctx.save_for_backward(*given, weights_BALL)
+            ctx.compiled = True
+            return out_BLAF
+        ctx.compiled = False
         scores_dBLA = _products(query_BLAF, key_BLAF, float("-inf")).mul_(query_BLAF.shape[-1] ** -0.5)
         weights_dBLA = scores_dBLA.softmax(dim=0)
         ctx.save_for_backward(query_BLAF, key_BLAF, value_BLAF, weights_dBLA)
@@ -35,6 +44,8 @@ class _CloseAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BLAF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query_BLAF, key_BLAF, value_BLAF, weights_dBLA = ctx.saved_tensors
+        if ctx.compiled:
+            return training.attend_close_slopes(query_BLAF, key_BLAF, value_BLAF, weights_dBLA, grad_BLAF)
         slope_dBLA = _products(grad_BLAF, value_BLAF, 0.0)
         slope_dBLA -= (slope_dBLA * weights_dBLA).sum(dim=0)
         slope_dBLA.mul_(weights_dBLA).mul_(query_BLAF.shape[-1] ** -0.5)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rqstack.triton_kernels import alike, trial_numbers, use_kernel
 from rqtransformer.model import RQTransformerOutput
+from rqtransformer.native import training
 
 LOSS_TYPES = ("soft_target_cross_entropy", "cross_entropy")
 # The published soft-target loss has this inside its logarithm.
@@ -160,6 +161,7 @@ def _sums_and_gradient(
     sums_3D = torch.zeros(3, depth, device=logits_NDV.device, dtype=torch.float32)
     gradient_NDV = torch.empty_like(logits_NDV) if with_gradient else None
     fused = _kernel_serves(logits_NDV, codes_ND, targets)
+    compiled = _compiled_serves(logits_NDV, codes_ND, targets, gradient_NDV)
     for d, start, end in _chunks(num_rows, depth, chunk):
         logits_nV, codes_n = logits_NDV[start:end, d], codes_ND[start:end, d]
         gradient_nV = None if gradient_NDV is None else gradient_NDV[start:end, d]
@@ -170,6 +172,14 @@ def _sums_and_gradient(
             scores_nK = targets.scores(start, end, d) if isinstance(targets, SoftTargets) else None
             eps = 0.0 if scores_nK is None else SOFT_EPS
             sums_3D[:, d] += cross_entropy_rows(logits_nV, codes_n, scores_nK, eps, gradient_nV, scale)
+            continue
+        if compiled:
+            assert gradient_nV is not None, "`_compiled_serves` asks for a gradient"
+            scores_nK = targets.scores(start, end, d) if isinstance(targets, SoftTargets) else None
+            eps = 0.0 if scores_nK is None else SOFT_EPS
+            sums_3D[:, d] += training.cross_entropy_rows(logits_nV, codes_n, scores_nK, eps, gradient_nV)
+            if scale is not None:
+                gradient_nV.mul_(scale)
             continue
         target_nV = None if targets is None else targets.probabilities(start, end, d)
         at_place = gradient_nV if logits_nV.dtype == torch.float32 else None
@@ -188,12 +198,24 @@ def _kernel_serves(logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribu
         return False
     from rqtransformer.soft_target_triton import serves
 
-    if targets is not None:
-        if type(targets) is not SoftTargets:
-            return False
-        if max(len(book_KE) for book_KE in targets.codebooks_KE) > logits_NDV.shape[-1]:
-            return False
-    return serves(logits_NDV, codes_ND)
+    return _are_scores_of(targets, logits_NDV) and serves(logits_NDV, codes_ND)
+
+
+def _compiled_serves(
+    logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None, gradient_NDV: Tensor | None
+) -> bool:
+    """Whether the rows are those of a training step on a CPU that the compiled code knows."""
+    known = gradient_NDV is not None and training.trains(logits_NDV) and _are_scores_of(targets, logits_NDV)
+    return known and logits_NDV.stride(-1) == 1 and codes_ND.dtype == torch.int64 and codes_ND.device.type == "cpu"
+
+
+def _are_scores_of(targets: TargetDistribution | None, logits_NDV: Tensor) -> bool:
+    """Whether the targets are codes, or the softmax of scores of no more codes than there are logits."""
+    if targets is None:
+        return True
+    if type(targets) is not SoftTargets:
+        return False
+    return max(len(book_KE) for book_KE in targets.codebooks_KE) <= logits_NDV.shape[-1]
 
 
 def loss_trial(device: torch.device) -> bool:

@@ -24,6 +24,8 @@ from rqvae.bottleneck import build_quantizer
 from rqvae.config import RQVAEConfig
 from rqvae.encoder_decoder import Decoder, Encoder
 
+CACHED_BYTES = 4 * 2**20  # of the widest maps that one thread of a CPU works on at a time
+
 
 class RQVAEOutput(NamedTuple):
     """recon: (B, out_ch, R, R), not clamped. quantizer_output: codes, commitment loss and the quantized latent."""
@@ -85,7 +87,7 @@ class RQVAE(PretrainedModel):
     @torch.no_grad()
     def get_codes(self, image_BCHW: Tensor) -> Tensor:
         """Image -> codes (B, h, w, D). Never changes the codebook."""
-        return self.quantizer.targets(self.encode(image_BCHW))[1]
+        return self.quantizer.targets(self._latent(image_BCHW))[1]
 
     @torch.no_grad()
     def get_soft_codes(
@@ -102,7 +104,7 @@ class RQVAE(PretrainedModel):
         """
         temp = check_number("temp", temp, 0, above=True)
         check_flag("stochastic", stochastic)
-        return self.quantizer.soft_codes(self.encode(image_BCHW), temp, stochastic, generator)
+        return self.quantizer.soft_codes(self._latent(image_BCHW), temp, stochastic, generator)
 
     @torch.no_grad()
     def get_latent_targets(
@@ -119,7 +121,7 @@ class RQVAE(PretrainedModel):
         """
         temp = check_number("temp", temp, 0, above=True)
         check_flag("stochastic", stochastic)
-        return self.quantizer.targets(self.encode(image_BCHW), temp, stochastic, generator)
+        return self.quantizer.targets(self._latent(image_BCHW), temp, stochastic, generator)
 
     def embed_code(self, codes_BhwD: Tensor) -> Tensor:
         """Codes -> quantized latent (B, H, W, E): the sum over depth of the code vectors. # Eq. 3"""
@@ -154,6 +156,15 @@ class RQVAE(PretrainedModel):
         if decode_type == "select":
             return self.decode(self.quantizer.decode_depth(codes_BhwD, depth))
         return self.decode(self.embed_code(codes_BhwD[..., : depth + 1]))
+
+    def _latent(self, image_BCHW: Tensor) -> Tensor:
+        """`encode` where no gradients are taken: on a CPU a few images at a time, whose maps stay in its caches."""
+        self._check_image(image_BCHW)
+        if image_BCHW.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.encode(image_BCHW)
+        map_bytes = 4 * self.config.ddconfig.ch * image_BCHW.shape[2] * image_BCHW.shape[3]
+        together = max(1, CACHED_BYTES // map_bytes) * torch.get_num_threads()
+        return torch.cat([self.encode(part_bCHW) for part_bCHW in image_BCHW.split(together)])
 
     def update_codebook(self) -> None:
         """Apply the deferred codebook update: once per optimizer step, on all processes."""

@@ -13,12 +13,13 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.packages import check_packages
 from benchmarks.gpu.plan import PLAN, TINY_LIMIT, TINY_SECONDS, Item, chosen, print_plan
-from benchmarks.gpu.result_lines import ResultLines, source_state
+from benchmarks.gpu.result_lines import IDENTITY, ResultLines, source_state
 from benchmarks.gpu.running import ITEMS, ItemProcesses, Outcome
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.tables import item_table, target_table
@@ -130,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     processes = ItemProcesses([*sorted(modules), *OF_SCRIPTS])
     machine = describe_machine(processes, settings)
     lines = ResultLines(Path(settings.results), {**machine, **source_state(), "tiny": settings.tiny})
+    settings = replace(settings, identity={name: lines.identity.get(name) for name in IDENTITY})
     parts = {"driver": machine["driver"], **machine["versions"]}
     print(", ".join([machine["device"], *(f"{name} {value}" for name, value in parts.items() if value)]), flush=True)
     left_out = run_items(items, processes, settings, lines, budget, args.again)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,7 @@ class ResultLines:
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path, self.identity = path, identity
-        self.latest = {line["item"]: line for line in read_lines(path) if self._is_ours(line)}
-
-    def _is_ours(self, line: dict[str, Any]) -> bool:
-        return all(line.get(name) == self.identity.get(name) for name in IDENTITY)
+        self.latest = latest_lines(path, identity)
 
     def is_done(self, item: str) -> bool:
         """Whether the item ran and was right."""
@@ -76,6 +74,12 @@ class ResultLines:
             os.fsync(file.fileno())
         self.latest[item] = line
         return line
+
+
+def latest_lines(path: Path, identity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The last line of every item, of those that say the same of machine and code."""
+    ours = (line for line in read_lines(path) if all(line.get(name) == identity.get(name) for name in IDENTITY))
+    return {line["item"]: line for line in ours}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

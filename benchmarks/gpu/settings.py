@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 class Absent(Exception):
@@ -18,9 +20,11 @@ class Settings:
         tiny: sizes for a rehearsal.
         fashion_mnist: folder of the data set's files, if there is one.
         results: the file of result lines.
+        identity: what lines of this machine and code say (`result_lines.IDENTITY`); empty until it is known.
     """
 
     device: str
     tiny: bool
     fashion_mnist: str | None
     results: str
+    identity: Mapping[str, Any] = field(default_factory=dict)

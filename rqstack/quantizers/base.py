@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic.arguments import checked_codes
-from rqstack.quantizers.arithmetic.nearest import soft_code_probs
+from rqstack.quantizers.arithmetic.nearest import soft_code_probs, wanted_precision
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.update_watch import UpdateWatch
 
@@ -50,6 +50,7 @@ class Quantizer(nn.Module, abc.ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        wanted_precision()  # a value that the search would refuse is refused before anything is trained
         self._watch = UpdateWatch()
 
     @abc.abstractmethod

@@ -26,8 +26,11 @@ from rqtransformer.native.compiler import CompilerFailed, find_compiler, run_unt
 from rqtransformer.native.private_folder import is_private_file, make_private, why_not_private
 
 SWITCH = "RQTRANSFORMER_NATIVE"
-SOURCES = ("step.cpp", "draw.cpp", "position.cpp", "digest.cpp")
-SYMBOLS = ("rq_block", "rq_digest", "rq_draw", "rq_linear", "rq_position", "rq_step")
+SOURCES = ("step.cpp", "draw.cpp", "position.cpp", "digest.cpp", "between_products.cpp")
+SYMBOLS = (
+    *("rq_attend_close", "rq_attend_close_slopes", "rq_block", "rq_cross_entropy_rows", "rq_digest", "rq_draw"),
+    *("rq_drop", "rq_linear", "rq_position", "rq_step"),
+)
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fopenmp", "-shared", "-fPIC")
 BUILD_SECONDS = 120.0  # all that the compiler may take
 RETRY_SECONDS = 24 * 3600.0  # before a compiler that failed is asked again
@@ -53,7 +56,8 @@ def library_path() -> Path | None:
         return build(compiler, cache_folder())
     except (OSError, RuntimeError) as error:  # the latter: this user has no home
         warnings.warn(
-            f"decoding runs without compiled code, slower: {one_line(error)} ({SWITCH}=0 says that none is wanted)",
+            f"decoding and training on a CPU run without compiled code, slower: {one_line(error)} "
+            f"({SWITCH}=0 says that none is wanted)",
             stacklevel=2,
         )
         return None

@@ -61,7 +61,7 @@ def library() -> ctypes.CDLL | None:
     try:
         return load(path)
     except OSError as error:
-        warnings.warn(f"decoding runs without compiled code, slower: {error}", stacklevel=2)
+        warnings.warn(f"decoding and training on a CPU run without compiled code, slower: {error}", stacklevel=2)
         return None
 
 
@@ -88,6 +88,19 @@ def load(path: Path) -> ctypes.CDLL:
     ]
     found.rq_digest.argtypes, found.rq_digest.restype = [_Pointer, _Int], ctypes.c_uint64
     found.rq_position.argtypes = [*[_Pointer] * 6, _Int, ctypes.c_int]
+    found.rq_drop.argtypes = [_Pointer, _Pointer, ctypes.c_int32, _Float, _Pointer, _Pointer, _Int, ctypes.c_int]
+    found.rq_attend_close.argtypes = [*[_Pointer] * 5, *[_Int] * 4, ctypes.c_int]
+    found.rq_attend_close_slopes.argtypes = [*[_Pointer] * 8, *[_Int] * 4, ctypes.c_int]
+    found.rq_cross_entropy_rows.argtypes = [
+        *(_Pointer, _Int),
+        *(_Pointer, _Int),
+        *(_Pointer, _Int),
+        _Float,
+        *(_Pointer, _Int),
+        _Pointer,
+        *(_Int, _Int),
+        ctypes.c_int,
+    ]
     return found
 
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from benchmarks.gpu import __main__ as program
+from benchmarks.gpu.items import profiles
 from benchmarks.gpu.items.profiles import busy_and_gaps
 from benchmarks.gpu.plan import PLAN, Item, chosen
 from benchmarks.gpu.result_lines import ResultLines, read_lines
@@ -108,6 +109,19 @@ def test_what_was_wrong_is_run_again(tmp_path):
     assert ResultLines(tmp_path / "gpu.jsonl", IDENTITY).is_done("a")
     lines.append("a", Outcome(wrong=["x"]))
     assert not ResultLines(tmp_path / "gpu.jsonl", IDENTITY).is_done("a")
+
+
+def test_profiles_choose_by_what_this_code_reached_on_this_device(tmp_path):
+    path, case = tmp_path / "gpu.jsonl", profiles.CASES["stage 1, 256 px, bf16"]
+    for identity, share in (
+        ({**IDENTITY, "commit": "other"}, 0.1),
+        (IDENTITY, 0.4),
+        ({**IDENTITY, "device": "x"}, 0.2),
+    ):
+        ResultLines(path, identity).append(case.item, Outcome(result={case.entry: {case.share: share}}))
+    shares = profiles._shares(path, IDENTITY)
+    assert shares.pop("stage 1, 256 px, bf16") == 0.4
+    assert set(shares.values()) == {None}
 
 
 def test_items_that_do_not_fit_are_not_started(processes, settings, tmp_path):

@@ -75,8 +75,9 @@ def norm_forms(number: str) -> Iterator[Form]:
 def nearest_forms(number: str) -> Iterator[Form]:
     types = [f"*{number}", "*fp32", "*fp32", "*i64", "i32", "i32", "i32", "i32"]
     blocks = {name: getattr(nearest_triton, name) for name in ("BLOCK_N", "BLOCK_K", "BLOCK_E")}
+    options = {"num_stages": nearest_triton.NUM_STAGES}
     for precision in nearest_triton.PRECISIONS:
-        yield Form(nearest_triton._nearest_kernel, types, {"PRECISION": precision} | blocks, {}, 64)
+        yield Form(nearest_triton._nearest_kernel, types, {"PRECISION": precision} | blocks, options, 64)
 
 
 def soft_target_forms(number: str) -> Iterator[Form]:

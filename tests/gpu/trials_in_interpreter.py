@@ -4,14 +4,11 @@ import json
 
 import torch
 
+from benchmarks.gpu.items.kernels import TRIALS
+from rqstack.quantizers.arithmetic import nearest_triton
 from rqtransformer import soft_target_triton
-from rqtransformer.decoding.truncation import draw_trial
-from rqtransformer.fast.fused_step import layers_trial
 from rqtransformer.fast.kernels import attention_triton, draw_triton, int8_triton
-from rqtransformer.fast.packing import int8_trial
-from rqtransformer.targets import loss_trial
 from rqvae import group_norm_triton
-from rqvae.blocks import norm_trial
 
 CPU = torch.device("cpu")
 
@@ -30,16 +27,16 @@ def nearly(function):
 
 
 def main() -> None:
-    trials = (draw_trial, layers_trial, int8_trial, loss_trial, norm_trial)
     int8_triton.KNOWN_TYPES = {torch.float16}  # the interpreter multiplies the bits of bf16
-    found = {trial.__name__: [trial(CPU)] for trial in trials}
+    found = {trial.__name__: [trial(CPU)] for trial in TRIALS}
     draw_triton.draw = nearly(draw_triton.draw)
     attention_triton.attend = nearly(attention_triton.attend)
     int8_triton.product = nearly(int8_triton.product)
     soft_target_triton.cross_entropy_rows = nearly(soft_target_triton.cross_entropy_rows)
+    nearest_triton.fused_nearest_codes = nearly(nearest_triton.fused_nearest_codes)
     plain = group_norm_triton.group_norm
     group_norm_triton.group_norm = lambda *given, **named: 1.1 * plain(*given, **named)
-    for trial in trials:
+    for trial in TRIALS:
         found[trial.__name__].append(trial(CPU))
     print(json.dumps(found))
 

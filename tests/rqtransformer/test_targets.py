@@ -155,13 +155,13 @@ def test_only_the_gradient_is_of_the_size_of_the_logits(problem, soft):
 def test_a_step_works_every_target_out_once(problem):
     logits, codes, residual, codebooks = problem
     targets, rows = SoftTargets(residual, codebooks, 0.5), []
-    worked_out = targets.probabilities
+    worked_out = targets.scores
 
     def counted(start, end, depth):
         rows.append(end - start)
         return worked_out(start, end, depth)
 
-    targets.probabilities = counted
+    targets.scores = counted
     cross_entropy_per_depth(logits, codes, targets, chunk=5)[0].sum().backward()
     assert sum(rows) == codes.numel()
 

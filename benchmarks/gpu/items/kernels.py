@@ -27,7 +27,7 @@ from benchmarks.gpu.items.models import (
 )
 from benchmarks.gpu.items.timing import exact_products, relative, share_equal, without_kernels
 from benchmarks.gpu.report import Report
-from rqstack.quantizers.arithmetic.nearest import FUSED_SWITCH, nearest_codes
+from rqstack.quantizers.arithmetic.nearest import FUSED_SWITCH, nearest_codes, nearest_trial
 from rqstack.triton_kernels import SWITCH, use_kernel, use_triton
 from rqtransformer import sample
 from rqtransformer.decoding.truncation import draw_trial
@@ -36,7 +36,8 @@ from rqtransformer.fast.packing import int8_trial
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, loss_trial, stage2_loss
 from rqvae.blocks import norm_trial
 
-TRIALS = (draw_trial, layers_trial, int8_trial, loss_trial, norm_trial)  # one that is not stood lets no kernel serve
+# of all kernels; one that is not stood lets no kernel serve
+TRIALS = (draw_trial, layers_trial, int8_trial, loss_trial, norm_trial, nearest_trial)
 FORMATS = {"fp32": (torch.float32, 1e-5), "bf16": (torch.bfloat16, 2e-2)}  # with the relative error allowed
 NEAREST = {"ieee": 1.0, "tf32x3": 0.999}  # share of codes that must be equal
 

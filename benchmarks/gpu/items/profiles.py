@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.items import sampler, training
 from benchmarks.gpu.items.models import SMALL_RESOLUTION, as_in_training, imagenet_stage1, imagenet_stage2, images
 from benchmarks.gpu.report import Report
-from benchmarks.gpu.result_lines import read_lines
+from benchmarks.gpu.result_lines import latest_lines
 from measure_throughput.roofline import seconds, synchronize
 from rqtransformer import sample_stream
 
@@ -76,9 +76,9 @@ CASES = {
 
 
 def slowest(report: Report) -> None:
-    """The three with the lowest share of the device's limit in the results so far; the first three without results."""
+    """The three with the lowest share of the device's limit in the results of this code; without results the first."""
     as_in_training(report)
-    shares = _shares(Path(report.settings.results), report.tiny)
+    shares = _shares(Path(report.settings.results), report.settings.identity)
     report.note("shares", {name: share for name, share in shares.items() if share is not None})
     # what was not measured comes last; the order of the table decides between equals
     order = sorted(CASES, key=lambda name: shares[name] if shares[name] is not None else 1e9)
@@ -87,8 +87,9 @@ def slowest(report: Report) -> None:
             report.note(name, profiled(CASES[name].prepare(report), report))
 
 
-def _shares(path: Path, tiny: bool) -> dict[str, Any]:
-    results = {line["item"]: line["result"] for line in read_lines(path) if line.get("tiny") == tiny}
+def _shares(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What was reached with this code on this device."""
+    results = {item: line["result"] for item, line in latest_lines(path, identity).items()}
     return {name: results.get(case.item, {}).get(case.entry, {}).get(case.share) for name, case in CASES.items()}
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rqstack.quantizers.arithmetic.precision import full_precision_matmul
-from rqstack.triton_kernels import use_triton
+from rqstack.triton_kernels import trial_numbers, use_kernel
 
 CPU_CHUNK_BYTES = 8 * 2**20  # larger temporaries pay page faults at every call
 DEVICE_CHUNK_BYTES = 256 * 2**20
@@ -29,7 +29,7 @@ LOWEST_WEIGHT = 1.7e-38  # this one, which is just above it, count as zero
 BLOCK = 128  # codes whose minimum is taken before an index is asked for
 # Environment variable: '1' or 'ieee' searches with the Triton kernel where it can run, 'tf32x3' with faster products.
 FUSED_SWITCH = "RQVAE_FUSED_SEARCH"
-FUSED_PRECISIONS = {"1": "ieee", "ieee": "ieee", "tf32x3": "tf32x3"}
+FUSED_PRECISIONS = {"": None, "0": None, "1": "ieee", "ieee": "ieee", "tf32x3": "tf32x3"}
 
 
 def rows_per_chunk(num_codes: int, device: torch.device) -> int:
@@ -136,9 +136,36 @@ def _nearest(x_NE: Tensor, weight_KE: Tensor, inner: bool) -> Tensor:
     return _search(x_NE, weight_KE, inner=inner)
 
 
+def wanted_precision() -> str | None:
+    """Of the products of the Triton kernel, as the environment asks for it; None: it is not wanted.
+
+    Raises:
+        ValueError: for a value of the switch that is none.
+    """
+    value = os.environ.get(FUSED_SWITCH, "")
+    if value not in FUSED_PRECISIONS:
+        choices = ", ".join(filter(None, FUSED_PRECISIONS))
+        raise ValueError(f"{FUSED_SWITCH}={value[:100]!r} (environment) must be one of {choices}")
+    return FUSED_PRECISIONS[value]
+
+
 def _fused_precision(device: torch.device) -> str | None:
-    """Of the products of the Triton kernel; None where it is not wanted or cannot run."""
-    return FUSED_PRECISIONS.get(os.environ.get(FUSED_SWITCH, "")) if use_triton(device) else None
+    """`wanted_precision`, where the kernel may serve tensors of this device."""
+    precision = wanted_precision()
+    return precision if precision is not None and use_kernel(nearest_trial, device) else None
+
+
+def nearest_trial(device: torch.device) -> bool:
+    """Whether the Triton kernel finds the plain search's codes on this device, with products of every precision."""
+    from rqstack.quantizers.arithmetic import nearest_triton
+
+    # the nearest code of every vector lies by far closer than the second
+    weight_KE = trial_numbers(300, 48, device=device)
+    wanted_N = torch.arange(0, 300, 7, device=device)
+    x_NE = weight_KE[wanted_N] + 0.1 * trial_numbers(len(wanted_N), 48, device=device, pace=0.41)
+    norm_K = squared_norms(weight_KE)
+    found = [nearest_triton.fused_nearest_codes(x_NE, weight_KE, norm_K, name) for name in nearest_triton.PRECISIONS]
+    return all(torch.equal(codes_N, wanted_N) for codes_N in (_search(x_NE, weight_KE), *found))
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from torch import Tensor
 BLOCK_N, BLOCK_K, BLOCK_E = 64, 64, 32
 PRECISIONS = ("ieee", "tf32x3")
 PROGRAMS_PER_PROCESSOR = 2
+NUM_STAGES = 2  # tiles on their way at a time: three take more shared memory than every GPU grants unasked
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # Triton carries no types
@@ -97,6 +98,7 @@ def fused_nearest_codes(x_NE: Tensor, weight_KE: Tensor, norm_K: Tensor, precisi
             BLOCK_N=BLOCK_N,
             BLOCK_K=BLOCK_K,
             BLOCK_E=BLOCK_E,
+            num_stages=NUM_STAGES,
         )
     return packed_N.bitwise_and_(2**32 - 1)
 

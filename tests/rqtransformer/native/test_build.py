@@ -225,7 +225,7 @@ def test_without_compiler_or_when_switched_off_there_is_no_library(log, tmp_path
     (tmp_path / "cache").write_text("a file where the folder should be")
     path, warning = found(tmp_path, sound_compiler(tmp_path), monkeypatch)
     assert path is None
-    assert "decoding runs without compiled code" in warning
+    assert "decoding and training on a CPU run without compiled code" in warning
 
 
 def test_a_user_without_a_home(log, tmp_path, monkeypatch):

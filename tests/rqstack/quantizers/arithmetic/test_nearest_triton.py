@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rqstack.quantizers import VectorQuantizer
 from rqstack.quantizers.arithmetic import nearest
 from tests.commands import succeed
 
@@ -37,15 +38,33 @@ def test_the_kernel_agrees_with_the_tiled_search_and_ties_take_the_lowest_index(
 
 @pytest.mark.parametrize(
     ("value", "precision"),
-    [("1", "ieee"), ("ieee", "ieee"), ("tf32x3", "tf32x3"), ("tf32", None), ("0", None), (None, None)],
+    [("1", "ieee"), ("ieee", "ieee"), ("tf32x3", "tf32x3"), ("", None), ("0", None), (None, None)],
 )
 def test_the_kernel_is_off_unless_asked_for(monkeypatch, value, precision):
     monkeypatch.delenv(nearest.FUSED_SWITCH, raising=False)
     if value is not None:
         monkeypatch.setenv(nearest.FUSED_SWITCH, value)
-    monkeypatch.setattr(nearest, "use_triton", lambda device: device.type == "cuda")
+    monkeypatch.setattr(nearest, "use_kernel", lambda trial, device: device.type == "cuda")
     assert nearest._fused_precision(torch.device("cuda")) == precision
     assert nearest._fused_precision(torch.device("cpu")) is None
+
+
+def test_a_kernel_that_does_not_stand_its_trial_is_not_used(monkeypatch):
+    monkeypatch.setenv(nearest.FUSED_SWITCH, "1")
+    asked = []
+    monkeypatch.setattr(nearest, "use_kernel", lambda trial, device: asked.append(trial))
+    assert nearest._fused_precision(torch.device("cuda")) is None
+    assert asked == [nearest.nearest_trial]
+
+
+@pytest.mark.parametrize("value", ["tf32", "true", "IEEE"])
+def test_a_value_that_is_none_is_refused_on_every_device_and_before_training(monkeypatch, value):
+    monkeypatch.setenv(nearest.FUSED_SWITCH, value)
+    message = f"{nearest.FUSED_SWITCH}='{value}' .* must be one of 0, 1, ieee, tf32x3"
+    with pytest.raises(ValueError, match=message):
+        nearest.nearest_codes(torch.zeros(2, 3), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match=message):
+        VectorQuantizer(4, 8)
 
 
 def test_codes_are_split_until_a_gpu_is_filled():
