@@ -1,0 +1,98 @@
+"""Images that a user names, as a stage-1 model sees them: one pixel rule, shorter side to its resolution, centre crop.
+
+Legend: C channels, R resolution, H W image, h w grid of codes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.images.decoding import UNREADABLE, read_pixels
+from data.images.listing import list_images
+from data.images.pixel_rule import PixelRule, parse_background
+from data.images.transforms import Pipeline
+from rqstack.archive import read_archive
+from runtime.errors import UserError, one_line
+
+PAINTED = 128  # grey value from which a pixel of a mask counts
+
+
+def rule_of(checkpoint: Path, channels: int) -> PixelRule:
+    """How a stage-1 checkpoint's training read its images, as far as its config says."""
+    dataset = (read_archive(checkpoint, wanted=()).config or {}).get("dataset") or {}
+    background = dataset.get("background")
+    if background is None:
+        return PixelRule(channels)
+    return PixelRule(channels, parse_background(background))
+
+
+def read_image(path: Path, rule: PixelRule, resolution: int) -> Tensor:
+    """One file as uint8 (C, R, R).
+
+    Raises:
+        UserError: naming the file, where it cannot be read.
+    """
+    try:
+        pixels = read_pixels(path.read_bytes(), rule).image
+        pipeline = Pipeline("imagenet", resolution)
+        pipeline.check(pixels, rule.max_pixels)
+        return pipeline(pixels, None)
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as an image: {one_line(error)}") from error
+
+
+def image_paths(source: Path) -> list[Path]:
+    """The file itself, or the images of a folder in order.
+
+    Raises:
+        UserError: nothing there.
+    """
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UserError(f"{source} is no file and no folder")
+    paths = [source / name for name in list_images(source)]
+    if not paths:
+        raise UserError(f"{source} holds no images")
+    return paths
+
+
+def painted_cells(path: Path, image_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Which cells (h, w) of the codes a mask paints: those of which any pixel is white, in the crop of the image.
+
+    Args:
+        path: a mask, white where something new is wanted.
+        image_size: (width, height) of the image that it belongs to.
+        grid: (h, w).
+
+    Raises:
+        UserError: unreadable, or of another size than the image.
+    """
+    try:
+        mask = read_pixels(path.read_bytes(), PixelRule(channels=1, background=(0, 0, 0))).image
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as a mask: {one_line(error)}") from error
+    if mask.size != image_size:
+        raise UserError(f"the mask {path} is {mask.width}x{mask.height}, its image {image_size[0]}x{image_size[1]}")
+    side = min(mask.size)
+    left, top = (mask.width - side) // 2, (mask.height - side) // 2
+    pixels = torch.frombuffer(bytearray(mask.crop((left, top, left + side, top + side)).tobytes()), dtype=torch.uint8)
+    painted_HW = (pixels.view(side, side) >= PAINTED).float()
+    return F.adaptive_max_pool2d(painted_HW[None, None], grid)[0, 0] > 0
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height), turned as the reader turns it.
+
+    Raises:
+        UserError: unreadable.
+    """
+    try:
+        width, height = read_pixels(path.read_bytes()).image.size
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as an image: {one_line(error)}") from error
+    return width, height

@@ -1,0 +1,165 @@
+"""Fills a part of an image anew: `python -m sampling.inpaint IMAGE MASK -v STAGE1 -a STAGE2 [-n 4]`.
+
+MASK is white where something new is wanted and has the size of IMAGE; it snaps to the cells of the codes, and every
+cell with a white pixel is drawn again, in raster order, given all that stands before it. In place of a mask
+`--keep-rows K` completes an image from its first K rows of codes. Codes that are not drawn again stay exactly. The
+run's folder gets `fill-<number>.png`, `fills.png` (the image, what is kept of it, the fills), `codes.npz` and
+`result.json`.
+
+Legend: B fills, C channels, H W image, h w grid of codes, D code depth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.cli import ArgumentParser
+from runtime.errors import UserError, exit_on_user_error, say
+from sampling.flags import guidance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rqtransformer import RQTransformer
+
+
+def parse() -> argparse.Namespace:
+    parser = ArgumentParser(description="Draw a part of an image again.", takes_words=False)
+    parser.add_argument("-v", "--model-vqvae-path", required=True, help="stage-1 run, snapshot or published checkpoint")
+    parser.add_argument("-a", "--model-ar-path", required=True, help="stage-2 run, snapshot or published checkpoint")
+    parser.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
+    parser.add_argument("-n", "--num", type=int, default=4, help="fills to draw (default: 4)")
+    parser.add_argument("--keep-rows", type=int, metavar="K", help="keep the first K rows of codes, draw all others")
+    parser.add_argument("--class", dest="class_name", metavar="CLASS", help="name or number, for a model with classes")
+    parser.add_argument("--prompt", help="text, for a model of captions")
+    parser.add_argument("-t", "--temp", type=float, nargs="+", help="temperature, one or one per depth")
+    parser.add_argument("--top-k", type=int, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    parser.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    parser.add_argument("--cfg-scale", type=guidance, metavar="SCALE", help="classifier-free guidance")
+    parser.add_argument("--seed", type=int, default=0, help="of all noise (default: 0)")
+    parser.add_argument("--save-dir", type=Path, help="where the run goes (default: beside the stage-2 checkpoint)")
+    parser.add_argument("image", metavar="IMAGE", type=Path)
+    parser.add_argument("mask", metavar="MASK", type=Path, nargs="?", help="white where something new is wanted")
+    args = parser.parse_args()
+    if args.num < 1:
+        parser.error(f"--num must be at least 1, not {args.num}")
+    if (args.mask is None) == (args.keep_rows is None):
+        parser.error("give either a MASK or --keep-rows")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    # after the flags are read: `--help` does not wait for torch
+    import numpy as np
+    import torch
+
+    from evaluation.protocol import from_uint8, to_uint8
+    from rqtransformer import sample
+    from runtime.atomic import write_text_atomically
+    from runtime.rundir import new_run_dir
+    from sampling.given_images import image_size, painted_cells, read_image, rule_of
+    from sampling.picture_grids import image_grid, save_image_file
+    from sampling.sampler import SamplingSettings
+    from sampling.trained_models import directory_beside, load_models, resolve_checkpoint
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stage1_path, checkpoint = resolve_checkpoint(args.model_vqvae_path), resolve_checkpoint(args.model_ar_path)
+    stage1, stage2 = load_models(stage1_path, checkpoint, device, stage2_ema=args.ema)
+    settings = SamplingSettings(args.temp, args.top_k, args.top_p, args.cfg_scale, seed=args.seed).arguments(stage2)
+    condition = condition_of(args, stage2, checkpoint)
+    height, width, _ = stage2.config.block_size
+    if args.mask is not None:
+        redrawn_hw = painted_cells(args.mask, image_size(args.image), (height, width))
+    elif 0 <= args.keep_rows < height:
+        redrawn_hw = (torch.arange(height) >= args.keep_rows).unsqueeze(1).expand(height, width)
+    else:
+        raise UserError(f"--keep-rows {args.keep_rows} must be 0 to {height - 1}: the codes have {height} rows")
+    if not redrawn_hw.any():
+        raise UserError(f"{args.mask} is white nowhere: nothing is to be drawn")
+    dd = stage1.config.ddconfig
+    pixels_CHW = read_image(args.image, rule_of(stage1_path, dd.in_channels), dd.resolution)
+    image_BCHW = from_uint8(pixels_CHW.unsqueeze(0)).to(device)
+    codes_BhwD = stage1.eval().get_codes(image_BCHW).expand(args.num, -1, -1, -1)
+    known = (~redrawn_hw.to(device), codes_BhwD)
+    cond = None if condition is None else condition.to(device).expand(args.num, *condition.shape[1:])
+    filled_BhwD = sample(stage2, stage1, cond, known=known, seed=args.seed, **settings)
+    fill_BCHW = stage1.decode_code(filled_BhwD)
+    directory = new_run_dir(args.save_dir or directory_beside(checkpoint), "inpainted", f"seed{args.seed}")
+    for number, fill_CHW in enumerate(to_uint8(fill_BCHW).cpu()):
+        save_image_file(fill_CHW.expand(max(3, len(fill_CHW)), -1, -1), directory / f"fill-{number}.png")
+    shown = torch.cat([image_BCHW, greyed(image_BCHW, redrawn_hw), fill_BCHW])
+    labels = ["image", "kept", *(f"fill {number}" for number in range(args.num))]
+    save_image_file(image_grid(shown, len(labels), image_labels=labels), directory / "fills.png")
+    np.savez(
+        directory / "codes.npz",
+        image=codes_BhwD[0].cpu().numpy(),
+        redrawn=redrawn_hw.numpy(),
+        fills=filled_BhwD.cpu().numpy(),
+    )
+    cells = int(redrawn_hw.sum())
+    facts = {"image": str(args.image), "cells_redrawn": cells, "cells": height * width, "seed": args.seed, **settings}
+    write_text_atomically(directory / "result.json", json.dumps(facts) + "\n")
+    say(f"{args.num} fills of {cells} of {height * width} cells to {directory}")
+
+
+def condition_of(args: argparse.Namespace, stage2: RQTransformer, checkpoint: Path) -> Tensor | None:
+    """Ids (1,) or (1, L) of what the fills shall show; None for a model without condition or with a null one.
+
+    Raises:
+        UserError: what the model needs is missing, what it does not take is given.
+    """
+    import torch
+
+    from data.config import DatasetConfig
+    from rqstack.archive import read_archive
+    from sampling.prompts import Prompts, find_tokenizer, tokenize
+    from sampling.trained_models import class_names_of
+
+    config = stage2.config
+    if config.block_size_cond > 1:
+        if args.class_name is not None:
+            raise UserError("--class is for a model with classes: this one takes --prompt")
+        if args.prompt is None and not config.has_null_condition:
+            raise UserError("this model was trained on captions: give --prompt")
+        if args.prompt is None:
+            return None
+        section = (read_archive(checkpoint, wanted=()).config or {}).get("dataset") or {}
+        known = {name: value for name, value in section.items() if name in DatasetConfig.__dataclass_fields__}
+        tokenizer = find_tokenizer(None, checkpoint, DatasetConfig(**known), config)
+        return tokenize(Prompts([args.prompt], "--prompt"), tokenizer).token_ML
+    if args.prompt is not None:
+        raise UserError("--prompt is for a model of captions")
+    if config.vocab_size_cond < 2:
+        if args.class_name is not None:
+            raise UserError("--class is for a model with classes: this one has none")
+        return None
+    names = class_names_of(checkpoint)
+    if args.class_name is None and not config.has_null_condition:
+        last = config.vocab_size_cond - 1
+        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else f"0..{last}"
+        raise UserError(f"this model has classes: give --class ({shown})")
+    if args.class_name is None:
+        return None
+    if args.class_name in names:
+        return torch.tensor([names.index(args.class_name)])
+    if args.class_name.isdecimal() and len(args.class_name) < 10 and int(args.class_name) < config.vocab_size_cond:
+        return torch.tensor([int(args.class_name)])
+    choices = ", ".join(names[:10]) + (", ..." if len(names) > 10 else ", or ") if names else ""
+    raise UserError(f"--class {args.class_name} is none of the model's: {choices}0..{config.vocab_size_cond - 1}")
+
+
+def greyed(image_BCHW: Tensor, redrawn_hw: Tensor) -> Tensor:
+    """The image with the cells that are drawn again in grey."""
+    import torch.nn.functional as F
+
+    size = image_BCHW.shape[-2:]
+    redrawn_HW = F.interpolate(redrawn_hw[None, None].float(), size=size, mode="nearest")[0, 0] > 0
+    return image_BCHW.masked_fill(redrawn_HW.to(image_BCHW.device), 0.0)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError, OSError):
+        main(parse())

@@ -1,0 +1,134 @@
+"""What stage 1 keeps of images: `python -m sampling.reconstruct IMAGE_OR_FOLDER OUT -v STAGE1`.
+
+Every image is cropped and resized to the model's resolution, written as codes and given back. OUT, a new folder, gets
+`images/` with one PNG for each, `by_codes.png` with the first of them from 1, 2, ... D codes, and `result.json` with
+the error by number of codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.cli import ArgumentParser
+from runtime.errors import UserError, exit_on_user_error, say, warn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rqvae import RQVAE
+
+SHOWN = 8
+
+
+def parse() -> argparse.Namespace:
+    parser = ArgumentParser(description="Give images back from their codes.", takes_words=False)
+    parser.add_argument("-v", "--vqvae", required=True, help="stage-1 run, snapshot or published checkpoint")
+    parser.add_argument("--ema", action="store_true", help="use the averaged weights")
+    parser.add_argument("-bs", "--batch-size", type=int, default=16, help="default: 16")
+    parser.add_argument("source", metavar="IMAGE_OR_FOLDER", type=Path)
+    parser.add_argument("output", metavar="OUT", type=Path, help="folder to make")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, not {args.batch_size}")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    # after the flags are read: `--help` does not wait for torch
+    import torch
+
+    from evaluation.protocol import from_uint8
+    from rqvae import load_rqvae
+    from runtime.atomic import write_text_atomically
+    from sampling.given_images import image_paths, read_image, rule_of
+    from sampling.picture_grids import coarse_to_fine, save_image_file
+    from sampling.trained_models import check_weights, resolve_checkpoint
+
+    paths, checkpoint = image_paths(args.source), resolve_checkpoint(args.vqvae)
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise UserError(f"{args.output} exists and is not an empty folder")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_rqvae(checkpoint, ema=args.ema, device=device).eval()
+    check_weights(model, checkpoint)
+    rule, resolution = rule_of(checkpoint, model.config.ddconfig.in_channels), model.config.ddconfig.resolution
+    squared_D, count = torch.zeros(max(1, len(model.quantizer.num_codes)), dtype=torch.float64), 0
+    readable = readable_images(paths, partial(read_image, rule=rule, resolution=resolution))
+    while batch := list(islice(readable, args.batch_size)):
+        part = [path for path, _ in batch]
+        image_BCHW = from_uint8(torch.stack([image_CHW for _, image_CHW in batch])).to(device)
+        rows_D = reconstructions(model, image_BCHW)
+        squared_D += torch.stack([(row - image_BCHW).double().square().mean() for row in rows_D]).cpu() * len(part)
+        if not count and model.quantizer.num_codes:
+            args.output.mkdir(parents=True, exist_ok=True)
+            save_image_file(coarse_to_fine(model, image_BCHW[:SHOWN]), args.output / "by_codes.png")
+        count += len(part)
+        for path, image_CHW in zip(part, rows_D[-1]):
+            file = args.output / "images" / path.relative_to(args.source if args.source.is_dir() else path.parent)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_picture(image_CHW, file)
+    mse_D = (squared_D / count).tolist()
+    psnr_D = [None if mse == 0 else 10 * math.log10(4 / mse) for mse in mse_D]  # pixels span 2
+    result = {"num_images": count, "mse_by_codes": mse_D, "psnr_by_codes": psnr_D, "checkpoint": str(checkpoint)}
+    write_text_atomically(args.output / "result.json", json.dumps(result) + "\n")
+    decibels = ", ".join("exact" if db is None else f"{db:.2f}" for db in psnr_D)
+    say(f"{count} images to {args.output}; PSNR in dB from 1 to {len(mse_D)} codes: {decibels}")
+
+
+def readable_images(paths: Sequence[Path], read: Callable[[Path], Tensor]) -> Iterator[tuple[Path, Tensor]]:
+    """The images of a folder that can be read, and at the end a warning about all others.
+
+    Raises:
+        UserError: for a single image that cannot be read, or where none can.
+    """
+    unread: list[UserError] = []
+    for path in paths:
+        try:
+            image_CHW = read(path)
+        except UserError as error:
+            unread.append(error)
+            if len(unread) == len(paths):
+                raise
+        else:
+            yield path, image_CHW
+    if unread:
+        warn(f"{len(unread)} of {len(paths)} images cannot be read, the first: {unread[0]}")
+
+
+def reconstructions(model: RQVAE, image_BCHW: Tensor) -> list[Tensor]:
+    """Images in [-1, 1] from the first 1, 2, ... D codes; a model without bottleneck has one, from no codes."""
+    import torch
+
+    from evaluation.protocol import from_uint8, to_uint8
+
+    with torch.no_grad():
+        if not model.quantizer.num_codes:
+            rows = [model(image_BCHW).recon]
+        else:
+            codes_BHWD = model.get_codes(image_BCHW)
+            rows = [model.decode_partial_code(codes_BHWD, depth, "add") for depth in range(codes_BHWD.shape[-1])]
+        return [from_uint8(to_uint8(row)) for row in rows]
+
+
+def save_picture(image_CHW: Tensor, file: Path) -> None:
+    """A float image in [-1, 1] as a PNG beside others; a second image of one stem keeps its whole name."""
+    from PIL import Image
+
+    from evaluation.protocol import to_uint8
+
+    pixels = to_uint8(image_CHW).permute(1, 2, 0).cpu().numpy()
+    target = file.with_suffix(".png")
+    if target.exists():
+        target = file.with_name(f"{file.name}.png")
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(target)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(ValueError, OSError):
+        main(parse())
