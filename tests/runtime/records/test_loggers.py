@@ -17,12 +17,12 @@ PICTURE = torch.arange(3 * 4 * 5, dtype=torch.uint8).reshape(3, 4, 5)
 
 
 class Library:
-    """Stands for wandb or trackio: remembers what it is told, and fails at the call of number `fails_at`."""
+    """Stands for wandb or trackio: remembers what it is told, and fails once, at the call of number `fails_at`."""
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.opened: dict[str, Any] = {}
         self.said: list[tuple[int, dict[str, Any]]] = []
-        self.finished, self.fails_at = False, fails_at
+        self.finished, self.fails_at, self.calls = False, fails_at, 0
         self.Image = lambda image_HWC: ("image", image_HWC.shape)
 
     def init(self, **options: Any) -> SimpleNamespace:
@@ -30,7 +30,8 @@ class Library:
         return SimpleNamespace(log=self.log, finish=self.finish)
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        if len(self.said) == self.fails_at:
+        self.calls += 1
+        if self.calls - 1 == self.fails_at:
             raise ConnectionError("no way out")
         self.said.append((step, values))
 
