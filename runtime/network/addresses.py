@@ -6,6 +6,7 @@ import ipaddress
 import queue
 import socket
 import threading
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 # IPv6 addresses that carry one of IPv4 in their last 32 bits, which a gateway on the way translates (RFC 6052)
@@ -54,6 +55,8 @@ def look_up(host: str, port: int, seconds: float) -> list[Place]:
         OSError: no such name (`socket.gaierror`), or none within `seconds` (TimeoutError).
         UnicodeError: it cannot be a name.
     """
+    with suppress(socket.gaierror):  # of a number there is nobody to ask
+        return _places(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -69,4 +72,8 @@ def look_up(host: str, port: int, seconds: float) -> list[Place]:
         raise TimeoutError(f"{host} was not found in time") from None
     if isinstance(found, Exception):
         raise found
+    return _places(found)
+
+
+def _places(found: list[Any]) -> list[Place]:
     return [Place(family, address) for family, _, _, _, address in found]

@@ -281,8 +281,9 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
+@cache
 def _opener() -> urllib.request.OpenerDirector:
-    """An opener that knows no other scheme: no file:, ftp: or data:."""
+    """An opener that knows no other scheme: no file:, ftp: or data:. The proxies are those of its first use."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

@@ -78,7 +78,9 @@ def serve() -> Iterator[Callable[..., Server]]:
         servers.append(Server(answer))
         return servers[-1]
 
+    http_client._opener.cache_clear()  # it has read the proxies
     yield start
+    http_client._opener.cache_clear()
     for server in servers:
         server.close()
 
@@ -163,7 +165,13 @@ def test_redirects_are_of_one_request(serve):
 
 def test_a_name_that_is_not_found_in_time(monkeypatch):
     over = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(GIVE_UP) and [])
+
+    def hang(*_, flags=0, **__):
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror
+        return over.wait(GIVE_UP) and []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
     assert failure("http://a.name/", HURRIED).kind == TIMEOUT
     over.set()
 
@@ -255,7 +263,9 @@ def _names(monkeypatch, *answers: str) -> list[str]:
     """Look-ups give these addresses, one after another; the list of those that were connected to."""
     left, connected = list(answers), []
 
-    def getaddrinfo(host, port, **_):
+    def getaddrinfo(host, port, flags=0, **_):
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (left.pop(0), port))]
 
     def connect(self, address):
