@@ -10,7 +10,10 @@ from functools import cached_property
 from typing import Any, Optional
 
 from data.tokenizers.bpe_dropout import DropoutMerges
-from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, as_json
+from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, as_json, check_length
+from data.tokenizers.safe_library import is_id, library_errors
+
+KINDS = ("byte-bpe", "char-bpe", "clip-bpe", "tokenizer-json")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,15 @@ class BPESettings:
     end_id: Optional[int] = None
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"the kind {str(self.kind)[:40]!r} of a tokenizer is unknown; known: {', '.join(KINDS)}")
+        if type(self.bpe_dropout) not in (int, float):
+            raise ValueError(f"dataset.bpe_dropout must be a number, not {str(self.bpe_dropout)[:40]!r}")
+        check_length(self.context_length)
+        for name in ("pad_id", "start_id", "end_id"):
+            number = getattr(self, name)
+            if not is_id(number) and (number is not None or name == "pad_id"):
+                raise ValueError(f"{name} {str(number)[:40]} of a tokenizer is no id of a token")
         if not 0 <= self.bpe_dropout <= 1:
             raise ValueError(f"dataset.bpe_dropout must lie in [0, 1], not {self.bpe_dropout}")
         marks = (self.start_id is not None) + (self.end_id is not None)
@@ -40,7 +52,10 @@ class BPETokenizer(CaptionTokenizer):
 
     def __init__(self, backend: Any, settings: BPESettings) -> None:
         self.backend, self.settings, self.kind = backend, settings, settings.kind
-        vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        for name in ("pad_id", "start_id", "end_id"):
+            if (number := getattr(settings, name)) is not None and number >= vocab_size:
+                raise ValueError(f"{name} {number} is outside of the {vocab_size} tokens of the tokenizer")
         super().__init__(vocab_size, settings.context_length, settings.pad_id)
 
     @cached_property
@@ -61,7 +76,9 @@ class BPETokenizer(CaptionTokenizer):
 
     def _encoding(self, text: str) -> Any:
         text = text.encode("utf-8", errors="replace").decode("utf-8")
-        return self.backend.encode(clean_for_clip(text) if self.kind == "clip-bpe" else text, add_special_tokens=False)
+        with library_errors("a caption cannot be read by the tokenizer"):
+            cleaned = clean_for_clip(text) if self.kind == "clip-bpe" else text
+            return self.backend.encode(cleaned, add_special_tokens=False)
 
     def encode(self, text: str, noise_key: int | None = None) -> list[int]:
         """The ids of any text: nothing is refused, and what is no valid Unicode becomes a question mark."""
@@ -79,7 +96,8 @@ class BPETokenizer(CaptionTokenizer):
             ids = [number for number in ids if number != self.pad_id]
         elif end in ids:
             ids = ids[: ids.index(end)]
-        text = self.backend.decode(ids, skip_special_tokens=True)
+        with library_errors("token ids cannot be read by the tokenizer"):
+            text = self.backend.decode(ids, skip_special_tokens=True)
         return text.replace("</w>", " ").strip()
 
     def files(self) -> dict[str, str]:

@@ -10,20 +10,19 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from data.text_files import lines_of, read_json
-from runtime.errors import UserError, one_line
+from data.text_files import lines_of
+from data.tokenizers.safe_library import CLIP_WORDS, check_vocabulary, library_errors, read_limited, unpacked
+from runtime.errors import UserError
 
 PAD_TOKEN, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
 WORD_END = "</w>"
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 CLIP_MERGES = 48894  # how many of the file's are CLIP's; with 512 bytes and two marks they are 49,408 tokens
-_CLIP_WORDS = r"'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def huggingface() -> ModuleType:
@@ -66,14 +65,16 @@ def read_pair(vocab: Path, merges: Path, lowercase: bool = True) -> tuple[Any, s
         ValueError: a file that cannot be read or is no such file.
     """
     hf = huggingface()
-    try:
-        tokens = read_json(vocab)
+    with library_errors(f"{vocab} and {merges.name} are no byte-pair encoding"):
+        tokens = json.loads(read_limited(vocab))
+        if not isinstance(tokens, dict):
+            raise ValueError("the vocabulary is no JSON object")
+        check_vocabulary(tokens)
+        read_limited(merges)
         by_character = any(token.endswith(WORD_END) for token in tokens)
         kind = hf.CharBPETokenizer if by_character else hf.ByteLevelBPETokenizer
         options = {"unk_token": UNKNOWN_TOKEN} if by_character else {}
         backend = kind.from_file(str(vocab), str(merges), lowercase=lowercase, **options)
-    except Exception as error:  # the library raises the plain class
-        raise ValueError(f"{vocab} and {merges.name} are no byte-pair encoding: {one_line(error)}") from error
     backend.add_special_tokens([PAD_TOKEN])
     return hf.Tokenizer.from_str(backend.to_str()), "char-bpe" if by_character else "byte-bpe"
 
@@ -85,10 +86,7 @@ def read_clip(path: Path) -> Any:
     (Radford et al. 2021, arXiv 2103.00020, and the file of their release).
     """
     hf = huggingface()
-    try:
-        lines = lines_of(gzip.decompress(path.read_bytes()).decode("utf-8"))[1 : CLIP_MERGES + 1]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no gzip file of merges: {one_line(error)}") from error
+    lines = lines_of(unpacked(path))[1 : CLIP_MERGES + 1]
     merges = [tuple(line.split()) for line in lines if line.strip()]
     if not merges or any(len(pair) != 2 for pair in merges):
         raise ValueError(f"{path} is no list of merges, two symbols a line, under a line with its version")
@@ -96,12 +94,10 @@ def read_clip(path: Path) -> Any:
     alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(symbol + WORD_END for symbol in alphabet), *("".join(pair) for pair in merges)]
     vocab = {token: number for number, token in enumerate([*tokens, CLIP_START, CLIP_END])}
-    try:
+    with library_errors(f"the merges of {path} do not fit each other"):
         model = hf.models.BPE(vocab=vocab, merges=merges, end_of_word_suffix=WORD_END)
-    except Exception as error:  # the library raises the plain class
-        raise ValueError(f"the merges of {path} do not fit each other: {one_line(error)}") from error
     backend = hf.Tokenizer(model)
-    split = hf.pre_tokenizers.Split(hf.Regex(_CLIP_WORDS), behavior="removed", invert=True)
+    split = hf.pre_tokenizers.Split(hf.Regex(CLIP_WORDS), behavior="removed", invert=True)
     to_bytes = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = hf.pre_tokenizers.Sequence([split, to_bytes])
     backend.decoder = hf.decoders.ByteLevel()

@@ -20,6 +20,7 @@ from runtime.atomic import write_text_atomically
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_settings.json"
+MOST_CONTEXT = 1 << 16  # tokens of a caption
 
 
 class CaptionTokenizer:
@@ -31,8 +32,7 @@ class CaptionTokenizer:
     kind = ""
 
     def __init__(self, vocab_size: int, context_length: int, pad_id: int) -> None:
-        if context_length < 1:
-            raise ValueError(f"dataset.context_length must be at least 1, not {context_length}")
+        check_length(context_length)
         self.vocab_size, self.context_length, self.pad_id = vocab_size, context_length, pad_id
 
     def encode(self, text: str, noise_key: int | None = None) -> list[int]:
@@ -82,6 +82,13 @@ class CaptionTokenizer:
         return ids + [self.pad_id] * (self.context_length - len(ids))
 
 
+def check_length(context_length: object) -> None:
+    """ValueError for what is no number of tokens of a caption."""
+    if type(context_length) is not int or not 1 <= context_length <= MOST_CONTEXT:
+        shown = str(context_length)[:40]
+        raise ValueError(f"dataset.context_length must be at least 1 and at most {MOST_CONTEXT}, not {shown}")
+
+
 class WordTokenizer(CaptionTokenizer):
     """A closed vocabulary of lower-case words, the first of which stands for padding.
 
@@ -91,6 +98,8 @@ class WordTokenizer(CaptionTokenizer):
     kind = "words"
 
     def __init__(self, words: Sequence[str], context_length: int) -> None:
+        if not isinstance(words, (list, tuple)) or not words or not all(isinstance(word, str) for word in words):
+            raise ValueError("a vocabulary is a list of words")
         self.words = tuple(words)
         self._token = {word: token for token, word in enumerate(self.words)}
         if len(self._token) < len(self.words):

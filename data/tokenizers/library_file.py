@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.text_files import read_text
 from data.tokenizers.bpe import BPESettings, BPETokenizer
 from data.tokenizers.bpe_files import huggingface
 from data.tokenizers.caption_tokenizer import CaptionTokenizer, WordTokenizer
-from runtime.errors import UserError, one_line
+from data.tokenizers.safe_library import library_errors, library_tokenizer, read_limited
+from runtime.errors import UserError
 
 PADDING_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>")
 KIND = "tokenizer-json"
@@ -32,23 +32,25 @@ def read_library_file(path: Path, context_length: int | None) -> CaptionTokenize
             either end.
     """
     hf = huggingface()
-    text = read_text(path)
-    try:
-        words = json.loads(text).get("words")
-        backend = None if words is not None else hf.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises the plain class
-        raise ValueError(f"{path} is no file of the tokenizers library: {one_line(error)[:120]}") from error
-    truncation, padding = (None, None) if backend is None else (backend.truncation, backend.padding)
-    length = context_length or (truncation or {}).get("max_length")
+    text = read_limited(path)
+    with library_errors(f"{path} is no file of the tokenizers library"):
+        content = json.loads(text)
+        words = content.get("words") if isinstance(content, dict) else None
+    backend, said = (None, {}) if words is not None else library_tokenizer(hf, text, path)
+    truncation, padding = (_section(said.get(name)) for name in ("truncation", "padding"))
+    length = context_length or truncation.get("max_length")
     if length is None:
         raise UserError(f"dataset.context_length is missing: {path} does not say how long captions are")
-    if backend is None:
-        return WordTokenizer(words, length)
-    backend.no_truncation()
-    backend.no_padding()
-    start, end = _marks(path, backend)
-    pad = _padding(path, backend, end) if padding is None else int(padding["pad_id"])
-    return BPETokenizer(backend, BPESettings(KIND, length, pad, 0.0, start, end))
+    with library_errors(f"the tokenizer in {path} cannot be read"):
+        if words is not None:
+            return WordTokenizer(words, length)
+        start, end = _marks(path, backend)
+        pad = padding["pad_id"] if padding else _padding(path, backend, end)
+        return BPETokenizer(backend, BPESettings(KIND, length, pad, 0.0, start, end))
+
+
+def _section(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _marks(path: Path, backend: Any) -> tuple[int | None, int | None]:

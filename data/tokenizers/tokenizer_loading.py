@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from data.config import DatasetConfig
 from data.roots import ENVIRONMENT
-from data.text_files import read_json, read_text
 from data.tokenizers.bpe import BPESettings, BPETokenizer
 from data.tokenizers.bpe_files import CLIP_END, CLIP_START, PAD_TOKEN, find_pair, huggingface, read_clip, read_pair
 from data.tokenizers.caption_tokenizer import SETTINGS_FILE, TOKENIZER_FILE, CaptionTokenizer, WordTokenizer
 from data.tokenizers.library_file import read_library_file
-from runtime.errors import UserError, one_line
+from data.tokenizers.safe_library import library_errors, library_tokenizer, read_limited
 
 CLIP_CONTEXT = 77
 FILES_FOLDER = "tokenizer-files"
@@ -152,14 +151,15 @@ def _adjusted(tokenizer: CaptionTokenizer, context_length: int | None, dropout: 
 
 
 def _read_saved(folder: Path) -> CaptionTokenizer:
-    try:
-        settings = read_json(folder / SETTINGS_FILE)
-        content = read_text(folder / TOKENIZER_FILE)
+    with library_errors(f"the tokenizer in {folder} cannot be read"):
+        settings = json.loads(read_limited(folder / SETTINGS_FILE))
+        content = read_limited(folder / TOKENIZER_FILE)
+        if not isinstance(settings, dict):
+            raise ValueError(f"{SETTINGS_FILE} is no JSON object")
+        if unknown := sorted(settings.keys() - {field.name for field in fields(BPESettings)}):
+            raise ValueError(f"{SETTINGS_FILE} has the unknown setting {unknown[0]!r}")
         if settings.get("kind") == WordTokenizer.kind:
             return WordTokenizer(json.loads(content)["words"], settings["context_length"])
-        backend = huggingface().Tokenizer.from_str(content)
+        backend, _ = library_tokenizer(huggingface(), content, folder / TOKENIZER_FILE)
         return BPETokenizer(backend, BPESettings(**settings))
-    except UserError:
-        raise
-    except Exception as error:  # the library raises the plain class
-        raise ValueError(f"the tokenizer in {folder} cannot be read: {one_line(error)}") from error
+    raise AssertionError("it returns or raises")
