@@ -19,7 +19,7 @@ from data.dataset import ImageDataset
 
 _RULE = 1  # of the split and of this file; what was written by another is not compared
 _MOST_SIZES = 100_000  # are looked up of larger splits: a network disk takes its time for each
-_SEEN = 512
+_SEEN = 4096  # every name would be 30 MB of a million images, in each checkpoint and each snapshot
 _MARK_BITS = 64
 
 
@@ -36,8 +36,9 @@ class Fingerprint:
     """Of both splits.
 
     Attributes:
-        seen: hash of the name -> size, of the `_SEEN` training images whose hashes are smallest: enough to notice that
-            other images were among them.
+        seen: hash of the name -> size, of the `_SEEN` training images whose hashes are smallest: all of a split that
+            has no more; of a larger one a share of `_SEEN` / N, drawn by the hash. A validation split that was cut
+            otherwise has most of its images among those of training, and is noticed by any sample.
     """
 
     train: SplitPrint

@@ -33,7 +33,12 @@ def named_by_sampling(line: Mapping[str, Any]) -> dict[str, Any]:
     """The line with names that say how the classes of the samples were drawn, where they were not drawn in turn."""
     if line["sampling"].get("classes") != BY_FREQUENCY:
         return dict(line)
-    return {**line, "metrics": {with_detail(name, "classfreq"): value for name, value in line["metrics"].items()}}
+    return {**line, "metrics": {by_frequency(name): value for name, value in line["metrics"].items()}}
+
+
+def by_frequency(name: str) -> str:
+    """The name of a metric of samples that have each class as often as the training images."""
+    return with_detail(name, "classfreq")
 
 
 def line_of_captions(line: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

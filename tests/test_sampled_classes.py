@@ -14,7 +14,7 @@ from data import DatasetConfig, build_dataset
 from sampling.trained_models import read_metadata
 from tests.commands import run_here
 from tests.training.tiny_runs import only_run as only_training_run
-from tests.training.tiny_runs import session, stage1, stage2, train, write_config
+from tests.training.tiny_runs import pictured, session, stage1, stage2, train, write_config
 
 NUM = 24
 
@@ -81,6 +81,20 @@ def test_only_trained_classes_are_sampled_unless_all_are_asked_for(sample):
     seen = [label for label, count in enumerate(image_counts()) if count]
     assert classes_of(sample("--no-stats-saving")) == [seen[index % len(seen)] for index in range(NUM)]
     assert classes_of(sample("--no-stats-saving", "--classes", "all")) == [index % 12 for index in range(NUM)]
+
+
+def test_previews_show_trained_classes_alone(trained, tmp_path, monkeypatch):
+    config = write_config(tmp_path / "two.yaml", stage2({"arch.vocab_size_cond": 12}))
+    run = session("stage2", "-m", config, "-v", trained[0], "-r", tmp_path / "runs")
+    asked = []
+    sampler = run.stage._sampler
+    monkeypatch.setattr(
+        run.stage, "_sampler", lambda *args, **settings: asked.append(args[1]) or sampler(*args, **settings)
+    )
+    pictured(run)
+    run.log.close()
+    seen = [label for label, count in enumerate(image_counts()) if count]
+    assert asked[0].names(torch.arange(asked[0].num)).tolist() == seen
 
 
 def test_frequencies_are_those_of_the_training_images_and_the_names_say_so(sample, tmp_path, capsys):

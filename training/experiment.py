@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from rqtransformer.recomputation import CHOICES as RECOMPUTATIONS
 from runtime.records.loggers import LOGGERS
+from sampling.choices import CLASSES
 
 CONSOLES = ("short", "full")
 IN_LOOP_FEATURES = ("auto", "inception", "efficientnet-lite0", "classifier")
@@ -52,7 +53,9 @@ class InLoopScoreConfig:
     average is kept) are scored. `features` is auto (Inception where its weights are found; else, for colour images,
     efficientnet-lite0 where its packages are installed; else the data set's own classifier), inception,
     efficientnet-lite0 or classifier. Where none can be had, one warning says so and training goes on without.
-    With `keep_best` the snapshot of the lowest distance is kept in `snapshots/best`.
+    With `keep_best` the snapshot of the lowest distance is kept in `snapshots/best`. `classes` of the samples is that
+    of `main_sampling_fid.py --classes`: seen, all or frequencies (each class as often as among the training images,
+    which the name of the distance says).
     """
 
     every_steps: Optional[int] = None
@@ -61,6 +64,7 @@ class InLoopScoreConfig:
     features_weights: Optional[str] = None
     features_cache: str = "runs/classifiers"
     keep_best: bool = True
+    classes: str = "seen"
 
 
 @dataclass
@@ -299,5 +303,7 @@ def _check_score(score: InLoopScoreConfig) -> None:
             f"experiment.score.every_steps={score.every_steps} must be positive and experiment.score.num_images="
             f"{score.num_images} at least 2"
         )
+    if score.classes not in CLASSES:
+        raise ValueError(f"experiment.score.classes={score.classes!r}: choose from {', '.join(CLASSES)}")
     if score.features not in IN_LOOP_FEATURES:
         raise ValueError(f"experiment.score.features={score.features!r}: choose from {', '.join(IN_LOOP_FEATURES)}")

@@ -101,6 +101,18 @@ def test_a_large_data_set_is_known_by_a_part_of_it(tmp_path, monkeypatch):
     assert 0.5 < known.share_trained_on(splits(root, split_seed=3, val_fraction=0.5)[1]) <= 1
 
 
+def test_one_image_among_seven_hundred_is_noticed(tmp_path):
+    """All names of a data set of this size are known, not a sample of 512."""
+    root = write_images(tmp_path, 700)
+    train, val = splits(root)
+    assert len(fingerprint(train, val).seen) == len(train) > 600
+    moved = splits(root)[1]
+    names, size = [*moved.names()][1:] + [next(iter(train.names()))], moved.image_size
+    moved.names = lambda: names
+    moved.image_size = lambda index: size(index) if index < len(names) - 1 else train.image_size(0)
+    assert fingerprint(train, val).share_trained_on(moved) == pytest.approx(1 / len(moved))
+
+
 def test_equal_names_in_given_splits_are_other_images(tmp_path):
     for split in ("train", "valid"):
         write_images(tmp_path / split)  # the very same files

@@ -18,6 +18,7 @@ from evaluation.scores import reference_statistics, score_images
 from evaluation.statistics import Gaussian
 from runtime import distributed
 from runtime.errors import one_line
+from scoring.result_lines import BY_FREQUENCY, by_frequency
 from scoring.scoring_data import ScoringData, ranks_of
 from scoring.settings import FeatureSettings
 from training.checkpoints.snapshot_writer import SnapshotWriter
@@ -91,7 +92,10 @@ class InLoopScores:
                 num_images=self.num_images,
                 ranks=ranks_of(self.data.env),
             )
-        return {**line["metrics"], "num_images": self.num_images}
+        metrics = line["metrics"]
+        if self.config.classes == BY_FREQUENCY:
+            metrics = {by_frequency(name): value for name, value in metrics.items()}
+        return {**metrics, "num_images": self.num_images}
 
     def reference(self) -> tuple[str, Gaussian]:
         """Name and moments of what the images are compared with, computed once.

@@ -34,19 +34,23 @@ def condition_of(model: RQTransformer, batch: Batch, device: torch.device) -> Te
 
 
 def conditions_of_samples(
-    arch: RQTransformerConfig, batches: Iterable[Batch], images_per_class: Sequence[int] | None = None
+    arch: RQTransformerConfig,
+    batches: Iterable[Batch],
+    images_per_class: Sequence[int] | None = None,
+    classes: str = "seen",
 ) -> Conditions:
     """What samples of a model are asked to show: its classes, or captions.
 
     Args:
         batches: give the captions; they are read for a model that takes captions alone.
-        images_per_class: leaves out the classes that have none; None takes all.
+        images_per_class: of training; None: not known.
+        classes: which of them, one of `sampling.choices.CLASSES`; what is not known leaves none out.
     """
     if arch.block_size_cond > 1:
         return CaptionConditions(torch.cat([batch["cond"] for batch in batches]))
-    if images_per_class is None or arch.vocab_size_cond < 2:
+    if images_per_class is None or classes == "all" or arch.vocab_size_cond < 2:
         return ClassConditions(arch.vocab_size_cond)
-    return ClassConditions.of_counts(torch.tensor(images_per_class))
+    return ClassConditions.of_counts(torch.tensor(images_per_class), by_frequency=classes == "frequencies")
 
 
 def first_batches(batches: Iterable[Batch], num_images: int) -> Iterator[Batch]:

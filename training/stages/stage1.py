@@ -74,6 +74,8 @@ class Stage1:
         experiment = config.experiment
         self.precision = Precision(experiment.precision, env.device, experiment.amp)
         check_parallel(experiment.parallel, env, ("ddp", "none"), NOT_SHARDED)
+        if experiment.score.classes != "seen":
+            raise ValueError("experiment.score.classes is for samples of stage 2; stage 1 scores reconstructions")
         if experiment.gradient_checkpointing == "selective":
             raise ValueError("experiment.gradient_checkpointing='selective' is for stage 2: choose false or true")
         model_config = config.arch.model_config()

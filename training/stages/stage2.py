@@ -128,6 +128,12 @@ class Stage2:
         # what pictures of samples are labelled with, once the data set is known
         self.class_names: tuple[str, ...] = ()
         self.caption_tokenizer: CaptionTokenizer | None = None
+        self.images_per_class: list[int] | None = None
+        if experiment.score.classes != "seen" and (config.arch.block_size_cond > 1 or config.arch.vocab_size_cond < 2):
+            raise ValueError(
+                f"experiment.score.classes={experiment.score.classes} needs a class-conditional model: this one has no "
+                "classes"
+            )
 
     def check_data(self, dataset: ImageDataset) -> None:
         """ValueError when the model cannot be trained on these images and their labels or captions."""
@@ -136,6 +142,8 @@ class Stage2:
         check_condition(dataset, self.config.arch)
         check_tokenizer(dataset, self.tokenizer_digest, self.config.loss, self.tokenizer.quantizer.num_codes)
         self.class_names, self.caption_tokenizer = dataset.class_names, dataset.tokenizer
+        if dataset.split == "train" and self.config.arch.block_size_cond == 1:
+            self.images_per_class = images_per_class(dataset, self.config.arch.vocab_size_cond)
 
     def train_step(self, micro_batches: Iterable[Batch], step: int, on_skip: OnSkip = tell_nobody) -> dict[str, Tensor]:
         """One step on the global batch; see `training.stage.Stage`."""
@@ -197,13 +205,13 @@ class Stage2:
         return validate_stage2(self.model, self.tokenizer, batches, self.env.device, self.precision, self.code_counts)
 
     def pictures(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """A square of samples under their classes or captions, made on the main process."""
+        """A square of samples under their classes (of those that are trained) or captions, made on the main process."""
         model = self._model_to_sample(self.env.is_main)
         if model is None:
             return {}
         settings = self.config.experiment.sample
         number = settings.num_images
-        conditions = conditions_of_samples(self.config.arch, first_batches(batches, number))
+        conditions = conditions_of_samples(self.config.arch, first_batches(batches, number), self.images_per_class)
         (drawn,) = self._sampler(model, conditions, settings, batch_size=number).images(number)
         labels = condition_texts(conditions, conditions.of_samples(number), self.class_names, self.caption_tokenizer)
         return {"samples": uint8_grid(drawn["image"], columns=max(1, round(number**0.5)), image_labels=labels)}
@@ -211,11 +219,11 @@ class Stage2:
     def images_to_score(self, data: ScoringData, num_images: int) -> Iterator[Batch]:
         """Samples 0, 1, ... with the run's `sampling` settings, as `main_sampling_fid.py` draws them.
 
-        Their conditions are the classes that have training images, in turn, or captions of the validation split.
+        Their conditions are the classes that `experiment.score.classes` asks for, or captions of the validation split.
         """
         captions, arch = data.spread_float_batches("val", num_images, shared=False), self.config.arch
         counts = images_per_class(data.split("train"), arch.vocab_size_cond) if arch.block_size_cond == 1 else None
-        conditions = conditions_of_samples(arch, captions, counts)
+        conditions = conditions_of_samples(arch, captions, counts, self.config.experiment.score.classes)
         model = self._model_to_sample()
         assert model is not None, "every rank asked for one"
         sampler = self._sampler(model, conditions, self.sampling, data.batch_size)

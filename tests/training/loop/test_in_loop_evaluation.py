@@ -114,6 +114,21 @@ def test_fid_is_that_of_the_script(first, second, cache, tmp_path):
     assert metrics[name] == pytest.approx(scores_of(second)[step][name], rel=1e-6)
 
 
+def test_class_frequencies_are_those_of_the_script(first, cache, tmp_path):
+    settings = {"num_images": SAMPLES, "classes": "frequencies", "keep_best": False}
+    changes = scored(cache, **settings) | {"experiment.max_steps": 2, "arch.ema": None}
+    run_dir = train(
+        "stage2", "-m", write_config(tmp_path / "two.yaml", stage2(changes)), "-v", first, "-r", tmp_path / "runs"
+    ).run_dir
+    flags = ["--features", "classifier", "--features-cache", cache, "--classes", "frequencies", "-n", SAMPLES]
+    run_here("main_sampling_fid.py", "-v", first, "-a", run_dir, "--save-dir", tmp_path, *flags)
+    (result,) = tmp_path.glob("samples/*/result.json")
+    scores = scores_of(run_dir)[2]
+    (name,) = [key for key in scores if key.startswith("fid_")]
+    assert name.endswith("_classfreq_vs_train")
+    assert json.loads(result.read_text())["metrics"][name] == pytest.approx(scores[name], rel=1e-6)
+
+
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_the_best_snapshot_is_that_of_the_lowest_score(which, request):
     run_dir = request.getfixturevalue(which)
@@ -217,6 +232,8 @@ def test_missing_inception_weights_do_not_stop_training(features, cache, monkeyp
         ({"every_steps": 0}, "experiment.score.every_steps=0 must be positive"),
         ({"num_images": 1}, "experiment.score.num_images=1 at least 2"),
         ({"features": "dino"}, "experiment.score.features='dino': choose from auto, inception, efficientnet-lite0"),
+        ({"classes": "each"}, "experiment.score.classes='each': choose from seen, all, frequencies"),
+        ({"classes": "frequencies"}, "experiment.score.classes is for samples of stage 2"),
         ({"every_step": 4}, "did you mean 'experiment.score.every_steps'?"),
     ],
 )
