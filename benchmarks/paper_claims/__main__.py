@@ -139,7 +139,7 @@ def report(args: argparse.Namespace, size: Size, seeds: list[int], results: Resu
         if line is None:
             return None
         used[line["key"]] = line
-        return look_up(line["result"], cell.path)
+        return look_up({**line["result"], "cpu_seconds": line["cpu_seconds"]}, cell.path)
 
     for letter, claim in claims_of(size).items():
         finding = evaluate(claim, size, seeds, find)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from benchmarks.paper_claims.bottlenecks import SHARED, bottleneck_runs
 from benchmarks.paper_claims.runs import Run, samples_run, stage1_run, stage2_run
 from benchmarks.paper_claims.sizes import Size
 
@@ -208,6 +209,13 @@ def _updates(size: Size, seed: int) -> dict[str, dict[str, Cell]]:
     return rows
 
 
+def _bottlenecks(size: Size, seed: int) -> dict[str, dict[str, Cell]]:
+    return {
+        row: {**_reconstruction(run), "CPU seconds": Cell(run, "cpu_seconds")}
+        for row, run in bottleneck_runs(size, seed).items()
+    }
+
+
 def _less(column: str, low: str, high: str, says: str) -> Check:
     return Check(says, lambda values: values[high][column] - values[low][column])
 
@@ -309,5 +317,15 @@ def claims_of(size: Size) -> dict[str, Claim]:
                 _less("FID", "best 50%", "plain", "best 50%: lower FID"),
             ),
             "The judge of the rejection is the classifier whose features FID is measured in.",
+        ),
+        "q": Claim(
+            "Bottlenecks compared: the same encoder, decoder and bits per image",
+            {**ERROR, "CPU seconds": "{:.0f}"},
+            _bottlenecks,
+            tuple(
+                _less("error", SHARED, other, f"the published bottleneck has less error than {other}")
+                for other in ("plain VQ", "FSQ", "LFQ")
+            ),
+            "4 codes of 6 bits at each of 4x4 positions; seconds are those of training and scoring.",
         ),
     }
