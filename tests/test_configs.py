@@ -30,7 +30,7 @@ PUBLISHED = {
     entry["config"].removeprefix("configs/"): entry for entry in published_keys().values() if "config" in entry
 }
 LARGE_TEXT = "cc3m/cc3m-cc12m-yfcc-rqtransformer-8x8x4-3900M.yaml"  # published as a checkpoint, without its file
-OURS = ("bottlenecks", "cifar10", "demo", "demo-text", "digits", "fashion-mnist", "synthetic")
+OURS = ("bottlenecks", "cifar10", "demo", "demo-text", "digits", "fashion-mnist", "openmoji", "synthetic")
 
 
 def _paths(stage: str, *folders: str) -> list[str]:
