@@ -3,9 +3,8 @@
 Legend: B batch, H W code grid, D code depth, K codebook size, N images.
 """
 
-import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,13 @@ from torch import Tensor
 
 from evaluation.metrics.frechet import FrechetDistance, frechet_between
 from evaluation.networks.feature_networks import build_features
-from evaluation.protocol import to_uint8
 from evaluation.scores import metric_value, score_images
-from rqstack.quantizers.usage import code_histogram
-from rqvae import RQVAE, load_rqvae
+from rqvae import load_rqvae
 from runtime.distributed import DistEnv
 from runtime.records.metrics_file import METRICS_FILE, read_metrics
-from runtime.seeding import generator
 from sampling.trained_models import config_beside, find_latest_snapshot
 from scoring.scoring_data import ScoringData, reconstructed
+from scoring.unigram import unigram_images
 from training.stages.stage1 import Stage1Config
 
 BATCH_SIZE = 200
@@ -90,20 +87,3 @@ def last_snapshot(run: Path) -> Path:
 def last_validation(run: Path) -> dict[str, Any]:
     """The newest line of validation metrics of a run."""
     return [line for line in read_metrics(run / METRICS_FILE) if any(name.startswith("val/") for name in line)][-1]
-
-
-@torch.no_grad()
-def unigram_images(model: RQVAE, data: ScoringData, num_images: int) -> Iterator[dict[str, Tensor]]:
-    """Images decoded from codes that are drawn independently from each depth's frequencies in the training split."""
-    sizes = model.quantizer.num_codes
-    histograms = (code_histogram(model.get_codes(batch["image"]), sizes) for batch in data.float_batches("train"))
-    counts_DK = functools.reduce(torch.add, histograms)
-    noise = generator("cpu", "unigram", 0)
-    height, width, depth = model.config.code_shape
-    for index_B in torch.arange(num_images).split(BATCH_SIZE):
-        shape = (len(index_B), height, width)
-        drawn_D = [
-            torch.multinomial(counts_DK[d].double(), len(index_B) * height * width, True, generator=noise).view(shape)
-            for d in range(depth)
-        ]
-        yield {"image": to_uint8(model.decode_code(torch.stack(drawn_D, dim=-1))), "index": index_B}

@@ -136,7 +136,12 @@ class SampleScores:
         metrics: list[Metric] = list(named.values())
         bank = FeatureBank(self.extractor.dim, samples.num, self.extractor.device) if self.comparing.report else None
         origin = Origin.of(
-            {"dataset": self.data.config.name, **samples.origin(), "reference": reference_facts(reference)}
+            {
+                "dataset": self.data.config.name,
+                **({"credit": credit} if (credit := self.data.split("train").credit) else {}),
+                **samples.origin(),
+                "reference": reference_facts(reference),
+            }
         )
         line = score_images(
             batches,
