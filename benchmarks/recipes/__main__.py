@@ -2,8 +2,8 @@
 
 Both stages with averaged weights, scores while training and the best snapshots; samples of the best, scored beside the
 floor (real against real), unigram codes and the nearest training images; for drawings also the prompts never seen in
-training. Started again, it goes on where it stopped. The row goes into benchmarks/results/recipes/NAME.json and, with
-those of all other recipes, into the table of docs/recipes.md; ends with one JSON line. `--list` names the recipes.
+training. Started again, it goes on where it stopped. The row is kept in benchmarks/results and goes, with those of all
+other recipes, into the table of docs/recipes.md; ends with one JSON line. `--list` names the recipes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error
 
 TOKENIZER = "tokenizer"
+PREFIX = "recipe_"  # of the files of rows
 VOCABULARY, CAPTION_TOKENS = 1024, 16
 COLUMNS = ("recipe", "ran on", "minutes", "peak GB", "FID", "floor", "unigram FID", "rFID", "NLL", "copies", "accuracy")
 BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
@@ -37,7 +38,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stage1", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the stage-1 config")
     parser.add_argument("--stage2", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the stage-2 config")
     parser.add_argument("--num-samples", type=int, help="another number of samples; of captions at most theirs")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/recipes"), help="rows of the table")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="rows of the table")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where recipes.md lies (default: docs)")
     parser.add_argument("--list", action="store_true", help="name the recipes and stop")
     return parser.parse_args(argv)
@@ -168,7 +169,8 @@ def held_out_table(name: str, found: dict[str, Any]) -> str:
 
 def write_document(results: Path, path: Path) -> None:
     """The table of all rows that are kept, between the two marks of the document."""
-    rows = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.glob("*.json"))}
+    files = {name: results / f"{PREFIX}{name}.json" for name in RECIPES}
+    rows = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
     text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
     if BEGIN not in text or text.find(END) < text.find(BEGIN):
         raise UserError(f"{path} has no lines {BEGIN} and {END}")
@@ -186,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"recipe {args.name!r}: choose one of {', '.join(RECIPES)}")
     row = run(args, RECIPES[args.name])
     args.results.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(args.results / f"{args.name}.json", json.dumps(row) + "\n")
+    write_text_atomically(args.results / f"{PREFIX}{args.name}.json", json.dumps(row) + "\n")
     if (picture := args.out / args.name / "held_out.png").is_file():
         (args.docs / "recipes").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, args.docs / "recipes" / f"{args.name}_held_out.png")

@@ -68,7 +68,7 @@ def test_the_table_says_what_has_not_run(tmp_path):
     shares = {"gender": 0.5, "tone": 0.25, "both": 0.125}
     held_out = {"prompts": 2, "samples": 8, **dict.fromkeys(("shown", "chance", "real_through_tokenizer"), shares)}
     row = {**numbers, "machine": "a card", "copies": None, "accuracy": 0.9, "held_out": held_out}
-    (tmp_path / "openmoji-64.json").write_text(json.dumps(row))
+    (tmp_path / "recipe_openmoji-64.json").write_text(json.dumps(row))
     document = tmp_path / "recipes.md"
     document.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
     command.write_document(tmp_path, document)
@@ -103,7 +103,7 @@ def test_a_recipe_runs_from_images_to_its_row_and_is_not_run_twice(tmp_path, mon
     monkeypatch.chdir(ROOT)
     words = ["digits", "--out", str(tmp_path), "--results", str(tmp_path / "rows"), "--docs", str(tmp_path)]
     command.main(words)
-    row = json.loads((tmp_path / "rows" / "digits.json").read_text())
+    row = json.loads((tmp_path / "rows" / "recipe_digits.json").read_text())
     assert row["num_samples"] == 40 and row["fid_unigram"] > 0 and 0 < row["fid_floor"] < row["fid"]
     assert row["nll"] > 0 and row["copies"] is not None and row["accuracy"] is not None and not row["interrupted"]
     capfd.readouterr()
