@@ -7,6 +7,7 @@ become float32 there; cached latents (data/shards/cached_latents.py) travel as t
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -20,9 +21,10 @@ from torch.utils.data import DataLoader
 from data.dataset import ImageDataset
 from data.order import TrainOrder
 from data.placing import place
+from data.shared_memory import PREFETCH, explained, share
+from runtime.errors import say
 
 Batch = dict[str, Tensor]
-_PREFETCH = 4  # batches a worker prepares ahead
 
 
 class TrainLoader:
@@ -152,15 +154,15 @@ def _batches(
 def _stored(
     dataset: ImageDataset, order: TrainOrder | _ListedOrder, num_workers: int, pin_memory: bool
 ) -> Iterable[Batch]:
-    if num_workers == 0 or dataset.in_memory:
+    if worker_count(dataset, num_workers) == 0:
         return (dataset.fetch(*arrays) for arrays in order.arrays())
     return DataLoader(
         dataset,
         batch_sampler=order,
-        num_workers=min(num_workers, _cores()),
-        collate_fn=_unchanged,
+        num_workers=worker_count(dataset, num_workers),
+        collate_fn=share,
         worker_init_fn=_start_worker,
-        prefetch_factor=_PREFETCH,
+        prefetch_factor=PREFETCH,
         pin_memory=pin_memory,  # by a thread of its own, while still uint8
         generator=torch.Generator(),  # its own: making the iterator must not advance the global generator
     )
@@ -170,16 +172,25 @@ def _is_cuda(device: torch.device | str | None) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
 
+def worker_count(dataset: ImageDataset, num_workers: int) -> int:
+    """The data workers that a loader starts where it was given so many."""
+    return 0 if dataset.in_memory else min(num_workers, _cores())
+
+
 def _cores() -> int:
     """Cores this process may use; more data workers than that only get in each other's way."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _start_worker(worker: int) -> None:
     # Ctrl-C reaches every process of a terminal; the main one ends its workers when it has saved
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    # a batch that cannot be sent would be dropped by a thread, and waited for without an end
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]  # its hook
+
+
+def _end(error: Exception, batch: Any) -> None:
+    """Of a worker that cannot hand a batch over: the loader notices that it has died."""
+    say(f"error: a data worker ends, a batch cannot be handed over: {explained(error)}", to_stderr=True)
+    os._exit(1)

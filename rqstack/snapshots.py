@@ -7,10 +7,12 @@ without which it does not exist for a reader. `rqstack.archive` reads it.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ CONFIG_FILE = "config.yaml"
 METADATA_FILE = "metadata.json"
 COMPLETE = "COMPLETE"
 CHUNK_BYTES = 1 << 22
+LEFTOVER_SECONDS = 3600.0
+"""A temporary folder that was not touched for so long has no writer any more."""
 
 
 def plain_copy(tensor: Tensor) -> Tensor:
@@ -80,7 +84,11 @@ def write_snapshot(
 def appearing_folder(folder: Path) -> Iterator[Path]:
     """Gives a place to write to; at the end that place becomes `folder`, complete, or vanishes if something fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".partial-{folder.name}-", dir=folder.parent))
+    prefix = f".partial-{folder.name}-"
+    for left in folder.parent.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         yield partial
         if folder.exists():

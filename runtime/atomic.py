@@ -10,8 +10,9 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,6 +21,8 @@ from runtime.errors import UserError, one_line
 
 COMPLETION_MARK = "COMPLETE"
 PARTIAL_PREFIX = ".partial-"
+LEFTOVER_SECONDS = 3600.0
+"""A temporary file that was not touched for so long has no writer any more."""
 _HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -119,6 +122,40 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in place, one of many: a torn one that a full disk leaves is taken away again.
+
+    Raises:
+        UserError: naming the file.
+    """
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def sweep(
+    folder: Path, min_age_seconds: float = LEFTOVER_SECONDS, *, prefix: str = PARTIAL_PREFIX, suffix: str = ""
+) -> None:
+    """Removes what writers that were killed left in a folder: temporary files and directories of such names that nobody
+    has touched for so long.
+    """
+    now = time.time()
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            with suppress(OSError):  # another process may be doing the same
+                if not (entry.name.startswith(prefix) and entry.name.endswith(suffix)):
+                    continue
+                if now - entry.stat().st_mtime < min_age_seconds:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
 
 
 def check_free_space(final: Path, num_bytes: int) -> None:

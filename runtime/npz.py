@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from runtime.atomic import flush_to_disk
+from runtime.atomic import flush_to_disk, sweep
 from runtime.errors import UserError, one_line
 
 _MOST_UNPACKED, _SOME_BYTES = 128, 1 << 26  # labels of one class shrink a thousand times; they are small
@@ -235,6 +235,7 @@ def write_npz(
         UserError: the disk is full or read-only, or there is no such folder.
     """
     path = Path(path)
+    sweep(path.parent, prefix=f".{path.name}.", suffix=".tmp")
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

@@ -10,6 +10,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+from runtime.atomic import sweep
 from runtime.errors import UserError, one_line
 
 TIMESTAMP_FORMAT = "%Y-%m-%d_%H-%M-%S"
@@ -42,6 +43,12 @@ def runs(result_path: str | Path, config_stem: str) -> list[Path]:
     parent = Path(result_path) / config_stem
     found = [entry for entry in parent.iterdir() if _is_run(entry)] if parent.is_dir() else []
     return sorted(found, key=_by_time, reverse=True)
+
+
+def sweep_run(run_dir: Path) -> None:
+    """Removes what killed processes left half written in a run directory. For its one writer."""
+    for folder in (run_dir, *(entry for entry in run_dir.iterdir() if entry.is_dir())):
+        sweep(folder, min_age_seconds=0.0)
 
 
 def _create(parent: Path, postfix: str) -> Path:

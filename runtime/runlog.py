@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import sys
@@ -15,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from runtime.errors import PrintableFormatter, one_line, printable_traceback
+from runtime.atomic import write_whole
+from runtime.errors import PrintableFormatter, UserError, one_line, printable_traceback
 from runtime.progress import Progress, TqdmStream, duration
 from runtime.records.events_file import EVENTS_FILE, write_event
 from runtime.records.loggers import LOGGERS, TITLES, Logger
@@ -135,9 +137,11 @@ class RunLog:
         image_CHW = grid_CHW.detach().cpu()
         path = self.run_dir / "samples" / f"{name.replace('/', '_')}_{step:08d}.png"
         image_HWC = image_CHW.expand(3, -1, -1).permute(1, 2, 0).contiguous()
-        with self._harmless("samples", OSError):
+        with self._harmless("samples", OSError, UserError):
             path.parent.mkdir(exist_ok=True)
-            Image.fromarray(image_HWC.numpy()).save(path)
+            encoded = io.BytesIO()
+            Image.fromarray(image_HWC.numpy()).save(encoded, "PNG")
+            write_whole(path, encoded.getvalue())
         self._send(lambda logger: logger.image(step, name, image_CHW))
         return path if path.is_file() else None
 

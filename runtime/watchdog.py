@@ -56,24 +56,26 @@ class Standing:
 
 
 class WakingClock:
-    """Seconds that this process was awake. A thread of its own, which waits for nothing else, notices the rest."""
+    """Seconds that this process was awake. A thread of its own, which waits for nothing else, notices the rest.
+
+    Between its ticks the clock goes on by `_LATE_SECONDS` more than planned and then stands, until the thread has said
+    whether the process slept: whoever wakes up first sees no leap.
+    """
 
     def __init__(self) -> None:
-        self._lost = 0.0
+        self._lost, self._stands_at = 0.0, float("inf")
 
     def now(self) -> float:
         """Seconds; only differences mean something."""
-        return time.monotonic() - self._lost
+        return min(time.monotonic(), self._stands_at) - self._lost
 
     def tick(self, planned: float, ended: threading.Event) -> None:
         """The thread: sleeps of `planned` seconds that take much longer passed while nothing here could run."""
         while True:
-            before = time.monotonic()
+            self._stands_at = time.monotonic() + planned + _LATE_SECONDS
             if ended.wait(planned):
                 return
-            late = time.monotonic() - before - planned
-            if late > max(_LATE_SECONDS, planned):
-                self._lost += late
+            self._lost += max(0.0, time.monotonic() - self._stands_at)
 
 
 class Watchdog:

@@ -3,6 +3,8 @@
 Legend: B batch, C channels, H W image, N images.
 """
 
+import io
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,8 +12,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from data.images.listing import UNFINISHED
 from rqtransformer.finite_draws import NonFiniteError
 from runtime import distributed
+from runtime.atomic import write_whole
+from runtime.errors import UserError, one_line
 from runtime.npz import Header, write_npz
 from sampling.choices import FORMATS
 
@@ -32,13 +37,18 @@ def save_images(
     uint8 (N, H, W, C), and the classes `arr_1`, int64 (N,), which is what the ADM evaluator takes, and the classes once
     more as `labels`; without classes `arr_0` alone. N images are never in memory.
 
-    Where a batch cannot be made because numbers are not finite, what this process wrote before is taken away again.
+    Until all are there, `UNFINISHED` says how many they will be: readers refuse the folder. Where a batch cannot be
+    made because numbers are not finite, what this process wrote before is taken away again.
 
     Raises:
         ValueError: unknown format.
+        UserError: a file cannot be written; the message names it.
     """
     if file_format not in FORMATS:
         raise ValueError(f"--format {file_format!r} is unknown; choose one of {', '.join(FORMATS)}")
+    mark = directory / UNFINISHED
+    if distributed.is_main():
+        write_whole(mark, f"{num_images:,}\n".encode())
     writer = PngFiles(directory) if file_format == "png" else NpzFile(directory, num_images, resolution, channels)
     try:
         for batch in batches:
@@ -48,8 +58,12 @@ def save_images(
             yield batch
     except NonFiniteError:
         writer.discard()
+        if distributed.get_world_size() == 1:  # otherwise those of other processes may be there
+            mark.unlink(missing_ok=True)
         raise
     writer.close()
+    if distributed.is_main():
+        mark.unlink(missing_ok=True)
 
 
 class PngFiles:
@@ -65,7 +79,9 @@ class PngFiles:
         classes = [""] * len(index_B) if label_B is None else [f"_class{label}" for label in label_B]
         for image_HWC, index, suffix in zip(image_BHWC, index_B, classes, strict=True):
             self._written.append(self.directory / f"{index:06d}{suffix}.png")
-            Image.fromarray(image_HWC.squeeze(2) if image_HWC.shape[2] == 1 else image_HWC).save(self._written[-1])
+            encoded = io.BytesIO()
+            Image.fromarray(image_HWC.squeeze(2) if image_HWC.shape[2] == 1 else image_HWC).save(encoded, "PNG")
+            write_whole(self._written[-1], encoded.getvalue())
 
     def discard(self) -> None:
         """Takes away what this process wrote."""
@@ -89,8 +105,20 @@ class NpzFile:
         if distributed.is_main():
             for name, (shape, dtype) in shapes.items():
                 np.lib.format.open_memmap(self.files[name], mode="w+", dtype=dtype, shape=shape)
-        distributed.barrier()
+        distributed.run_on_main(self._reserve)
         self.arrays = {name: np.lib.format.open_memmap(file, mode="r+") for name, file in self.files.items()}
+
+    def _reserve(self) -> None:
+        """Takes the room on the disk now: writing to a map on a full one would kill the process."""
+        for file in self.files.values():
+            size = file.stat().st_size
+            try:
+                with open(file, "r+b") as opened:
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(opened.fileno(), 0, size)
+            except OSError as error:
+                self.discard()
+                raise UserError(f"cannot write {file}: {one_line(error)}; it needs {size / 1e6:,.1f} MB") from error
 
     def write(self, image_BHWC: np.ndarray, index_B: np.ndarray, label_B: np.ndarray | None) -> None:
         """Puts one batch into its rows."""

@@ -17,13 +17,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import first_few
+from runtime.errors import UserError, first_few
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _OTHER_IMAGES = frozenset(
     ".apng .arw .avif .cr2 .dds .dng .emf .eps .exr .gif .hdr .heic .heif .ico .icns .j2k .jfif .jif .jp2 .jpe .jpx "
     ".jxl .mpo .nef .npy .pbm .pcx .pfm .pgm .pnm .psd .qoi .raw .sgi .svg .tga .wmf .xcf".split()
 )
+UNFINISHED = "UNFINISHED"
+"""A file of this name says that the images of its folder, and below, are being written: how many they will be."""
 _SHOWN = 3
 _log = logging.getLogger(__name__)
 
@@ -55,13 +57,29 @@ def scan(root: Path) -> Listing:
 
     Raises:
         OSError: a folder cannot be read.
+        UserError: a folder, or the one around `root`, holds the mark of images that were not written to their end.
         ValueError: a link without the ending of an image leads nowhere: it may stand for a folder of images.
     """
+    refuse_unfinished(root)
+    refuse_unfinished(root.parent)
     walk = _Walk(root)
     walk.all()
     for line in walk.notes():
         _say_once(line)
     return Listing(sorted(walk.images), sorted(walk.first), walk.others)
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """UserError where a set of images was not written to its end: a part of it is not the set."""
+    mark = folder / UNFINISHED
+    if not mark.is_file():
+        return
+    text = mark.read_text(encoding="utf-8", errors="replace").strip()[:20]
+    there = sum(is_image(file.name) for file in folder.rglob("*"))
+    raise UserError(
+        f"{folder} was not written to its end: {there:,} of {text or '?'} images are there; make them again "
+        f"(or remove {UNFINISHED} to take them as they are)"
+    )
 
 
 def list_images(root: Path) -> list[str]:
@@ -155,6 +173,8 @@ class _Walk:
                     if entry.name.startswith("."):
                         continue
                     relative = prefix + entry.name
+                    if entry.name == UNFINISHED:
+                        refuse_unfinished(Path(path))
                     if entry.is_symlink():
                         self.links.append((entry.path, relative))
                     elif entry.is_dir():

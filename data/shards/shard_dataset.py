@@ -28,7 +28,7 @@ from data.images.file_dataset import FileDataset
 from data.order import Groups
 from data.request import DatasetRequest
 from data.roots import find_root
-from data.shards.shard_files import ShardFiles, default_cache, is_remote, load_index, local_path
+from data.shards.shard_files import ShardFiles, default_cache, is_remote, load_index, local_path, sweep_copies
 from data.shards.shard_index import CAPTION, FIELDS, IMAGE, JSON_CAPTION, NO_LABEL, ShardIndex
 from data.shards.shard_manifest import IMAGES, read_manifest
 from data.shards.shard_names import LAYOUT, missing_shards, shards_of_root
@@ -37,6 +37,7 @@ from data.splits import split_by_name
 from data.text_files import decoded, lines_of
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from data.tokenizers.tokenizer_loading import tokenizer_named
+from runtime.atomic import sweep
 from runtime.errors import UserError, first_few
 
 _SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -256,7 +257,11 @@ def _without_empty(places: list[str], indexes: list[ShardIndex]) -> tuple[list[s
 
 
 def load_indexes(places: Sequence[str], config: DatasetConfig) -> list[ShardIndex]:
-    """The indexes of all shards, several at a time."""
+    """The indexes of all shards, several at a time. What killed processes left beside them is taken away."""
+    cache = cache_folder(config)
+    sweep_copies(cache)
+    for folder in {cache, *(local_path(place).parent for place in places if not is_remote(place))}:
+        sweep(folder)
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
         return list(pool.map(lambda place: load_index(place, cache_folder(config)), places))
 

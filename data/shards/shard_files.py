@@ -14,9 +14,11 @@ import stat
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from data.errors import DataUnavailable
 from data.shards.shard_index import (
@@ -28,6 +30,7 @@ from data.shards.shard_index import (
     scan_shard,
     write_bytes_atomically,
 )
+from runtime.atomic import PARTIAL_PREFIX
 from runtime.errors import UserError, one_line
 
 _MOST_OPEN = 64
@@ -100,7 +103,7 @@ class ShardFiles:
         path = self.cache / f"{_short_hash(url)}-{size}.tar"  # as `_is_copy` knows them
         try:
             _own_folder(self.cache)
-            with _lock(self.cache / f"{path.name}.lock"):
+            with _lock(path):
                 descriptor = _open_whole(path, size)
                 if descriptor is None:
                     descriptor = _fetch(url, path, size)
@@ -215,7 +218,7 @@ def _open_whole(path: Path, size: int) -> int | None:
 
 def _fetch(url: str, path: Path, size: int) -> int:
     """Fetches a shard and gives a descriptor of it, which stays good when another process drops the copy."""
-    partial = path.parent / f".partial-{os.getpid()}-{path.name}"
+    partial = path.parent / f"{PARTIAL_PREFIX}{os.getpid()}-{path.name}"
     system, remote = filesystem(url)
     try:
         for attempt in range(_ATTEMPTS):
@@ -235,17 +238,17 @@ def _fetch(url: str, path: Path, size: int) -> int:
         partial.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process at a time, on systems that can lock files; elsewhere several may fetch the same shard."""
-    with open(path, "a") as file:
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file gives the lock back
+def sweep_copies(cache: Path) -> None:
+    """Removes what killed processes left of copies: their locks are free."""
+    for partial in cache.glob(f"{PARTIAL_PREFIX}*.tar"):
+        whole = partial.name.removeprefix(PARTIAL_PREFIX).partition("-")[2]
+        with contextlib.suppress(OSError, Timeout), _lock(cache / whole, timeout=0):
+            partial.unlink(missing_ok=True)
+
+
+def _lock(copy: Path, timeout: float = -1) -> FileLock:
+    """For one process at a time to make, or take away, a copy."""
+    return FileLock(copy.with_name(f"{copy.name}.lock"), timeout=timeout)
 
 
 def _short_hash(text: str) -> str:

@@ -17,7 +17,7 @@ from data.config import SPLITS, DatasetConfig
 from data.shards.shard_files import filesystem, is_remote, local_path
 from data.shards.shard_index import INDEX_SUFFIX, describes
 from data.shards.tar_members import MAX_CLASSES
-from runtime.atomic import sha256_of_file, write_text_atomically
+from runtime.atomic import sha256_of_file, sweep, write_text_atomically
 from runtime.errors import UserError, one_line
 
 FORMAT = "rq-shards-1"
@@ -64,6 +64,7 @@ def begin(folder: Path, header: Mapping[str, Any]) -> None:
         UserError: the split is there already, was begun with other settings, or shards of unknown origin lie there.
     """
     header, split = {"format": FORMAT, **header}, header["split"]
+    sweep(folder)
     if (folder / manifest_name(split)).exists():
         raise UserError(f"{folder} already holds the {split} split; nothing is overwritten (--verify checks it)")
     plan = folder / plan_name(split)

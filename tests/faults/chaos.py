@@ -255,7 +255,7 @@ def main() -> None:
     folder = args.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    chaos, episodes = Chaos(folder, args.seed), []
+    chaos, episodes, line = Chaos(folder, args.seed), [], ""
     while time.monotonic() - begun < 60 * args.minutes:
         episode = chaos.episode(args.first + len(episodes))
         episodes.append(episode)

@@ -151,14 +151,16 @@ def test_a_rank_without_a_word_comes_first():
 
 
 def test_time_that_a_process_slept_is_not_counted(monkeypatch):
-    clock, times = watchdog.WakingClock(), iter([0.0, 1.2, 1.2, 61.2, 61.2, 62.2, 62.2])
-    waits = iter([False, False, False, True])
+    clock, seen = watchdog.WakingClock(), []
+    moment = [100.0]
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: moment[0])
+    sleeps = iter([1.0, 1.5, 61.0, 1.0])
 
     class Ended:
-        def wait(self, seconds: float) -> bool:
-            return next(waits)
+        def wait(self, planned: float) -> bool:
+            moment[0] += next(sleeps)
+            seen.append(clock.now())  # of a thread that wakes up before this one
+            return len(seen) == 4
 
-    monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(times))
     clock.tick(1.0, Ended())
-    monkeypatch.undo()
-    assert clock._lost == 59.0
+    assert seen == [101.0, 102.5, 104.5, 105.5], "of 61 s only those until it must be late"

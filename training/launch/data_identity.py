@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 from data import ImageDataset
 from data.fingerprint import Fingerprint, fingerprint, from_json
 from data.shards.cached_latents import LatentDataset
+from data.shards.shard_prints import as_json, is_changed, shard_prints, touched
+from data.shards.shard_prints import from_json as shards_from_json
 from rqstack.snapshots import METADATA_FILE
 from runtime import distributed
-from runtime.errors import UserError
+from runtime.atomic import write_text_atomically
+from runtime.errors import UserError, first_few
 from sampling.trained_models import read_metadata
 from training.launch.resuming import ResumedRun
 
+SHARDS_FILE = "shards.json"
 FACT = "data"  # under this name checkpoints and snapshots keep the fingerprint
 
 
@@ -49,6 +54,37 @@ class DataIdentity:
             problem = f"{resumed.checkpoint}: {problem}"
             self.warnings.append(_accepted(problem, accept, "dataset.accept_changed=true goes on with them"))
 
+    def check_shards(self, run_dir: Path, accept: bool) -> None:
+        """UserError when a shard was changed in place since the run began, unless that is accepted.
+
+        Every rank must call it: they share the hashing of shards whose size or time is another one.
+        """
+        known = distributed.run_on_main(lambda: _read_shards(run_dir))
+        rank, world_size = distributed.get_rank(), distributed.get_world_size()
+        for split, dataset in self._splits.items():
+            mine = touched(shards_from_json(known.get(split)), dataset)[rank::world_size]
+            judged = distributed.gather_objects([[str(path), is_changed(before, path)] for before, path in mine])
+            judged = [row for of_rank in judged for row in of_rank]
+            if changed := [path for path, answer in judged if answer]:
+                problem = (
+                    f"{first_few(changed, 1)} has other content than when the run began ({len(changed)} shards do)"
+                )
+                self.warnings.append(_accepted(problem, accept, "dataset.accept_changed=true goes on with them"))
+            if unknown := [path for path, answer in judged if answer is None]:
+                count = f"{len(unknown)} shards were" if len(unknown) > 1 else "it was"
+                line = f"{first_few(unknown, 1)}: {count} written to since the run began"
+                self.warnings.append(f"{line}; without a manifest nobody knows whether the content is the same")
+
+    def note_shards(self, run_dir: Path) -> None:
+        """Writes what `check_shards` compares with, where there are shards. For the main process."""
+        prints = {split: as_json(shard_prints(dataset)) for split, dataset in self._splits.items()}
+        if any(prints.values()):
+            write_text_atomically(run_dir / SHARDS_FILE, json.dumps(prints) + "\n")
+
+    @property
+    def _splits(self) -> dict[str, ImageDataset]:
+        return {"train": self.train_set, "val": self.val_set}
+
     def check_unseen(self, config: Any, accept: bool) -> None:
         """`check_unseen` for a run of stage 2, whose config names the stage-1 snapshot."""
         if line := check_unseen(getattr(getattr(config, "vqvae", None), "ckpt", None), self.val_set, accept):
@@ -65,6 +101,15 @@ class DataIdentity:
         share = distributed.run_on_main(lambda: known.share_trained_on(self.val_set))
         seen = f"; the run has seen {share:.0%} of its validation images of now" if share else ""
         return f"the images are not those of the run ({then} then, {now} now, or other names, sizes or labels){seen}"
+
+
+def _read_shards(run_dir: Path) -> dict[str, Any]:
+    """What `note_shards` wrote; empty where nothing was, or something else stands there."""
+    try:
+        content = json.loads((run_dir / SHARDS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def check_unseen(stage1: str | Path | None, val_set: ImageDataset, accept: bool) -> str:

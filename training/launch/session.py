@@ -14,13 +14,15 @@ from typing import Any, Generic
 
 from data import EvalLoader, ImageDataset, TrainLoader, build_dataset
 from data.dataset import reading_notes
+from data.loader import worker_count
+from data.shared_memory import Reading, check_room, processes_here
 from runtime import distributed
 from runtime.config import save_config
 from runtime.device import use_device
 from runtime.distributed import DistEnv
 from runtime.errors import one_line
 from runtime.processes.run_ownership import RunOwnership
-from runtime.rundir import new_run_dir
+from runtime.rundir import new_run_dir, sweep_run
 from runtime.runlog import RunLog
 from runtime.seeding import seed_everything_for_step
 from runtime.step_directories import CHECKPOINTS, SNAPSHOTS
@@ -100,9 +102,11 @@ class Session(Generic[Config]):
         self.train_set = build_dataset(config.dataset, "train", config.seed)
         self.val_set = build_dataset(config.dataset, "val", config.seed)
         self.config, self.plan = plan_run(config, len(self.train_set), env.world_size, self.resumed, self.changed or ())
+        self._check_shared_memory()
         self.data = DataIdentity.of(self.train_set, self.val_set)
         if self.resumed is not None:
             self.data.check_resumed(self.resumed, self.config.dataset.accept_changed)
+            self.data.check_shards(self.resumed.run_dir, self.config.dataset.accept_changed)
             self.notes += [f"from here on {change}" for change in changed]
             self.notes += learning_rate_jump(before, self.config, self.plan, self.start.step)
         # initial weights are the same on every rank, and never those of any step's noise
@@ -122,6 +126,7 @@ class Session(Generic[Config]):
         self.typed |= typed_paths(self.stage.config)
         self.run_dir = self._open_run_dir(recorded_config(self.stage.config, config, self.changed))
         distributed.run_on_main(lambda: note_launch(self.run_dir, env.world_size, settings.model_config, self.typed))
+        distributed.run_on_main(lambda: self.data.note_shards(self.run_dir))
         resume_step = None if self.resumed is None else self.resumed.position.step
         headline = None if self.config.experiment.console == "full" else interval_line
         self.log = RunLog(
@@ -136,7 +141,8 @@ class Session(Generic[Config]):
     def _resumed(self) -> ResumedRun:
         """The run that is continued, once this process is the only one that writes to it."""
         path = run_to_resume(self.settings)
-        self._own(run_dir_of(path))
+        self._own(run_dir := run_dir_of(path))
+        distributed.run_on_main(lambda: sweep_run(run_dir))
         return ResumedRun.at(find_checkpoint(path))
 
     def _own(self, run_dir: Path) -> None:
@@ -200,6 +206,13 @@ class Session(Generic[Config]):
             if pulse is not None:
                 pulse()
             yield batch
+
+    def _check_shared_memory(self) -> None:
+        """UserError where the data workers of the training and the validation loader would find no room."""
+        asked = self.config.experiment.num_workers
+        batches = {self.train_set: self.plan.micro_batch, self.val_set: self._test_batch_size}
+        readings = [Reading(split, size, worker_count(split, asked)) for split, size in batches.items()]
+        check_room(readings, processes_here(self.env.world_size))
 
     @property
     def _test_batch_size(self) -> int:

@@ -9,6 +9,7 @@ import json
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class FaultRecorder:
     def _write_rank(self, folder: Path, step: int, first_image: int) -> str | None:
         """Writes this rank's file; what went wrong, if anything did: a run goes on without it."""
         rank = distributed.get_rank()
+        file = folder / f"rank{rank}.safetensors"
         try:
             tensors = {
                 f"{number}/{name}": value.detach().cpu().contiguous()
@@ -93,9 +95,11 @@ class FaultRecorder:
             }
             tensors["rng_state"] = generator_at(self.seed, rank, step).get_state()
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / f"rank{rank}.safetensors")
+            save_file(tensors, file)
         except (OSError, ValueError, SafetensorError) as error:
-            return one_line(error)
+            with suppress(OSError):  # a torn one
+                file.unlink()
+            return f"{file}: {one_line(error)}"
         return None
 
     def _is_full(self, folder: Path) -> bool:

@@ -12,10 +12,12 @@ from inspect import signature
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime.distributed import DistEnv, all_reduce_sum_, broadcast_
@@ -63,7 +65,7 @@ def wrap(
     with torch.no_grad():
         for buffer in model.buffers():
             broadcast_(buffer)
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         model,
         device_ids=[env.device.index] if env.device.type == "cuda" else None,
         **_KEEP_BUFFERS,
@@ -71,6 +73,28 @@ def wrap(
         static_graph=static_graph,
         find_unused_parameters=find_unused_parameters,
     )
+    if env.backend == "gloo" and env.world_size > 2:
+        # DDP compares annotations with types; here they are texts
+        wrapped.register_comm_hook(None, lambda _, bucket: _mean_in_rank_order(bucket))
+    return wrapped
+
+
+def _mean_in_rank_order(bucket: dist.GradBucket) -> Future[Tensor]:
+    """A bucket's mean over ranks whose bits do not depend on where a gradient lies in it.
+
+    DDP lays its buckets out anew after the first step of a process, and gloo's own sum begins at a rank that depends on
+    the place: of three ranks and more a resumed run would leave its other self in the last bits.
+    """
+    own = bucket.buffer().div_(dist.get_world_size())
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    gathered = dist.all_gather(parts, own, async_op=True).get_future()
+
+    def add(_: Future[Any]) -> Tensor:
+        for part in parts[1:]:
+            parts[0].add_(part)
+        return parts[0]
+
+    return gathered.then(add)
 
 
 def shard(model: nn.Module, units: Iterable[nn.Module], env: DistEnv, dtype: torch.dtype | None = None) -> nn.Module:

@@ -80,3 +80,28 @@ def test_two_ranks_have_the_gradients_of_the_joint_batch(on_ranks):
         assert torch.equal(second[f"buffer.{name}"], buffer)
     assert not torch.equal(first["local"], second["local"]), "no_sync leaves gradients to each rank"
     assert (first["codebook after"].max(), second["codebook after"].max()) == (0, 1), "buffers are a rank's own"
+
+
+def _gradients_of_a_first_and_a_later_step(rank: int) -> list[Tensor]:
+    """Flat gradients of the same batch, by a wrapper that is new, and by the same in its third step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for width in (7, 61, 33, 5) for layer in (nn.LazyLinear(width), nn.Tanh())))
+    torch.manual_seed(rank)
+    batch_NC = torch.randn(8, 3)
+    model(batch_NC)  # gives the lazy layers their parameters
+    wrapped = wrap(model, distributed.DistEnv(rank, 3, rank, torch.device("cpu"), "gloo"))
+    found = []
+    for _ in range(3):
+        model.zero_grad()
+        wrapped(batch_NC).square().sum().backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).clone())
+    return [found[0], found[2]]
+
+
+def test_three_ranks_add_up_in_one_order_in_every_step(on_ranks):
+    """A process that has just resumed a run takes its first step; the run it goes on with had taken many."""
+    results = on_ranks(_gradients_of_a_first_and_a_later_step, number=3)
+    first = results[0][0]
+    assert first.abs().sum() > 0
+    for of_rank in results:
+        assert all(torch.equal(gradient, first) for gradient in of_rank)
