@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from data.dataset import ImageDataset
 from data.errors import DataError
@@ -65,8 +65,8 @@ def check_room(readings: Sequence[Reading], processes: int) -> None:
         )
 
 
-def share(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Puts the tensors of a batch where another process can read them.
+def share(batch: Any) -> Any:
+    """Puts the tensors of a batch, a dict of them, where another process can read them.
 
     A data worker does this itself, because the thread that would otherwise do it loses a batch without a word.
 

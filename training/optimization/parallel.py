@@ -12,7 +12,6 @@ from inspect import signature
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -20,7 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from runtime.distributed import DistEnv, all_reduce_sum_, broadcast_
+from runtime.distributed import DistEnv, all_reduce_sum_, broadcast_, gather_rows, get_world_size
 
 PARALLEL = ("ddp", "fsdp", "none")
 # Whether every forward broadcasts rank 0's buffers; renamed in torch 2.15, which warns at the older name.
@@ -79,22 +78,18 @@ def wrap(
     return wrapped
 
 
-def _mean_in_rank_order(bucket: dist.GradBucket) -> Future[Tensor]:
-    """A bucket's mean over ranks whose bits do not depend on where a gradient lies in it.
+def _mean_in_rank_order(bucket: Any) -> Future[Tensor]:
+    """The mean over ranks of one of DDP's buckets, whose bits do not depend on where a gradient lies in it.
 
     DDP lays its buckets out anew after the first step of a process, and gloo's own sum begins at a rank that depends on
     the place: of three ranks and more a resumed run would leave its other self in the last bits.
     """
-    own = bucket.buffer().div_(dist.get_world_size())
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    gathered = dist.all_gather(parts, own, async_op=True).get_future()
-
-    def add(_: Future[Any]) -> Tensor:
-        for part in parts[1:]:
-            parts[0].add_(part)
-        return parts[0]
-
-    return gathered.then(add)
+    parts = gather_rows(bucket.buffer().div_(get_world_size()))
+    for part in parts[1:]:
+        parts[0].add_(part)
+    done: Future[Tensor] = Future()
+    done.set_result(parts[0])
+    return done
 
 
 def shard(model: nn.Module, units: Iterable[nn.Module], env: DistEnv, dtype: torch.dtype | None = None) -> nn.Module:
