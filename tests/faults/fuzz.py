@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.fuzz_mutations import mutated
-from tests.faults.fuzz_readers import READERS, Reader
+from tests.faults.fuzz_reader import Reader
+from tests.faults.fuzz_readers import READERS
 
 MEMORY_BYTES = 3 << 30  # decoding an image of the most pixels takes 2.2 GB
 PROCESSOR_SECONDS, WALL_SECONDS = 20, 240  # of one case; the wall's for a machine that has much else to do
