@@ -10,7 +10,7 @@ and processes, and the files of its run directory, its temporary folder and its 
 `train.log`, what is printed, TensorBoard's events and the pictures under `samples/`, which grow by design, are left
 out.
 
-The first tenth is left out as well. What remains is cut into equal stretches of time, whose means take away what goes
+The first tenth is left out as well. What remains is cut into equal stretches of time, whose medians take away what goes
 up and down within one; a straight line through them gives the growth per hour. The intervals hold all together with
 95 %. A series grows when its whole interval lies above 0. SIGINT or SIGTERM end the soak early, with the summary of
 what it saw. The last line is the summary as JSON. `--samples FILE` makes it again of the notes of an earlier soak.
@@ -192,13 +192,14 @@ def growth(
     present = np.unique(stretch_N)
     if len(present) < 3:
         raise ValueError(f"{len(present)} of {stretches} stretches have a value: too few for a line")
-    means = [(time_N[stretch_N == number].mean(), value_N[stretch_N == number].mean()) for number in present]
-    line = stats.linregress(*zip(*means))
-    half = 0.0 if np.ptp(value_N) == 0 else stats.t.ppf(1 - wrong / 2, len(means) - 2) * line.stderr
+    place_S = np.array([time_N[stretch_N == number].mean() for number in present])
+    level_S = np.array([np.median(value_N[stretch_N == number]) for number in present])
+    line = stats.linregress(place_S, level_S)
+    half = 0.0 if np.ptp(level_S) == 0 else stats.t.ppf(1 - wrong / 2, len(present) - 2) * line.stderr
     return {
         "mean": float(value_N.mean()),
-        "first": float(means[0][1]),
-        "last": float(means[-1][1]),
+        "first": float(level_S[0]),
+        "last": float(level_S[-1]),
         "per_hour": float(line.slope),
         "low": float(line.slope - half),
         "high": float(line.slope + half),
@@ -282,8 +283,9 @@ def _check(runs: Sequence[Run]) -> None:
 
 def summary(samples: list[dict[str, float]], asked_minutes: float) -> dict[str, Any]:
     """What the samples say: every series with its growth, and those that grow."""
-    steps = {name for name in samples[-1] if name.endswith(" step")}
-    names = [name for name in samples[-1] if name not in ("hours", *steps)]
+    noted_names = {name: None for sample in samples for name in sample}  # once, in their order
+    steps = [name for name in noted_names if name.endswith(" step")]
+    names = [name for name in noted_names if name not in ("hours", *steps)]
     lines = {}
     for name in names:
         noted = [sample for sample in samples if name in sample]
@@ -291,7 +293,10 @@ def summary(samples: list[dict[str, float]], asked_minutes: float) -> dict[str, 
         hours = [sample["hours"] for sample in kept]
         lines[name] = growth(hours, [sample[name] for sample in kept], 0.05 / len(names))
         lines[name]["minutes"] = (hours[-1] - hours[0]) * 60
-    done = {name.removesuffix(" step"): int(samples[-1][name] - samples[0][name]) for name in sorted(steps)}
+    done = {}
+    for name in steps:
+        counts = [sample[name] for sample in samples if name in sample]
+        done[name.removesuffix(" step")] = int(counts[-1] - counts[0])
     return {
         "minutes": round(samples[-1]["hours"] * 60, 1),
         "asked_minutes": asked_minutes,
@@ -312,6 +317,8 @@ def soak(folder: Path, minutes: float) -> dict[str, Any]:
             samples = watch(runs, minutes, stop, folder / "samples.jsonl")
         finally:
             codes = {run.name: run.stop() for run in runs}
+    if len(samples) < STRETCHES:
+        raise SystemExit(f"told to stop after {len(samples)} samples: too few to say anything")
     return {**summary(samples, minutes), "exit_codes": codes}
 
 
