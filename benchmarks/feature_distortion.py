@@ -134,11 +134,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All data sets and networks whose files and packages are here; why not, of the others."""
     env = DistEnv(0, 1, 0, torch.device("cpu"), "none")
     configs = {
-        "fashion-mnist": DatasetConfig(type="fashion-mnist", root=args.data_root, resolution=32),
         "openmoji": DatasetConfig(type="openmoji", resolution=64),
+        "fashion-mnist": DatasetConfig(type="fashion-mnist", root=args.data_root, resolution=32),
     }
     rows: list[dict[str, Any]] = []
-    drawings = None
+    result: dict[str, Any] = {
+        "benchmark": "feature_distortion",
+        "strengths": STRENGTHS,
+        "rows": rows,
+        "imagenet_classes_of_drawings": None,
+        "torch": torch.__version__,
+    }
     for dataset, config in configs.items():
         for features in FEATURES:
             try:
@@ -153,15 +159,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             rows.append(row | {"rises": {name: rises(values) for name, values in found.items()}})
             print(table(rows[-1:]), flush=True)
             if dataset == "openmoji" and not extractor.recognises_labels:
-                drawings = named_drawings(extractor)
-    return {
-        "benchmark": "feature_distortion",
-        "strengths": STRENGTHS,
-        "rows": rows,
-        "imagenet_classes_of_drawings": drawings,
-        "holds": all(all(row["rises"].values()) for row in rows if "rises" in row),
-        "torch": torch.__version__,
-    }
+                result["imagenet_classes_of_drawings"] = named_drawings(extractor)
+            result["holds"] = all(all(row["rises"].values()) for row in rows if "rises" in row)
+            if args.output is not None:  # after every row: networks may take minutes to train
+                write_text_atomically(args.output, json.dumps(result) + "\n")
+    return result
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -197,8 +199,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     result = measure(args)
     print(table(result["rows"]))
-    if args.output is not None:
-        write_text_atomically(args.output, json.dumps(result) + "\n")
     print(json.dumps(result))
 
 

@@ -82,7 +82,7 @@ def find_weights(source: WeightSource, path: str | os.PathLike[str] | None = Non
         raise FileNotFoundError(
             f"no weights at {found}: run `python -m evaluation.networks fetch`, or download {source.url} and give its "
             f"path by flag, by the environment variable {source.environment}, or put it at {source.cached}; "
-            "`--features classifier` needs none"
+            "`--features efficientnet-lite0` and `classifier` need none"
         )
     sha256 = file_sha256(found)
     if found.name == source.file_name and not source.matches(sha256):

