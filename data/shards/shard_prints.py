@@ -50,7 +50,7 @@ def touched(then: Sequence[ShardPrint], dataset: ImageDataset) -> list[tuple[Sha
     is the fingerprint's matter.
     """
     now = shard_prints(dataset)
-    if [shard.name for shard in then] != [shard.name for shard in now]:
+    if not now or [shard.name for shard in then] != [shard.name for shard in now]:
         return []
     paths = [local_path(place) for place in dataset.source.files.places]  # type: ignore[attr-defined]  # it has prints
     return [

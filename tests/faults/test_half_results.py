@@ -95,7 +95,7 @@ def test_an_archive_without_room_is_refused_before_anything_is_drawn(tmp_path, m
 
 def test_a_torn_preview_is_taken_away_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Path, "write_bytes", full)
-    with RunLog(tmp_path, tensorboard=False) as log:
+    with RunLog(tmp_path, loggers=()) as log:
         assert log.log_images("grid", torch.zeros(3, 4, 4, dtype=torch.uint8), 1) is None
     assert f"{tmp_path}/samples/grid_00000001.png" in capsys.readouterr().err
 

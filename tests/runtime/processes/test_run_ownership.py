@@ -49,6 +49,16 @@ def test_a_second_writer_is_told_who_holds_the_run(tmp_path):
     RunOwnership(tmp_path).release()
 
 
+def test_another_name_of_the_directory_is_the_same_run(tmp_path):
+    run, link = tmp_path / "run", tmp_path / "latest"
+    run.mkdir()
+    link.symlink_to(run)
+    first = RunOwnership(run)
+    with pytest.raises(UserError, match=f"{link} is being written by process {os.getpid()}"):
+        RunOwnership(link)
+    first.release()
+
+
 def test_an_owner_that_nothing_refers_to_has_let_go(tmp_path):
     RunOwnership(tmp_path)
     gc.collect()

@@ -11,7 +11,7 @@ import pytest
 from data import DatasetConfig, build_dataset
 from data.shards import shard_prints as prints_module
 from data.shards.packing import pack
-from data.shards.shard_prints import ShardPrint, as_json, from_json, shard_prints
+from data.shards.shard_prints import ShardPrint, as_json, from_json, shard_prints, touched
 from runtime.errors import UserError
 from tests.training.tiny_runs import session, stage1, train, write_config
 from training.launch.data_identity import SHARDS_FILE, _read_shards
@@ -108,4 +108,5 @@ def test_prints_survive_json_and_other_data_sets_have_none(shards):
     assert len(found) == 3 and all(len(shard.sha256) == 64 for shard in found)
     assert from_json(as_json(found)) == found
     assert from_json([{"name": "a", "size": 1, "time": True}]) == [] != [ShardPrint("a", 1, 1)]
-    assert shard_prints(build_dataset(DatasetConfig(type="digits", resolution=8), "train")) == []
+    digits = build_dataset(DatasetConfig(type="digits", resolution=8), "train")
+    assert shard_prints(digits) == touched([], digits) == []
