@@ -302,7 +302,9 @@ def _to_object(config: DictConfig, source: str) -> Any:
         # once more, with what other keys and environment variables have filled in
         for name, value in OmegaConf.to_container(config, resolve=True).items():  # type: ignore[union-attr]  # a mapping
             _check_numbers(OmegaConf.create({"value": value})._get_node("value"), source, str(name))
-        return OmegaConf.to_object(config)
+        made = OmegaConf.to_object(config)
+        OmegaConf.structured(made)  # merging takes sections for the numbers of a list, which nobody can save
+        return made
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_explain(config, error)}") from error
     except UserError:

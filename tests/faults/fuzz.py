@@ -1,6 +1,6 @@
 """Thousands of damaged files for every reader of files from elsewhere: mutations of sound ones, from seeds.
 
-    python -m tests.faults.fuzz [--cases 10000] [--seed 0] [--reader NAME ...] [--summary FILE]
+    python -m tests.faults.fuzz [--cases 10000] [--seed 0] [--processes 1] [--reader NAME ...] [--summary FILE]
 
 Every reader runs in a process of its own, whose memory may grow by `MEMORY_BYTES` (RLIMIT_AS), with an alarm for every
 case. A case may be read, or refused in one line by an error that the reader names (`fuzz_readers`). Anything else is a
@@ -22,7 +22,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,26 +59,22 @@ class Result:
         if outcome == "fault":
             self.faults.append({"case": number, "what": text[:300]})
 
+    def add_all(self, part: Mapping[str, Any]) -> None:
+        """What another process found."""
+        self.cases += part["cases"]
+        self.outcomes.update(part["outcomes"])
+        self.faults += part["faults"]
+        self.slowest_seconds = max(self.slowest_seconds, part["slowest_seconds"])
+        self.peak_mib = max(self.peak_mib, part["peak_mib"])
 
-def run(name: str, seed: int, cases: int) -> dict[str, Any]:
-    """All cases of a reader, in processes that are started again behind a case that killed one."""
-    result, start, began = Result(), 0, time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        while start < cases:
-            words = [name, str(seed), str(start), str(cases), folder]
-            ended = subprocess.run([sys.executable, "-m", "tests.faults.fuzz", "--child", *words], check=False)
-            part = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
-            result.cases += part["cases"]
-            result.outcomes.update(part["outcomes"])
-            result.faults += part["faults"]
-            result.slowest_seconds = max(result.slowest_seconds, part["slowest_seconds"])
-            result.peak_mib = max(result.peak_mib, part["peak_mib"])
-            start += part["cases"]
-            if start < cases:
-                result.add(start, "fault", f"the process ended with {ended.returncode}")
-                start += 1
-                if len(result.faults) > SHOWN:
-                    break
+
+def run(name: str, seed: int, cases: int, processes: int = 1) -> dict[str, Any]:
+    """All cases of a reader, in so many processes at a time, which are started again behind a case that killed one."""
+    began, result = time.monotonic(), Result()
+    bounds = [cases * number // processes for number in range(processes + 1)]
+    with ThreadPoolExecutor(processes) as pool:
+        for part in pool.map(lambda start, end: _run_range(name, seed, start, end), bounds, bounds[1:]):
+            result.add_all(vars(part))
     return {
         "cases": result.cases,
         "outcomes": dict(sorted(result.outcomes.items())),
@@ -86,6 +83,23 @@ def run(name: str, seed: int, cases: int) -> dict[str, Any]:
         "memory_grew_mib": round(result.peak_mib),
         "wall_seconds": round(time.monotonic() - began),
     }
+
+
+def _run_range(name: str, seed: int, start: int, cases: int) -> Result:
+    result = Result()
+    with tempfile.TemporaryDirectory() as folder:
+        while start < cases:
+            words = [name, str(seed), str(start), str(cases), folder]
+            ended = subprocess.run([sys.executable, "-m", "tests.faults.fuzz", "--child", *words], check=False)
+            part = json.loads((Path(folder) / "result.json").read_text(encoding="utf-8"))
+            result.add_all(part)
+            start += part["cases"]
+            if start < cases:
+                result.add(start, "fault", f"the process ended with {ended.returncode}")
+                start += 1
+                if len(result.faults) > SHOWN:
+                    break
+    return result
 
 
 def child(name: str, seed: int, start: int, cases: int, folder: Path) -> None:
@@ -161,6 +175,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Damaged files for every reader.")
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="at a time, which share the cases of a reader")
     parser.add_argument("--reader", choices=READERS, nargs="+", default=list(READERS))
     parser.add_argument("--summary", type=Path, help="a JSON file, to which other readers are added")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
@@ -173,7 +188,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if args.summary and args.summary.is_file():
         summary = json.loads(args.summary.read_text(encoding="utf-8"))
     for name in args.reader:
-        found = run(name, args.seed, args.cases)
+        found = run(name, args.seed, args.cases, args.processes)
         command = f"python -m tests.faults.fuzz --reader {name} --cases {args.cases} --seed {args.seed}"
         summary["readers"][name] = {"command": command, **found}
         print(name, json.dumps(found), flush=True)

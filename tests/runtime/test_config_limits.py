@@ -159,3 +159,16 @@ def test_a_config_of_ours_is_far_from_every_limit():
         check_yaml(text * 20 if "---" not in text else text)
     check_yaml("[" * MOST_DEPTH + "]" * MOST_DEPTH)
     check_interpolations({"a": 1, "b": ["${a}"], "c": None, "d": "???"})
+
+
+@dataclass
+class Sizes:
+    sizes: list[int] = field(default_factory=lambda: [1, 2])
+
+
+def test_sections_are_no_numbers_of_a_list(tmp_path):
+    """They were taken, and the config could not be saved."""
+    file = tmp_path / "a.yaml"
+    file.write_text("sizes: [1, 2, 0: ]\n")
+    with pytest.raises(UserError, match=r"'sizes\[2\]': Value '\{0: None\}' of type 'dict'"):
+        load_config(Sizes, file)
