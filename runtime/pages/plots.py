@@ -64,7 +64,7 @@ class LinePlot:
         """An element for a page; empty where there is nothing to show."""
         if not self.shown():
             return Markup("")
-        with _figure(self.title, WIDTH if not self.square else HEIGHT + 0.4, HEIGHT) as figure:
+        with _figure(self.title, WIDTH if not self.square else HEIGHT + 1.2, HEIGHT) as figure:
             self._draw(figure)
             return _element(figure, f"{self.title}: {', '.join(self.shown())}")
 
