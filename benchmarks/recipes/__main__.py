@@ -164,6 +164,13 @@ def held_out_table(name: str, found: dict[str, Any]) -> str:
     for title, key in kinds:
         shares = " | ".join(f"{found[key][part]:.1%}" for part in ("gender", "tone", "both"))
         lines.append(f"| {title} | {shares} |")
+    picture = f"recipes/{name}_held_out.png"
+    lines += [
+        "",
+        f"![Samples for captions never seen in training]({picture})",
+        "",
+        f"{found['credit']} (the drawings).",
+    ]
     return "\n".join(lines)
 
 

@@ -69,6 +69,7 @@ def held_out_score(
         "samples": len(prompts),
         "shown": agreement(_features(extractor, sample_SCHW), repeated, features_NF, drawn),
         "chance": chance(asked, drawn),
+        "credit": val.credit,
         "real_through_tokenizer": agreement(_features(extractor, through_NCHW), asked, features_NF, drawn),
     }
     return score, sample_SCHW, prompts

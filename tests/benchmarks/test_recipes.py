@@ -66,7 +66,12 @@ def test_the_table_says_what_has_not_run(tmp_path):
         ("minutes", "peak_gb", "fid", "fid_floor", "fid_unigram", "rfid", "nll", "unigram_nll"), 1.0
     )
     shares = {"gender": 0.5, "tone": 0.25, "both": 0.125}
-    held_out = {"prompts": 2, "samples": 8, **dict.fromkeys(("shown", "chance", "real_through_tokenizer"), shares)}
+    held_out = {
+        "prompts": 2,
+        "samples": 8,
+        "credit": "By A",
+        **dict.fromkeys(("shown", "chance", "real_through_tokenizer"), shares),
+    }
     row = {**numbers, "machine": "a card", "copies": None, "accuracy": 0.9, "held_out": held_out}
     (tmp_path / "recipe_openmoji-64.json").write_text(json.dumps(row))
     document = tmp_path / "recipes.md"
@@ -75,6 +80,7 @@ def test_the_table_says_what_has_not_run(tmp_path):
     text = document.read_text()
     assert text.startswith("before") and text.endswith("after\n") and "old" not in text
     assert "| a card | 1 | 1.0 | 1.00 |" in text and "| samples | 50.0% | 25.0% | 12.5% |" in text
+    assert "(recipes/openmoji-64_held_out.png)" in text and "By A (the drawings)." in text
     assert text.count("| not run |") == len(RECIPES) - 1
 
 

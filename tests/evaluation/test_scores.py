@@ -146,7 +146,8 @@ def test_one_image_has_no_frechet_distance(image_NCHW, reference):
 
 
 def test_features_by_name():
-    assert set(FEATURES) == {"inception", "inception64", "inception192", "inception768", "classifier", "clip", "dinov2"}
+    of_packages = {"clip", "dinov2", "efficientnet-lite0"}
+    assert set(FEATURES) == {"inception", "inception64", "inception192", "inception768", "classifier"} | of_packages
     with pytest.raises(ValueError, match="'vgg': choose one of inception, classifier, .*timm:NAME"):
         build_features("vgg")
     with pytest.raises(ValueError, match="training split"):
