@@ -112,7 +112,7 @@ class Run:
         for process in self.processes:
             process.terminate()
         for process in self.processes:
-            process.join(60)
+            process.join(300)
             if process.exitcode is None:
                 process.kill()
                 process.join()

@@ -54,15 +54,14 @@ def test_a_minute_of_it_stopped_early(tmp_path):
         "-m", "tests.faults.soak", "--minutes", 60, "--folder", tmp_path / "runs", "--summary", tmp_path / "soak.json"
     )
     notes = tmp_path / "runs/samples.jsonl"
-    minutes = 0.0
-    try:
-        while minutes < 1 and soak.poll() is None:
+    lines: list[str] = []
+    try:  # on a busy machine a minute is few samples
+        while (len(lines) < 40 or json.loads(lines[-1])["hours"] * 60 < 1) and soak.poll() is None:
             time.sleep(1)
             lines = notes.read_text().splitlines() if notes.exists() else []
-            minutes = json.loads(lines[-1])["hours"] * 60 if lines else 0.0
     finally:
         soak.terminate()
-        printed = soak.communicate(timeout=200)
+        printed = soak.communicate(timeout=700)
     assert (tmp_path / "soak.json").exists(), printed
     found = json.loads((tmp_path / "soak.json").read_text())
     assert found == json.loads(printed[0].splitlines()[-1])
