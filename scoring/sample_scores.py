@@ -138,7 +138,7 @@ class SampleScores:
         origin = Origin.of(
             {
                 "dataset": self.data.config.name,
-                **({"credit": credit} if (credit := self.data.split("train").credit) else {}),
+                **({"credit": credit} if (credit := self.data.credit) else {}),
                 **samples.origin(),
                 "reference": reference_facts(reference),
             }

@@ -70,6 +70,11 @@ class ScoringData:
             self._splits[name] = build_dataset(self.config, name)
         return self._splits[name]
 
+    @property
+    def credit(self) -> str:
+        """What must be said of the makers of the images that were read."""
+        return next((dataset.credit for dataset in self._splits.values() if dataset.credit), "")
+
     def float_batches(self, name: str, shared: bool = True) -> Iterable[dict[str, Tensor]]:
         """Batches in [-1, 1]: this rank's share, or with `shared=False` the whole split."""
         rank, world_size = (self.env.rank, self.env.world_size) if shared else (0, 1)

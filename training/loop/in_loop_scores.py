@@ -36,7 +36,7 @@ def find_features(config: InLoopScoreConfig, data: ScoringData) -> FeatureExtrac
     """
     names: tuple[str, ...] = (config.features,)
     if config.features == "auto":
-        names = AUTOMATIC["colour" if data.split("train").colour else "grey"]
+        names = AUTOMATIC["colour" if _in_colour(data) else "grey"]
     reasons = []
     for name in names:
         settings = FeatureSettings(name, config.features_weights, cache=config.features_cache)
@@ -45,6 +45,14 @@ def find_features(config: InLoopScoreConfig, data: ScoringData) -> FeatureExtrac
         except (ValueError, OSError) as error:
             reasons.append(one_line(error))
     raise ValueError("; ".join(reasons))
+
+
+def _in_colour(data: ScoringData) -> bool:
+    """Whether there are images in colour; images that cannot be had (those behind latents) say nothing."""
+    try:
+        return data.split("train").colour
+    except (ValueError, OSError):
+        return False
 
 
 class InLoopScores:

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from data import DatasetConfig
+from runtime.distributed import DistEnv
 from runtime.errors import UserError
 from runtime.records.metrics_file import read_metrics
 from sampling.trained_models import read_metadata, resolve_checkpoint
+from scoring.scoring_data import ScoringData
 from tests.commands import run_here
 from tests.training.rank_cases import RankCase, train_cases
 from tests.training.tiny_runs import (
@@ -26,7 +30,8 @@ from tests.training.tiny_runs import (
     train_until,
     write_config,
 )
-from training.loop.in_loop_scores import InLoopScores
+from training.experiment import InLoopScoreConfig
+from training.loop.in_loop_scores import InLoopScores, find_features
 
 STEPS = 6
 PLAN = {
@@ -262,3 +267,19 @@ def test_two_processes_score_like_one(on_ranks, first, second, cache, tmp_path):
         both = only_run(tmp_path / "both" / case.name / "runs")
         assert scores_of(both)[1] == pytest.approx(scores_of(alone)[1], rel=1e-5)
         assert (both / "snapshots" / "best").is_dir()
+
+
+@pytest.mark.parametrize(("dataset", "asked"), [("synthetic", True), ("digits", False)])
+def test_automatic_features_of_colour_images_may_come_from_a_package(dataset, asked, monkeypatch):
+    names = []
+
+    def refuse(settings):
+        names.append(settings.name)
+        raise ValueError("not here")
+
+    config = DatasetConfig(type=dataset, resolution=16, num_samples=8)
+    data = ScoringData(config, 8, DistEnv(0, 1, 0, torch.device("cpu"), "none"))
+    monkeypatch.setattr(data, "features", refuse)
+    with pytest.raises(ValueError, match="not here; not here"):
+        find_features(InLoopScoreConfig(every_steps=1), data)
+    assert names == ["inception", *(["efficientnet-lite0"] if asked else []), "classifier"]
