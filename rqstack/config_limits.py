@@ -48,6 +48,8 @@ def check_yaml(text: str) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             anchor, size = event.anchor, 1
         elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_nodes):
+                raise ValueError("an alias stands inside of what it names")
             anchor, size = None, sizes.get(str(event.anchor), 1)
         else:
             continue
@@ -92,14 +94,14 @@ def check_interpolations(config: Any) -> None:
     if not texts:
         return
     for key, text in texts.items():
-        _check_text(key, text)
+        check_text(key, text)
     costs: dict[str, int] = {}
     for key in texts:
         if _cost(key, texts, costs, ()) > MOST_REFERENCES:
             raise ValueError(f"{key!r}: its interpolations lead to more than {MOST_REFERENCES} others")
 
 
-def _check_text(key: str, text: str) -> None:
+def check_text(key: str, text: str) -> None:
     if len(text) > LONGEST_REFERENCE:
         raise ValueError(f"{key!r}: a value with an interpolation has {len(text)} characters, over {LONGEST_REFERENCE}")
     depth = 0

@@ -15,6 +15,7 @@ from torch import Tensor
 
 SHOWN = 2  # problems of one kind
 LONGEST = 280  # characters of a message
+_REPEATED_BYTES = 1 << 20  # a few bytes of a file may stand for terabytes, by a step of 0
 
 
 def check_fit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str | Path) -> None:
@@ -56,12 +57,15 @@ def kind_that_differs(given: Tensor, wanted: Tensor) -> str:
 
 
 def form_of(tensor: Tensor) -> str:
-    """`sparse`, `nested`, `quantized`, or `without numbers`; empty for a tensor that holds its numbers as they are."""
+    """`sparse`, `nested`, `quantized`, `without numbers`, or a view that repeats; empty for a plain tensor."""
     if tensor.is_meta:
         return "without numbers (on the meta device)"
     if tensor.layout != torch.strided or tensor.is_nested:
         return "sparse" if tensor.layout != torch.strided else "nested"
-    return "quantized" if tensor.is_quantized else ""
+    if tensor.is_quantized:
+        return "quantized"
+    held = tensor.untyped_storage().nbytes() if type(tensor) in (torch.Tensor, torch.nn.Parameter) else tensor.nbytes
+    return "a view that repeats its numbers" if tensor.nbytes > held + _REPEATED_BYTES else ""
 
 
 def check_kinds(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
-from rqstack.config_limits import check_interpolations, check_yaml, defaults_of
+from rqstack.config_limits import check_interpolations, check_text, check_yaml, defaults_of
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError, one_line
 
@@ -153,6 +153,11 @@ def _parse_override(text: str, config: DictConfig) -> Override:
     key, equals, given = text.partition("=")
     if not key or (not equals and not key.startswith("~")):
         raise UserError(f"override {_shortened(text)!r}: overrides are written key=value")
+    if "${" in given:
+        try:
+            check_text(key[:80], given)
+        except ValueError as error:
+            raise UserError(f"{COMMAND_LINE}: {one_line(error)}") from None
     is_text, may_be_list = _holds_text(config, key.lstrip("+"))
     try:
         override = OverridesParser.create().parse_override(text)
@@ -262,7 +267,8 @@ def _check_numbers(node: Any, source: str, key: str) -> None:
         return
     value = None if node is None else node._value()
     if isinstance(value, int) and abs(value) > LARGEST:
-        raise UserError(f"{source}: {key!r}: {_shortened(str(value))} does not fit into 64 bits")
+        shown = _shortened(str(value)) if value.bit_length() < 1000 else f"a number of {value.bit_length()} bits"
+        raise UserError(f"{source}: {key!r}: {shown} does not fit into 64 bits")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{source}: {key!r}: {value} is not a finite number")
 
@@ -321,7 +327,7 @@ def _explain(config: DictConfig, error: OmegaConfBaseException, key: str = "") -
         full = key if key.endswith(inner) else f"{key}.{inner}"
         return _unknown_key(config, error.parent_node, full)
     # The first line says what is wrong, the others repeat the key and internal types.
-    return f"{key!r}: {str(error).strip().splitlines()[0]}"
+    return f"{key!r}: {str(error).strip().splitlines()[0][:200]}"
 
 
 def _unknown_key(config: DictConfig, node: Container | None, key: str) -> str:

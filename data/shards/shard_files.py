@@ -175,9 +175,10 @@ def _load_remote_index(url: str, cache: Path) -> ShardIndex:
 
 def _beginning(file: Path, most: int) -> bytes:
     """The content of a file, as far as it may be long; nothing where there is none."""
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError), open(file, "rb") as stream:
+    if not file.is_file():  # a pipe would be waited for
+        return b""
+    with open(file, "rb") as stream:
         return stream.read(most)
-    return b""
 
 
 def _keep(index: ShardIndex, places: Sequence[Path]) -> None:

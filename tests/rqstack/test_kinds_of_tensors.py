@@ -26,6 +26,7 @@ FORMS = {
     "sparse": lambda tensor: tensor.to_sparse(),
     "quantized": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
     "without numbers": lambda tensor: tensor.to("meta"),
+    "a view that repeats its numbers": lambda tensor: torch.ones(1).expand(10**12),
 }
 
 

@@ -70,6 +70,9 @@ BOMBS = {
     "a long one": "more: {a: '" + "${name}" * 500 + "'}",
     "a copy": "more: {a: '${oc.select:more}'}",
     "a made one": "more: {a: '${oc.create:${more}}'}",
+    "an alias inside of what it names": "more: {a: &a [*a]}",
+    "a number of 30,000 bits": "steps: 1" + ":59" * 5000,
+    "a number of 100,000 digits": "steps: " + "9" * 100_000,
     "a defaults list that is looked up": "defaults: ['${oc.env:AWS_SECRET_ACCESS_KEY}']",
 }
 
@@ -136,6 +139,13 @@ def test_no_secret_reaches_a_config_or_a_message(spelling, tmp_path, monkeypatch
     with pytest.raises(ValueError) as raised:
         read_archive(tmp_path / "model.safetensors").sections("rq-vae")
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["${" * 3000, "${name}" * 3000, "${a" * 900 + "}" * 900])
+def test_words_of_the_command_line_too(text):
+    with pytest.raises(UserError) as raised:
+        load_config(Open, None, [f"name={text}"])
+    assert len(str(raised.value)) < 300
 
 
 def test_variables_on_the_list_and_references_are_what_they_were(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from dataclasses import asdict, replace
@@ -144,6 +145,13 @@ def test_an_index_longer_than_its_shard_explains_is_not_read(shard, tmp_path):
         file.truncate(1 << 40)  # a hole in the disk, a terabyte to whoever reads it
     assert len(load_index(str(shard), tmp_path / "cache")) == 1
     assert beside.stat().st_size < 10_000
+
+
+def test_a_pipe_in_the_place_of_an_index_is_not_waited_for(shard, tmp_path):
+    beside = shard.with_name(shard.name + INDEX_SUFFIX)
+    beside.unlink()
+    os.mkfifo(beside)
+    assert len(load_index(str(shard), tmp_path / "cache")) == 1
 
 
 def manifest(shard, **changes) -> dict:
