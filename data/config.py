@@ -10,7 +10,14 @@ from runtime.config import TEXT_OR_LIST
 
 SHUFFLES = ("auto", "samples", "shards")
 TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-<category>", "dalle-vqvae", "none")
-SPLITS = ("train", "val")
+TRAIN, VAL, TEST = "train", "val", "test"
+SPLITS = (TRAIN, VAL)
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "eval", "evaluation", "dev"), VAL),
+    **dict.fromkeys(("test", "testing", "tst"), TEST),
+}
+"""What folders, shards and users call the splits. `test` is the validation split where there is no other."""
 CropStyle = Literal["imagenet", "ffhq", "lsun", "dalle", "none"]  # what they mean: data/images/transforms.py
 MAX_IMAGE_PIXELS = 89_478_485  # beyond it, a small file may be made to fill the memory
 MAX_IMAGE_BYTES = 1 << 28  # of one encoded image, wherever it lies

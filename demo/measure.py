@@ -14,10 +14,11 @@ from torch import Tensor
 from evaluation.metrics.frechet import FrechetDistance, frechet_between
 from evaluation.networks.feature_networks import build_features
 from evaluation.scores import metric_value, score_images
+from rqstack.archive import newest_snapshot
 from rqvae import load_rqvae
 from runtime.distributed import DistEnv
 from runtime.records.metrics_file import METRICS_FILE, read_metrics
-from sampling.trained_models import config_beside, find_latest_snapshot
+from sampling.trained_models import config_beside
 from scoring.scoring_data import ScoringData, reconstructed
 from scoring.unigram import unigram_images
 from training.stages.stage1 import Stage1Config
@@ -79,7 +80,7 @@ def measure(stage1: Path, stage2: Path, sampling: Path, classifier_cache: Path) 
 
 def last_snapshot(run: Path) -> Path:
     """The newest snapshot of a run that ended well."""
-    snapshot = find_latest_snapshot(run)
+    snapshot = newest_snapshot(run)
     assert snapshot is not None
     return snapshot
 

@@ -183,9 +183,16 @@ def _read_weights(path: Path, wanted: Collection[str] | None) -> Archive:
     return Archive(path, False, parts, config, text, left_out=left_out)
 
 
-def newest_snapshot(run_dir: Path) -> Path | None:
-    """The snapshot of the most steps in a run directory; None where `run_dir` is none, or has none that is complete."""
-    marks = sorted(run_dir.glob(f"snapshots/step_*/{COMPLETE}"), key=lambda mark: mark.parent.name)
+def newest_snapshot(path: str | Path) -> Path | None:
+    """The complete snapshot of the most steps in a run directory or in its `snapshots`, or `path` if it is one.
+
+    None where it is none of these, or has no snapshot that is complete.
+    """
+    path = Path(path)
+    if (path / COMPLETE).is_file():
+        return path
+    folder = path / "snapshots" if (path / "snapshots").is_dir() else path
+    marks = sorted(folder.glob(f"step_*/{COMPLETE}"), key=lambda mark: mark.parent.name)
     return marks[-1].parent if marks else None
 
 

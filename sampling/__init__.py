@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from sampling.conditions import CaptionConditions, ClassConditions, Conditions
     from sampling.rejection import RejectionPlan, RejectionSampler
     from sampling.sampler import Sampler, SamplingSettings
-    from sampling.trained_models import config_beside, find_latest_snapshot, load_models, resolve_checkpoint
+    from sampling.trained_models import config_beside, load_models, resolve_checkpoint
 else:
     from rqstack.late_imports import late_names
 
@@ -16,7 +16,7 @@ else:
             "sampling.conditions": ("CaptionConditions", "ClassConditions", "Conditions"),
             "sampling.rejection": ("RejectionPlan", "RejectionSampler"),
             "sampling.sampler": ("Sampler", "SamplingSettings"),
-            "sampling.trained_models": ("config_beside", "find_latest_snapshot", "load_models", "resolve_checkpoint"),
+            "sampling.trained_models": ("config_beside", "load_models", "resolve_checkpoint"),
         },
     )
 
@@ -29,7 +29,6 @@ __all__ = [
     "Sampler",
     "SamplingSettings",
     "config_beside",
-    "find_latest_snapshot",
     "load_models",
     "resolve_checkpoint",
 ]

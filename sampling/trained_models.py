@@ -10,27 +10,19 @@ import torch
 from torch import nn
 
 from data.tokenizers.tokenizer_loading import tokenizer_beside
-from rqstack.archive import read_archive
+from rqstack.archive import newest_snapshot, read_archive
 from rqstack.finite import non_finite_names
-from rqstack.snapshots import CONFIG_FILE, METADATA_FILE, MODEL_FILE, weights_digest
+from rqstack.snapshots import CONFIG_FILE, METADATA_FILE, weights_digest
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer
 from rqvae import RQVAE, load_rqvae
 from runtime.atomic import is_complete
 from runtime.config import load_config
 from runtime.errors import UserError
-from runtime.step_directories import SNAPSHOTS, complete_steps, read_json
+from runtime.step_directories import SNAPSHOTS, read_json
 from sampling.recorded_paths import TYPED, with_paths_that_exist
 
 IMAGES_PER_CLASS = "images_per_class"  # in a snapshot's metadata: of the classes of a model
 CLASS_NAMES = "class_names"  # there too: what they are called
-
-
-def find_latest_snapshot(path: str | Path) -> Path | None:
-    """The newest complete snapshot of a run directory or its `snapshots` directory, or `path` if it is one."""
-    path = Path(path)
-    if (path / MODEL_FILE).is_file() and is_complete(path):
-        return path
-    return next(iter(complete_steps(path / SNAPSHOTS if (path / SNAPSHOTS).is_dir() else path)), None)
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -42,7 +34,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise UserError(f"no checkpoint at {path}")
-    snapshot = find_latest_snapshot(path)
+    snapshot = newest_snapshot(path)
     if snapshot is None and path.is_dir() and not any(path.glob("*.pt")):
         raise UserError(f"{path} is neither a run with a snapshot, nor a snapshot, nor a folder with a .pt file")
     return snapshot or path

@@ -38,6 +38,7 @@ from data.images.listing import IMAGE_EXTENSIONS, list_images
 from data.loader import stored_batches
 from data.shards.image_shards import ShardImages
 from data.shards.shard_names import shards_named
+from data.shards.tar_members import MAX_CLASSES, checked_label
 from evaluation.protocol import check_uint8_images, shard_indices
 from runtime.errors import UserError, one_line, warn
 from runtime.npz import Header, npy_header, read_arrays, read_headers, stream_array
@@ -247,7 +248,10 @@ class ArrayImages:
     def _labels(self, headers: dict[str, Header]) -> np.ndarray | None:
         for key in LABEL_KEYS:
             if key in headers and headers[key].shape == (len(self),) and headers[key].dtype.kind in "iu":
-                return read_arrays(self.path, [key])[key].astype(np.int64)
+                label_N = read_arrays(self.path, [key])[key]
+                for label in label_N[(label_N < 0) | (label_N >= MAX_CLASSES)][:1]:
+                    checked_label(int(label), f"{key} of {self.path}")
+                return label_N.astype(np.int64)
         return None
 
     def __len__(self) -> int:
@@ -312,7 +316,9 @@ def _labels_in_names(paths: Sequence[str]) -> list[int] | None:
     """The numbers in names such as `000012_class7.png`, when all have one."""
     matches = (_SAMPLE_NAME.fullmatch(path.rpartition("/")[2]) for path in paths)
     found = [match["label"] for match in matches if match and match["label"]]
-    return [int(label) for label in found] if found and len(found) == len(paths) else None
+    if not found or len(found) != len(paths):
+        return None
+    return [checked_label(int(label), f"the name of {path}") for label, path in zip(found, paths)]
 
 
 def _checked(path: Path, key: str, header: Header) -> Header:

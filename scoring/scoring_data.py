@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data import DatasetConfig, EvalLoader, ImageDataset, build_dataset
 from data.build import images_behind
+from data.config import SPLIT_WORDS, SPLITS
 from data.dataset import reading_notes
 from data.shards.cached_latents import LatentDataset
 from evaluation.networks.feature_networks import FeatureExtractor, build_features
@@ -25,7 +26,7 @@ from runtime.errors import UserError, one_line, warn
 from scoring.settings import FeatureSettings
 
 Batches = Iterator[dict[str, Tensor]]
-SPLIT_NAMES = {"train": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_NAMES = {word: split for word, split in SPLIT_WORDS.items() if split in SPLITS}
 REFERENCES = "references"
 
 
@@ -35,7 +36,7 @@ def ranks_of(env: DistEnv) -> Ranks:
 
 
 def split_name(name: str) -> str:
-    """`train` or `val`, from the published spellings.
+    """`train` or `val`, from what these are usually called.
 
     Raises:
         UserError: any other name.

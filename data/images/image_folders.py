@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from data.config import DatasetConfig
+from data.config import TRAIN, VAL, DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.encoded_images import PackedPaths
 from data.images.file_dataset import FileDataset
 from data.images.listing import folders_with_images, list_images, scan
-from data.images.split_folders import TRAIN, VAL, find_splits
+from data.images.split_folders import find_splits
 from data.request import DatasetRequest
 from data.roots import find_root, missing
 from data.splits import split_by_name

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from data.config import SPLITS
+from data.config import SPLITS, TRAIN, VAL
 from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.encoded_images import Chosen, Encoded, PackedPaths, checked
 from data.images.file_dataset import FileDataset
 from data.images.listing import list_images
-from data.images.split_folders import TRAIN, VAL, find_splits
+from data.images.split_folders import find_splits
 from data.request import DatasetRequest
 from data.roots import find_root, missing
 from data.splits import split_by_name

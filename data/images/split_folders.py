@@ -7,15 +7,10 @@ import os
 import re
 from pathlib import Path
 
+from data.config import SPLIT_WORDS, TEST, TRAIN, VAL
 from data.images.listing import folders_with_images, holds_image, is_image
 from runtime.errors import first_few
 
-TRAIN, VAL, TEST = "train", "val", "test"
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trn"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "eval", "evaluation", "dev"), VAL),
-    **dict.fromkeys(("test", "testing", "tst"), TEST),
-}
 _NEUTRAL = frozenset(("set", "split", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos"))
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from data.captions.captioned_dataset import caption_numbers, segmentation_keys, warn_of_cut_captions
-from data.config import SPLITS, DatasetConfig
+from data.config import SPLIT_WORDS, TEST, TRAIN, VAL, DatasetConfig
 from data.dataset import VAL_FRACTION, ImageDataset
 from data.images.encoded_images import check_size
 from data.images.file_dataset import FileDataset
@@ -40,7 +40,6 @@ from data.tokenizers.tokenizer_loading import tokenizer_named
 from runtime.atomic import sweep
 from runtime.errors import UserError, first_few
 
-_SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _INDEX_THREADS = 16
 _CAPTIONS_LOOKED_AT = 200  # of the first samples, which lie in one shard: others may have to be fetched
 _log = logging.getLogger(__name__)
@@ -267,21 +266,31 @@ def load_indexes(places: Sequence[str], config: DatasetConfig) -> list[ShardInde
 
 
 def _by_split(places: Sequence[str]) -> dict[str, list[str]]:
-    """The shards of each split, by the words in their names or their folders'; all are for training where no name
-    tells, and those that do not are left out and counted where others do.
+    """The shards of each split, by the words in their names or their folders'.
+
+    Those whose names do not tell are for training where no others are; else they are left out and counted, as are those
+    of a test split where there is another one for validation.
     """
-    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    found: dict[str, list[str]] = {TRAIN: [], VAL: [], TEST: []}
     others = []
     for place in places:
         for part in reversed(place.split("/")[-2:]):
-            words = {_SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in _SPLIT_WORDS}
+            words = {SPLIT_WORDS[word] for word in re.split(r"[^a-z]+", part.lower()) if word in SPLIT_WORDS}
             if len(words) == 1:
                 found[words.pop()].append(place)
                 break
         else:
             others.append(place)
-    if len(others) == len(places):
-        found["train"] = others
+    tested = found.pop(TEST)
+    if len(tested) == len(places):
+        return {TRAIN: tested}
+    if not found[VAL]:
+        found[VAL] = tested
+    elif tested:
+        line = f"{len(tested)} of a test split are left out, there is one for validation: {first_few(tested)}"
+        _log.warning("shards: %s", line)
+    if not found[TRAIN]:
+        found[TRAIN] = others
     elif others:
         left_out = f"{len(others)} of {len(places)} have no split in their names and are left out: {first_few(others)}"
         _log.warning("shards: %s", left_out)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from rqstack.archive import newest_snapshot
 from rqvae import load_rqvae
 from runtime.errors import UserError
 from sampling.trained_models import (
     check_stages_fit,
     directory_beside,
-    find_latest_snapshot,
     load_models,
     read_metadata,
     resolve_checkpoint,
@@ -31,11 +31,11 @@ def snapshot(path: Path, **metadata: object) -> Path:
 
 
 def test_the_newest_complete_snapshot_is_found(tmp_path):
-    assert find_latest_snapshot(tmp_path) is None
+    assert newest_snapshot(tmp_path) is None
     snapshot(tmp_path / "snapshots" / "step_00000002")
     newest = snapshot(tmp_path / "snapshots" / "step_00000010")
     (tmp_path / "snapshots" / "step_00000099").mkdir()
-    assert [find_latest_snapshot(place) for place in (tmp_path, tmp_path / "snapshots", newest)] == [newest] * 3
+    assert [newest_snapshot(place) for place in (tmp_path, tmp_path / "snapshots", newest)] == [newest] * 3
     assert resolve_checkpoint(tmp_path) == newest
     assert directory_beside(newest) == tmp_path
 

@@ -349,3 +349,14 @@ def test_classes_are_known_without_a_look_at_the_images(tmp_path):
     np.savez(tmp_path / "x.npz", arr_0=np.zeros((3, 8, 8, 3), dtype=np.uint8), arr_1=np.arange(3))
     assert open_source(str(tmp_path / "x.npz")).labels_N.tolist() == [0, 1, 2]
     assert open_source(str(write_array(tmp_path / "y.npz", IMAGES))).labels_N is None
+
+
+def test_classes_that_nothing_can_have_are_refused(tmp_path):
+    """Numbers beyond int64 were a raw overflow, unsigned ones became negative classes."""
+    write_folder(tmp_path / "named", IMAGES[:1], f"000000_class{10**20}.png")
+    with pytest.raises(ValueError, match=r"\.png has label 1000+; a label is a whole number from 0 to 999999"):
+        open_source(str(tmp_path / "named"))
+    for name, labels in (("large", np.array([2**63], np.uint64)), ("negative", np.array([-1]))):
+        write_array(tmp_path / f"{name}.npz", IMAGES[:1], arr_1=labels)
+        with pytest.raises(ValueError, match=f"has label {labels[0]}; a label is a whole number from 0 to 999999"):
+            open_source(str(tmp_path / f"{name}.npz"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from rqstack.archive import newest_snapshot
 from rqstack.snapshots import METADATA_FILE
 from runtime.errors import UserError, say
 from runtime.rundir import runs
 from runtime.step_directories import CHECKPOINTS, SNAPSHOTS, complete_steps
-from sampling.trained_models import find_latest_snapshot, read_metadata
+from sampling.trained_models import read_metadata
 from training.checkpoints.checkpoint_directories import complete_checkpoints, find_sound_checkpoint
 from training.launch.flags import LaunchSettings
 
@@ -70,7 +71,7 @@ def find_weights(path: Path, epoch: float) -> Path:
     if not (path / SNAPSHOTS).is_dir():
         return path
     if epoch < 0:
-        snapshot = find_latest_snapshot(path)
+        snapshot = newest_snapshot(path)
         if snapshot is None:
             raise UserError(f"-l {path} has no complete snapshot")
         return snapshot

@@ -234,16 +234,40 @@ def test_patterns(tmp_path):
 
 
 def test_shards_of_no_split_beside_those_of_one_are_left_out_and_counted(tmp_path, caplog):
-    for name, first in (("train-000", 0), ("eval-000", 6), ("trainval-000", 12)):
+    for name, first in (("train-000", 0), ("extra-000", 6), ("trainval-000", 12)):
         write_tar(tmp_path / "x" / f"{name}.tar", samples(6, first)["png"])
     folder = tmp_path / "x"
     assert len(build(folder)) + len(build(folder, "val")) == 6
-    names = f"{folder}/eval-000.tar, {folder}/trainval-000.tar"
+    names = f"{folder}/extra-000.tar, {folder}/trainval-000.tar"
     line = f"shards: 2 of 3 have no split in their names and are left out: {names}"
     assert [record.getMessage() for record in caplog.records] == [line] * 2
     caplog.clear()
     (folder / "train-000.tar").unlink()  # no name tells: all are for training, as ever
     assert len(build(folder)) + len(build(folder, "val")) == 12 and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("names", "lengths"),
+    [
+        (("train-0", "eval-0"), (5, 4)),
+        (("trn-0", "dev-0"), (5, 4)),
+        (("train-0", "test-0"), (5, 4)),  # test is for validation where nothing else is
+        (("part-0", "validation-0"), (5, 4)),
+        (("test-0", "test-1"), None),  # no name tells
+    ],
+)
+def test_shards_know_the_words_that_folders_know(names, lengths, tmp_path):
+    for name, count, first in zip(names, (5, 4), (0, 5)):
+        write_tar(tmp_path / "x" / f"{name}.tar", samples(count, first)["png"])
+    found = tuple(len(build(tmp_path / "x", split)) for split in ("train", "val"))
+    assert found == lengths if lengths else sum(found) == 9
+
+
+def test_a_test_split_beside_one_for_validation_is_left_out_and_said(tmp_path, caplog):
+    for name, first in (("train-0", 0), ("val-0", 5), ("test-0", 10)):
+        write_tar(tmp_path / "x" / f"{name}.tar", samples(5, first)["png"])
+    assert [len(build(tmp_path / "x", split)) for split in ("train", "val")] == [5, 5]
+    assert "1 of a test split are left out, there is one for validation: " in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["txt", "json"])
