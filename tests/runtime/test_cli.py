@@ -98,9 +98,9 @@ for name in sys.argv[1:]:
 
 
 def commands():
-    """Every file that may be started, as `python` takes it."""
+    """Every file that may be started and takes flags, as `python` takes it."""
     for source in product_sources(ROOT):
-        if "\nif __name__ ==" in source.text:
+        if "\nif __name__ ==" in source.text and "parse_args(" in source.text:
             in_package = "/" in source.name
             yield source.module.removesuffix(".__main__") if in_package else source.name
 
