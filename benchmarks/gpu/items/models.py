@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -114,21 +116,29 @@ def images(number: int, resolution: int, device: torch.device) -> dict[str, Tens
     return {"image": image_BCHW.to(device), "label": torch.arange(number, device=device) % 10}
 
 
+@functools.cache
+def _read(schema: type, path: Path, words: tuple[str, ...]) -> Any:
+    """A typed config, which nobody may change: to read one takes longer than to build a small model of it."""
+    return load_config(schema, path, list(words))
+
+
 def imagenet_stage1(device: torch.device, overrides: list[str], small: bool) -> Stage1:
     """The published stage 1 with LPIPS (random VGG weights) and GAN, or a small one of the same parts."""
+    config = copy.deepcopy(_read(Stage1Config, STAGE1, (*(SMALL_STAGE1 if small else []), *overrides)))
+    if config.gan is None:
+        return build_stage1(config, environment(device))
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        vgg = write_random_vgg16(Path(folder) / "vgg16.safetensors")
-        words = [*(SMALL_STAGE1 if small else []), f"gan.loss.perceptual_backbone={vgg}", *overrides]
-        return build_stage1(load_config(Stage1Config, STAGE1, words), environment(device))
+        config.gan.loss.perceptual_backbone = str(write_random_vgg16(Path(folder) / "vgg16.safetensors"))
+        return build_stage1(config, environment(device))
 
 
 def imagenet_stage2(device: torch.device, size: str, overrides: list[str], small: bool) -> Stage2:
     """A published stage 2 on an untrained stage 1, or a small one of the same parts. size: 480M, 1400M."""
     tokenizer = imagenet_stage1(torch.device("cpu"), ["gan=null", "experiment.precision=fp32"], small)
-    words = ["experiment.total_batch_size=null", *(SMALL_STAGE2 if small else []), *overrides]
+    words = ("experiment.total_batch_size=null", *(SMALL_STAGE2 if small else []), *overrides)
     path = IMAGENET / "stage2" / f"in256-rqtransformer-8x8x4-{size}.yaml"
-    return build_stage2(load_config(Stage2Config, path, words), tokenizer, environment(device))
+    return build_stage2(copy.deepcopy(_read(Stage2Config, path, words)), tokenizer, environment(device))
 
 
 def run_steps(stage: Stage1 | Stage2, batch: dict[str, Tensor], number: int) -> list[dict[str, float]]:
