@@ -15,22 +15,31 @@ GRACE_SECONDS = 300.0
 """How long an orphan may take to its next step boundary and to save there."""
 
 
+def launcher_of_this_process() -> int | None:
+    """torchrun, the parent of this process; None without it: a process started by hand may outlive its shell.
+
+    To be asked as early as can be: an orphan has another parent.
+    """
+    return os.getppid() if LAUNCHER_VARIABLE in os.environ else None
+
+
 class LauncherWatch:
-    """Whether torchrun, the parent of this process when the watch was made, still lives. Without torchrun nothing is
-    watched: a process that was started by hand may outlive its shell.
+    """Whether the launcher still lives.
 
     While entered, the loss is noticed within `POLL_SECONDS`; a process that has not ended `GRACE_SECONDS` later, as
     one that waits for a rank that ended first, is ended.
 
     Args:
+        launcher: what `launcher_of_this_process` said; nothing is watched without one.
         warn: told once.
         stop: ends the process; exchanged in tests.
     """
 
-    def __init__(self, warn: Callable[[str], None], stop: Callable[[int], None] = os._exit) -> None:
+    def __init__(
+        self, launcher: int | None, warn: Callable[[str], None], stop: Callable[[int], None] = os._exit
+    ) -> None:
         self.is_gone = False
-        self._warn, self._stop = warn, stop
-        self._launcher = os.getppid() if LAUNCHER_VARIABLE in os.environ else None
+        self._launcher, self._warn, self._stop = launcher, warn, stop
         self._ended = threading.Event()
 
     def __enter__(self) -> LauncherWatch:

@@ -66,9 +66,8 @@ class DataIdentity:
             judged = distributed.gather_objects([[str(path), is_changed(before, path)] for before, path in mine])
             judged = [row for of_rank in judged for row in of_rank]
             if changed := [path for path, answer in judged if answer]:
-                problem = (
-                    f"{first_few(changed, 1)} has other content than when the run began ({len(changed)} shards do)"
-                )
+                count = f"{len(changed)} shards have" if len(changed) > 1 else "it has"
+                problem = f"{first_few(changed, 1)}: {count} other content than when the run began"
                 self.warnings.append(_accepted(problem, accept, "dataset.accept_changed=true goes on with them"))
             if unknown := [path for path, answer in judged if answer is None]:
                 count = f"{len(unknown)} shards were" if len(unknown) > 1 else "it was"

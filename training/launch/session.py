@@ -21,6 +21,7 @@ from runtime.config import save_config
 from runtime.device import use_device
 from runtime.distributed import DistEnv
 from runtime.errors import one_line
+from runtime.processes.launcher_watch import launcher_of_this_process
 from runtime.processes.run_ownership import RunOwnership
 from runtime.rundir import new_run_dir, sweep_run
 from runtime.runlog import RunLog
@@ -73,6 +74,7 @@ class Session(Generic[Config]):
     """
 
     def __init__(self, schema: type[Config], build_stage: BuildStage[Config], settings: LaunchSettings) -> None:
+        self._launcher = launcher_of_this_process()
         self.ownership: RunOwnership | None = None  # of the main process
         try:
             self._prepare(schema, build_stage, settings)
@@ -224,7 +226,7 @@ class Session(Generic[Config]):
         self._say_what_is_trained()
         feed, meter, snapshots = self._feed(), self._meter(), self._snapshots()
         recorder = FaultRecorder(self.run_dir, feed, self.config.seed, self.plan.global_batch, self.log.warning)
-        guards = Guards(self.config.experiment, self.plan, self.log, recorder)
+        guards = Guards(self.config.experiment, self.plan, self.log, recorder, self._launcher)
         self.log.info(meter.describe())
         Loop(
             self.stage,

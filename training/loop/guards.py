@@ -26,14 +26,22 @@ class Guards:
         plan: counts of the run.
         log: gets warnings and alarms.
         recorder: keeps steps that are not finite.
+        launcher: the process that started this one, if it is to be watched.
     """
 
-    def __init__(self, config: ExperimentConfig, plan: BatchPlan, log: RunLog, recorder: FaultRecorder) -> None:
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        plan: BatchPlan,
+        log: RunLog,
+        recorder: FaultRecorder,
+        launcher: int | None = None,
+    ) -> None:
         self.log, self.policy, self.recorder = log, config.non_finite, recorder
         self.world_size, self.signal_steps = plan.world_size, config.signal_steps
         self.signals, self.agreement = StopSignals(), HostAgreement()
         self.watchdog = Watchdog(config.hang_timeout, log.warning)
-        self.launcher = LauncherWatch(log.warning)
+        self.launcher = LauncherWatch(launcher, log.warning)
         self.spikes = SpikeAlarm(config.spike_factor, config.spike_window, partial(self._alarm, "spike"))
         self.collapse = CollapseAlarm(config.min_code_usage, partial(self._alarm, "collapse"))
         self._entered = ExitStack()

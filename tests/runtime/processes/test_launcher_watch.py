@@ -8,7 +8,7 @@ import time
 import pytest
 
 from runtime.processes import launcher_watch
-from runtime.processes.launcher_watch import LauncherWatch
+from runtime.processes.launcher_watch import LauncherWatch, launcher_of_this_process
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def wait_for(condition) -> None:
 def test_a_lost_launcher_is_noticed_and_an_orphan_ends(parent, monkeypatch):
     monkeypatch.setattr(launcher_watch, "GRACE_SECONDS", 0.05)
     lines, codes = [], []
-    with LauncherWatch(lines.append, codes.append) as watch:
+    with LauncherWatch(launcher_of_this_process(), lines.append, codes.append) as watch:
         time.sleep(0.05)
         assert not watch.is_gone
         parent.append(1)
@@ -42,13 +42,13 @@ def test_a_lost_launcher_is_noticed_and_an_orphan_ends(parent, monkeypatch):
 
 
 def test_one_that_ends_in_time_is_left_alone(parent):
-    with LauncherWatch(lambda line: None, pytest.fail) as watch:
+    with LauncherWatch(launcher_of_this_process(), lambda line: None, pytest.fail) as watch:
         parent.append(1)
         wait_for(lambda: watch.is_gone)
 
 
 def test_a_launcher_that_went_before_the_loop_is_noticed_too(parent):
-    watch = LauncherWatch(lambda line: None, pytest.fail)
+    watch = LauncherWatch(launcher_of_this_process(), lambda line: None, pytest.fail)
     parent.append(1)
     with watch:
         wait_for(lambda: watch.is_gone)
@@ -56,7 +56,7 @@ def test_a_launcher_that_went_before_the_loop_is_noticed_too(parent):
 
 def test_a_process_started_by_hand_may_outlive_its_shell(parent, monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    with LauncherWatch(pytest.fail, pytest.fail) as watch:
+    with LauncherWatch(launcher_of_this_process(), pytest.fail, pytest.fail) as watch:
         parent.append(1)
         time.sleep(0.05)
         assert not watch.is_gone
