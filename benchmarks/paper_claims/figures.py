@@ -13,10 +13,10 @@ PANELS = 3  # columns of the table that are drawn
 
 
 def draw_figure(path: Path, letter: str, claim: Claim, finding: Finding) -> bool:
-    """Writes a PNG; False where nothing has run."""
+    """Writes a PNG; False where fewer than two rows have run: there is nothing to compare."""
     rows = {row: cells for row, cells in finding.numbers.items() if any(cells.values())}
     columns = [name for name in claim.columns if any(cells[name] for cells in rows.values())][:PANELS]
-    if not rows or not columns:
+    if len(rows) < 2:
         return False
     # here, because it takes a second to import
     from matplotlib.backends.backend_agg import FigureCanvasAgg
