@@ -31,6 +31,8 @@ def typed(schema: type[Schema], mapping: Mapping[str, Any], name: str) -> Schema
         for key, value in plain.items():
             merged = OmegaConf.merge(merged, {key: value})
         whole: Any = OmegaConf.to_object(merged)
+    except OverflowError:  # of whole numbers in the place of floats
+        raise ValueError(f"{name}.{key}: the number is too large") from None
     except OmegaConfBaseException as error:
         first_line = str(error).splitlines()[0]
         raise ValueError(f"{name}.{error.full_key or key}: {first_line}") from None

@@ -253,6 +253,8 @@ def _merge_section(root: DictConfig, node: DictConfig, loaded: DictConfig, sourc
 def _set(root: DictConfig, node: Container, name: Any, value: Any, source: str, key: str) -> None:
     try:
         OmegaConf.update(node, str(name), value, merge=True)
+    except OverflowError as error:  # of whole numbers in the place of floats
+        raise UserError(f"{source}: {key!r}: the number is too large") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_explain(root, error, key)}") from error
     _check_numbers(_child(node, str(name)), source, key)

@@ -10,6 +10,7 @@ import pytest
 
 from rqstack.archive import read_archive
 from rqstack.config_limits import ENVIRONMENT, MOST_DEPTH, check_interpolations, check_yaml
+from rqvae.strict_mapping import typed
 from runtime.config import config_to_yaml, load_config
 from runtime.errors import UserError
 
@@ -182,3 +183,19 @@ def test_sections_are_no_numbers_of_a_list(tmp_path):
     file.write_text("sizes: [1, 2, 0: ]\n")
     with pytest.raises(UserError, match=r"'sizes\[2\]': Value '\{0: None\}' of type 'dict'"):
         load_config(Sizes, file)
+
+
+@dataclass
+class Rates:
+    rate: float = 0.1
+
+
+def test_numbers_beyond_all_floats(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("rate: " + "1" * 400 + "\n")
+    with pytest.raises(UserError, match="'rate': the number is too large"):
+        load_config(Rates, file)
+    with pytest.raises(UserError, match="'rate': the number is too large"):
+        load_config(Rates, None, ["rate=" + "1" * 400])
+    with pytest.raises(ValueError, match="rate"):
+        typed(Rates, {"rate": int("1" * 400)}, "arch")
