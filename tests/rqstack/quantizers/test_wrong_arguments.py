@@ -26,6 +26,7 @@ from rqstack.quantizers import (
     residual_lfq,
     residual_simvq,
 )
+from rqstack.quantizers.compat import vector_quantize_pytorch
 from tests.rqstack.quantizers.quantizer_methods import DIM, METHODS, OF_MAPS, make
 
 NO_SIZE = st.sampled_from([0, -1, -(2**70), 1.5, float("nan"), "8", "", None, True, [], [4], {}, b"1", 3j, object()])
@@ -56,6 +57,31 @@ WITH_A_SIZE = {
     "InLayout(channels)": lambda n: InLayout(VectorQuantizer(8, 8), n),
     "MultiScaleQuantizer(8, _)": lambda n: MultiScaleQuantizer(8, n, MultiScaleOptions([1, 2])),
 }
+
+
+DROP_IN: dict = {
+    "VectorQuantize": {"dim": 8, "codebook_size": 16, "heads": 1},
+    "ResidualVQ": {"dim": 8, "num_quantizers": 2, "codebook_size": 16},
+    "FSQ": {"levels": [3, 3], "dim": 8, "num_codebooks": 1},
+    "LFQ": {"dim": 8, "codebook_size": 16, "num_codebooks": 1},
+    "SimVQ": {"dim": 8, "codebook_size": 16},
+    "ResidualFSQ": {"levels": [3, 3], "num_quantizers": 2, "dim": 8},
+    "ResidualLFQ": {"dim": 8, "num_quantizers": 2, "codebook_size": 16},
+    "LatentQuantize": {"levels": [3, 3], "dim": 8},
+    "RandomProjectionQuantizer": {"dim": 8, "codebook_size": 16, "codebook_dim": 4, "num_codebooks": 1},
+}
+
+
+@pytest.mark.parametrize("name", DROP_IN)
+@given(size=NO_SIZE.filter(lambda size: size is not None and size != [4]))
+@settings(max_examples=15, deadline=None)
+def test_sizes_of_the_drop_in_modules(name, size):
+    good = DROP_IN[name]
+    getattr(vector_quantize_pytorch, name)(**good)
+    for argument in good:
+        with pytest.raises((ValueError, TypeError)) as error:
+            getattr(vector_quantize_pytorch, name)(**good | {argument: size})
+        assert_one_line(error.value)
 
 
 def assert_one_line(error: Exception) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from rqstack.arguments import check_count, check_counts
+
 
 class UsageError(ValueError, AssertionError):
     """A setting or call that is refused. The original refuses by assertion, so programs may catch that too."""
@@ -11,3 +15,15 @@ def require(condition: bool, message: str) -> None:
     """Raise `UsageError` with the message unless the condition holds."""
     if not condition:
         raise UsageError(message)
+
+
+def check_sizes(**sizes: Any) -> None:
+    """`UsageError` for a size by name that is no whole number of at least 1, or no list of such; None is none."""
+    for name, value in sizes.items():
+        try:
+            if isinstance(value, (list, tuple)):
+                check_counts(name, value)
+            elif value is not None:
+                check_count(name, value)
+        except ValueError as error:
+            raise UsageError(str(error)) from None

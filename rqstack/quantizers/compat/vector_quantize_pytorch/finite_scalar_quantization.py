@@ -19,7 +19,7 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import (
     channels_last,
     index_type,
 )
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.methods.finite_scalar import MARGIN, ScalarGrid
@@ -53,6 +53,7 @@ class FSQ(KeepsFloat32, LevelNumbers):
         orthogonal_rotation: bool = False,
     ):
         super().__init__()
+        check_sizes(levels=levels, dim=dim, num_codebooks=num_codebooks)
         levels = [int(level) for level in levels]
         keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         require(preserve_symmetry or 2 not in levels, f"levels {levels} contain 2, which needs preserve_symmetry=True")

@@ -17,7 +17,7 @@ from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.methods.latent_quantization import (
@@ -53,6 +53,7 @@ class LatentQuantize(LevelNumbers):
         in_place_codebook_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
     ):
         super().__init__()
+        check_sizes(levels=levels, dim=dim, num_codebooks=num_codebooks)
         if isinstance(levels, int):
             if codebook_dim < 1:
                 raise RuntimeError(f"levels={levels} for every scalar needs codebook_dim, got {codebook_dim}")

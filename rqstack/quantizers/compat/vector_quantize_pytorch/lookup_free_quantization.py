@@ -17,7 +17,7 @@ from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import MAP_DIMS, channels_back, channels_last
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import mask_of_samples
 from rqstack.quantizers.methods.lookup_free import codes_of_bits, log_odds
@@ -95,6 +95,7 @@ class LFQ(KeepsFloat32):
         orthogonal_rotation: bool = False,
     ):
         super().__init__()
+        check_sizes(dim=dim, codebook_size=codebook_size, num_codebooks=num_codebooks)
         if codebook_size is None:
             if dim is None:
                 raise UsageError("LFQ needs dim or codebook_size")

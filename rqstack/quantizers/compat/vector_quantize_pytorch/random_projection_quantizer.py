@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 
 
@@ -40,6 +40,7 @@ class RandomProjectionQuantizer(nn.Module):
         **kwargs: Any,
     ):
         super().__init__()
+        check_sizes(dim=dim, codebook_size=codebook_size, codebook_dim=codebook_dim, num_codebooks=num_codebooks)
         self.dim, self.codebook_dim, self.num_codebooks = dim, codebook_dim, num_codebooks
         projections_HCE = torch.empty(num_codebooks, dim, codebook_dim)
         nn.init.xavier_normal_(projections_HCE)

@@ -15,7 +15,7 @@ from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
@@ -54,6 +54,7 @@ class ResidualFSQ(KeepsFloat32, ResidualLevels):
         **kwargs: Any,
     ):
         super().__init__()
+        check_sizes(levels=levels, num_quantizers=num_quantizers, dim=dim)
         code_dim = len(levels)
         dim = code_dim if dim is None else dim
         require(not bound_hard_clamp or soft_clamp_input_value is None, "bound_hard_clamp sets the soft clamp itself")

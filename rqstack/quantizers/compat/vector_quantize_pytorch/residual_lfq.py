@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
@@ -46,6 +46,7 @@ class ResidualLFQ(ResidualLevels):
         **kwargs: Any,
     ):
         super().__init__()
+        check_sizes(dim=dim, num_quantizers=num_quantizers, codebook_size=codebook_size)
         bits = int(math.log2(codebook_size))
         self.dim, self.num_quantizers, self.has_projections = dim, num_quantizers, bits != dim
         self.project_in, self.project_out = projection_pair(dim, bits, self.has_projections)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.module_list import ModuleList
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import ResidualLevels
 from rqstack.quantizers.compat.vector_quantize_pytorch.sim_vq import SimVQ
 
@@ -35,6 +35,7 @@ class ResidualSimVQ(ResidualLevels):
         **sim_vq_kwargs: Any,
     ):
         super().__init__()
+        check_sizes(dim=dim, num_quantizers=num_quantizers, codebook_size=codebook_size, heads=heads)
         require(heads == 1, f"heads must be 1 in a residual quantizer, got {heads}")
         self.channel_first, self.num_quantizers = channel_first, num_quantizers
         options: dict[str, Any] = {"channel_first": channel_first, "rotation_trick": rotation_trick, **sim_vq_kwargs}

@@ -16,7 +16,7 @@ from torch import Tensor
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.gradient import directional
 from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import input_projection, output_projection, project
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, ResidualLevels, added_up
 from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, mask_of, token_layout
@@ -67,6 +67,9 @@ class ResidualVQ(ResidualLevels):
         **vq_kwargs: Any,
     ):
         super().__init__()
+        check_sizes(
+            dim=dim, num_quantizers=num_quantizers, codebook_size=codebook_size, codebook_dim=codebook_dim, heads=heads
+        )
         require(heads == 1, f"heads must be 1 in a residual quantizer, got {heads}")
         sizes = _sizes(codebook_size, num_quantizers, shared_codebook)
         self.num_quantizers, self.codebook_sizes = len(sizes), sizes

@@ -15,6 +15,7 @@ from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import rotation_trick, straight_through
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes
 from rqstack.quantizers.methods.simvq import mapped_codebook
 
 
@@ -45,6 +46,7 @@ class SimVQ(nn.Module):
         frozen_codebook_dim: int | None = None,
     ):
         super().__init__()
+        check_sizes(dim=dim, codebook_size=codebook_size, frozen_codebook_dim=frozen_codebook_dim)
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
         frozen_dim = dim if frozen_codebook_dim is None else frozen_codebook_dim
         frozen_KF = torch.randn(codebook_size, frozen_dim) * frozen_dim**-0.5

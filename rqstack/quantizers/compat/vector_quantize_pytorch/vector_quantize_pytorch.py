@@ -23,7 +23,7 @@ from rqstack.quantizers.codebooks.alternating import codebook_gradients
 from rqstack.quantizers.compat.vector_quantize_pytorch import vector_losses
 from rqstack.quantizers.compat.vector_quantize_pytorch.codebook_access import CodebookAccess
 from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook, StepWeight
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.look_up import Found
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import input_projection, output_projection, project
 from rqstack.quantizers.compat.vector_quantize_pytorch.settings import check_vector_settings
@@ -84,6 +84,7 @@ class VectorQuantize(CodebookAccess):
         route_gradients_to_input: bool = True,
     ):
         super().__init__()
+        check_sizes(dim=dim, codebook_size=codebook_size, codebook_dim=codebook_dim, heads=heads)
         by_gradient = directional_reparam or vq_bridge is not None
         ema_update = not by_gradient if ema_update is None else ema_update
         learnable_codebook = by_gradient if learnable_codebook is None else learnable_codebook
