@@ -342,13 +342,13 @@ def test_compilation_is_off_unless_asked_for(build):
 
 
 def test_a_row_of_the_image_terms_is_trained_with_and_validated(build, monkeypatch):
-    """Its weighted mean joins the loss under its name; over a split it has the name of its metric."""
+    """Its weighted mean joins the loss under its name; over a split it has the same name."""
 
     class Brightness(torch.nn.Module):
         def forward(self, recon_BCHW, image_BCHW):
             return (recon_BCHW - image_BCHW).flatten(1).mean(1).abs()
 
-    row = ImageTerm(weight=lambda config: 2.0, build=lambda config: Brightness(), metric="brightness")
+    row = ImageTerm(weight=lambda config: 2.0, build=lambda config: Brightness())
     monkeypatch.setitem(IMAGE_TERMS, "brightness", row)
     run = build({"gan": {**GAN, "loss": {"perceptual_weight": 0.0, "disc_start": 100}}})
     (metrics,) = steps(run, 1, batch_of(run))
@@ -356,4 +356,4 @@ def test_a_row_of_the_image_terms_is_trained_with_and_validated(build, monkeypat
     total = metrics["loss_recon"] + 2.0 * metrics["loss_brightness"] + latent
     assert metrics["loss_brightness"] > 0
     assert metrics["loss_total"] == pytest.approx(total, rel=1e-6)
-    assert validated(run)["brightness"] > 0
+    assert validated(run)["loss_brightness"] > 0
