@@ -126,7 +126,9 @@ class Run:
         pids = [process.pid for process in self.processes]
         pids += [child for pid in pids for child in children_of(pid)]
         names = [name.split("_") for name in os.listdir("/dev/shm") if name.startswith("torch_")]
-        files = [file for file in self.folder.rglob("*") if file.is_file() and not self._grows_by_design(file)]
+        walked = os.walk(self.folder)  # which passes over what is renamed in the meantime
+        found = [Path(folder, name) for folder, _, names in walked for name in names]
+        files = [file for file in found if not self._grows_by_design(file)]
         return {
             "memory": sum(map(memory_of, pids)) / 2**20,
             "memory of rank 0": memory_of(pids[0]) / 2**20,

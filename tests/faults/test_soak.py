@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.commands import start
-from tests.faults.soak import grows, growth
+from tests.faults.soak import Run, grows, growth
 
 HOURS = np.arange(1400) * 5 / 3600
 
@@ -45,6 +47,24 @@ def test_one_descriptor_in_an_hour_is_seen():
 def test_two_moments_give_no_line():
     with pytest.raises(ValueError, match="2 of 20 stretches have a value"):
         growth([0.0, 1.0], [1.0, 2.0])
+
+
+def test_a_folder_that_is_renamed_while_it_is_looked_at(tmp_path, monkeypatch):
+    for name in ("kept/a", "kept/samples/b.png", "checkpoints/.partial-1/c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    scandir = os.scandir
+
+    def renamed(path):
+        if ".partial" in os.fspath(path):
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", renamed)
+    run = Run("x", tmp_path, [SimpleNamespace(pid=os.getpid(), exitcode=None)])
+    measured = run.measure()
+    assert measured["files"] == 1
+    assert measured["memory"] > 1
 
 
 @pytest.mark.slow
