@@ -156,7 +156,7 @@ def test_what_cannot_be_converted_is_one_line(command, tmp_path):
     refused("exists: nothing is overwritten", "convert", plain, "--out", full)
     refused("is a snapshot checkpoint already; --to published", "convert", snapshot)
     refused("is a published checkpoint already", "convert", plain, "--to", "published")
-    refused("invalid choice: 'onnx'", "convert", plain, "--to", "onnx")
+    refused("format 'onnx' is unknown; choose one of snapshot, published", "convert", plain, "--to", "onnx")
     refused(
         "also holds epoch, optimizer",
         "convert",
