@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rqstack.arguments import check_count, shown
 from rqstack.quantizers.arithmetic import sync
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 
 
 def code_histogram(codes_BHWD: Tensor, sizes: int | Sequence[int]) -> Tensor:
@@ -39,6 +41,7 @@ def entropy(histogram: Tensor) -> Tensor:
     return -(q * torch.log(q + 1e-10)).sum(-1)
 
 
+@checks_arguments
 class CodeUsage:
     """Accumulates code counts over a window (any number of batches, an epoch) until `reset`.
 
@@ -51,9 +54,14 @@ class CodeUsage:
     """
 
     def __init__(self, depth: int, num_codes: int | Sequence[int], device: torch.device | str | None = None):
+        check_count("depth", depth)
         self.sizes = [num_codes] * depth if isinstance(num_codes, int) else [int(size) for size in num_codes]
         if len(self.sizes) != depth or min(self.sizes, default=0) < 1:
             raise ValueError(f"code usage needs {depth} codebook sizes of at least 1, got {num_codes}")
+        try:
+            device = None if device is None else torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"device {shown(device)} is none of torch") from None
         self.counts_DK = torch.zeros(depth, max(self.sizes), dtype=torch.int64, device=device)
         self.restarts_D: Tensor | None = None
         self._restarts_before_D: Tensor | None = None

@@ -13,7 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from rqstack.arguments import check_count, shown
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.codebooks.kmeans import kmeans
 from rqstack.quantizers.codebooks.moving_average import EMACodebook
 from rqstack.quantizers.methods.residual_published import ResidualQuantizer
@@ -41,6 +43,7 @@ class BringsRows(StartsFromRows, Protocol):
         """The vectors (N, E) of an input that are quantized; which: `mask` or `lens`, where it knows them."""
 
 
+@checks_arguments
 def codebook_warmup(
     model: nn.Module,
     loader: Iterable[Any],
@@ -63,6 +66,8 @@ def codebook_warmup(
     """
     if method not in INIT_METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(INIT_METHODS)}")
+    check_count("num_batches", num_batches)
+    check_count("max_vectors", max_vectors)
     modes = {module: module.training for module in model.modules()}
     devices = [tensor.device for tensor in itertools.chain(model.parameters(), model.buffers())]
     cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
@@ -89,6 +94,8 @@ class _Batches:
         batch = None
         for batch in itertools.islice(self.loader, number):
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if self.device and not hasattr(inputs, "to"):
+                raise TypeError(f"a batch must be a tensor, or start with one, got {shown(inputs)}")
             model(inputs.to(self.device[0]) if self.device else inputs)
         if batch is None:
             raise ValueError("codebook_warmup: the loader is empty (it is iterated once per quantizer)")

@@ -21,10 +21,12 @@ from torch.utils.checkpoint import checkpoint
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.nearest import check_temperature, rows_per_chunk
 from rqstack.quantizers.arithmetic.precision import full_precision_matmul
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 
 LIVE_COPIES = 4  # (n, K) tensors alive at once in the backward pass of a chunk
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class VectorLosses:
     """Weights of the loss terms of a `VectorQuantizer`, and their settings; a weight of 0 leaves a term out.

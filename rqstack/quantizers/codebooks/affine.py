@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 
 AFFINE_KINDS = ("learned", "running")
 MIN_VARIANCE = 1e-5
@@ -165,6 +166,7 @@ class RunningAffine(KeepsFloat32):
         return VectorMoments(self.codebook_mean, self.codebook_variance)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class AffineRule:
     """How a codebook is re-parametrised: 'learned' (groups, lr_scale) or 'running' moments (batch_decay,

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from rqstack.counter_noise import hash_int64
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candidates, repeat_noise
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class RestartRule:
     """Which entries count as unused: those whose average cluster size (vectors per update) is smaller than `below`.

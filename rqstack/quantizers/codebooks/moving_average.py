@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.arguments import check_count
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.codebooks.averages import counts_and_sums, smoothed_sizes
 from rqstack.quantizers.codebooks.entry_use import CountedCodebook, RestartRule
 from rqstack.quantizers.codebooks.restart_draw import CodedVectors
@@ -19,6 +21,7 @@ from rqstack.quantizers.codebooks.restart_draw import CodedVectors
 SMOOTHING = 1e-5  # Laplace smoothing of the cluster sizes
 
 
+@checks_arguments
 class EMACodebook(CountedCodebook):
     """K code vectors of size E that follow the vectors assigned to them.
 
@@ -46,6 +49,8 @@ class EMACodebook(CountedCodebook):
         seed: int = 0,
     ):
         super().__init__()
+        check_count("num_codes", num_codes)
+        check_count("dim", dim)
         self.keep_unused = keep_unused
         self.normalize = normalize
         weight = torch.randn(num_codes, dim, dtype=torch.float32)

@@ -17,12 +17,14 @@ from torch.nn import functional as F
 from rqstack.arguments import check_number
 from rqstack.quantizers.arithmetic.bit_entropy import row_weights
 from rqstack.quantizers.arithmetic.gradient import straight_through
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.methods.lookup_free import bits_of, codes_of_bits
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 LN2 = math.log(2)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class BinaryOptions:
     """Settings of the binary mapper: weight of the divergence from uniform codes, and its free part (in nats).
@@ -38,6 +40,7 @@ class BinaryOptions:
             check_number(name, getattr(self, name), 0)
 
 
+@checks_arguments
 class BinaryMapper(SideBySideQuantizer):
     """Every scalar is the log odds of a bit: drawn in train mode, its more likely value in eval mode.
 

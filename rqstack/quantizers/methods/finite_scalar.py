@@ -19,6 +19,7 @@ from rqstack.arguments import check_choice, check_count, check_number, shown
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.methods.residual_stack import ResidualStack, StackOptions
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
@@ -106,6 +107,7 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
         return self.round(units_CM)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class FiniteScalarOptions:
     """Settings of finite scalar quantization.
@@ -130,6 +132,7 @@ class FiniteScalarOptions:
         check_number("noise_dropout", self.noise_dropout, 0, 1)
 
 
+@checks_arguments
 class FiniteScalarQuantizer(SideBySideQuantizer):
     """Bound every scalar, round it to one of L values; K is the product of the levels and no codebook is stored.
 
@@ -180,6 +183,7 @@ class FiniteScalarQuantizer(SideBySideQuantizer):
         return scalars_last(self.grid.values(self.grid.digits(codes_ND.reshape(-1))), codes_ND.shape)
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class ResidualFiniteScalarOptions(StackOptions):
     """Those of every level (see `FiniteScalarOptions`) and of the stack."""
@@ -188,6 +192,7 @@ class ResidualFiniteScalarOptions(StackOptions):
     preserve_symmetry: bool = False
 
 
+@checks_arguments
 def residual_fsq(
     dim: int, num_quantizers: int, options: ResidualFiniteScalarOptions
 ) -> ResidualStack[FiniteScalarQuantizer]:

@@ -18,11 +18,13 @@ from rqstack.arguments import check_number
 from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import QuantizerOutput
 from rqstack.quantizers.codebooks.alternating import OptimizerMaker, own_optimizer
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class LatentOptions:
     """Settings of latent quantization.
@@ -43,6 +45,7 @@ class LatentOptions:
             check_number(name, getattr(self, name), 0)
 
 
+@checks_arguments
 class LatentQuantizer(SideBySideQuantizer):
     """Every scalar takes the nearest of its L learned values; K is the product of the levels.
 

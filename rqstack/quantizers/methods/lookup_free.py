@@ -19,12 +19,14 @@ from rqstack.arguments import check_count, check_number, shown
 from rqstack.quantizers.arithmetic.bit_entropy import mean_entropy, mean_usage_entropy
 from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.methods.residual_stack import ResidualStack, StackOptions
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 EXACT_BITS = 24  # sums of as many powers of two are exact in fp32, so a matrix product may add them up
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class LookupFreeOptions:
     """Settings of lookup-free quantization.
@@ -50,6 +52,7 @@ class LookupFreeOptions:
         check_count("joint_bits", self.joint_bits)
 
 
+@checks_arguments
 class LookupFreeQuantizer(SideBySideQuantizer):
     """Every scalar becomes +scale or -scale (zero becomes -scale); the first bit is the highest of a code.
 
@@ -113,11 +116,13 @@ class LookupFreeQuantizer(SideBySideQuantizer):
         return terms
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class ResidualLookupFreeOptions(StackOptions, LookupFreeOptions):
     """Those of every level and of the stack."""
 
 
+@checks_arguments
 def residual_lfq(
     dim: int, codebook_size: int, num_quantizers: int, options: ResidualLookupFreeOptions | None = None
 ) -> ResidualStack[LookupFreeQuantizer]:

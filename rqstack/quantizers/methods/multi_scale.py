@@ -26,6 +26,7 @@ from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 from rqstack.quantizers.codebooks.alternating import OptimizerMaker
 from rqstack.quantizers.codebooks.entry_use import RestartRule
@@ -33,6 +34,7 @@ from rqstack.quantizers.methods.vector import VectorQuantizer
 from rqstack.quantizers.methods.vector_options import VectorOptions
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class MultiScaleOptions:
     """Settings of multi-scale quantization.
@@ -69,6 +71,7 @@ class MultiScaleOptions:
         )
 
 
+@checks_arguments
 class MultiScaleQuantizer(Quantizer):
     """Every scale quantizes what the coarser scales left over, pooled to its grid, and adds it back interpolated.
 

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.arguments import check_count
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, add_noise, beam_search
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import check_temperature, rows_per_chunk
 from rqstack.quantizers.arithmetic.precision import full_precision, linear
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.methods.residual_stack import StackOptions
 from rqstack.quantizers.methods.residual_vector import ResidualVectorOptions, ResidualVectorQuantizer
 
@@ -46,6 +48,7 @@ class _Block(nn.Sequential):
         return linear(second, F.silu(linear(first, x)))
 
 
+@checks_arguments
 class NeuralCodebook(nn.Module):
     """f(c, p): base code vector c (..., E) and partial reconstruction p (..., E) -> code vector (..., E), fp32.
 
@@ -114,6 +117,7 @@ class NeuralLevel:
         return vectors_ME
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class NeuralResidualOptions(StackOptions):
     """Settings of residual vector quantization that make sense here (see `ResidualVectorOptions`), and those of the
@@ -133,6 +137,9 @@ class NeuralResidualOptions(StackOptions):
     eval_beam_width: int | None = None
 
     def __post_init__(self) -> None:
+        if self.hidden is not None:
+            check_count("hidden", self.hidden, 0)
+        check_count("depth", self.depth, 0)
         if self.estimator == "gumbel":
             raise ValueError("an implicit neural codebook has no estimator 'gumbel'")
         if self.losses.cross_entropy or self.losses.diversity or self.losses.orthogonal:
@@ -146,6 +153,7 @@ class NeuralResidualOptions(StackOptions):
         return ResidualVectorOptions(codebook="learned", sample_temp=sample_temp, **shared)
 
 
+@checks_arguments
 class NeuralResidualQuantizer(ResidualVectorQuantizer):
     """Residual vector quantization whose levels after the first search f(base codebook, sum of the levels before).
 

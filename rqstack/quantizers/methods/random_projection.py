@@ -18,9 +18,11 @@ from rqstack.arguments import check_count
 from rqstack.quantizers.arithmetic.arguments import check_vectors
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class RandomProjectionOptions:
     """Settings of random-projection quantization.
@@ -33,6 +35,7 @@ class RandomProjectionOptions:
     normalize: bool = True
 
 
+@checks_arguments
 class RandomProjectionQuantizer(KeepsFloat32, SideBySideQuantizer):
     """The code with the highest cosine to the projected input, in each of `num_codebooks` codebooks.
 

@@ -19,6 +19,7 @@ from rqstack.quantizers.arithmetic.arguments import check_mask, check_vectors
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 from rqstack.quantizers.codebooks.entry_use import RestartRule
 from rqstack.quantizers.codebooks.moving_average import EMACodebook
@@ -28,6 +29,7 @@ from rqstack.quantizers.wrappers.patches import join_patches, split_patches
 CODEBOOK_UPDATES = ("per_depth", "deferred")
 
 
+@checks_arguments
 class ResidualQuantizer(Quantizer):
     """D codes per vector; each quantizes what the codes before it left over. # Eq. 2-3
 

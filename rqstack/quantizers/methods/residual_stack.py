@@ -23,11 +23,13 @@ from rqstack.quantizers.arithmetic import sync
 from rqstack.quantizers.arithmetic.arguments import check_vectors, checked_input
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision, linear
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
 Level = TypeVar("Level", bound=Quantizer)
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class StackOptions:
     """Settings that all residual stacks have.
@@ -43,6 +45,7 @@ class StackOptions:
     dropout_multiple: int = 1
 
 
+@checks_arguments
 class ResidualStack(KeepsFloat32, Quantizer, Generic[Level]):
     """Level l quantizes residual / scales[l] of the residual that levels 0 .. l - 1 leave; the output is the sum.
 

@@ -23,6 +23,7 @@ from rqstack.quantizers.arithmetic.arguments import checked_input
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, beam_search
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through
 from rqstack.quantizers.arithmetic.precision import full_precision, linear
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import QuantizerOutput
 from rqstack.quantizers.codebooks.alternating import OptimizerMaker
 from rqstack.quantizers.methods.residual_stack import ResidualStack, StackOptions
@@ -30,6 +31,7 @@ from rqstack.quantizers.methods.vector import VectorQuantizer
 from rqstack.quantizers.methods.vector_options import VectorOptions
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class ResidualVectorOptions(StackOptions, VectorOptions):
     """Those of every level (see `VectorOptions`) and of the stack.
@@ -59,6 +61,7 @@ class ResidualVectorOptions(StackOptions, VectorOptions):
         return dataclasses.replace(self, codebook_dim=None, estimator=estimator, seed=self.seed + index)
 
 
+@checks_arguments
 class ResidualVectorQuantizer(ResidualStack[VectorQuantizer]):
     """D vector quantizers, each on what those before it left over; channels-last (..., dim), codes (..., D).
 

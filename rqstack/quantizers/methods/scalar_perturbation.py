@@ -18,6 +18,7 @@ from torch import Tensor
 from rqstack.arguments import check_choice, check_number
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, check_levels, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, scalar_moments
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 UNIFORM_SPREAD = 1 / math.sqrt(12)  # standard deviation of a uniform number in (0, 1)
@@ -69,6 +70,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 VARIANCES = {"tanh": math.pi**2 / 12, "sigmoid": math.pi**2 / 3, "normal": 1.0, "laplace": 2.0, "cauchy": None}
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class ScalarPerturbationOptions:
     """Settings of finite scalar perturbation.
@@ -97,6 +99,7 @@ class ScalarPerturbationOptions:
             check_number(name, getattr(self, name), 0)
 
 
+@checks_arguments
 class ScalarPerturbationQuantizer(SideBySideQuantizer):
     """Every scalar goes through a distribution function to (0, 1) and takes the centre of one of L equal bins there.
 

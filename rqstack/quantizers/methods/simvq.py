@@ -18,6 +18,7 @@ from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.methods.residual_stack import ResidualStack, StackOptions
 from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
@@ -38,6 +39,7 @@ class SimLevelOptions:
             check_number(name, getattr(self, name), 0)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class SimOptions(SimLevelOptions):
     """Those of a level, and estimator: 'straight_through', 'rotation' or 'directional'."""
@@ -49,6 +51,7 @@ class SimOptions(SimLevelOptions):
         check_choice("estimator", self.estimator, tuple(ESTIMATORS))
 
 
+@checks_arguments
 class SimQuantizer(KeepsFloat32, SideBySideQuantizer):
     """Nearest vectors in `frozen @ map.T`, whose K rows all change when the map learns.
 
@@ -110,6 +113,7 @@ class SimQuantizer(KeepsFloat32, SideBySideQuantizer):
         }
 
 
+@checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class ResidualSimOptions(StackOptions, SimLevelOptions):
     """Those of every level and of the stack. shared: one codebook and map for all levels."""
@@ -117,6 +121,7 @@ class ResidualSimOptions(StackOptions, SimLevelOptions):
     shared: bool = False
 
 
+@checks_arguments
 def residual_simvq(
     dim: int,
     codebook_size: int,

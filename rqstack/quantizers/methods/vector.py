@@ -25,6 +25,7 @@ from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through,
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
 from rqstack.quantizers.arithmetic.nearest_k import TopCodes, nearest_k
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import QuantizerOutput
 from rqstack.quantizers.codebooks.affine import LearnedAffine, RunningAffine
 from rqstack.quantizers.codebooks.alternating import OptimizerMaker, alternating_step, own_optimizer
@@ -38,6 +39,7 @@ from rqstack.quantizers.methods.vector_options import VectorOptions
 INIT_METHODS = ("kmeans", "data")
 
 
+@checks_arguments
 class VectorQuantizer(HeadedQuantizer):
     """Nearest code vector of every vector. Channels-last input (..., dim), codes (..., H).
 

@@ -11,6 +11,7 @@ from rqstack.arguments import check_choice, check_count, check_number
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS
 from rqstack.quantizers.arithmetic.nearest import check_temperature
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.codebooks.affine import AffineRule
 from rqstack.quantizers.codebooks.entry_use import RestartRule
 
@@ -19,6 +20,7 @@ CODEBOOKS = ("ema", "learned", "both")
 DEAD = RestartRule(below=0.5, relative=True)
 
 
+@checks_arguments
 @dataclass(frozen=True)
 class VectorOptions:
     """Settings of a vector quantizer, at one level or alone.

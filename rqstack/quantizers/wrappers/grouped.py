@@ -16,9 +16,11 @@ from rqstack.arguments import check_count
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.arguments import check_mask, check_vectors
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import Quantizer, QuantizerOutput
 
 
+@checks_arguments
 class Grouped(Quantizer):
     """Channels split evenly over `groups`; codes follow each other group by group; the loss is the mean over groups.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rqstack.arguments import check_count, shown
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import Quantizer
 from rqstack.quantizers.wrappers.around_one import AroundOne
 
@@ -57,6 +58,7 @@ def layout_of(x: Tensor, layout: str | int, channels: int) -> Layout:
     return Layout(dim % x.ndim, x.ndim)
 
 
+@checks_arguments
 class InLayout(AroundOne):
     """A quantizer for tensors in another layout.
 
@@ -106,4 +108,6 @@ def mask_from_lengths(lengths_B: Tensor, num_positions: int) -> Tensor:
     """(B, N) mask that is True at the first `lengths_B[b]` positions of row b."""
     if not isinstance(lengths_B, Tensor) or lengths_B.ndim != 1:
         raise ValueError(f"lengths must be a tensor (B,) of whole numbers, got {shown(lengths_B)}")
+    if not torch.compiler.is_compiling():  # there a size may be a symbol
+        check_count("num_positions", num_positions, 0)
     return torch.arange(num_positions, device=lengths_B.device) < lengths_B[:, None]

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from rqstack.arguments import check_counts, shown
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import Quantizer
 from rqstack.quantizers.wrappers.around_one import AroundOne
 
@@ -34,6 +35,7 @@ def split_patches(vectors_BhwP: Tensor, patch: tuple[int, int]) -> Tensor:
     return rearrange(vectors_BhwP, "b h w (p q e) -> b (h p) (w q) e", p=rows, q=columns)
 
 
+@checks_arguments
 class InPatches(AroundOne):
     """Any quantizer on joined vectors: input (B, H, W, E), codes (B, h, w, D).
 

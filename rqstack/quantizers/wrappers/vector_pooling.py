@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
+
 
 def pooled_size(size: int, kernel_size: int, stride: int, padding: int, dilation: int) -> int:
     """Windows along a side; ValueError where not even one fits."""
@@ -61,6 +63,7 @@ def softmax_vector_pool(
     return pooled.to(x_BCHW.dtype)
 
 
+@checks_arguments
 class MaxVectorPool2d(nn.Module):
     """`max_vector_pool` as a module."""
 

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic import gradient
 from rqstack.quantizers.arithmetic.bit_entropy import bit_entropy
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, checks_settings, require
 from rqstack.quantizers.methods.binary_mapper import LN2, code_log_probs
 from rqstack.quantizers.methods.lookup_free import codes_of_bits
 
 
+@checks_settings
 class BinaryMapper(nn.Module):
     """Log odds of bits (..., bits) -> one code of 2^bits as a one-hot vector, drawn, and the excess of its divergence.
 
@@ -28,6 +29,7 @@ class BinaryMapper(nn.Module):
 
     def __init__(self, bits: int = 1, kl_loss_threshold: float = LN2, deterministic_on_eval: bool = False):
         super().__init__()
+        check_sizes(bits=bits)
         self.bits, self.num_codes = bits, 2**bits
         self.kl_loss_threshold, self.deterministic_on_eval = kl_loss_threshold, deterministic_on_eval
         self.register_buffer("shifts", torch.arange(bits), persistent=False)

@@ -135,7 +135,10 @@ class CodebookAccess(nn.Module):
 
     def _layout(self, x: Tensor) -> TokenLayout:
         map_dims = 2 if self.accept_image_fmap else 3 if self.accept_3d_fmap else None
-        return token_layout(x, self._channels_first, map_dims)
+        layout = token_layout(x, self._channels_first, map_dims)
+        channels = x.shape[1 if layout.channels_first else -1]
+        require(channels == self.dim, f"input has {channels} channels; the quantizer takes dim {self.dim}")
+        return layout
 
     def _rows(self, tokens_BNC: Tensor) -> Tensor:
         """(B, N, C) -> the rows (X, R, E) that are searched, at least fp32."""

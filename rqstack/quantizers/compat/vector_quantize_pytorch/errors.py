@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rqstack.arguments import check_count, check_counts
+from rqstack.quantizers.arithmetic.signatures import Called, checks_arguments
 
 
 class UsageError(ValueError, AssertionError):
@@ -27,3 +28,8 @@ def check_sizes(**sizes: Any) -> None:
                 check_count(name, value)
         except ValueError as error:
             raise UsageError(str(error)) from None
+
+
+def checks_settings(called: Called) -> Called:
+    """`checks_arguments` with `UsageError`."""
+    return checks_arguments(called, UsageError)

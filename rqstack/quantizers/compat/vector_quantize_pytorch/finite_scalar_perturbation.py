@@ -16,7 +16,7 @@ from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_las
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.arithmetic.scalar_moments import MomentTargets, moment_loss, scalar_moments
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.methods.scalar_perturbation import ACTIVATIONS, ScalarBins
@@ -35,12 +35,14 @@ VECTOR_NORMS = {
 }
 
 
+@checks_settings
 def build_cdf_act(act_name: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The distribution function of that name and its inverse: 'tanh', 'sigmoid', 'normal', 'laplace', 'cauchy'."""
     require(act_name in ACTIVATIONS, f"act_name {act_name!r} is not one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[act_name]
 
 
+@checks_settings
 class FSP(LevelNumbers):
     """Maps every scalar to (0, 1) and takes the centre of its bin there, or in training a number near by.
 
@@ -60,6 +62,7 @@ class FSP(LevelNumbers):
         vector_norm: str = "var_tanh",
     ):
         super().__init__()
+        check_sizes(levels=levels, dim=dim)
         levels = [int(level) for level in levels]
         require(vector_norm in VECTOR_NORMS, f"vector_norm {vector_norm!r} is not one of {', '.join(VECTOR_NORMS)}")
         require(0 <= quantize_rate <= 1, f"quantize_rate must be in [0, 1], got {quantize_rate}")

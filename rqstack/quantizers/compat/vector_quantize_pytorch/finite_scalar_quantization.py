@@ -19,12 +19,13 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import (
     channels_last,
     index_type,
 )
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.methods.finite_scalar import MARGIN, ScalarGrid
 
 
+@checks_settings
 class FSQ(KeepsFloat32, LevelNumbers):
     """Rounds every scalar to one of a few values; `forward` returns (quantized like the input, int32 indices).
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_dropout import draw_seed
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import added_up
 from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import mask_of_samples
@@ -23,6 +23,7 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch i
 from rqstack.quantizers.wrappers.layout import mask_from_lengths
 
 
+@checks_settings
 class HierarchicalVQ(nn.Module):
     """Every level quantizes the residual of the levels before it on its own, ever finer grid (`scales`).
 
@@ -72,7 +73,8 @@ class HierarchicalVQ(nn.Module):
         self.scales, self.level_shapes = tuple(scales), scale_shapes(scales, self.spatial_dims)
         self.num_levels = levels = len(self.level_shapes)
         self.codebook_sizes = (codebook_size,) * levels if isinstance(codebook_size, int) else tuple(codebook_size)
-        require(len(self.codebook_sizes) == levels, f"{len(self.codebook_sizes)} codebook sizes for {levels} scales")
+        given = len(self.codebook_sizes)
+        require(given == levels, f"codebook_size: {given} codebook sizes for {levels} scales")
         self.nested_dropout, self.nested_dropout_min_levels = nested_dropout, nested_dropout_min_levels
         options: dict[str, Any] = {
             "dim": dim,

@@ -17,7 +17,7 @@ from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.mixed_radix import MixedRadix, scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last, index_type
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_numbers import LevelNumbers
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.methods.latent_quantization import (
@@ -29,6 +29,7 @@ from rqstack.quantizers.methods.latent_quantization import (
 )
 
 
+@checks_settings
 class LatentQuantize(LevelNumbers):
     """Every scalar takes the nearest of its values; `forward` returns (quantized like the input, int32 indices, loss).
 

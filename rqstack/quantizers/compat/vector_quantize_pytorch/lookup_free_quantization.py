@@ -17,7 +17,7 @@ from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import MAP_DIMS, channels_back, channels_last
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, check_sizes, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project
 from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import mask_of_samples
 from rqstack.quantizers.methods.lookup_free import codes_of_bits, log_odds
@@ -55,6 +55,7 @@ class CosineSimLinear(nn.Module):
         return F.normalize(x.float(), dim=-1) @ F.normalize(self.weight.float(), dim=0) * self.scale
 
 
+@checks_settings
 class LFQ(KeepsFloat32):
     """The signs of the scalars as a code; `forward` returns the named tuple (quantized, int64 indices, loss).
 
@@ -113,6 +114,10 @@ class LFQ(KeepsFloat32):
         self.dim = inner if dim is None else dim
         self.num_codebooks, self.keep_num_codebooks_dim = num_codebooks, keep
         self.has_projections = self.dim != inner if has_projections is None else has_projections
+        require(
+            self.has_projections or self.dim == inner,
+            f"dim {self.dim} needs projections to {inner} bits; has_projections is False",
+        )
         if cosine_sim_project_in:
             scale = codebook_scale if cosine_sim_project_in_scale is None else cosine_sim_project_in_scale
             maps: list[nn.Module] = [CosineSimLinear(self.dim, inner, scale)]

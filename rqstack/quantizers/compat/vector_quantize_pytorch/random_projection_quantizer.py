@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 
 
+@checks_settings
 class RandomProjectionQuantizer(nn.Module):
     """The code with the highest cosine to a frozen random projection of the input, in each of `num_codebooks`.
 

@@ -15,7 +15,7 @@ from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.mixed_radix import scalars_first, scalars_last
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision
 from rqstack.quantizers.compat.vector_quantize_pytorch.channel_order import channels_back, channels_last
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
@@ -26,6 +26,7 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
 )
 
 
+@checks_settings
 class ResidualFSQ(KeepsFloat32, ResidualLevels):
     """FSQ levels on ever finer grids, each on what those before it left; `forward` returns (quantized, indices).
 
@@ -57,7 +58,10 @@ class ResidualFSQ(KeepsFloat32, ResidualLevels):
         check_sizes(levels=levels, num_quantizers=num_quantizers, dim=dim)
         code_dim = len(levels)
         dim = code_dim if dim is None else dim
-        require(not bound_hard_clamp or soft_clamp_input_value is None, "bound_hard_clamp sets the soft clamp itself")
+        require(
+            not bound_hard_clamp or soft_clamp_input_value is None,
+            "bound_hard_clamp sets soft_clamp_input_value",
+        )
         self.dim, self.levels, self.num_quantizers = dim, levels, num_quantizers
         self.has_projections, self.is_channel_first = dim != code_dim, is_channel_first
         self.project_in, self.project_out = projection_pair(dim, code_dim, self.has_projections)
@@ -105,7 +109,8 @@ class ResidualFSQ(KeepsFloat32, ResidualLevels):
                 quantized_CM = quantized_CM * scale_C1
                 residual_CM = residual_CM - quantized_CM.detach()
                 total_CM = quantized_CM if total_CM is None else total_CM + quantized_CM
-                assert level_indices is not None, "the levels of a residual quantizer return indices"
+                if level_indices is None:
+                    raise UsageError("the levels of a residual quantizer return indices: return_indices must be True")
                 found.append(level_indices)
             assert total_CM is not None
             out = project(self.project_out, scalars_last(total_CM, total_CM.shape[1:]))
@@ -120,6 +125,7 @@ class ResidualFSQ(KeepsFloat32, ResidualLevels):
         return x if clamp is None else (x / clamp).tanh() * clamp
 
 
+@checks_settings
 class GroupedResidualFSQ(GroupedLevels[ResidualFSQ]):
     """Channels split evenly over residual FSQs; indices are (g, B, ..., q). Further keywords go to `ResidualFSQ`.
 
@@ -130,7 +136,7 @@ class GroupedResidualFSQ(GroupedLevels[ResidualFSQ]):
         def make(size: int) -> ResidualFSQ:
             return ResidualFSQ(dim=size, **kwargs)
 
-        super().__init__(dim, groups, accept_image_fmap, make, bool(kwargs.get("is_channel_first")))
+        super().__init__(dim, groups, accept_image_fmap, make, kwargs.get("is_channel_first", False))
         self.codebook_size = self.rvqs[0].codebook_size
 
     def forward(self, x: Tensor, return_all_codes: bool = False) -> tuple[Tensor | tuple[Tensor, ...], ...]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rqstack.module_list import ModuleList
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.level_dropout import DropsLevels, draw_seed
 
 
@@ -65,6 +65,7 @@ class GroupedLevels(nn.Module, Generic[R]):
 
     def __init__(self, dim: int, groups: int, accept_image_fmap: bool, make: Callable[[int], R], moved: bool):
         super().__init__()
+        check_sizes(dim=dim, groups=groups)
         require(dim % groups == 0, f"dim {dim} does not split evenly over {groups} groups")
         self.dim, self.groups, self.accept_image_fmap, self.moved = dim, groups, accept_image_fmap, moved
         self.rvqs = ModuleList(make(dim // groups) for _ in range(groups))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import project, projection_pair
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
@@ -24,6 +24,7 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import (
 )
 
 
+@checks_settings
 class ResidualLFQ(ResidualLevels):
     """LFQ levels whose scale halves, each on what those before it left; `forward` returns (quantized, indices, losses).
 
@@ -102,6 +103,7 @@ class ResidualLFQ(ResidualLevels):
         return (*results, self.get_codes_from_indices(indices)) if return_all_codes else results
 
 
+@checks_settings
 class GroupedResidualLFQ(GroupedLevels[ResidualLFQ]):
     """Channels split evenly over residual LFQs; indices are (g, B, ..., q), losses (g, q).
 

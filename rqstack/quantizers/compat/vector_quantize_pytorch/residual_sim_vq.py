@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.module_list import ModuleList
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import ResidualLevels
 from rqstack.quantizers.compat.vector_quantize_pytorch.sim_vq import SimVQ
 
 
+@checks_settings
 class ResidualSimVQ(ResidualLevels):
     """`num_quantizers` SimVQ levels, each on what the levels before it left over.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic.gradient import directional
 from rqstack.quantizers.arithmetic.precision import full_precision, without_masked_nonfinite
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, check_sizes, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import UsageError, check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import input_projection, output_projection, project
 from rqstack.quantizers.compat.vector_quantize_pytorch.residual_levels import GroupedLevels, ResidualLevels, added_up
 from rqstack.quantizers.compat.vector_quantize_pytorch.token_layout import TokenLayout, mask_of, token_layout
@@ -36,6 +36,7 @@ __all__ = ["GroupedResidualVQ", "ResidualVQ"]
 DIVEQ_NOISE = 5e-3**0.5
 
 
+@checks_settings
 class ResidualVQ(ResidualLevels):
     """`num_quantizers` VectorQuantize levels, each on what the levels before it left over.
 
@@ -298,6 +299,7 @@ def _sizes(codebook_size: int | tuple[int, ...], num_quantizers: int | None, sha
     return sizes
 
 
+@checks_settings
 class GroupedResidualVQ(GroupedLevels[ResidualVQ]):
     """A `ResidualVQ` for every equal share of the channels. Yang et al., HiFi-Codec, arXiv 2305.02765."""
 

@@ -15,7 +15,7 @@ from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import rotation_trick, straight_through
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import full_precision
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, checks_settings
 from rqstack.quantizers.methods.simvq import mapped_codebook
 
 
@@ -23,6 +23,7 @@ def _unchanged(codebook: Tensor) -> Tensor:
     return codebook
 
 
+@checks_settings
 class SimVQ(nn.Module):
     """Frozen random vectors (codebook_size, frozen_codebook_dim) seen through a learned map to `dim`.
 

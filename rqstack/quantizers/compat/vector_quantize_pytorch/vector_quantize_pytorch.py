@@ -23,7 +23,7 @@ from rqstack.quantizers.codebooks.alternating import codebook_gradients
 from rqstack.quantizers.compat.vector_quantize_pytorch import vector_losses
 from rqstack.quantizers.compat.vector_quantize_pytorch.codebook_access import CodebookAccess
 from rqstack.quantizers.compat.vector_quantize_pytorch.ema_codebook import Codebook, StepWeight
-from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, require
+from rqstack.quantizers.compat.vector_quantize_pytorch.errors import check_sizes, checks_settings, require
 from rqstack.quantizers.compat.vector_quantize_pytorch.look_up import Found
 from rqstack.quantizers.compat.vector_quantize_pytorch.projections import input_projection, output_projection, project
 from rqstack.quantizers.compat.vector_quantize_pytorch.settings import check_vector_settings
@@ -33,6 +33,7 @@ from rqstack.quantizers.compat.vector_quantize_pytorch.vector_losses import Loss
 __all__ = ["Codebook", "LossBreakdown", "VectorQuantize"]
 
 
+@checks_settings
 class VectorQuantize(CodebookAccess):
     """Nearest code vector of every vector; see docs/migrating.md for what each setting is in the core."""
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from rqstack.quantizers.arithmetic.nearest_k import nearest_k
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 
 EUCLIDEAN, COSINE = ("euc", "euclidean"), ("cos", "cosine")
 
@@ -50,6 +51,7 @@ def cosine_cdist_topk(
     return {"d": (0.5 * squared_Nk).to(tensor.dtype).view(*grid, -1), "q": q_Nk.view(*grid, -1)}
 
 
+@checks_arguments
 def get_dist_fns(dist: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[..., dict[str, Tensor]]]:
     """(loss function, top-k search) of a distance by name."""
     if dist in EUCLIDEAN:

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from rqstack.quantizers import warmup
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 
 
+@checks_arguments
 def codebook_warmup(model: nn.Module, loader: Iterable[Any], warmup_method: str = "data", num_batch: int = 128) -> None:
     """Set the codebooks of all quantizers in `model` from `num_batch` batches: 'data' or 'kmeans'.
 

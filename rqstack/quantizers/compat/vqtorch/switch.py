@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.compat.vqtorch.nn.vq_base import VQBaseLayer
 
 
@@ -14,16 +15,19 @@ def is_vq(module: nn.Module) -> bool:
     return isinstance(module, VQBaseLayer)
 
 
+@checks_arguments
 def get_vq_layers(model: nn.Module) -> list[VQBaseLayer]:
     """All quantization layers in a model."""
     return [module for module in model.modules() if isinstance(module, VQBaseLayer)]
 
 
+@checks_arguments
 def is_vqn(model: nn.Module) -> bool:
     """Whether a model has a quantization layer."""
     return bool(get_vq_layers(model))
 
 
+@checks_arguments
 class no_vq:
     """From the call to the end of the `with` block the quantization layers of the models do not quantize."""
 

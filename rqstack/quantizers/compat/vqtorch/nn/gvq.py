@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.compat.vqtorch.nn.vq import VectorQuant
 
 
+@checks_arguments
 class GroupVectorQuant(VectorQuant):
     """`VectorQuant` whose third and fourth arguments are `groups` and `share`; the codes of a group follow those of the
     one before where codebooks are separate."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.wrappers.vector_pooling import MaxVectorPool2d, SoftmaxVectorPool2d
 
 
+@checks_arguments
 class MaxVecPool2d(MaxVectorPool2d):
     """The longest vector of every window of (B, C, H, W)."""
 
@@ -12,6 +14,7 @@ class MaxVecPool2d(MaxVectorPool2d):
         super().__init__(kernel_size, stride, padding, dilation)
 
 
+@checks_arguments
 class SoftMaxVecPool2d(SoftmaxVectorPool2d):
     """The mean of every window weighted by the softmax of the vectors' lengths."""
 

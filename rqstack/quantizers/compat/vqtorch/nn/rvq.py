@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.compat.vqtorch.nn.vq import BookSearch, VectorQuant
 
 
+@checks_arguments
 class ResidualVectorQuant(VectorQuant):
     """`groups` levels, each on what the levels before it left over; from one codebook (share) or from
     `num_codes / groups` entries each.

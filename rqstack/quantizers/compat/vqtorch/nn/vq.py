@@ -20,6 +20,7 @@ from rqstack.quantizers.arithmetic.code_losses import mean_square
 from rqstack.quantizers.arithmetic.gradient import straight_through, synchronised
 from rqstack.quantizers.arithmetic.nearest import nearest_codes
 from rqstack.quantizers.arithmetic.precision import full_precision
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.codebooks.affine import LearnedAffine
 from rqstack.quantizers.codebooks.alternating import alternating_step
 from rqstack.quantizers.codebooks.kmeans import kmeans
@@ -41,6 +42,7 @@ class BookSearch(NamedTuple):
     searched: CodedVectors
 
 
+@checks_arguments
 class VectorQuant(VQBaseLayer):
     """Nearest of `num_codes` code vectors for every vector along `dim`, trained by the loss it returns.
 

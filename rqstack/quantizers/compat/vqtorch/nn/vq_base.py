@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.compat.vqtorch.norms import CODEBOOK_NORMS, check_norm, get_norm
 
 
+@checks_arguments
 class VQBaseLayer(nn.Module):
     """Brings an input with its features in `dim` to (..., G, E) and back.
 
