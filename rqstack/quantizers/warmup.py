@@ -93,7 +93,7 @@ class _Batches:
     def run(self, model: nn.Module, number: int) -> None:
         batch = None
         for batch in itertools.islice(self.loader, number):
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+            inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
             if self.device and not hasattr(inputs, "to"):
                 raise TypeError(f"a batch must be a tensor, or start with one, got {shown(inputs)}")
             model(inputs.to(self.device[0]) if self.device else inputs)

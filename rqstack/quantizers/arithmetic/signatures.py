@@ -15,9 +15,12 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from rqstack.arguments import INT64_MAX, check_number, shown
+
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 Called = TypeVar("Called", bound=Callable[..., Any])
 
@@ -25,8 +28,8 @@ Called = TypeVar("Called", bound=Callable[..., Any])
 def checks_arguments(called: Called, error: type[ValueError] = ValueError) -> Called:
     """The function or class, whose arguments are checked by their annotations at every call (of its own `__init__`).
 
-    Numbers are finite and whole ones have 64 bits; truth values are no numbers; a sequence may be of any kind, text is
-    none; where a module is wanted any callable may stand. Annotations of other kinds are not looked at.
+    Numbers are finite in fp32 and whole ones have 64 bits; truth values are no numbers; a sequence may be of any kind,
+    text is none. Annotations of other kinds are not looked at.
     """
     if not inspect.isclass(called):
         return typing.cast("Called", _checking(called, called, error, 0))
@@ -81,8 +84,8 @@ def _kind(value: Any, hint: Any, origin: Any) -> tuple[str, bool]:
     if hint is int:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         return "a whole number", whole and abs(int(value)) <= INT64_MAX
-    if hint is nn.Module or collections.abc.Callable in (hint, origin):
-        return "a module" if hint is nn.Module else "callable", callable(value)
+    if collections.abc.Callable in (hint, origin):
+        return "callable", callable(value)
     kind = origin or hint
     if kind is Any or not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return "anything", True
@@ -91,7 +94,8 @@ def _kind(value: Any, hint: Any, origin: Any) -> tuple[str, bool]:
 
 def _problem_of_number(name: str, value: Any) -> str | None:
     try:
-        check_number(name, value)
+        if abs(check_number(name, value)) > FLOAT32_MAX:
+            return f"{name} must be a number that 32 bits can hold, got {shown(value)}"
     except ValueError as error:
         return str(error)
     return None

@@ -35,11 +35,13 @@ WRONG: dict[str, Any] = {
     "nan": float("nan"),
     "inf": float("inf"),
     "10**400": 10**400,
+    "1e300": 1e300,
     "empty list": [],
     "mapping": {},
     "object": object(),
     "tensor": torch.tensor([1.0, 2.0]),
     "True": True,
+    "list of text": ["x"],
 }
 GRID, OF_BOOK = {"levels": [3, 3]}, {"dim": 8, "codebook_size": 16}
 STACK = {"dim": 8, "num_quantizers": 2}

@@ -70,7 +70,7 @@ class Codebook(KeepsFloat32, AffineMoments):
         affine_param_batch_decay: float = 0.99,
         affine_param_codebook_decay: float = 0.9,
         use_cosine_sim: bool = False,
-        vq_bridge: nn.Module | None = None,
+        vq_bridge: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
         self.dim, self.codebook_size, self.num_codebooks = dim, codebook_size, num_codebooks

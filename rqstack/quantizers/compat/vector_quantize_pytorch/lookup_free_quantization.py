@@ -6,6 +6,7 @@ Legend: B batch, N rows, c codebooks side by side, C bits of a code, K = 2^C.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ class LFQ(KeepsFloat32):
         entropy_loss_weight: float = 0.1,
         commitment_loss_weight: float = 0.0,
         diversity_gamma: float = 1.0,
-        straight_through_activation: nn.Module = nn.Identity(),  # noqa: B008
+        straight_through_activation: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008
         num_codebooks: int = 1,
         keep_num_codebooks_dim: bool | None = None,
         codebook_scale: float = 1.0,

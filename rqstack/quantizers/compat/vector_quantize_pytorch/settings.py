@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor
 
 from rqstack.quantizers.compat.vector_quantize_pytorch.errors import require
 
@@ -15,7 +17,7 @@ def check_vector_settings(
     use_cosine_sim: bool,
     learnable_codebook: bool,
     ema_update: bool,
-    vq_bridge: nn.Module | None,
+    vq_bridge: Callable[[Tensor], Tensor] | None,
     threshold_ema_dead_code: float,
     sync_update_v: float,
     affine_param: bool,

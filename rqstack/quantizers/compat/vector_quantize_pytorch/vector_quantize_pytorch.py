@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from rqstack.quantizers.arithmetic import gradient, sync
@@ -72,7 +72,7 @@ class VectorQuantize(CodebookAccess):
         sync_codebook: bool | None = None,
         sync_affine_param: bool = False,
         ema_update: bool | None = None,
-        vq_bridge: nn.Module | None = None,
+        vq_bridge: Callable[[Tensor], Tensor] | None = None,
         manual_ema_update: bool = False,
         learnable_codebook: bool | None = None,
         in_place_codebook_optimizer: Callable[..., Optimizer] | None = None,
