@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from tests.repository import ROOT
 
+ANNOUNCED = re.compile(r"\d\d:\d\d:\d\d I (reading|loading|building) ")
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone")
 
 
@@ -22,6 +24,11 @@ class Ended(NamedTuple):
     code: int
     out: str
     err: str
+
+    @property
+    def said(self) -> list[str]:
+        """The lines on stderr, without what a training script announces while it has no log yet."""
+        return [line for line in self.err.splitlines() if not ANNOUNCED.match(line)]
 
 
 def start(*words: object, **variables: str) -> subprocess.Popen[str]:

@@ -55,7 +55,7 @@ def run(monkeypatch, command, tmp_path, trap) -> Callable[..., tuple[int, list[s
 
     def start(script: str, *flags: Any) -> tuple[int, list[str]]:
         ended = command(script, *flags)
-        lines = ended.err.splitlines()
+        lines = ended.said
         assert not trap.exists(), "it was executed"
         assert not Path("/trap").exists() and not list(tmp_path.parent.glob("trap*"))
         assert not any("Traceback" in line for line in lines)
