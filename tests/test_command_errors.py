@@ -363,7 +363,9 @@ def test_checkpoints_that_are_all_damaged(command, trained, tmp_path):
             ["main_stage1.py", "-m", "configs/demo/stage1/digits.yaml", "arch.hparams.n_embd=3"],
             "'arch.hparams.n_embed'?",
         ),
-        (["main_stage2.py", "-m=configs/demo/stage2/digits.yaml", "-v", "/no/run"], "/no/run"),
+        pytest.param(
+            ["main_stage2.py", "-m=configs/demo/stage2/digits.yaml", "-v", "/no/run"], "/no/run", marks=pytest.mark.slow
+        ),
         (["main_sampling_fid.py", "-a", "/no/run"], "-v/--model-vqvae-path"),
     ],
 )

@@ -242,6 +242,7 @@ def test_damaged_images_are_counted_when_asked_for(folder, cache, tmp_path):
     assert (line["num_images"], line["unreadable"]) == (COUNT - 1, 1)
 
 
+@pytest.mark.slow  # two processes of a script run in test_sampling_scripts.py
 def test_two_processes_score_like_one(folder, cache, tmp_path):
     words = [f"fake_path={folder}", "ref_dataset=synthetic", "metrics=fid,is,kid,prdc,class-fid,accuracy", *DATA]
     alone = scored(cache, tmp_path, *words)

@@ -61,7 +61,9 @@ def test_committed_without_outputs(name):
     assert notebook.cells[0].source.startswith("# ") and notebook.metadata.kernelspec.name == "python3"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("text") else name for name in NAMES]
+)
 def test_runs_from_a_clean_kernel(executed, name):
     notebook = executed(name)
     pictures = [output for output in _outputs(notebook) if "image/png" in output.get("data", {})]

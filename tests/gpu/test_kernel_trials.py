@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).with_name("trials_in_interpreter.py")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="a CPU build of torch")
 
 
+@pytest.mark.slow
 @needs_triton
 def test_a_trial_tells_a_right_kernel_from_a_wrong_one():
     done = succeed(SCRIPT, timeout=290, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")

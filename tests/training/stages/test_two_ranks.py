@@ -209,7 +209,10 @@ def test_codebooks_were_restarted_and_moved(ranks, tmp_path):
 
 @pytest.mark.parametrize(
     ("stage", "launcher"),
-    [pytest.param("stage1", "torch.distributed.launch", marks=pytest.mark.slow), ("stage2", "torch.distributed.run")],
+    [
+        pytest.param("stage1", "torch.distributed.launch", marks=pytest.mark.slow),
+        pytest.param("stage2", "torch.distributed.run", marks=pytest.mark.slow),
+    ],
 )
 def test_entry_scripts_run_under_both_launchers(stage, launcher, ranks, tokenizer, tmp_path):
     name = "deferred" if stage == "stage1" else "soft-class"
