@@ -25,7 +25,7 @@ from runtime.processes.run_ownership import RunOwnership
 ownership = RunOwnership(Path(sys.argv[1]))
 if os.fork() == 0:  # a data worker, which outlives its rank
     del ownership
-print("held", flush=True)
+    print("held", flush=True)
 time.sleep(60)
 """
 ELSEWHERE = Owner("node7", "another boot", 4711, "2026-01-02 03:04:05 UTC", "token")
