@@ -7,7 +7,6 @@ one JSON line.
 """
 
 import argparse
-import json
 import platform
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.outputs.result_line import end_with_line
 from runtime.records.metrics_file import METRICS_FILE, read_metrics
 from training.launch import LaunchSettings, Session, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
@@ -92,10 +92,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "rows": rows,
     }
-    line = json.dumps(result)
-    if args.output is not None:
-        args.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    end_with_line(result, args.output)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,13 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as F
 
 from benchmarks.latent_training import write_images
+from benchmarks.outputs.result_line import end_with_line
 from data import DatasetConfig, build_dataset
 from data.images.decoding import decode_rgb
 from data.images.transforms import Pipeline
 from data.roots import find_root
 from data.shards.packing import pack
 from data.shards.shard_manifest import dataset_settings
-from runtime.atomic import write_text_atomically
 from runtime.records.metrics_file import read_metrics
 from training.launch import LaunchSettings, Session, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
@@ -237,9 +237,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             line["shards"] = jpeg_shards(folder, args.shards_config, args.steps, args.shards_batch, args.num_images)
     for case in args.only:
         print(f"{case}: {json.dumps(line[case])}")
-    if args.output is not None:
-        write_text_atomically(args.output, json.dumps(line) + "\n")
-    print(json.dumps(line))
+    end_with_line(line, args.output)
     return line
 
 

@@ -13,7 +13,6 @@ The variants of a case take turns; times are medians. A table, then one JSON lin
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import platform
 import resource
@@ -29,6 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.outputs.result_line import end_with_line
 from evaluation.metrics.frechet import frechet_distance
 from evaluation.networks.inception import INPUT_SIZE, InceptionFeatures, fid_inception_network
 from evaluation.statistics import statistics_of
@@ -166,21 +166,17 @@ def main() -> None:
         rows.append(measure())
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     device = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
-    line = json.dumps(
-        {
-            "benchmark": "evaluation_speed",
-            "device": device,
-            "torch": torch.__version__,
-            "scipy": scipy.__version__,
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "rounds": args.rounds,
-            "rows": rows,
-        }
-    )
-    if args.output is not None:
-        args.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    line = {
+        "benchmark": "evaluation_speed",
+        "device": device,
+        "torch": torch.__version__,
+        "scipy": scipy.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "rounds": args.rounds,
+        "rows": rows,
+    }
+    end_with_line(line, args.output)
 
 
 if __name__ == "__main__":

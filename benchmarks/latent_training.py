@@ -11,7 +11,6 @@ a step. The variants take turns in the same run; times are medians. A table, the
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
@@ -25,12 +24,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from benchmarks.outputs.result_line import end_with_line
 from data import DatasetConfig, TrainLoader, build_dataset
 from data.shards.packing import pack
 from data.shards.shard_manifest import dataset_settings
 from rqstack.snapshots import weights_digest
 from rqvae import RQVAE
-from runtime.atomic import write_text_atomically
 from runtime.config import load_config
 from runtime.distributed import DistEnv
 from sampling.code_extraction import ExtractionSettings, Extractor
@@ -175,9 +174,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         results = measure(Path(folder), args.stage1, args.batch_size, args.rounds, args.cpu_time)
     line = report(results, args.batch_size, "cpu" if args.cpu_time else "wall")
-    if args.output is not None:
-        write_text_atomically(args.output, json.dumps(line) + "\n")
-    print(json.dumps(line))
+    end_with_line(line, args.output)
     return line
 
 

@@ -24,6 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.comparison_methods import METHODS, NUM_CODES, RESOLUTION, Method, config_of
+from benchmarks.outputs.document_section import write_section
 from data import DatasetConfig, ImageDataset, build_dataset
 from data.dataset import to_float_batch
 from rqstack.quantizers.usage import CodeUsage
@@ -135,10 +136,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 def write_document(path: Path, result: dict[str, Any]) -> None:
     """Replace what stands between the two marks of a Markdown file by command, table and picture; draw the picture
     beside the file."""
-    begin, end = (f"<!-- {NAME}: {mark} -->" for mark in ("begin", "end"))
-    text = path.read_text(encoding="utf-8")
-    if begin not in text or text.find(end) < text.find(begin):
-        raise ValueError(f"{path} has no lines {begin} and {end}")
     command = (
         f"python -m benchmarks.{NAME} --dataset {result['dataset']} --steps {result['steps']} "
         f"--batch-size {result['batch_size']} --lr {result['lr']} --seed {result['seed']}"
@@ -148,7 +145,7 @@ def write_document(path: Path, result: dict[str, Any]) -> None:
         f"{result['held_out_images']} held-out images; error on the [-1, 1] scale, usage averaged over depths."
     )
     body = f"`{command}`\n\n{where}\n\n{table(result['rows'])}\n\n![The table as bars]({NAME}.png)"
-    path.write_text(f"{text[: text.index(begin)]}{begin}\n{body}\n{text[text.index(end) :]}", encoding="utf-8")
+    write_section(path, NAME, body)
     draw(path.parent / f"{NAME}.png", result)
 
 

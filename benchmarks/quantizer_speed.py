@@ -10,7 +10,6 @@ search nothing have no floor: their times are in milliseconds only. A table, the
 
 import argparse
 import importlib
-import json
 import platform
 import statistics
 import time
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.outputs.result_line import end_with_line
 from benchmarks.speed_cases import CASES, Case, floor_of
 
 PEER = "vector_quantize_pytorch"
@@ -154,23 +154,18 @@ def main(argv: list[str] | None = None) -> None:
             continue
         rows.append(measure(case, args.rounds, torch.device(args.device), peer))
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    line = json.dumps(
-        {
-            "benchmark": "quantizer_speed",
-            "unit": "multiples of the floor; *_ms, *_mb absolute",
-            "device": args.device,
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "rounds": args.rounds,
-            "threads": torch.get_num_threads(),
-            "peer": getattr(peer, "__version__", "installed") if peer is not None else None,
-            "rows": rows,
-        }
-    )
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    line = {
+        "benchmark": "quantizer_speed",
+        "unit": "multiples of the floor; *_ms, *_mb absolute",
+        "device": args.device,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "rounds": args.rounds,
+        "threads": torch.get_num_threads(),
+        "peer": getattr(peer, "__version__", "installed") if peer is not None else None,
+        "rows": rows,
+    }
+    end_with_line(line, args.output)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ take turns; times are medians. Other weight formats are given with what they cha
 
 import argparse
 import importlib
-import json
 import platform
 import statistics
 import time
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.code_vectors import CodeVectors
+from benchmarks.outputs.result_line import end_with_line
 from rqtransformer import RQTransformer, RQTransformerConfig, native, sample
 from rqtransformer.decoding import Decoder
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
@@ -265,22 +265,18 @@ def main() -> None:
         rows += [measure_peer(*case, args.rounds, libraries) for case in PEER_CASES] if libraries else []
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    line = json.dumps(
-        {
-            "benchmark": "sampling_speed",
-            "device": "cpu",
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "rounds": args.rounds,
-            "compiled": native.serves(torch.empty(0)),
-            "clock": "cpu" if args.cpu_time else "wall",
-            "rows": rows,
-        }
-    )
-    if args.output is not None:
-        args.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    line = {
+        "benchmark": "sampling_speed",
+        "device": "cpu",
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "rounds": args.rounds,
+        "compiled": native.serves(torch.empty(0)),
+        "clock": "cpu" if args.cpu_time else "wall",
+        "rows": rows,
+    }
+    end_with_line(line, args.output)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ gloo ranks exchange. Formulas: docs/scaling.md. A table, the checks, then one JS
 
 import argparse
 import dataclasses
-import json
 import math
 import platform
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import scaling_checks as checks
+from benchmarks.outputs.result_line import end_with_line
 from benchmarks.scaling_costs import Device, Step, describe, step_cost
 from rqtransformer import RQTransformerConfig
 from rqvae import RQVAE
@@ -147,20 +147,16 @@ def main() -> None:
     measured = [] if args.no_checks else measured_rows(args.models)
     for row in measured:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    line = json.dumps(
-        {
-            "benchmark": "scaling_model",
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "stated": dataclasses.asdict(device),
-            "encoder_flops": encoder,
-            "rows": rows,
-            "checks": measured,
-        }
-    )
-    if args.output is not None:
-        args.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    line = {
+        "benchmark": "scaling_model",
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "stated": dataclasses.asdict(device),
+        "encoder_flops": encoder,
+        "rows": rows,
+        "checks": measured,
+    }
+    end_with_line(line, args.output)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ of every turn. A table, then one JSON line.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.outputs.result_line import end_with_line
 from benchmarks.published_step import PublishedStep
 from benchmarks.training_speed import STAGE1, STAGE2, build_stage1, build_stage2, typed
 from rqtransformer import native
@@ -101,21 +101,17 @@ def main() -> None:
     rows = compare(stage2, image_BCHW, torch.arange(batch_size) % 10, args.rounds)
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    line = json.dumps(
-        {
-            "benchmark": "stage2_comparison",
-            "device": "cpu",
-            "machine": platform.machine(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "rounds": args.rounds,
-            "compiled": native.serves(torch.empty(0)),
-            "rows": rows,
-        }
-    )
-    if args.output is not None:
-        args.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    line = {
+        "benchmark": "stage2_comparison",
+        "device": "cpu",
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "rounds": args.rounds,
+        "compiled": native.serves(torch.empty(0)),
+        "rows": rows,
+    }
+    end_with_line(line, args.output)
 
 
 if __name__ == "__main__":

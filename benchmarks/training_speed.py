@@ -15,7 +15,6 @@ products on it are TF32. A table, then one JSON line.
 """
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import vgg16
 
+from benchmarks.outputs.result_line import end_with_line
 from measure_throughput.roofline import GEMM_SIZES, synchronize
 from runtime.config import load_config
 from runtime.device import use_device
@@ -251,21 +251,17 @@ def main() -> None:
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-    line = json.dumps(
-        {
-            "benchmark": "training_speed",
-            "device": args.device,
-            "machine": name,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "rounds": args.rounds,
-            "clock": "cpu" if args.cpu_time else "wall",
-            "rows": rows,
-        }
-    )
-    if args.output is not None:
-        args.output.write_text(line + "\n", encoding="utf-8")
-    print(line)
+    line = {
+        "benchmark": "training_speed",
+        "device": args.device,
+        "machine": name,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "rounds": args.rounds,
+        "clock": "cpu" if args.cpu_time else "wall",
+        "rows": rows,
+    }
+    end_with_line(line, args.output)
 
 
 if __name__ == "__main__":

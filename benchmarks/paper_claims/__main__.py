@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.outputs.document_section import write_section
 from benchmarks.paper_claims.claims import Cell, Claim, claims_of
 from benchmarks.paper_claims.figures import draw_figure
 from benchmarks.paper_claims.results import Results, code_version
@@ -159,7 +160,7 @@ def report(args: argparse.Namespace, size: Size, seeds: list[int], results: Resu
         "claims": found,
     }
     write_text_atomically(args.results / f"{NAME}_{size.name}.json", json.dumps(line) + "\n")
-    write_section(args.docs / f"{NAME}.md", size.name, "\n\n".join([facts(line), *sections]))
+    write_section(args.docs / f"{NAME}.md", f"{NAME} {size.name}", "\n\n".join([facts(line), *sections]))
     return line
 
 
@@ -170,16 +171,6 @@ def facts(line: dict[str, Any]) -> str:
         f"of processor time in all, torch {', '.join(line['torch'])}, code {', '.join(line['code'])}; mean ± standard "
         f"deviation over seeds {', '.join(map(str, line['seeds']))}."
     )
-
-
-def write_section(path: Path, name: str, text: str) -> None:
-    """Replaces what stands between the two marks of a document."""
-    begin, end = (f"<!-- {NAME} {name}: {mark} -->" for mark in ("begin", "end"))
-    document = path.read_text(encoding="utf-8") if path.exists() else f"{begin}\n{end}\n"
-    if begin not in document or document.find(end) < document.find(begin):
-        raise UserError(f"{path} has no lines {begin} and {end}")
-    head, tail = document[: document.index(begin)], document[document.index(end) :]
-    write_text_atomically(path, f"{head}{begin}\n{text}\n{tail}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from benchmarks.outputs.document_section import write_section
 from benchmarks.recipes.recipe_table import RECIPES, Recipe
 from benchmarks.recipes.steps import Steps, best_of
 from runtime.atomic import write_text_atomically
@@ -25,7 +26,7 @@ TOKENIZER = "tokenizer"
 PREFIX = "recipe_"  # of the files of rows
 VOCABULARY, CAPTION_TOKENS = 1024, 16
 COLUMNS = ("recipe", "ran on", "minutes", "peak GB", "FID", "floor", "unigram FID", "rFID", "NLL", "copies", "accuracy")
-BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
+SECTION = "recipes"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -178,11 +179,7 @@ def write_document(results: Path, path: Path) -> None:
     """The table of all rows that are kept, between the two marks of the document."""
     files = {name: results / f"{PREFIX}{name}.json" for name in RECIPES}
     rows = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
-    text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
-    if BEGIN not in text or text.find(END) < text.find(BEGIN):
-        raise UserError(f"{path} has no lines {BEGIN} and {END}")
-    head, tail = text[: text.index(BEGIN)], text[text.index(END) :]
-    write_text_atomically(path, f"{head}{BEGIN}\n{table(rows)}\n{tail}")
+    write_section(path, SECTION, table(rows))
 
 
 def main(argv: list[str] | None = None) -> None:

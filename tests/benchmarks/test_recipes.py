@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.outputs.document_section import marks
 from benchmarks.recipes import __main__ as command
 from benchmarks.recipes.held_out import agreement, chance
 from benchmarks.recipes.recipe_table import RECIPES, Recipe
@@ -75,7 +76,7 @@ def test_the_table_says_what_has_not_run(tmp_path):
     row = {**numbers, "machine": "a card", "copies": None, "accuracy": 0.9, "held_out": held_out}
     (tmp_path / "recipe_openmoji-64.json").write_text(json.dumps(row))
     document = tmp_path / "recipes.md"
-    document.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
+    document.write_text("before\n{}\nold\n{}\nafter\n".format(*marks(command.SECTION)))
     command.write_document(tmp_path, document)
     text = document.read_text()
     assert text.startswith("before") and text.endswith("after\n") and "old" not in text
