@@ -14,6 +14,7 @@ from runtime.errors import UserError, one_line
 
 CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"
+BEST = "best"  # among the snapshots: that of the best score; in its metadata: why it is the best
 STEP_PREFIX = "step_"
 
 

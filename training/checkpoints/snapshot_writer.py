@@ -11,12 +11,10 @@ from rqstack.finite import non_finite_names
 from runtime import distributed
 from runtime.atomic import is_complete, remove_directory
 from runtime.errors import UserError
-from runtime.step_directories import step_name
+from runtime.step_directories import BEST, step_name
 from sampling.trained_models import read_metadata
 from training.checkpoints.snapshots import save_snapshot
 from training.stage import SnapshotWeights
-
-BEST = "best"
 
 
 @dataclass(frozen=True)

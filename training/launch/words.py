@@ -42,8 +42,7 @@ def closing_lines(
         model_config: the YAML file, where one was typed.
     """
     from runtime.progress import duration
-    from runtime.step_directories import step_name
-    from training.checkpoints.snapshot_writer import BEST
+    from runtime.step_directories import BEST, step_name
 
     share = "" if mfu is None else f", MFU {mfu:.1%}"
     lines = [f"done: step {total_steps} after {duration(seconds)}{share}"]

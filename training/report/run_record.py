@@ -14,19 +14,19 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from rqstack.archive import newest_snapshot
 from rqstack.snapshots import METADATA_FILE
 from runtime.errors import UserError, one_line
 from runtime.processes.run_ownership import OWNER_FILE, read_owner
 from runtime.progress import duration
 from runtime.records.events_file import read_events
 from runtime.records.metrics_file import METRICS_FILE
-from runtime.step_directories import SNAPSHOTS, complete_steps, read_json
+from runtime.step_directories import BEST, SNAPSHOTS, read_json
 from training.launch_record import STARTS, read_launch
 from training.vocabulary import read_run
 
 Points = list[tuple[float, float]]
 RECENT = 5  # intervals that "now" stands for
-BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ class RunRecord:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """Of the newest snapshot."""
-        snapshots = complete_steps(self.run_dir / SNAPSHOTS)
+        snapshot = newest_snapshot(self.run_dir)
         try:
-            return read_json(snapshots[-1] / METADATA_FILE) if snapshots else {}
+            return read_json(snapshot / METADATA_FILE) if snapshot is not None else {}
         except (OSError, ValueError):
             return {}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from runtime.errors import UserError
-from runtime.step_directories import complete_steps
-from training.checkpoints.snapshot_writer import BEST, SnapshotWriter, discard_best_after
+from runtime.step_directories import BEST, complete_steps
+from training.checkpoints.snapshot_writer import SnapshotWriter, discard_best_after
 
 
 def writer(folder: Path) -> SnapshotWriter:

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from rqstack.snapshots import METADATA_FILE
+from runtime.atomic import COMPLETION_MARK
 from runtime.errors import UserError
 from runtime.runlog import RunLog
+from runtime.step_directories import step_name
 from tests.commands import ended_here
 from tests.training.tiny_runs import changed, stage1, stage2, train, write_config
 from training.report.curves import QUALITY, marked, overlaid
@@ -44,6 +47,16 @@ def test_status_and_time_left(tmp_path):
     with RunLog(tmp_path / "a", loggers=()) as log:
         log.event("error", "out of luck", 40)
     assert RunRecord.open(tmp_path / "a").status == "ended with an error: out of luck"
+
+
+def test_the_newest_snapshot_says_how_many_images_a_step_has(tmp_path):
+    run = run_of(tmp_path, [line(40)])
+    for step, images in ((10, 4), (40, 16)):
+        snapshot = tmp_path / "snapshots" / step_name(step)
+        snapshot.mkdir(parents=True)
+        (snapshot / METADATA_FILE).write_text(json.dumps({"global_batch": images}))
+        (snapshot / COMPLETION_MARK).touch()
+    assert run.images_per_step == 16
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, capsys):
