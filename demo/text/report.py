@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from demo.page import STAGE1_PLOTS, STAGE2_PLOTS, curves, newest_picture
+from demo.page import newest_picture, stage1_plots, stage2_plots
 from runtime.pages.page import embedded_png, write_page
 from sampling.picture_grids import COARSE_TO_FINE
 
@@ -70,6 +70,6 @@ def write_report(path: Path, summary: Summary, stage1: Path, stage2: Path, promp
         reconstructions=newest_picture(
             stage1, COARSE_TO_FINE, "pictures, and below each what its first code and both of its codes decode to"
         ),
-        stage1_plots=curves(stage1, STAGE1_PLOTS),
-        stage2_plots=curves(stage2, STAGE2_PLOTS),
+        stage1_plots=stage1_plots(stage1),
+        stage2_plots=stage2_plots(stage2),
     )

@@ -85,10 +85,10 @@ def overlaid(runs: Sequence[RunRecord], plots: Sequence[Plot]) -> list[Markup]:
     return drawn
 
 
-def by_depth(run: RunRecord) -> list[Markup]:
+def by_depth(run: RunRecord, plots: Sequence[Plot] = BY_DEPTH) -> list[Markup]:
     """The plots of one run with a curve for each depth."""
     drawn = []
-    for plot in BY_DEPTH:
+    for plot in plots:
         (key,) = plot.keys
         drawn.append(LinePlot(plot.title, run.curves_by_depth(key), log_y=plot.log_y).svg())
     return drawn
