@@ -138,17 +138,15 @@ def write_whole(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {one_line(error)}") from error
 
 
-def sweep(
-    folder: Path, min_age_seconds: float = LEFTOVER_SECONDS, *, prefix: str = PARTIAL_PREFIX, suffix: str = ""
-) -> None:
-    """Removes what writers that were killed left in a folder: temporary files and directories of such names that nobody
-    has touched for so long.
+def sweep(folder: Path, min_age_seconds: float = LEFTOVER_SECONDS, *, suffix: str = "") -> None:
+    """Removes what writers that were killed left in a folder: temporary files and directories, with this end of their
+    names, that nobody has touched for so long.
     """
     now = time.time()
     with suppress(OSError):
         for entry in os.scandir(folder):
             with suppress(OSError):  # another process may be doing the same
-                if not (entry.name.startswith(prefix) and entry.name.endswith(suffix)):
+                if not (entry.name.startswith(PARTIAL_PREFIX) and entry.name.endswith(suffix)):
                     continue
                 if now - entry.stat().st_mtime < min_age_seconds:
                     continue

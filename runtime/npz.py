@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import secrets
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from runtime.atomic import flush_to_disk, sweep
+from runtime.atomic import flush_to_disk, new_mark, partial_of, sweep
 from runtime.errors import UserError, one_line
 
 _MOST_UNPACKED, _SOME_BYTES = 128, 1 << 26  # labels of one class shrink a thousand times; they are small
@@ -235,8 +234,8 @@ def write_npz(
         UserError: the disk is full or read-only, or there is no such folder.
     """
     path = Path(path)
-    sweep(path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    sweep(path.parent, suffix=f"-{path.name}")
+    partial = partial_of(path, new_mark())
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name, given in arrays.items():

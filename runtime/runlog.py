@@ -66,7 +66,6 @@ class RunLog:
         self._headline = headline
         self._logger = self._build_logger(rank)
         if self.run_dir is not None:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
             path = self.run_dir / METRICS_FILE
             if resume_step is not None and path.exists() and (note := truncate_metrics(path, resume_step)):
                 self.warning(note)

@@ -6,10 +6,8 @@ import os
 import threading
 from collections.abc import Callable
 
-from runtime.preemption import LAUNCHER_VARIABLE
+from runtime.preemption import LAUNCHER_VARIABLE, PREEMPTED_EXIT_CODE
 
-ORPHANED_EXIT_CODE = 75
-"""As after a signal: the run can be resumed."""
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 300.0
 """How long an orphan may take to its next step boundary and to save there."""
@@ -57,4 +55,4 @@ class LauncherWatch:
         self.is_gone = True
         self._warn(f"the launcher (process {self._launcher}) has ended: the run saves its next step and ends")
         if not self._ended.wait(GRACE_SECONDS):
-            self._stop(ORPHANED_EXIT_CODE)
+            self._stop(PREEMPTED_EXIT_CODE)  # as after a signal: the run can be resumed

@@ -123,7 +123,7 @@ def test_leftovers_of_a_run_go_when_it_is_resumed(tmp_path):
 
 
 def test_leftovers_of_archives_and_exported_models_go(tmp_path):
-    for name in (".x.npz.1-ab.tmp", ".partial-model-ab"):
+    for name in (".partial-1-ab-x.npz", ".partial-model-ab"):
         (tmp_path / name).mkdir() if "model" in name else (tmp_path / name).write_text("x")
         os.utime(tmp_path / name, OLD)
     write_npz(tmp_path / "x.npz", {"a": np.zeros(1)})
