@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.cli import ArgumentParser
-from runtime.errors import UserError, exit_on_user_error, say
+from runtime.errors import UserError, exit_on_user_error, first_few, say
 from sampling.flags import guidance
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ def parse() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     # after the flags are read: `--help` does not wait for torch
-    import numpy as np
     import torch
 
     from evaluation.protocol import from_uint8, to_uint8
     from rqtransformer import sample
     from runtime.atomic import write_text_atomically
+    from runtime.npz import write_npz
     from runtime.rundir import new_run_dir
     from sampling.given_images import image_size, painted_cells, read_image, rule_of
     from sampling.picture_grids import image_grid, save_image_file
@@ -93,12 +93,8 @@ def main(args: argparse.Namespace) -> None:
     shown = torch.cat([image_BCHW, greyed(image_BCHW, redrawn_hw), fill_BCHW])
     labels = ["image", "kept", *(f"fill {number}" for number in range(args.num))]
     save_image_file(image_grid(shown, len(labels), image_labels=labels), directory / "fills.png")
-    np.savez(
-        directory / "codes.npz",
-        image=codes_BhwD[0].cpu().numpy(),
-        redrawn=redrawn_hw.numpy(),
-        fills=filled_BhwD.cpu().numpy(),
-    )
+    arrays = {"image": codes_BhwD[0], "redrawn": redrawn_hw, "fills": filled_BhwD}
+    write_npz(directory / "codes.npz", {name: codes.cpu().numpy() for name, codes in arrays.items()})
     cells = int(redrawn_hw.sum())
     facts = {"image": str(args.image), "cells_redrawn": cells, "cells": height * width, "seed": args.seed, **settings}
     write_text_atomically(directory / "result.json", json.dumps(facts) + "\n")
@@ -139,7 +135,7 @@ def condition_of(args: argparse.Namespace, stage2: RQTransformer, checkpoint: Pa
     names = class_names_of(checkpoint)
     if args.class_name is None and not config.has_null_condition:
         last = config.vocab_size_cond - 1
-        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else f"0..{last}"
+        shown = first_few(names, 10) if names else f"0..{last}"
         raise UserError(f"this model has classes: give --class ({shown})")
     if args.class_name is None:
         return None
@@ -147,8 +143,9 @@ def condition_of(args: argparse.Namespace, stage2: RQTransformer, checkpoint: Pa
         return torch.tensor([names.index(args.class_name)])
     if args.class_name.isdecimal() and len(args.class_name) < 10 and int(args.class_name) < config.vocab_size_cond:
         return torch.tensor([int(args.class_name)])
-    choices = ", ".join(names[:10]) + (", ..." if len(names) > 10 else ", or ") if names else ""
-    raise UserError(f"--class {args.class_name} is none of the model's: {choices}0..{config.vocab_size_cond - 1}")
+    numbers = f"0..{config.vocab_size_cond - 1}"
+    choices = f"{first_few(names, 10)}, or {numbers}" if names else numbers
+    raise UserError(f"--class {args.class_name} is none of the model's: {choices}")
 
 
 def greyed(image_BCHW: Tensor, redrawn_hw: Tensor) -> Tensor:

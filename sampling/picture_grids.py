@@ -6,10 +6,11 @@ Legend: B batch, C channels, H W image, D code depth, N images.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import make_grid
@@ -98,6 +99,7 @@ def uint8_grid(
     return pil_to_tensor(picture)
 
 
+@cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=_FONT_SIZE)
 
@@ -125,8 +127,8 @@ def _cut(line: str, width: int) -> str:
 
 
 def save_image_file(image_CHW: Tensor, path: Path) -> None:
-    """Writes one uint8 image, by the ending of the file name."""
-    Image.fromarray(image_CHW.permute(1, 2, 0).contiguous().numpy()).save(path)
+    """Writes one uint8 image, grey or RGB, by the ending of the file name."""
+    to_pil_image(image_CHW).save(path)
 
 
 def keep_images(

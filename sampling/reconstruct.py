@@ -118,15 +118,13 @@ def reconstructions(model: RQVAE, image_BCHW: Tensor) -> list[Tensor]:
 
 def save_picture(image_CHW: Tensor, file: Path) -> None:
     """A float image in [-1, 1] as a PNG beside others; a second image of one stem keeps its whole name."""
-    from PIL import Image
-
     from evaluation.protocol import to_uint8
+    from sampling.picture_grids import save_image_file
 
-    pixels = to_uint8(image_CHW).permute(1, 2, 0).cpu().numpy()
     target = file.with_suffix(".png")
     if target.exists():
         target = file.with_name(f"{file.name}.png")
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(target)
+    save_image_file(to_uint8(image_CHW).cpu(), target)
 
 
 if __name__ == "__main__":
