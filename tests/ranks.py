@@ -91,6 +91,14 @@ def children_of(pid: int) -> list[int]:
     return sorted(children)
 
 
+def is_running(pid: int) -> bool:
+    """Not one that has ended and waits for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def free_port() -> int:
     """A port that nobody listens on, below those that the system hands out to others in the meantime."""
     first_given_away = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])

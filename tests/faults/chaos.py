@@ -256,7 +256,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     chaos, episodes, line = Chaos(folder, args.seed), [], ""
-    while time.monotonic() - begun < 60 * args.minutes:
+    while not episodes or time.monotonic() - begun < 60 * args.minutes:
         episode = chaos.episode(args.first + len(episodes))
         episodes.append(episode)
         print(describe(episode, chaos.is_good(episode)), flush=True)

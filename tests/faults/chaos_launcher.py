@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from runtime.atomic import write_text_atomically
 from tests.faults.chaos_network import address, is_inside, join_network
 from tests.ranks import free_port, launcher_variables
 from training.launch import LaunchSettings, launch, training_parser
@@ -83,7 +84,7 @@ def _launch(plan: Launch) -> None:
         ranks = [multiprocessing.Process(target=_rank, args=(plan, attempt, port, rank)) for rank in range(plan.ranks)]
         for process in ranks:
             process.start()
-        replace_text(place / "ranks.json", json.dumps([process.pid for process in ranks]))
+        write_text_atomically(place / "ranks.json", json.dumps([process.pid for process in ranks]))
         _wait(ranks)
         with open(place / "ends.jsonl", "a") as file:
             file.write(json.dumps([process.exitcode for process in ranks]) + "\n")
@@ -139,10 +140,3 @@ def slow_down(switch: Path) -> None:
 
     for name in ("fsync", "replace", "rename"):
         setattr(os, name, slowed(getattr(os, name)))
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Writes a file that is read meanwhile."""
-    partial = file.with_suffix(".new")
-    partial.write_text(text)
-    os.replace(partial, file)

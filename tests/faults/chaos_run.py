@@ -17,10 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.atomic import is_complete
 from runtime.processes.run_ownership import OWNER_FILE
+from runtime.step_directories import CHECKPOINTS, step_name
 from tests.faults.chaos_launcher import Launch, ends_of, printed_by, processes_of, start
 from tests.faults.chaos_network import Network
-from tests.ranks import children_of
+from tests.ranks import children_of, is_running
 from training.checkpoints.checkpoint_directories import complete_checkpoints
 
 HANG_SECONDS = 20
@@ -91,12 +93,15 @@ class Run:
         return self.launcher.is_alive()
 
     def is_done(self) -> bool:
-        return any((run / f"checkpoints/step_{self.steps:08d}/COMPLETE").is_file() for run in self.run_dirs())
+        return bool(self._done())
 
     def last(self) -> Path:
         """The directory that came to the end."""
-        (done,) = [run for run in self.run_dirs() if (run / f"checkpoints/step_{self.steps:08d}/COMPLETE").is_file()]
+        (done,) = self._done()
         return done
+
+    def _done(self) -> list[Path]:
+        return [run for run in self.run_dirs() if is_complete(run / CHECKPOINTS / step_name(self.steps))]
 
     def exit_codes(self) -> Counter[int]:
         """Of all ranks of all attempts."""
@@ -127,14 +132,6 @@ def kill(pid: int, number: signal.Signals) -> None:
     """Sends a signal to a rank; it may have ended."""
     with suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def is_running(pid: int) -> bool:
-    """Not one that has ended and waits for its parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def _steps(run: Path) -> Iterator[int]:

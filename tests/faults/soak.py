@@ -259,9 +259,8 @@ def told_to_stop() -> Iterator[threading.Event]:
 
 def watch(runs: Sequence[Run], minutes: float, stop: threading.Event, notes: Path) -> list[dict[str, float]]:
     """What is measured until the time is over, the soak is told to stop, or a run fails (RuntimeError)."""
-    while min(run.step() for run in runs) < SCORE_STEPS and not stop.wait(
-        0.2
-    ):  # the first of every kind is behind them
+    # until the first of every kind is behind them
+    while min(run.step() for run in runs) < SCORE_STEPS and not stop.wait(0.2):
         _check(runs)
     begin, every = time.monotonic(), min(5.0, minutes * 60 / 120)
     samples: list[dict[str, float]] = []

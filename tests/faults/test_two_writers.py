@@ -12,7 +12,7 @@ import pytest
 from runtime.errors import UserError
 from runtime.preemption import LAUNCHER_VARIABLE, Preempted
 from tests.commands import LAUNCHER, start
-from tests.ranks import children_of
+from tests.ranks import children_of, is_running
 from tests.training.tiny_runs import metrics_without_time, only_run, session, stage1, train, write_config
 from training.checkpoints.checkpoint_directories import complete_checkpoints
 
@@ -22,14 +22,6 @@ PLAN = {"experiment.max_steps": 6, "experiment.save_steps": 2, "experiment.test_
 def listing(folder: Path) -> dict[str, bytes]:
     """All files but TensorBoard's, which the living run writes from a thread."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("[!e]*") if file.is_file()}
-
-
-def is_running(pid: int) -> bool:
-    """Not one that has ended and waits for its new parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_a_living_run_is_not_resumed_beside_itself(tmp_path):
