@@ -63,8 +63,7 @@ class Runner:
         from benchmarks.paper_claims.executing import Workplace, execute, is_trained
 
         self.execute, self.is_trained = execute, is_trained
-        resolution = next((int(w.split("=")[1]) for w in size.stage1_changes if w.startswith("dataset.res")), 16)
-        dataset = DatasetConfig(type="fashion-mnist", root=args.data_root, resolution=resolution)
+        dataset = DatasetConfig(type="fashion-mnist", root=args.data_root, resolution=size.resolution)
         self.place = Workplace(args.work, dataset, DistEnv(0, 1, 0, device, "none"))
 
     @property

@@ -101,14 +101,6 @@ def is_trained(run: Run, place: Workplace, key: str) -> bool:
     return made is not None and (made.parent.parent / "done").is_file()
 
 
-def error_of_mean_image(place: Workplace, num_images: int) -> float:
-    """Mean squared error, on the [-1, 1] scale, of the mean training image: what no code at all gives."""
-    image_N = torch.cat([batch["image"] for batch in place.data.spread_float_batches("train", 10_000)])
-    mean_CHW = image_N.mean(0)
-    real = torch.cat([batch["image"] for batch in place.data.spread_float_batches("val", num_images)])
-    return (real - mean_CHW).square().mean().item()
-
-
 def _config_of(run: Run) -> str:
     return {"stage1": run.size.stage1, "stage2": run.size.stage2}[run.kind]
 
@@ -208,11 +200,6 @@ def _sample_scores(batches: Iterable[dict[str, Tensor]], place: Workplace, num_i
         "precision": value("precision", SPREAD),
         "recall": value("recall", SPREAD),
     }
-
-
-def real_scores(place: Workplace, num_images: int) -> dict[str, float]:
-    """The floor: real validation images, as many as there are samples, scored like samples."""
-    return _sample_scores(place.data.spread_batches("val", num_images), place, num_images)
 
 
 def _measure_speed(run: Run, place: Workplace, key_of: Any) -> dict[str, Any]:

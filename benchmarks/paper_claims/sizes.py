@@ -15,6 +15,7 @@ class Size:
     Attributes:
         name: of the size.
         stage1, stage2: the YAML files that the runs change a few values of.
+        resolution: of the images, in training and in the scores.
         stage1_changes, stage2_changes: values that differ from the files in every run.
         coarse, fine: channel multipliers of the encoder for the 4x4 and for the 8x8 code grid.
         images1, images2: training images of a run (repeats counted) of stage 1 and stage 2.
@@ -28,6 +29,7 @@ class Size:
     name: str
     stage1: str
     stage2: str
+    resolution: int
     stage1_changes: tuple[str, ...]
     stage2_changes: tuple[str, ...]
     coarse: str
@@ -43,11 +45,12 @@ class Size:
 
 SIZES = {
     # the encoder sees the first images1 of a seeded order of the 60,000 training images
-    "cpu": Size("cpu", STAGE1, STAGE2, (), (), "[1,1,2]", "[1,2]", 9_600, 9_600, 32, 64, 2_000, 1_000),
+    "cpu": Size("cpu", STAGE1, STAGE2, 16, (), (), "[1,1,2]", "[1,2]", 9_600, 9_600, 32, 64, 2_000, 1_000),
     "gpu": Size(
         "gpu",
         STAGE1,
         STAGE2,
+        32,
         ("dataset.resolution=32", "arch.ddconfig.resolution=32", "arch.ddconfig.ch=64"),
         ("dataset.resolution=32", "arch.embed_dim=256", "arch.body.n_layer=8", "arch.head.n_layer=4"),
         "[1,1,2,2]",
