@@ -1,4 +1,11 @@
-"""What a user gives to a library call: numbers, choices, tensors, each refused in one line that says what is valid."""
+"""What a user gives to a library call: one number, choice or path, refused in one line that says what is valid.
+
+The ground of all checks of arguments. Others stand on it, each for what only some calls are given:
+
+rqstack.quantizers.arithmetic.signatures     whole calls of quantizers, by the types that they are annotated with
+rqstack.quantizers.arithmetic.given_tensors  tensors of quantizers: vectors, masks, codes
+rqtransformer.given_values                   what samplers take in several forms: tensors, arrays or lists
+"""
 
 from __future__ import annotations
 

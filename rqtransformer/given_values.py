@@ -1,4 +1,8 @@
-"""What users give to the samplers, checked: whole numbers, alone or many, codes within a vocabulary, plain settings."""
+"""What users give to the samplers, in whatever holds it: whole numbers, alone or many, codes in a vocabulary, settings.
+
+Here a number may also come in a tensor or an array. Settings of models, which are written down, are checked by
+`rqstack.arguments`, which takes plain numbers alone.
+"""
 
 from __future__ import annotations
 

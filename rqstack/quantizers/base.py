@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rqstack.quantizers.arithmetic.arguments import checked_codes
+from rqstack.quantizers.arithmetic.given_tensors import checked_codes
 from rqstack.quantizers.arithmetic.nearest import soft_code_probs, wanted_precision
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.update_watch import UpdateWatch
@@ -39,7 +39,7 @@ class Quantizer(nn.Module, abc.ABC):
     `num_codes` holds the codebook size of every depth; its length is the code depth D. Every depth searches
     `codebook(depth)` with a vector that `targets` gives.
 
-    Codes that are looked up (`decode` and its kin) must be in range: see `arithmetic.arguments.checked_codes`. A
+    Codes that are looked up (`decode` and its kin) must be in range: see `arithmetic.given_tensors.checked_codes`. A
     train-mode forward after a forgotten `update_codebook()` warns once, and nothing more is gathered: `update_watch`.
     """
 

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from rqstack.arguments import check_counts
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic import sync
-from rqstack.quantizers.arithmetic.arguments import checked_input
 from rqstack.quantizers.arithmetic.code_losses import VectorLosses, mean_square
+from rqstack.quantizers.arithmetic.given_tensors import checked_input
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.map_scales import BlendedConv, conv_of_scale, pool_to, resize_to, scale_shapes
 from rqstack.quantizers.arithmetic.precision import full_precision

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rqstack.arguments import check_choice, check_count, check_counts, check_number
 from rqstack.module_list import ModuleList
-from rqstack.quantizers.arithmetic.arguments import check_mask, check_vectors
+from rqstack.quantizers.arithmetic.given_tensors import check_mask, check_vectors
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rqstack.arguments import check_count
 from rqstack.module_list import ModuleList
 from rqstack.quantizers.arithmetic import sync
-from rqstack.quantizers.arithmetic.arguments import check_vectors, checked_input
+from rqstack.quantizers.arithmetic.given_tensors import check_vectors, checked_input
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.precision import KeepsFloat32, full_precision, linear
 from rqstack.quantizers.arithmetic.signatures import checks_arguments

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rqstack.arguments import check_count, check_counts
-from rqstack.quantizers.arithmetic.arguments import checked_input
 from rqstack.quantizers.arithmetic.beam_search import BeamLevel, TableLevel, beam_search
+from rqstack.quantizers.arithmetic.given_tensors import checked_input
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through
 from rqstack.quantizers.arithmetic.precision import full_precision, linear
 from rqstack.quantizers.arithmetic.signatures import checks_arguments

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.arguments import check_count
-from rqstack.quantizers.arithmetic.arguments import check_vectors, checked_input
+from rqstack.quantizers.arithmetic.given_tensors import check_vectors, checked_input
 from rqstack.quantizers.arithmetic.gradient import straight_through
 from rqstack.quantizers.arithmetic.nearest import sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision, linear

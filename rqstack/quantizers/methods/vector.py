@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from rqstack.arguments import check_choice, check_number, shown
 from rqstack.module_list import ModuleList
-from rqstack.quantizers.arithmetic.arguments import check_mask, check_vectors, checked_codes, checked_input
 from rqstack.quantizers.arithmetic.code_losses import expected_vectors, orthogonal_term, vector_terms
+from rqstack.quantizers.arithmetic.given_tensors import check_mask, check_vectors, checked_codes, checked_input
 from rqstack.quantizers.arithmetic.gradient import ESTIMATORS, straight_through, synchronised
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
 from rqstack.quantizers.arithmetic.nearest_k import TopCodes, nearest_k

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rqstack.arguments import check_count
-from rqstack.quantizers.arithmetic.arguments import check_vectors
+from rqstack.quantizers.arithmetic.given_tensors import check_vectors
 from rqstack.quantizers.arithmetic.nearest import nearest_codes, sampled_codes
 from rqstack.quantizers.arithmetic.precision import full_precision, linear
 from rqstack.quantizers.base import Quantizer

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rqstack.arguments import check_count
 from rqstack.module_list import ModuleList
-from rqstack.quantizers.arithmetic.arguments import check_mask, check_vectors
+from rqstack.quantizers.arithmetic.given_tensors import check_mask, check_vectors
 from rqstack.quantizers.arithmetic.precision import full_precision
 from rqstack.quantizers.arithmetic.signatures import checks_arguments
 from rqstack.quantizers.base import Quantizer, QuantizerOutput

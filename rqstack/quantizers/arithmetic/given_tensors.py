@@ -1,4 +1,4 @@
-"""What quantizers are given: vectors, masks and codes, each refused in one line that says what is valid.
+"""Tensors that quantizers are given: vectors, masks and codes, each refused in one line that says what is valid.
 
 Legend: B batch, D code depth, E size of a vector, K codebook size.
 """
