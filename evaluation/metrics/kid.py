@@ -131,11 +131,11 @@ class KernelDistance(Metric):
 
     def result(self, whole: WholeSet) -> MetricResult:
         values: dict[str, float] = {}
+        ordered_NF = in_their_own_order(whole.features_NF)
         for reference, reference_NF in self.references.items():
             size = min(self.settings.subset_size, len(whole.features_NF), len(reference_NF))
             settings = KernelSettings(self.settings.subsets, size, self.settings.seed)
-            rows = in_their_own_order(whole.features_NF), in_their_own_order(reference_NF)
-            scores = kernel_distance(*rows, settings, self.extractor.device)
+            scores = kernel_distance(ordered_NF, in_their_own_order(reference_NF), settings, self.extractor.device)
             for kind, value in zip(("kid", "kid-std"), scores):
                 detail = f"subsets{settings.subsets}x{size}"
                 name = metric_name(kind, self.extractor.label, self.extractor.resize, reference, detail=detail)
