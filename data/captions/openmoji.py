@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from data.images.memory_dataset import MemoryDataset
 from data.request import DatasetRequest
 from data.splits import split_by_name
 from data.tokenizers.tokenizer_loading import tokenizer_named_or_warn
+from runtime.atomic import new_mark, partial_of
 from runtime.errors import one_line
 
 CREDIT = "Emoji designed by OpenMoji - the open-source emoji and icon project. License: CC BY-SA 4.0"
@@ -218,7 +218,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _write_cache(path: Path, pixels_NCHW: np.ndarray) -> None:
     """Keeps pixels under a temporary name first; where nothing can be written they are rendered again next time."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = partial_of(path, new_mark())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from evaluation.networks.weight_loading import check_weights
+from runtime.atomic import new_mark, partial_of
 from runtime.errors import one_line
 
 
@@ -74,7 +74,7 @@ def write_cached(path: Path, network: nn.Module, key: str, settings: dict[str, o
 
     Where the disk refuses, a warning says so: what was trained is there without the file.
     """
-    temporary = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = partial_of(path, new_mark())
     # One entry of metadata: several would be written in an arbitrary order, and equal classifiers as different files.
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     description = {"key": key, "settings": settings, "sha256": _digest(tensors)}

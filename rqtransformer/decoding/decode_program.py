@@ -38,7 +38,7 @@ def borrow_program(
 
     Args:
         model: in decoding mode, its weights in place.
-        books: see `decoder.code_vectors`.
+        books: see `head_walk.code_vectors`.
         request: with as many samples as the buffers shall have.
         inputs: of the draws.
         dtype: of the caches.

@@ -26,7 +26,7 @@ MODEL_SETTINGS: dict[type, frozenset[str]] = STACK_SETTINGS | {
 }
 REQUEST_FIELDS: dict[type, frozenset[str]] = {
     SamplingRequest: frozenset(
-        {"cond_BL", "prefix_BPD", "known_BTD", "codes_BTD", "settings", "scale_T", "index_B"} | {"allowed"}
+        {"cond_BL", "prefix_BPD", "known_BTD", "codes_BTD", "settings", "scale_T", "index_B", "allowed"}
     )
 }
 CLASSIFIER_NAMES = frozenset({"vocab_sizes", "shared", "_largest", "layer_norm", "linear", "slots"})
