@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rqstack.quantizers import ResidualStack
-from rqstack.quantizers.arithmetic import arguments
+from rqstack.quantizers.arithmetic import given_tensors
 from rqstack.quantizers.methods.finite_scalar import FiniteScalarOptions, FiniteScalarQuantizer
 from rqtransformer import RQTransformer, RQTransformerConfig
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
@@ -69,7 +69,7 @@ def test_a_step_with_soft_targets_reads_nothing():
 
 
 def test_stochastic_targets_of_a_stack_read_nothing(monkeypatch):
-    monkeypatch.setattr(arguments, "_check_range", lambda *given: None)  # of codes: read on a CPU alone
+    monkeypatch.setattr(given_tensors, "_check_range", lambda *given: None)  # of codes: read on a CPU alone
     stack = ResidualStack(
         4, [FiniteScalarQuantizer(4, FiniteScalarOptions([3, 3, 3, 3])) for _ in range(2)], scales=[1.0, 0.5]
     )
