@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
+from data.config import dataset_words
 from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.config import load_config
 from runtime.errors import UserError
@@ -37,23 +38,27 @@ class MetricsConfig(ComparisonConfig):
     metrics: str = DEFAULT_METRICS
 
 
-WORDS = f"""words, as key=value:
-  fake_path=IMAGES      a folder of images, an .npz or .npy file, .tar shards, dataset:NAME:SPLIT, or a run of samples
-  ref_dataset=WHAT      compared with: a data set of the configs, images as above, or an .npz file of moments
-  ref_split=SPLIT       of a data set: train (default) or val
-  metrics=NAMES         out of {", ".join(METRICS)} (default: {DEFAULT_METRICS})
-  batch_size=N          per process (default: 100); num_workers=N (default: 4)
-  skip_unreadable=true  leave out images that cannot be read, and count them
-  mixed_sizes=true      image files may have any sizes; the feature network resizes each
-  dataset.KEY=VALUE     settings of the data set, such as dataset.root=DIR dataset.resolution=256
-
-example: python compute_metrics.py fake_path=samples ref_dataset=cifar10 metrics=fid,is,kid"""
+WORDS = {
+    "fake_path=IMAGES": "a folder of images, an .npz or .npy file, .tar shards, dataset:NAME:SPLIT, or a run of "
+    "samples",
+    "ref_dataset=WHAT": "compared with: a data set of the configs, images as above, or an .npz file of moments",
+    "ref_split=SPLIT": "of a data set: train (default) or val",
+    "metrics=NAMES": f"out of {', '.join(METRICS)} (default: {DEFAULT_METRICS})",
+    "batch_size=N": "per process (default: 100)",
+    "num_workers=N": "processes that decode images (default: 4)",
+    "skip_unreadable=true": "leave out images that cannot be read, and count them",
+    "mixed_sizes=true": "image files may have any sizes; the feature network resizes each",
+    **dataset_words("dataset."),
+}
 
 
 def parse() -> argparse.Namespace:
-    parser = build_parser("Scores of saved images.")
+    parser = build_parser(
+        "Scores of saved images.",
+        "python compute_metrics.py fake_path=samples ref_dataset=cifar10 metrics=fid,is,kid",
+        WORDS,
+    )
     parser.usage = "compute_metrics.py fake_path=IMAGES ref_dataset=WHAT [metrics=NAMES] [key=value ...] [flags]"
-    parser.epilog, parser.formatter_class = WORDS, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", help="result file (default: see the top of this script: beside the images)")
     parser.add_argument("--report", action="store_true", help="also write a page, metrics.html, beside the result file")
     add_scoring_flags(parser)

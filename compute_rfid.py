@@ -8,13 +8,18 @@ goes beside the checkpoint (`rfid_<split>_<features>.json`) and to the console.
 import argparse
 from typing import Any
 
+from data.config import dataset_words
 from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.errors import UserError, say
 from scoring.flags import add_scoring_flags, feature_settings_from
 
 
 def parse() -> argparse.Namespace:
-    parser = build_parser("Reconstruction FID of an RQ-VAE on the data set of its configuration.")
+    parser = build_parser(
+        "Reconstruction FID of an RQ-VAE on the data set of its configuration.",
+        "python compute_rfid.py --vqvae runs/digits-rqvae-4x4x4/TIME --split val --features classifier",
+        dataset_words("dataset."),
+    )
     parser.add_argument("--vqvae", required=True, help="stage-1 run, snapshot or published checkpoint")
     parser.add_argument("--split", default="val", help="train or val (default: val)")
     parser.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")

@@ -9,7 +9,7 @@ command goes on where it stopped, on any number of ranks.
 import argparse
 from pathlib import Path
 
-from data.config import SPLITS, DatasetConfig
+from data.config import SPLITS, DatasetConfig, dataset_words
 from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.config import load_config
 from runtime.errors import UserError, say, warn
@@ -17,16 +17,21 @@ from sampling.choices import CONTENTS, DTYPES
 
 
 def parse() -> argparse.Namespace:
-    parser = build_parser("Write the latents and codes of a data set into shards.")
+    parser = build_parser(
+        "Write the latents and codes of a data set into shards.",
+        "python extract_codes.py -v runs/STAGE1/TIME --split train latents",
+        dataset_words("dataset."),
+    )
     parser.add_argument("-v", "--vqvae", required=True, help="stage-1 run, snapshot or published checkpoint")
     parser.add_argument("-m", "--model-config", help="YAML file whose dataset section is read (default: stage 1's)")
     parser.add_argument("--ema", action="store_true", help="use the averaged weights (as vqvae.ema=true does)")
-    parser.add_argument("--split", choices=(*SPLITS, "both"), default="both", help="default: both")
-    parser.add_argument("--crops", type=int, default=1, help="augmented crops of every training image (default: 1)")
-    parser.add_argument("--keep", choices=CONTENTS, default="both", help="default: both")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="of the latents (default: fp16)")
+    kept = parser.add_argument_group("what is written")
+    kept.add_argument("--split", choices=(*SPLITS, "both"), default="both", help="default: both")
+    kept.add_argument("--crops", type=int, default=1, help="augmented crops of every training image (default: 1)")
+    kept.add_argument("--keep", choices=CONTENTS, default="both", help="default: both")
+    kept.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="of the latents (default: fp16)")
     parser.add_argument("-bs", "--batch-size", type=int, default=32, help="per process (default: 32)")
-    parser.add_argument("--samples-per-shard", type=int, default=5000, help="default: 5000")
+    kept.add_argument("--samples-per-shard", type=int, default=5000, help="default: 5000")
     parser.add_argument("--num-workers", type=int, default=4, help="processes that decode images (default: 4)")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder of the shards")
     args = parser.parse_args()

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.config import dataset_words
 from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.errors import UserError
 from sampling.choices import CLASSES
@@ -35,7 +36,11 @@ SAMPLE_METRICS = tuple(name for name in METRICS if name not in ("cas", "clip"))
 
 
 def parse() -> argparse.Namespace:
-    parser = build_parser("Sample from an RQ-Transformer and compute FID and IS.")
+    parser = build_parser(
+        "Sample from an RQ-Transformer and compute FID and IS.",
+        "python main_sampling_fid.py -v runs/STAGE1/TIME -a runs/STAGE2/TIME -n 1000 --features classifier",
+        dataset_words("dataset."),
+    )
     add_sampling_flags(parser)
     parser.add_argument("-n", "--n-samples", type=int, default=50000, help="number of samples (default: 50000)")
     parser.add_argument(
@@ -57,15 +62,16 @@ def parse() -> argparse.Namespace:
         help="who judges candidates: a torchvision classifier as NAME or NAME:FILE, or "
         "'classifier', trained on the data set itself (default)",
     )
-    parser.add_argument(
+    scores = parser.add_argument_group("scores")
+    scores.add_argument(
         "--reference",
         default="train",
         help="split that scores compare with, or an .npz file of moments (default: train)",
     )
-    parser.add_argument(
+    scores.add_argument(
         "--metrics", default=DEFAULT_METRICS, help=f"out of {', '.join(SAMPLE_METRICS)} (default: {DEFAULT_METRICS})"
     )
-    parser.add_argument("--report", action="store_true", help="also write metrics.html beside the images")
+    scores.add_argument("--report", action="store_true", help="also write metrics.html beside the images")
     add_scoring_flags(parser)
     return parser.parse_args()
 

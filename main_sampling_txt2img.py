@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from data.config import dataset_words
 from runtime.cli import ProcessSettings, build_parser, exit_in_order
 from runtime.errors import UserError
 from sampling.flags import add_sampling_flags, pixel_dtype_from, pixel_facts, sampling_settings_from
@@ -37,7 +38,11 @@ TEXT_METRICS = tuple(name for name in METRICS if name not in ("cas", "class-fid"
 
 
 def parse() -> argparse.Namespace:
-    parser = build_parser("Sample images for texts from an RQ-Transformer, and score them.")
+    parser = build_parser(
+        "Sample images for texts from an RQ-Transformer, and score them.",
+        'python main_sampling_txt2img.py -v STAGE1 -a STAGE2 --prompt "a large red circle" --num 8',
+        dataset_words("dataset."),
+    )
     add_sampling_flags(parser)
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="a caption; may be given several times")
     parser.add_argument("--num", type=int, default=1, help="images of each --prompt (default: 1)")
@@ -60,16 +65,17 @@ def parse() -> argparse.Namespace:
         help="draw 1 / SHARE candidates for each sample and keep those that CLIP finds to fit best",
     )
     add_clip_flags(parser)
-    parser.add_argument(
+    scores = parser.add_argument_group("scores")
+    scores.add_argument(
         "--metrics",
         metavar="NAMES",
         help=f"out of {', '.join(TEXT_METRICS)}, or none (default: fid,clip for a data set, clip for a "
         "file, none for prompts)",
     )
-    parser.add_argument(
+    scores.add_argument(
         "--reference", default="val", help="split that scores compare with, or an .npz file of moments (default: val)"
     )
-    parser.add_argument("--report", action="store_true", help="also write metrics.html beside the images")
+    scores.add_argument("--report", action="store_true", help="also write metrics.html beside the images")
     add_scoring_flags(parser)
     return parser.parse_args()
 

@@ -4,7 +4,11 @@ from training.launch import LaunchSettings, training_parser
 from training.launch.words import announce
 
 if __name__ == "__main__":
-    settings = LaunchSettings.from_flags(training_parser("Train the RQ-VAE (stage 1).").parse_args())
+    parser = training_parser(
+        "Train the RQ-VAE (stage 1).",
+        "python main_stage1.py -m configs/digits/stage1/digits-rqvae-4x4x4.yaml -r runs experiment.epochs=20",
+    )
+    settings = LaunchSettings.from_flags(parser.parse_args())
     announce(f"reading {settings.source}")
     # after the flags are read: `--help` does not wait for torch
     from training.launch import launch

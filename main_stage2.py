@@ -4,8 +4,13 @@ from training.launch import LaunchSettings, training_parser
 from training.launch.words import announce
 
 if __name__ == "__main__":
-    parser = training_parser("Train the RQ-Transformer (stage 2) on the codes of a trained RQ-VAE.")
-    parser.add_argument("-v", "--vqvae", default="", help="stage-1 run, snapshot or published checkpoint")
+    parser = training_parser(
+        "Train the RQ-Transformer (stage 2) on the codes of a trained RQ-VAE.",
+        "python main_stage2.py -m configs/digits/stage2/digits-rqtransformer-4x4x4.yaml -v runs/STAGE1/TIME -r runs",
+    )
+    parser.add_argument(
+        "-v", "--vqvae", metavar="PATH", default="", help="stage-1 run, snapshot or published checkpoint"
+    )
     args = parser.parse_args()
     settings = LaunchSettings.from_flags(args, {"vqvae.ckpt": args.vqvae} if args.vqvae else None)
     announce(f"reading {settings.source}")

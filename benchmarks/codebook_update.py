@@ -6,7 +6,6 @@ between the first two is what updating inside the forward costs. `python -m benc
 one JSON line.
 """
 
-import argparse
 import platform
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.outputs.result_line import end_with_line
+from runtime.cli import ArgumentParser
 from runtime.records.metrics_file import METRICS_FILE, read_metrics
 from training.launch import LaunchSettings, Session, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
@@ -65,7 +65,12 @@ def measure(update: str, batch_size: int, num_images: int, result_path: str, see
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m benchmarks.codebook_update",
+        description=__doc__.splitlines()[0],
+        example="python -m benchmarks.codebook_update --num-images 2048 --batch-sizes 16",
+        takes_words=False,
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 128])
     parser.add_argument("--num-images", type=int, default=32768, help="training images of each run, repeats counted")
     parser.add_argument("--seed", type=int, default=0)

@@ -40,6 +40,7 @@ from data.images.transforms import Pipeline
 from data.roots import find_root
 from data.shards.packing import pack
 from data.shards.shard_manifest import dataset_settings
+from runtime.cli import ArgumentParser
 from runtime.records.metrics_file import read_metrics
 from training.launch import LaunchSettings, Session, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
@@ -196,7 +197,12 @@ def jpeg_shards(folder: Path, config: str, steps: int, batch_size: int, num_imag
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="JPEG decoding, and waiting for data in training runs.")
+    parser = ArgumentParser(
+        prog="python -m benchmarks.data_speed",
+        description="JPEG decoding, and waiting for data in training runs.",
+        example="python -m benchmarks.data_speed --only decode",
+        takes_words=False,
+    )
     parser.add_argument("--only", default=",".join(CASES), help=f"some of {','.join(CASES)}")
     parser.add_argument("--steps", type=int, default=25, help="of each run (default: 25)")
     parser.add_argument("--fashion-mnist", type=Path, help="folder of its files")

@@ -12,7 +12,6 @@ The variants of a case take turns; times are medians. A table, then one JSON lin
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import platform
 import resource
@@ -32,6 +31,7 @@ from benchmarks.outputs.result_line import end_with_line
 from evaluation.metrics.frechet import frechet_distance
 from evaluation.networks.inception import INPUT_SIZE, InceptionFeatures, fid_inception_network
 from evaluation.statistics import statistics_of
+from runtime.cli import ArgumentParser
 
 NUM_FEATURES, DIM, FEATURE_BATCH = 50_000, 2048, 250
 IMAGE_SIZE, IMAGE_BATCH = 256, {"cpu": 8, "cuda": 128}
@@ -148,7 +148,12 @@ def measure_extraction(rounds: int, device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m benchmarks.evaluation_speed",
+        description=__doc__.splitlines()[0],
+        example="python -m benchmarks.evaluation_speed --rounds 3",
+        takes_words=False,
+    )
     parser.add_argument("--rounds", type=int, default=7, help="of extraction (default: 7); frechet takes 3 at most")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of extraction")
     parser.add_argument("--threads", type=int, help="default: as torch chooses")

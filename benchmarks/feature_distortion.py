@@ -184,7 +184,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__.splitlines()[0], takes_words=False)
+    parser = ArgumentParser(
+        prog="python -m benchmarks.feature_distortion",
+        description=__doc__.splitlines()[0],
+        example="python -m benchmarks.feature_distortion --images 100 --data-root fashion-mnist",
+        takes_words=False,
+    )
     parser.add_argument("--images", type=int, default=400, help="of the validation split, spread (default: 400)")
     parser.add_argument("--data-root", help="folder of Fashion-MNIST's files (see data/README.md)")
     parser.add_argument("--features-cache", default="runs/classifiers", help="default: runs/classifiers")

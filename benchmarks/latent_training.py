@@ -30,6 +30,7 @@ from data.shards.packing import pack
 from data.shards.shard_manifest import dataset_settings
 from rqstack.snapshots import weights_digest
 from rqvae import RQVAE
+from runtime.cli import ArgumentParser
 from runtime.config import load_config
 from runtime.distributed import DistEnv
 from sampling.code_extraction import ExtractionSettings, Extractor
@@ -158,7 +159,12 @@ def report(results: dict[str, dict[str, Any]], batch_size: int, clock: str) -> d
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Stage-2 steps from images and from cached latents.")
+    parser = ArgumentParser(
+        prog="python -m benchmarks.latent_training",
+        description="Stage-2 steps from images and from cached latents.",
+        example="python -m benchmarks.latent_training --rounds 3",
+        takes_words=False,
+    )
     parser.add_argument("--stage1", type=Path, default=STAGE1, help=f"YAML file of the tokenizer (default: {STAGE1})")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5, help="steps of each variant that count (default: 5)")

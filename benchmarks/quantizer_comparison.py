@@ -29,6 +29,7 @@ from data import DatasetConfig, ImageDataset, build_dataset
 from data.dataset import to_float_batch
 from rqstack.quantizers.usage import CodeUsage
 from rqvae import RQVAE
+from runtime.cli import ArgumentParser
 from runtime.errors import exit_on_user_error
 from runtime.pages.plots import BarPanel, save_bars
 
@@ -177,7 +178,12 @@ def write_results(args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m benchmarks.quantizer_comparison",
+        description=__doc__.splitlines()[0],
+        example="python -m benchmarks.quantizer_comparison --dataset digits --steps 100",
+        takes_words=False,
+    )
     parser.add_argument("--dataset", choices=sorted(DATASETS), default="digits")
     parser.add_argument("--data-root", help="folder of the data set's files (see data/README.md)")
     parser.add_argument(

@@ -8,7 +8,6 @@ search nothing have no floor: their times are in milliseconds only. A table, the
 `python -m benchmarks.quantizer_speed [--peer]`
 """
 
-import argparse
 import importlib
 import platform
 import statistics
@@ -23,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.outputs.result_line import end_with_line
 from benchmarks.speed_cases import CASES, Case, floor_of
+from runtime.cli import ArgumentParser
 
 PEER = "vector_quantize_pytorch"
 
@@ -132,7 +132,12 @@ def load_peer() -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m benchmarks.quantizer_speed",
+        description=__doc__.splitlines()[0],
+        example="python -m benchmarks.quantizer_speed --rounds 3",
+        takes_words=False,
+    )
     parser.add_argument("--peer", action="store_true", help=f"also measure {PEER}, where it is installed")
     parser.add_argument(
         "--cases",

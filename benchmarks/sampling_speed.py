@@ -9,7 +9,6 @@ take turns; times are medians. Other weight formats are given with what they cha
 `python -m benchmarks.sampling_speed [--peer] [--cpu-time]`
 """
 
-import argparse
 import importlib
 import platform
 import statistics
@@ -26,6 +25,7 @@ from benchmarks.outputs.result_line import end_with_line
 from rqtransformer import RQTransformer, RQTransformerConfig, native, sample
 from rqtransformer.decoding import Decoder
 from rqtransformer.targets import SoftTargets, Stage2LossConfig, stage2_loss
+from runtime.cli import ArgumentParser
 
 BATCH, WIDTH, CODES, GRID = 16, 256, 2048, (8, 8, 4)
 BODY, HEAD, HEADS, CLASSES = 8, 4, 8, 10
@@ -241,7 +241,12 @@ def peer_libraries() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m benchmarks.sampling_speed",
+        description=__doc__.splitlines()[0],
+        example="python -m benchmarks.sampling_speed --rounds 3",
+        takes_words=False,
+    )
     parser.add_argument("--peer", action="store_true", help=f"also measure {PEER}, where it is installed")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: as torch chooses")

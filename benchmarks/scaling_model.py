@@ -21,6 +21,7 @@ from benchmarks.outputs.result_line import end_with_line
 from benchmarks.scaling_costs import Device, Step, describe, step_cost
 from rqtransformer import RQTransformerConfig
 from rqvae import RQVAE
+from runtime.cli import ArgumentParser
 from runtime.config import load_config
 from runtime.errors import exit_on_user_error
 from training.stages.stage1 import Stage1Config
@@ -114,7 +115,12 @@ def measured_rows(names: list[str]) -> list[dict[str, Any]]:
 
 def parse() -> argparse.Namespace:
     """Flags; every figure of a device is one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m benchmarks.scaling_model",
+        description=__doc__.splitlines()[0],
+        example="python -m benchmarks.scaling_model --devices 8 64 --no-checks",
+        takes_words=False,
+    )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--devices", nargs="+", type=int, default=list(DEVICES))
     for figure in dataclasses.fields(Device):

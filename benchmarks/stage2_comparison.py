@@ -8,7 +8,6 @@ of every turn. A table, then one JSON line.
 `python -m benchmarks.stage2_comparison [--rounds N] [--threads N] [--output FILE]`
 """
 
-import argparse
 import platform
 import statistics
 import time
@@ -23,6 +22,7 @@ from benchmarks.outputs.result_line import end_with_line
 from benchmarks.published_step import PublishedStep
 from benchmarks.training_speed import STAGE1, STAGE2, build_stage1, build_stage2, typed
 from rqtransformer import native
+from runtime.cli import ArgumentParser
 from runtime.device import use_device
 from runtime.distributed import DistEnv
 from training.stages.stage1 import Stage1Config
@@ -86,7 +86,12 @@ def compare(stage: Stage2, image_BCHW: Tensor, label_B: Tensor, rounds: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m benchmarks.stage2_comparison",
+        description=__doc__.splitlines()[0],
+        example="python -m benchmarks.stage2_comparison --rounds 3",
+        takes_words=False,
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="also write the JSON line to this file")

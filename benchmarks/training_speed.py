@@ -14,7 +14,6 @@ products on it are TF32. A table, then one JSON line.
 `python -m benchmarks.training_speed [--threads N] [--rounds N] [--cpu-time] [--device cuda]`
 """
 
-import argparse
 import platform
 import statistics
 import tempfile
@@ -31,6 +30,7 @@ from torchvision.models import vgg16
 
 from benchmarks.outputs.result_line import end_with_line
 from measure_throughput.roofline import GEMM_SIZES, synchronize
+from runtime.cli import ArgumentParser
 from runtime.config import load_config
 from runtime.device import use_device
 from runtime.distributed import DistEnv
@@ -228,7 +228,12 @@ def gpu_rows(env: DistEnv, rounds: int, batch_sizes: tuple[int, int]) -> list[di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m benchmarks.training_speed",
+        description=__doc__.splitlines()[0],
+        example="python -m benchmarks.training_speed --device cpu --rounds 3",
+        takes_words=False,
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, help="default: as torch chooses")

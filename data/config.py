@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Optional
 
 from runtime.config import TEXT_OR_LIST
@@ -138,6 +138,27 @@ class DatasetConfig:
         given = self.root if isinstance(self.root, (list, tuple)) else [self.root]
         if any(place is not None and not isinstance(place, str) for place in given) or not given:
             raise ValueError(f"dataset.root must be a path, or for shards a list of paths, not {self.root!r}")
+
+
+def dataset_words(prefix: str = "") -> dict[str, str]:
+    """The settings of a data set as `key=value` words of a command, for its `--help`.
+
+    Args:
+        prefix: `dataset.` where they are those of a section.
+    """
+    explained = {
+        "root=DIR": "where its files lie",
+        "resolution=N": "side of the images in pixels",
+        "val_fraction=SHARE": "held out where there is no validation split",
+        "channels=N": "1 grey, 3 RGB, 4 RGBA",
+        "background=COLOUR": "behind what is transparent: a name or #rrggbb",
+        "captions=WHERE": "of a folder of images: none, files, names",
+    }
+    named = {word.partition("=")[0] for word in explained}
+    others = ", ".join(field.name for field in fields(DatasetConfig) if field.name not in {"type", *named})
+    return {f"{prefix}{word}": meaning for word, meaning in explained.items()} | {
+        f"{prefix}KEY=VALUE": f"also (data/README.md): {others}"
+    }
 
 
 def parse_transforms(transforms: Any) -> tuple[CropStyle | None, int | None]:

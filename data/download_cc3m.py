@@ -58,26 +58,28 @@ def parse(words: Sequence[str] | None = None) -> DownloadSettings:
         prog="python -m data.download_cc3m",
         takes_words=False,
         description="Download the images of a list of captions and URLs.",
+        example="python -m data.download_cc3m Train_GCC-training.tsv --split train --out cc3m",
     )
     parser.add_argument("list", type=Path, help="tab-separated lines of a caption and a URL")
     parser.add_argument("--out", type=Path, required=True, help="folder of the data set (dataset.root)")
-    parser.add_argument("--split", choices=SPLITS, required=True)
-    parser.add_argument("--workers", type=int, default=16, help="images at a time (default: 16)")
+    parser.add_argument("--split", choices=SPLITS, required=True, help="which split the images become")
+    requests = parser.add_argument_group("requests")
+    requests.add_argument("--workers", type=int, default=16, help="images at a time (default: 16)")
     parser.add_argument("--limit", type=int, help="only the first lines of the list")
-    parser.add_argument(
+    requests.add_argument(
         "--timeout",
         type=float,
         default=default.timeout,
         help="seconds for an answer; a request may last four times that, from the look-up of its name to the last byte "
         f"(default: {default.timeout})",
     )
-    parser.add_argument(
+    requests.add_argument(
         "--retries",
         type=int,
         default=default.retries,
         help=f"after failures that may pass (default: {default.retries})",
     )
-    parser.add_argument(
+    requests.add_argument(
         "--backoff",
         type=float,
         default=default.backoff,
@@ -89,18 +91,18 @@ def parse(words: Sequence[str] | None = None) -> DownloadSettings:
         default=default.resize,
         help=f"shrink larger images to this shorter side, 0: keep (default: {default.resize})",
     )
-    parser.add_argument(
+    requests.add_argument(
         "--max-bytes",
         type=int,
         default=default.max_bytes,
         help=f"larger files count as dead (default: {default.max_bytes})",
     )
-    parser.add_argument(
+    requests.add_argument(
         "--allow-private",
         action="store_true",
         help="also ask addresses of this machine and its network, to which no list from elsewhere should lead",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="also try what failed for good before")
+    requests.add_argument("--retry-failed", action="store_true", help="also try what failed for good before")
     args = parser.parse_args(words)
     for flag, value, low in (
         ("--workers", args.workers, 1),

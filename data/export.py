@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.config import DATASET_HELP, SPLITS, DatasetConfig
+from data.config import DATASET_HELP, SPLITS, DatasetConfig, dataset_words
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
 from runtime.errors import exit_on_user_error, say, warn
@@ -40,12 +40,17 @@ class ExportSettings:
 
 
 def parse(words: Sequence[str] | None = None) -> ExportSettings:
-    parser = ArgumentParser(description="Write the images of a data set's split to an .npz file.")
+    parser = ArgumentParser(
+        prog="python -m data.export",
+        description="Write the images of a data set's split to an .npz file.",
+        example="python -m data.export --dataset digits --split val digits-val.npz",
+        words=dataset_words(),
+    )
     parser.add_argument("--dataset", required=True, metavar="NAME", help=DATASET_HELP)
     parser.add_argument("--split", required=True, help=f"one of {', '.join(SPLITS)}")
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that decode images (default: 0)")
-    parser.add_argument("output", metavar="OUT.npz", type=Path)
+    parser.add_argument("output", metavar="OUT.npz", type=Path, help="the file to make")
     args = parser.parse_args(words)
     if args.output.suffix != ".npz":
         parser.error(f"the output {str(args.output)!r} must end in .npz")

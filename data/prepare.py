@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.config import DATASET_HELP, SPLITS, DatasetConfig
+from data.config import DATASET_HELP, SPLITS, DatasetConfig, dataset_words
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
 from runtime.errors import EXIT_CODE, UserError, exit_on_user_error, say
@@ -32,7 +32,12 @@ class PrepareSettings:
 
 
 def parse(words: Sequence[str] | None = None) -> PrepareSettings:
-    parser = ArgumentParser(prog="python -m data.prepare", description="Pack a data set into WebDataset shards.")
+    parser = ArgumentParser(
+        prog="python -m data.prepare",
+        description="Pack a data set into WebDataset shards.",
+        example="python -m data.prepare --dataset folder --data-root pictures shards resolution=256",
+        words=dataset_words(),
+    )
     parser.add_argument("--dataset", metavar="NAME", help=DATASET_HELP)
     parser.add_argument("--data-root", help="where its files lie (default: see data/README.md)")
     parser.add_argument("--split", choices=(*SPLITS, "both"), default="both", help="default: both")

@@ -3,7 +3,6 @@
 The steps are the commands a user would type; each is printed before it runs.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from demo.commands import run, run_of
 from runtime.atomic import write_text_atomically
+from runtime.cli import ArgumentParser
 from runtime.errors import exit_on_user_error
 
 CONFIG = "digits"
@@ -61,7 +61,12 @@ def main(out: Path, overrides1: Sequence[str], overrides2: Sequence[str], num_sa
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train both stages on digits, sample, score, report.")
+    parser = ArgumentParser(
+        prog="python -m demo",
+        description="Train both stages on digits, sample, score, report.",
+        example="python -m demo --out runs/demo --stage1 experiment.max_steps=300",
+        takes_words=False,
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
     parser.add_argument("--num-samples", type=int, default=NUM_SAMPLES, help=f"default: {NUM_SAMPLES}")
     parser.add_argument("--stage1", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the stage-1 config")

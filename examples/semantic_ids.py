@@ -150,7 +150,12 @@ def read_embeddings(path: Path) -> Tensor:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.semantic_ids",
+        description=(__doc__ or "").split("\n")[0],
+        epilog="example: python -m examples.semantic_ids embeddings.npy ids.npy",
+        allow_abbrev=False,
+    )
     parser.add_argument("embeddings", type=Path, help=".npy file of numbers (items, features)")
     parser.add_argument("ids", type=Path, help="where to write them: int64 (items, depth + 1), .npy")
     defaults = Settings()

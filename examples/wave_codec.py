@@ -138,7 +138,12 @@ def write_example(model: WaveCodec, wave_1S: Tensor, folder: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.wave_codec",
+        description=(__doc__ or "").split("\n")[0],
+        epilog="example: python -m examples.wave_codec --steps 200 --out waves",
+        allow_abbrev=False,
+    )
     parser.add_argument("--steps", type=int, default=Settings.steps, help="of training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for one wave from every number of codes")

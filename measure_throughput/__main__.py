@@ -7,15 +7,13 @@ VQ-GAN 16x16x1 against an RQ 8x8x4, and writes `throughput.json` and `throughput
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import inspect
 import json
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measure_throughput.experiment import Experiment
+from measure_throughput.experiment import WORDS, Experiment
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.config import load_config
@@ -92,9 +90,10 @@ def result_line(base: Experiment, rows: list[dict[str, Any]], roofline: Roofline
 
 def main() -> None:
     parser = ArgumentParser(
+        prog="python -m measure_throughput",
         description=__doc__.splitlines()[0],
-        epilog=inspect.getdoc(Experiment),  # the keys
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        example="python -m measure_throughput f=32 d=4 c=16384 model=huge batch_size=100",
+        words=WORDS,
     )
     parser.add_argument("--sweep", action="store_true", help="the published figure: both code shapes, all batch sizes")
     parser.add_argument(

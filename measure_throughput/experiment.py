@@ -18,18 +18,29 @@ PUBLISHED_SAMPLES = 1000  # drawn per loop
 LOOP_SECONDS = 10.0  # after which a loop ends where `samples` is left to the program
 
 
+WORDS = {
+    "f=32": "downsampling factor of the tokenizer",
+    "d=4": "code depth",
+    "c=16384": "codebook size",
+    "model=huge": "preset of the transformer",
+    "batch_size=50": "samples drawn together",
+    "n_loop=6": "timed loops",
+    "warmup=1": "of them, the first ones that do not count",
+    "samples=0": "of a loop; 0: one batch on a CPU, at least 1,000, as published, on a GPU, where a loop is cut off "
+    "after 10 seconds, at the end of a batch; a number that is given is drawn to the end",
+    "device=auto": "auto: a GPU where there is one",
+    "dtype=auto": f"{', '.join(DTYPES)}; auto: bfloat16 on a GPU, float32 on a CPU",
+    "weights=dense": f"of the transformer: {', '.join(WEIGHT_FORMATS)}",
+    "compile=false": "the decoder to pixels runs through torch.compile",
+    "decode_batch=0": "images decoded together; 0 fits them to a memory budget",
+    "peer=NAME": f"another package whose generate draws codes of the same shape, width and layers: {', '.join(PEERS)}",
+}
+"""The settings with their defaults, for `--help`."""
+
+
 @dataclass
 class Experiment:
-    """What is measured; the field names are the published ones.
-
-    f, d, c: downsampling factor, code depth and codebook size of the tokenizer; model: transformer preset.
-    n_loop: timed loops, of which the first `warmup` do not count. samples: per loop; 0 means one batch on a CPU and
-    at least 1,000, as published, on a GPU, where a loop is cut off after 10 seconds, at the end of a batch; a number
-    that is given is drawn to the end. device: "auto" is a GPU where there is one. dtype: "auto" is bfloat16 on a GPU
-    and float32 on a CPU. weights: of the transformer, dense or int8. compile: the decoder to pixels runs through
-    `torch.compile`. decode_batch: images decoded together; 0 fits them to a memory budget. peer: another package whose
-    `generate` draws codes of the same shape, width and layers.
-    """
+    """What is measured; the field names are the published ones, and `WORDS` says what each is."""
 
     f: int = 32
     model: str = "huge"

@@ -6,7 +6,8 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +19,7 @@ from runtime.rounds import BACKENDS, DEFAULT_JOIN_SECONDS, DEFAULT_TIMEOUT_SECON
 if TYPE_CHECKING:
     from runtime.distributed import DistEnv
 
+WORD_COLUMN, HELP_WIDTH = 30, 96
 _OVERRIDE = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
 
 
@@ -81,17 +83,41 @@ def exit_in_order(*also: type[BaseException]) -> Iterator[None]:
 class ArgumentParser(argparse.ArgumentParser):
     """`argparse` with one-line errors that suggest the nearest flag. `parse_args` gives `overrides`, a list of str.
 
-    Flags are not abbreviated, those of subcommands neither. A command without `key=value` words says so with
-    `takes_words=False`; such a word is then like any other.
+    Flags are not abbreviated, those of subcommands neither.
+
+    Args:
+        example: one or more whole commands, a line each; the last thing that `--help` shows.
+        words: the `key=value` words that the command takes, each with what it means.
+        takes_words: False for a command without; such a word is then like any other.
+        processes: also the flags of the published launch scripts, after all others.
     """
 
-    def __init__(self, *, takes_words: bool = True, allow_abbrev: bool = False, **options: Any) -> None:
-        super().__init__(allow_abbrev=allow_abbrev, **options)
-        self.takes_words = takes_words
+    def __init__(
+        self,
+        *,
+        example: str = "",
+        words: Mapping[str, str] | None = None,
+        takes_words: bool = True,
+        processes: bool = False,
+        allow_abbrev: bool = False,
+        **options: Any,
+    ) -> None:
+        sections = {"key=value words, anywhere between the flags": _rows(words or {}), "example": example.splitlines()}
+        shown = ["\n  ".join([f"{title}:", *lines]) for title, lines in sections.items() if lines]
+        super().__init__(
+            allow_abbrev=allow_abbrev,
+            epilog="\n\n".join(shown),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+        self.takes_words, self.processes_to_add = takes_words, processes
 
     def parse_args(  # type: ignore[override]  # argparse writes the same in overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
+        if self.processes_to_add:
+            self.processes_to_add = False
+            _add_distributed_flags(self)
         tokens = list(sys.argv[1:] if args is None else args)
         overrides: list[str] = []
         if self.takes_words:
@@ -126,14 +152,24 @@ class ArgumentParser(argparse.ArgumentParser):
         return f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else "; -h lists the flags")
 
 
-def build_parser(description: str) -> ArgumentParser:
+def _rows(words: Mapping[str, str]) -> list[str]:
+    """`key=VALUE  what it means`, wrapped."""
+    lines: list[str] = []
+    for word, meaning in words.items():
+        indent = " " * WORD_COLUMN
+        first = f"{word:<{WORD_COLUMN}}" if len(word) < WORD_COLUMN else f"{word}  "
+        lines += textwrap.wrap(f"{first}{meaning}", HELP_WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+    return lines
+
+
+def build_parser(description: str, example: str = "", words: Mapping[str, str] | None = None) -> ArgumentParser:
     """A parser with `--seed` and the flags of the published launch scripts.
 
-    Entry scripts add their own flags; `parse_args().overrides` holds the `key=value` words.
+    Entry scripts add their own flags; `parse_args().overrides` holds the `key=value` words. `example` and `words`: see
+    `ArgumentParser`.
     """
-    parser = ArgumentParser(description=description)
+    parser = ArgumentParser(description=description, example=example, words=words, processes=True)
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
-    _add_distributed_flags(parser)
     return parser
 
 

@@ -22,30 +22,33 @@ PRECISION_HELP = (
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """The two checkpoints, how samples are drawn from them, and where they go."""
-    parser.add_argument("-a", "--model-ar-path", required=True, help="stage-2 run, snapshot or published checkpoint")
-    parser.add_argument("-v", "--model-vqvae-path", required=True, help="stage-1 run, snapshot or published checkpoint")
-    parser.add_argument("-t", "--temp", type=float, nargs="+", help="temperature, one or one per depth")
-    parser.add_argument("--top-k", type=int, nargs="+", help="one or one per depth; default: as the checkpoint says")
-    parser.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
-    parser.add_argument(
+    models = parser.add_argument_group("models")
+    models.add_argument("-a", "--model-ar-path", required=True, help="stage-2 run, snapshot or published checkpoint")
+    models.add_argument("-v", "--model-vqvae-path", required=True, help="stage-1 run, snapshot or published checkpoint")
+    models.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
+    draw = parser.add_argument_group("drawing")
+    draw.add_argument("-t", "--temp", type=float, nargs="+", help="temperature, one or one per depth")
+    draw.add_argument("--top-k", type=int, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    draw.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    draw.add_argument(
         "--cfg-scale",
         type=guidance,
         metavar="SCALE",
         help="classifier-free guidance: a number (1 is the plain model), or linear:SCALE, cosine:SCALE "
         "(from 1 at the first position to SCALE at the last)",
     )
-    parser.add_argument(
+    draw.add_argument(
         "--weights",
         choices=WEIGHT_FORMATS,
         default="dense",
         help="of stage 2 while sampling; int8: rounded, one scale per output feature",
     )
-    parser.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")
-    parser.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
-    parser.add_argument("--save-dir", help="where the samples go (default: beside the stage-2 checkpoint)")
-    parser.add_argument("--format", choices=FORMATS, default="png", help="of the saved images (default: png)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
-    parser.add_argument(
+    draw.add_argument("-bs", "--batch-size", type=int, default=100, help="per process (default: 100)")
+    output = parser.add_argument_group("what is written")
+    output.add_argument("--save-dir", help="where the samples go (default: beside the stage-2 checkpoint)")
+    output.add_argument("--format", choices=FORMATS, default="png", help="of the saved images (default: png)")
+    draw.add_argument("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
+    output.add_argument(
         "--no-tensorboard",
         action="store_const",
         const=(),
@@ -53,7 +56,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         dest="loggers",
         help="no TensorBoard events",
     )
-    parser.add_argument(
+    output.add_argument(
         "--no-stats-saving",
         action="store_false",
         dest="score",

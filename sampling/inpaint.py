@@ -27,21 +27,31 @@ if TYPE_CHECKING:
 
 
 def parse() -> argparse.Namespace:
-    parser = ArgumentParser(description="Draw a part of an image again.", takes_words=False)
-    parser.add_argument("-v", "--model-vqvae-path", required=True, help="stage-1 run, snapshot or published checkpoint")
-    parser.add_argument("-a", "--model-ar-path", required=True, help="stage-2 run, snapshot or published checkpoint")
-    parser.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
+    parser = ArgumentParser(
+        prog="python -m sampling.inpaint",
+        description="Draw a part of an image again, or all of it below its first rows.",
+        example="python -m sampling.inpaint cat.png mask.png -v runs/STAGE1/TIME -a runs/STAGE2/TIME --class cat -n 4\n"
+        "python -m sampling.inpaint cat.png --keep-rows 4 -v runs/STAGE1/TIME -a runs/STAGE2/TIME --class cat",
+        takes_words=False,
+    )
+    models = parser.add_argument_group("models")
+    draw = parser.add_argument_group("drawing")
+    models.add_argument("-v", "--model-vqvae-path", required=True, help="stage-1 run, snapshot or published checkpoint")
+    models.add_argument("-a", "--model-ar-path", required=True, help="stage-2 run, snapshot or published checkpoint")
+    models.add_argument("--ema", action="store_true", help="use the averaged weights of stage 2")
     parser.add_argument("-n", "--num", type=int, default=4, help="fills to draw (default: 4)")
     parser.add_argument("--keep-rows", type=int, metavar="K", help="keep the first K rows of codes, draw all others")
     parser.add_argument("--class", dest="class_name", metavar="CLASS", help="name or number, for a model with classes")
     parser.add_argument("--prompt", help="text, for a model of captions")
-    parser.add_argument("-t", "--temp", type=float, nargs="+", help="temperature, one or one per depth")
-    parser.add_argument("--top-k", type=int, nargs="+", help="one or one per depth; default: as the checkpoint says")
-    parser.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
-    parser.add_argument("--cfg-scale", type=guidance, metavar="SCALE", help="classifier-free guidance")
-    parser.add_argument("--seed", type=int, default=0, help="of all noise (default: 0)")
+    draw.add_argument("-t", "--temp", type=float, nargs="+", help="temperature, one or one per depth")
+    draw.add_argument("--top-k", type=int, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    draw.add_argument("--top-p", type=float, nargs="+", help="one or one per depth; default: as the checkpoint says")
+    draw.add_argument("--cfg-scale", type=guidance, metavar="SCALE", help="classifier-free guidance")
+    draw.add_argument("--seed", type=int, default=0, help="of all noise (default: 0)")
     parser.add_argument("--save-dir", type=Path, help="where the run goes (default: beside the stage-2 checkpoint)")
-    parser.add_argument("image", metavar="IMAGE", type=Path)
+    parser.add_argument(
+        "image", metavar="IMAGE", type=Path, help="of any size; it is cropped and resized as stage 1 wants it"
+    )
     parser.add_argument("mask", metavar="MASK", type=Path, nargs="?", help="white where something new is wanted")
     args = parser.parse_args()
     if args.num < 1:

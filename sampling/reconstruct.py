@@ -28,11 +28,16 @@ SHOWN = 8
 
 
 def parse() -> argparse.Namespace:
-    parser = ArgumentParser(description="Give images back from their codes.", takes_words=False)
+    parser = ArgumentParser(
+        prog="python -m sampling.reconstruct",
+        description="Give images back from their codes.",
+        example="python -m sampling.reconstruct pictures reconstructions -v runs/STAGE1/TIME",
+        takes_words=False,
+    )
     parser.add_argument("-v", "--vqvae", required=True, help="stage-1 run, snapshot or published checkpoint")
     parser.add_argument("--ema", action="store_true", help="use the averaged weights")
     parser.add_argument("-bs", "--batch-size", type=int, default=16, help="default: 16")
-    parser.add_argument("source", metavar="IMAGE_OR_FOLDER", type=Path)
+    parser.add_argument("source", metavar="IMAGE_OR_FOLDER", type=Path, help="one file, or all below a folder")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder to make")
     args = parser.parse_args()
     if args.batch_size < 1:

@@ -11,30 +11,31 @@ from scoring.settings import CLASSIFIER_CACHE, PUBLISHED_CLIP, ClipSettings, Fea
 
 def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that choose the feature network."""
-    parser.add_argument(
+    group = parser.add_argument_group("features of the scores")
+    group.add_argument(
         "--features",
         choices=FEATURES,
         default="inception",
         help="inception: the FID network (inception768, ... its earlier layers); classifier: a small "
         f"network trained on the data set itself; or {', '.join(FEATURES)}, clip:NAME, timm:NAME",
     )
-    parser.add_argument(
+    group.add_argument(
         "--features-weights",
         default=None,
         help="its weight file (default: $FID_INCEPTION_WEIGHTS, then torch hub's cache)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--features-resize",
         choices=tuple(RESIZES),
         default="bilinear",
         help="how images reach Inception's 299 pixels; part of every metric's name (default: bilinear)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--features-cache",
         default=CLASSIFIER_CACHE,
         help=f"where trained classifiers and measured references are kept (default: {CLASSIFIER_CACHE})",
     )
-    parser.add_argument(
+    group.add_argument(
         "--json",
         action="store_true",
         help="print the result line, which goes to a file in any case, on a terminal too (elsewhere it is always last)",
@@ -48,13 +49,14 @@ def feature_settings_from(args: argparse.Namespace) -> FeatureSettings:
 
 def add_clip_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that choose the CLIP network."""
-    parser.add_argument(
+    group = parser.add_argument_group("CLIP")
+    group.add_argument(
         "--clip-model",
         default=PUBLISHED_CLIP,
         metavar="NAME[/TAG]",
         help=f"of open_clip, for whatever needs CLIP (default: {PUBLISHED_CLIP})",
     )
-    parser.add_argument("--clip-weights", metavar="FILE", help="its weights, instead of those of the tag")
+    group.add_argument("--clip-weights", metavar="FILE", help="its weights, instead of those of the tag")
 
 
 def clip_settings_from(args: argparse.Namespace) -> ClipSettings:

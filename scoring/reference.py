@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data.config import DatasetConfig
+from data.config import DatasetConfig, dataset_words
 from evaluation.networks.feature_networks import FEATURES
 from evaluation.resizes import RESIZES
 from runtime.cli import ArgumentParser
@@ -27,8 +27,13 @@ ACTIONS = {"make": ("source",), "show": ("file",), "check": ("file", "source")}
 
 def parse(words: Sequence[str] | None = None) -> ReferenceSettings:
     """The settings that a command line stands for."""
-    parser = ArgumentParser(description="Make, show or check a reference.")
-    parser.add_argument("action", choices=tuple(ACTIONS))
+    parser = ArgumentParser(
+        prog="python -m scoring.reference",
+        description="Make, show or check a reference.",
+        example="python -m scoring.reference make dataset:cifar10:train --output cifar10-train.npz",
+        words=dataset_words(),
+    )
+    parser.add_argument("action", choices=tuple(ACTIONS), help="what to do")
     parser.add_argument(
         "places",
         nargs="+",
@@ -37,20 +42,21 @@ def parse(words: Sequence[str] | None = None) -> ReferenceSettings:
     )
     parser.add_argument("--output", help="make: where the reference goes (default: <name>_<features>_<resize>.npz)")
     parser.add_argument("--name", help="make: its part of metric names (default: from the source)")
-    parser.add_argument("--features", choices=FEATURES, default="inception", help="network (default: inception)")
-    parser.add_argument("--features-weights", help="weight file of the feature network")
-    parser.add_argument(
+    network = parser.add_argument_group("feature network")
+    network.add_argument("--features", choices=FEATURES, default="inception", help="network (default: inception)")
+    network.add_argument("--features-weights", help="weight file of the feature network")
+    network.add_argument(
         "--features-resize",
         choices=tuple(RESIZES),
         default="bilinear",
         help="how images reach Inception's 299 pixels (default: bilinear)",
     )
-    parser.add_argument(
+    network.add_argument(
         "--features-cache",
         default=CLASSIFIER_CACHE,
         help=f"where trained classifiers are kept (default: {CLASSIFIER_CACHE})",
     )
-    parser.add_argument(
+    network.add_argument(
         "--classifier-data",
         metavar="SOURCE",
         help="labelled images that the classifier features are trained on "

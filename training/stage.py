@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from data import DatasetConfig, ImageDataset
 from runtime.precision import Precision
@@ -38,8 +39,19 @@ class RunConfig(Protocol):
     seed: int
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
+    def completed(self: Config) -> Config:
+        """With what the checkpoints that it names say, where the file leaves that open."""
+
 
 Config = TypeVar("Config", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the networks of a stage; `optimizer` is what trains it, None for one that is frozen."""
+
+    module: nn.Module
+    optimizer: OptimizerConfig | None
 
 
 class Stateful(Protocol):
@@ -85,6 +97,18 @@ class Stage(Protocol):
 
     def describe(self) -> str:
         """One line on what is trained."""
+
+    def parts(self) -> dict[str, Part]:
+        """Its networks by name, on this rank."""
+
+    def codes(self, batch: Batch) -> Tensor | None:
+        """The nearest codes (B, H, W, D) of a batch; None of a model that has none."""
+
+    def trial_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one micro-batch with its graph, and its terms, for a look at them.
+
+        Codebooks may change as in training: whoever goes on to train must not ask for it.
+        """
 
     def provenance(self) -> dict[str, Any]:
         """What identifies the run's data and inputs; a resumed run must have the same."""

@@ -45,7 +45,12 @@ class Budget:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0], takes_words=False)
+    parser = ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__.splitlines()[0],
+        takes_words=False,
+        example="python -m benchmarks.gpu --tiny --device cpu",
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="time for this run (default: 8)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where gpu.jsonl lies")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these items; --plan lists them")

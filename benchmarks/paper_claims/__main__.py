@@ -37,14 +37,20 @@ NAME = "paper_claims"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__.splitlines()[0], takes_words=False)
+    parser = ArgumentParser(
+        prog=f"python -m benchmarks.{NAME}",
+        description=__doc__.splitlines()[0],
+        takes_words=False,
+        example=f"python -m benchmarks.{NAME} --plan",
+    )
     parser.add_argument("--claims", nargs="+", metavar="LETTER", help="only these (default: all)")
     parser.add_argument("--size", choices=SIZES, default="cpu", help="default: cpu; gpu: hours of a GPU")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2")
     parser.add_argument("--data-root", help="folder of Fashion-MNIST's files (see data/README.md)")
-    parser.add_argument("--work", type=Path, default=Path("runs") / NAME, help=f"models (default: runs/{NAME})")
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="default: benchmarks/results")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="table and figures (default: docs)")
+    places = parser.add_argument_group("places")
+    places.add_argument("--work", type=Path, default=Path("runs") / NAME, help=f"models (default: runs/{NAME})")
+    places.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="default: benchmarks/results")
+    places.add_argument("--docs", type=Path, default=Path("docs"), help="table and figures (default: docs)")
     parser.add_argument("--minutes", type=float, help="start no run after so many")
     parser.add_argument("--any-code", action="store_true", help="also take results of other versions of the code")
     parser.add_argument("--report", action="store_true", help="run nothing, write what is known")

@@ -30,7 +30,12 @@ SECTION = "recipes"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__.splitlines()[0], takes_words=False)
+    parser = ArgumentParser(
+        prog="python -m benchmarks.recipes",
+        description=__doc__.splitlines()[0],
+        takes_words=False,
+        example="python -m benchmarks.recipes --list",
+    )
     parser.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/recipes"), help="models, samples (default: runs/recipes)"

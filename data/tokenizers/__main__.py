@@ -39,9 +39,12 @@ class ShowSettings:
 
 
 def parse(words: Sequence[str] | None = None) -> TrainSettings | ShowSettings:
-    parser = ArgumentParser(prog="python -m data.tokenizers", description="Tokenizers of captions.", takes_words=False)
+    training = "python -m data.tokenizers train captions.txt --vocab-size 4096 --out tokenizers/mine"
+    parser = ArgumentParser(
+        prog="python -m data.tokenizers", description="Tokenizers of captions.", takes_words=False, example=training
+    )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=ArgumentParser)
-    train = commands.add_parser("train", help="byte-level BPE of the captions in a text file")
+    train = commands.add_parser("train", help="byte-level BPE of the captions in a text file", example=training)
     train.add_argument("captions", type=Path, nargs="+", help="text files, one caption a line")
     train.add_argument("--vocab-size", type=int, required=True, help="tokens, padding included")
     train.add_argument("--out", type=Path, required=True, help="folder for the two files")
@@ -49,7 +52,11 @@ def parse(words: Sequence[str] | None = None) -> TrainSettings | ShowSettings:
     train.add_argument("--column", type=int, help="which column of tab-separated lines (train_list.txt: 2)")
     train.add_argument("--min-frequency", type=int, default=2, help="of a pair that becomes a token (default: 2)")
     train.add_argument("--keep-case", action="store_true", help="capital letters are letters of their own")
-    show = commands.add_parser("show", help="what a tokenizer is, and how it reads a text")
+    show = commands.add_parser(
+        "show",
+        help="what a tokenizer is, and how it reads a text",
+        example='python -m data.tokenizers show tokenizers/mine --text "a red circle"',
+    )
     show.add_argument("path", type=Path, help="anything that dataset.tokenizer may name")
     show.add_argument("--text", default="", help="a caption")
     show.add_argument("--context-length", type=int, help="needed for published pairs")

@@ -3,7 +3,6 @@
 The steps are the commands a user would type; each is printed before it runs.
 """
 
-import argparse
 import json
 import os
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from demo.commands import run, run_of
 from runtime.atomic import write_text_atomically
+from runtime.cli import ArgumentParser
 from runtime.errors import exit_on_user_error
 
 CONFIG = "pairs"
@@ -58,8 +58,11 @@ def report(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.text", description="Train text to image on synthetic captions, sample, judge, report."
+    parser = ArgumentParser(
+        prog="python -m demo.text",
+        description="Train text to image on synthetic captions, sample, judge, report.",
+        example="python -m demo.text --out runs/demo-text --stage2 experiment.max_steps=500",
+        takes_words=False,
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo-text"), help="default: runs/demo-text")
     parser.add_argument("--num-captions", type=int, default=NUM_CAPTIONS, help=f"default: {NUM_CAPTIONS}")

@@ -20,9 +20,16 @@ from runtime.errors import UserError, exit_on_user_error, say
 
 def parse(words: Sequence[str] | None = None) -> Namespace:
     parser = ArgumentParser(
-        prog="python -m evaluation.networks", description="Weights of feature networks.", takes_words=False
+        prog="python -m evaluation.networks",
+        description="Weights of feature networks.",
+        example="python -m evaluation.networks where",
+        takes_words=False,
     )
-    parser.add_argument("action", choices=("fetch", "verify", "where"))
+    parser.add_argument(
+        "action",
+        choices=("fetch", "verify", "where"),
+        help="fetch: download; verify: compare with the published hash; where: which file is looked for",
+    )
     parser.add_argument("name", nargs="?", choices=tuple(weight_files.WEIGHTS), help="one file (default: all)")
     parser.add_argument("--url", help="fetch from here instead (needs a name)")
     parser.add_argument(

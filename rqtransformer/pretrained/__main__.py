@@ -19,6 +19,7 @@ from typing import NoReturn
 from rqstack.printable import printable
 
 EXIT_CODE = 2
+EXAMPLE = "example:\n  python -m rqtransformer.pretrained {}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,13 +34,27 @@ def parse() -> argparse.Namespace:
         prog="python -m rqtransformer.pretrained",
         allow_abbrev=False,
         description="Checkpoints of both stages, ours and published.",
+        epilog=EXAMPLE.format("convert model.pt --out snapshot"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
-    inspect = actions.add_parser("inspect", allow_abbrev=False, help="what a checkpoint holds")
-    inspect.add_argument("path")
+    inspect = actions.add_parser(
+        "inspect",
+        allow_abbrev=False,
+        help="what a checkpoint holds",
+        epilog=EXAMPLE.format("inspect runs/STAGE1/TIME"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inspect.add_argument("path", help="a published file or its folder, or a snapshot")
     inspect.add_argument("--json", action="store_true", help="as one JSON object")
-    change = actions.add_parser("convert", allow_abbrev=False, help="the same checkpoint in the other format")
-    change.add_argument("path")
+    change = actions.add_parser(
+        "convert",
+        allow_abbrev=False,
+        help="the same checkpoint in the other format",
+        epilog=EXAMPLE.format("convert model.pt --out snapshot"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    change.add_argument("path", help="a published file or its folder, or a snapshot")
     change.add_argument(
         "--to",
         default="snapshot",

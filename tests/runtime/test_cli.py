@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from runtime.cli import build_parser
@@ -84,17 +87,21 @@ HEAVY = ("torch", "torchvision", "tensorboard", "scipy", "sklearn", "matplotlib"
 # Scripts that measure one thing, for hours: what they measure with is imported first.
 MEASUREMENTS = "benchmarks"
 HELP = """
-import contextlib, io, runpy, sys
-for name in sys.argv[1:]:
-    sys.argv = [name, "--help"]
+import contextlib, io, json, runpy, sys
+for words in json.loads(sys.argv[1]):
+    sys.argv = [*words, "--help"]
     with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
-        if name.endswith(".py"):
-            runpy.run_path(name, run_name="__main__")
+        if words[0].endswith(".py"):
+            runpy.run_path(words[0], run_name="__main__")
         else:
-            runpy.run_module(name, run_name="__main__")
-    lines = shown.getvalue().splitlines() or [""]
-    print(name, lines[0].split(":")[0], *(heavy for heavy in {heavy} if heavy in sys.modules), sep="|")
+            runpy.run_module(words[0], run_name="__main__")
+    print(json.dumps([words, shown.getvalue(), [heavy for heavy in {heavy} if heavy in sys.modules]]))
 """
+SUBCOMMANDS = {
+    "data.tokenizers": ("train", "show"),
+    "rqtransformer.pretrained": ("inspect", "convert"),
+}
+MOST_FLAGS = 10  # of one group of a command's help
 
 
 def commands():
@@ -105,9 +112,83 @@ def commands():
             yield source.module.removesuffix(".__main__") if in_package else source.name
 
 
-def test_help_of_no_command_waits_for_torch():
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """What `--help` of every command and subcommand says; none of them waits for what takes seconds to import."""
     read_from_the_top = (f"{MEASUREMENTS}.", "examples.")
     names = [name for name in commands() if not name.startswith(read_from_the_top) or name == "benchmarks.gpu"]
-    assert {"main_sampling_fid.py", "data.prepare", "benchmarks.gpu", "rqtransformer.pretrained"} < set(names)
-    printed = succeed("-c", HELP.format(heavy=HEAVY), *names).out
-    assert printed.splitlines() == [f"{name}|usage" for name in names]
+    assert set(SUBCOMMANDS) | {"main_sampling_fid.py", "data.prepare", "benchmarks.gpu"} < set(names)
+    lines = [words for name in names for words in ([name], *([name, part] for part in SUBCOMMANDS.get(name, ())))]
+    printed = [json.loads(line) for line in succeed("-c", HELP.format(heavy=HEAVY), json.dumps(lines)).out.splitlines()]
+    assert [words for words, _, _ in printed] == lines
+    assert [(words, heavy) for words, _, heavy in printed if heavy] == []
+    return {" ".join(words): text for words, text, _ in printed}
+
+
+def test_help_of_every_command_is_there_without_torch(helps):
+    assert [name for name, text in helps.items() if not text.startswith("usage: ")] == []
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """The lines of a help below each of its titles."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if re.fullmatch(r"[a-zA-Z].*:", line):
+            found[line.removesuffix(":")] = []
+        elif found:
+            found[list(found)[-1]].append(line)
+    return found
+
+
+def test_help_of_every_command_ends_with_an_example(helps):
+    for name, text in helps.items():
+        *_, last = sections(text)
+        assert last == "example", name
+        lines = [line.strip() for line in sections(text)["example"] if line.strip()]
+        module, *part = name.split()
+        start = f"python {module}" if module.endswith(".py") else f"python -m {module}"
+        assert lines and all(line.startswith(" ".join([start, *part])) for line in lines if not part), (name, lines)
+
+
+def test_help_of_every_command_is_in_groups_and_says_what_every_flag_is(helps):
+    for name, text in helps.items():
+        for title, lines in sections(text).items():
+            flags = [number for number, line in enumerate(lines) if re.match(r"  -", line)]
+            assert len(flags) <= MOST_FLAGS, f"{name}, {title}: {len(flags)} flags"
+            for number in flags:
+                following = lines[number + 1] if number + 1 < len(lines) else ""
+                is_told = re.search(r"\S {2,}\S", lines[number].strip()) or following.startswith(" " * 10)
+                assert is_told, f"{name}: {lines[number]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("main_stage1.py", "experiment.batch_size=N"),
+        ("main_stage2.py", "SECTION.KEY=VALUE"),
+        ("main_sampling_fid.py", "dataset.root=DIR"),
+        ("main_sampling_txt2img.py", "dataset.root=DIR"),
+        ("compute_rfid.py", "dataset.KEY=VALUE"),
+        ("compute_metrics.py", "fake_path=IMAGES"),
+        ("extract_codes.py", "dataset.resolution=N"),
+        ("data.export", "root=DIR"),
+        ("data.prepare", "background=COLOUR"),
+        ("scoring.reference", "KEY=VALUE"),
+        ("measure_throughput", "model=huge"),
+    ],
+)
+def test_a_command_that_takes_words_lists_them(name, word, helps):
+    listed = sections(helps[name])["key=value words, anywhere between the flags"]
+    assert any(line.startswith(f"  {word} ") for line in listed)
+
+
+def test_a_command_without_words_lists_none(helps):
+    listing = {name for name, text in helps.items() if "key=value words" in sections(text)}
+    assert not listing & {"demo", "sampling.inpaint", "training.report", "rqtransformer.pretrained"}
+
+
+def test_every_parser_of_the_repository_has_an_example():
+    """Of those too that import what they measure before they read their flags."""
+    for source in product_sources(ROOT):
+        if "\nif __name__ ==" in source.text and "parse_args(" in source.text:
+            assert re.search(r"example[:=]|EXAMPLE|training_parser\(|build_parser\(", source.text), source.name

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import ProcessSettings, build_parser
+from runtime.cli import ArgumentParser, ProcessSettings, build_parser
 from runtime.errors import UserError
 
 
@@ -26,6 +26,8 @@ class LaunchSettings:
         evaluate: evaluate the weights on both splits and stop.
         resume: continue a run exactly.
         auto_resume: continue the newest run of the config where there is one.
+        print_config: print the whole config and stop.
+        dry_run: do everything up to the first step, say what was found, and leave nothing behind.
         seed: replaces that of the config.
         overrides: `key=value` words.
         config_values: dotted config key -> value of the flags that stand for one; they win over file and words.
@@ -41,6 +43,8 @@ class LaunchSettings:
     evaluate: bool = False
     resume: bool = False
     auto_resume: bool = False
+    print_config: bool = False
+    dry_run: bool = False
     seed: int | None = None
     overrides: tuple[str, ...] = ()
     config_values: Mapping[str, Any] = field(default_factory=dict)
@@ -59,6 +63,8 @@ class LaunchSettings:
             evaluate=args.eval,
             resume=args.resume,
             auto_resume=args.auto_resume,
+            print_config=args.print_config,
+            dry_run=args.dry_run,
             seed=args.seed,
             overrides=tuple(args.overrides),
             config_values=config_values or {},
@@ -74,6 +80,9 @@ class LaunchSettings:
         """UserError when flags exclude each other, or one is missing or out of range."""
         if self.evaluate and (self.resume or self.auto_resume):
             raise UserError("--eval and --resume exclude each other")
+        only_look = "--print-config" if self.print_config else "--dry-run" if self.dry_run else ""
+        if only_look and (self.evaluate or (self.print_config and self.dry_run)):
+            raise UserError(f"{only_look} and {'--eval' if self.evaluate else '--dry-run'} exclude each other")
         if self.evaluate and not self.load_path:
             raise UserError("--eval needs -l/--load-path: the run, snapshot or checkpoint to evaluate")
         if not self.model_config and not self.resume:
@@ -86,42 +95,73 @@ class LaunchSettings:
             raise UserError(f"-t/--test-batch-size {self.test_batch_size} must be at least 1")
 
 
-def training_parser(description: str) -> argparse.ArgumentParser:
-    """The published flags of both training scripts."""
-    parser = build_parser(description)
+WORDS = {
+    "dataset.root=DIR": "where the images lie",
+    "dataset.type=NAME": "which data set: data/README.md has the table",
+    "experiment.batch_size=N": "images of a process and micro-step",
+    "experiment.total_batch_size=N": "of a whole optimizer step, over processes and micro-steps",
+    "experiment.epochs=N": "length of the run; or experiment.max_steps=N",
+    "experiment.precision=NAME": "auto, fp32, bf16 or fp16",
+    "experiment.save_steps=N": "steps from one checkpoint and snapshot to the next",
+    "experiment.score.every_steps=N": "rFID or FID while training",
+    "experiment.report=true": "the page of the run with every snapshot",
+    "optimizer.init_lr=RATE": "learning rate after the warm-up",
+    "arch.ema=DECAY": "keep averaged weights too, such as 0.999",
+    "SECTION.KEY=VALUE": "any other key; --print-config shows all of them with their values",
+}
+
+
+def training_parser(description: str, example: str = "") -> ArgumentParser:
+    """The published flags of both training scripts, and those that only look."""
+    parser = build_parser(description, example, WORDS)
     parser.set_defaults(seed=None)
-    parser.add_argument("-m", "--model-config", help="YAML file of the experiment")
-    parser.add_argument("-r", "--result-path", default="./runs", help="where run directories go (default: ./runs)")
+    parser.add_argument("-m", "--model-config", metavar="CONFIG.yaml", help="the experiment")
     parser.add_argument(
+        "-r", "--result-path", metavar="DIR", default="./runs", help="where run directories go (default: ./runs)"
+    )
+    parser.add_argument("-p", "--postfix", metavar="TEXT", default="", help="appended to the name of the run directory")
+    start = parser.add_argument_group("what it starts from")
+    start.add_argument(
         "-l",
         "--load-path",
+        metavar="PATH",
         default="",
         help="weights to start from or to evaluate; with --resume the run or checkpoint to continue",
     )
-    parser.add_argument(
-        "-t",
-        "--test-batch-size",
-        type=int,
-        default=None,
-        help="batch size of evaluation, per process (default: the training one)",
-    )
-    parser.add_argument(
+    start.add_argument(
         "-e",
         "--test-epoch",
+        metavar="EPOCH",
         type=float,
         default=-1,
         help="with -l RUN: the snapshot of this epoch (default: the newest)",
     )
-    parser.add_argument("-p", "--postfix", default="", help="appended to the name of the run directory")
-    parser.add_argument("--eval", action="store_true", help="evaluate -l on both splits and stop")
-    parser.add_argument(
+    start.add_argument(
         "--resume",
         action="store_true",
         help="continue exactly: the run of -l, or the newest run of this config under -r",
     )
-    parser.add_argument(
+    start.add_argument(
         "--auto-resume",
         action="store_true",
         help="continue the newest run of this config under -r if there is one, else start a new run",
+    )
+    look = parser.add_argument_group("to look without training")
+    look.add_argument("--eval", action="store_true", help="evaluate -l on both splits and stop")
+    look.add_argument(
+        "-t",
+        "--test-batch-size",
+        metavar="N",
+        type=int,
+        default=None,
+        help="batch size of evaluation, per process (default: the training one)",
+    )
+    look.add_argument(
+        "--print-config", action="store_true", help="print the whole config as YAML, which -m takes, and stop"
+    )
+    look.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="everything up to the first step: sizes, data, memory, one batch; nothing is written",
     )
     return parser

@@ -34,15 +34,16 @@ EXCLUSIVE = (
 )
 
 
-def load_run_config(schema: type[Config], settings: LaunchSettings, resumed: ResumedRun | None) -> Config:
-    """The config of -m; a resumed run keeps its own, which only `key=value` words and flags change.
+def load_run_config(schema: type[Config], settings: LaunchSettings, run_dir: Path | None) -> Config:
+    """The config of -m; a run that is resumed, in `run_dir`, keeps its own, which only `key=value` words and flags
+    change.
 
     Of two settings that exclude each other, the one that the command line names last holds.
     """
-    file = settings.model_config if resumed is None else resumed.run_dir / "config.yaml"
+    file = settings.model_config if run_dir is None else run_dir / "config.yaml"
     config = load_config(schema, file, [*settings.overrides, *_cleared(settings.overrides)])
-    if resumed is not None:
-        config = with_paths_that_exist(config, typed_by(resumed.run_dir))
+    if run_dir is not None:
+        config = with_paths_that_exist(config, typed_by(run_dir))
     seed = {} if settings.seed is None else {"seed": settings.seed}
     for key, value in {**settings.config_values, **seed}.items():
         section, _, name = key.rpartition(".")

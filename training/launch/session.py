@@ -31,6 +31,7 @@ from sampling.recorded_paths import TYPED, typed_paths, with_absolute_paths
 from scoring.scoring_data import ScoringData
 from training.checkpoints.checkpoint_writer import CheckpointWriter
 from training.checkpoints.snapshot_writer import SnapshotWriter
+from training.dry_run import dry_run_lines
 from training.experiment import BatchPlan, RunPosition
 from training.launch.continuation import note_launch, typed_by, with_run_to_continue
 from training.launch.data_identity import DataIdentity
@@ -89,7 +90,7 @@ class Session(Generic[Config]):
         # ranks that resume share the hashing of the checkpoint's files
         joined = settings.processes.join() if settings.resume else None
         self.resumed = self._resumed() if settings.resume else None
-        config = load_run_config(schema, settings, self.resumed)
+        config = load_run_config(schema, settings, None if self.resumed is None else self.resumed.run_dir)
         self.changed: list[Change] | None = None
         self.notes: list[str] = []
         self.weights_step = 0  # of those that are evaluated, where they say it
@@ -124,6 +125,8 @@ class Session(Generic[Config]):
             weights = find_weights(settings.load_path, settings.test_epoch)
             self.stage.load_weights(weights)
             self.weights_step = step_of(weights)
+        if settings.dry_run:
+            return
         self.typed = {} if self.resumed is None else typed_by(self.resumed.run_dir)
         self.typed |= typed_paths(self.stage.config)
         self.run_dir = self._open_run_dir(recorded_config(self.stage.config, config, self.changed))
@@ -143,8 +146,9 @@ class Session(Generic[Config]):
     def _resumed(self) -> ResumedRun:
         """The run that is continued, once this process is the only one that writes to it."""
         path = run_to_resume(self.settings)
-        self._own(run_dir := run_dir_of(path))
-        distributed.run_on_main(lambda: sweep_run(run_dir))
+        if not self.settings.dry_run:
+            self._own(run_dir := run_dir_of(path))
+            distributed.run_on_main(lambda: sweep_run(run_dir))
         return ResumedRun.at(find_checkpoint(path))
 
     def _own(self, run_dir: Path) -> None:
@@ -164,6 +168,12 @@ class Session(Generic[Config]):
     def close(self) -> None:
         """Closes the log and gives the run directory back."""
         self.__exit__(None, None, None)
+
+    def look(self) -> Iterator[str]:
+        """What a dry run says; every rank must go through all of it."""
+        yield from dry_run_lines(self.stage, self.train_set, self.val_set, self.plan, self.env.device, self.config.seed)
+        yield from (f"warning: {line}" for line in [*self.data.warnings, *self.notes])
+        yield "a dry run: nothing was trained, nothing was written"
 
     def _let_go(self) -> None:
         if self.ownership is not None:

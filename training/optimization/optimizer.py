@@ -130,6 +130,14 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     )
 
 
+def moments_per_parameter(config: OptimizerConfig) -> int:
+    """How many numbers the optimizer keeps for every number that it trains, found on a parameter of two."""
+    optimizer = build_optimizer([torch.zeros(2, requires_grad=True)], config)
+    allocate_optimizer_state(optimizer)
+    (state,) = optimizer.state.values()
+    return sum(isinstance(value, Tensor) and value.dim() > 0 for value in state.values())
+
+
 @torch.no_grad()
 def allocate_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """The state that the first step would allocate, all zero, without a change of any parameter; for loading into."""

@@ -30,7 +30,7 @@ if __name__ == "__main__":
     parser = ArgumentParser(
         prog="python -m training.report",
         description="One page on training runs: status, curves, pictures, hints, settings.",
-        epilog="example: python -m training.report runs/digits/2026-01-31_12-00-00",
+        example="python -m training.report runs/digits/2026-01-31_12-00-00",
         takes_words=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories; several are compared")

@@ -35,7 +35,7 @@ from training.optimization.ema import EMA
 from training.optimization.optimizer import OptimizerConfig
 from training.optimization.parallel import check_parallel, no_sync, wrap
 from training.optimization.update import accumulate, build_update
-from training.stage import Batch, OnSkip, SnapshotWeights, Stateful, tell_nobody
+from training.stage import Batch, OnSkip, Part, SnapshotWeights, Stateful, tell_nobody
 from training.stages.adversary import Adversary, GANSection
 from training.stages.data_checks import check_channels, check_images, check_resolution
 from training.stages.start_weights import load_into
@@ -55,6 +55,10 @@ class Stage1Config:
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     gan: Optional[GANSection] = None
     seed: int = 0
+
+    def completed(self) -> Stage1Config:
+        """Itself: it names no checkpoint."""
+        return self
 
 
 class Stage1:
@@ -271,6 +275,28 @@ class Stage1:
             size = sum(parameter.numel() for parameter in self.adversary.discriminator.parameters())
             line += f"; discriminator with {size:,}"
         return line
+
+    def parts(self) -> dict[str, Part]:
+        """Autoencoder, discriminator, and what compares images."""
+        parts = {"autoencoder": Part(self.model, self.config.optimizer)}
+        if self.adversary is not None and self.config.gan is not None:
+            optimizer = self.config.gan.disc.optimizer or self.config.optimizer
+            parts["discriminator"] = Part(self.adversary.discriminator, optimizer)
+        return parts | {term.name: Part(term.distance, None) for term in self.image_terms}
+
+    @torch.no_grad()
+    def codes(self, batch: Batch) -> Tensor | None:
+        """The nearest codes of a batch of images."""
+        return None if self.usage is None else self.model.get_codes(self._image(batch))
+
+    def trial_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Without the adversarial term: of a step's passes the one that keeps most."""
+        self.model.train()
+        image_BCHW = self._image(batch)
+        with self.precision.autocast():
+            recon_BCHW, quantized = self.parallel(image_BCHW)
+        nll, terms = self._image_losses(recon_BCHW.float(), image_BCHW)
+        return nll + self.model.config.latent_loss_weight * quantized.loss, terms
 
     def provenance(self) -> dict[str, Any]:
         """What a snapshot's metadata says beyond the progress."""

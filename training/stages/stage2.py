@@ -33,7 +33,7 @@ from training.optimization.ema import EMA
 from training.optimization.optimizer import OptimizerConfig
 from training.optimization.parallel import check_parallel, gather_to_main, is_sharded, no_sync, whole_copy
 from training.optimization.update import accumulate, build_update
-from training.stage import Batch, OnSkip, SnapshotWeights, Stateful, tell_nobody
+from training.stage import Batch, OnSkip, Part, SnapshotWeights, Stateful, tell_nobody
 from training.stages.code_counts import CodeCounts
 from training.stages.conditions import condition_of, conditions_of_samples, first_batches
 from training.stages.data_checks import (
@@ -45,7 +45,7 @@ from training.stages.data_checks import (
 )
 from training.stages.frozen_tokenizer import VQVAEConfig, encoder_dtype, freeze, load_tokenizer
 from training.stages.start_weights import load_into
-from training.stages.training_codes import changed_codes, check_tokenizer, training_codes
+from training.stages.training_codes import changed_codes, check_tokenizer, nearest_codes, training_codes
 from training.stages.transformer_building import build_transformer
 from training.stages.validation import validate_stage2
 
@@ -62,6 +62,13 @@ class Stage2Config:
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     sampling: Optional[SampleConfig] = None
     seed: int = 0
+
+    def completed(self) -> Stage2Config:
+        """With the sizes of the stage-1 checkpoint, where one is named."""
+        if not self.vqvae.ckpt:
+            return self
+        vqvae, tokenizer = load_tokenizer(self.vqvae, self.loss)
+        return replace(self, vqvae=vqvae, arch=complete_arch(self, tokenizer))
 
 
 def complete_arch(config: Stage2Config, tokenizer: RQVAE) -> RQTransformerConfig:
@@ -270,6 +277,19 @@ class Stage2:
         arch = self.config.arch
         kind = "a text" if arch.block_size_cond > 1 else "nothing" if arch.vocab_size_cond == 1 else "a class"
         return f"RQ-Transformer with {count_parameters(self.model):,} parameters, conditioned on {kind}"
+
+    def parts(self) -> dict[str, Part]:
+        """The transformer, and the model that its codes come from."""
+        return {"transformer": Part(self.model, self.config.optimizer), "stage 1": Part(self.tokenizer, None)}
+
+    def codes(self, batch: Batch) -> Tensor:
+        """The nearest codes of a batch of images, latents or codes."""
+        return nearest_codes(self.tokenizer, batch, self.env.device)
+
+    def trial_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """That of a training step."""
+        self.model.train()
+        return self._loss(batch)
 
     def provenance(self) -> dict[str, Any]:
         """What a snapshot's metadata says beyond the progress: which stage-1 weights its codes come from."""
