@@ -1,7 +1,8 @@
 """Is data ready when a step wants it? JPEG decoding, and the share of real training runs that waits for data.
 
-- decode: JPEG files to 256x256 training crops, on one core: Pillow as training does it, Pillow's draft mode (which
-  decodes at half size where that is enough, and so gives other pixels), torchvision's decoder with its resize.
+- decode: JPEG and PNG files to 256x256 training crops, on one core: Pillow as training does it, Pillow's draft mode
+  (which decodes at half size where that is enough, and so gives other pixels), torchvision's decoder with its resize
+  (other pixels too), and torchvision's decoder between the limits and the crop of training, which gives the same ones.
 - fashion-mnist: stage 1 of `configs/fashion-mnist` on the data set, which is held in memory; random images of the same
   number and size where its files are not found.
 - shards: stage 1 of `configs/imagenet256` with GAN, without LPIPS, on 256x256 JPEG shards made here, 2 data workers.
@@ -29,13 +30,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
 from benchmarks.latent_training import write_images
 from benchmarks.outputs.result_line import end_with_line
 from data import DatasetConfig, build_dataset
-from data.images.decoding import decode_rgb
+from data.images.decode_limits import TimedBytes, check_costs
+from data.images.decoding import FORMATS, decode_rgb
 from data.images.transforms import Pipeline
 from data.roots import find_root
 from data.shards.packing import pack
@@ -46,6 +48,7 @@ from training.launch import LaunchSettings, Session, training_parser
 from training.stages.stage1 import Stage1, Stage1Config
 
 CASES = ("decode", "fashion-mnist", "shards")
+SAME_PIXELS = "torchvision, crop of training"
 LIMIT = 0.05  # of the time of a run
 NUM_WORKERS = 2
 RESOLUTION, PHOTOS = 256, ((500, 375), (1024, 768))
@@ -55,13 +58,13 @@ IMAGENET = "configs/imagenet256/stage1/in256-rqvae-8x8x4.yaml"
 Decoder = Callable[[bytes], torch.Tensor]
 
 
-def photographs(count: int, size: tuple[int, int]) -> list[bytes]:
-    """JPEG files with about the bytes per pixel of photographs."""
+def photographs(count: int, size: tuple[int, int], kind: str = "JPEG") -> list[bytes]:
+    """Files with about the bytes per pixel of photographs."""
     generator, files = np.random.default_rng(0), []
     for _ in range(count):
         coarse = Image.fromarray(generator.integers(0, 255, (size[1] // 5, size[0] // 5, 3), dtype=np.uint8))
         file = io.BytesIO()
-        coarse.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        coarse.resize(size, Image.Resampling.BICUBIC).save(file, kind, quality=90)
         files.append(file.getvalue())
     return files
 
@@ -78,18 +81,28 @@ def decoders() -> dict[str, Decoder]:
             image.draft("RGB", (RESOLUTION, RESOLUTION))
             return pipeline(image.convert("RGB"), middle)
 
+    def decoded(encoded: bytes) -> torch.Tensor:
+        return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
+
     def torchvision(encoded: bytes) -> torch.Tensor:
-        image = decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        image = decoded(encoded)
         image = F.resize(image, [RESOLUTION], antialias=True)
         top, left = ((side - RESOLUTION + 1) // 2 for side in image.shape[1:])
         return F.crop(image, top, left, RESOLUTION, RESOLUTION)
 
-    return {"pillow": pillow, "pillow draft": draft, "torchvision": torchvision}
+    def same_pixels(encoded: bytes) -> torch.Tensor:
+        with Image.open(TimedBytes(encoded), formats=FORMATS) as image:
+            check_costs(image, encoded, 10**8)
+        return pipeline(Image.fromarray(decoded(encoded).permute(1, 2, 0).numpy()), middle)
+
+    return {"pillow": pillow, "pillow draft": draft, "torchvision": torchvision, SAME_PIXELS: same_pixels}
 
 
-def measure_decoding(count: int, size: tuple[int, int], rounds: int = 5) -> dict[str, dict[str, float]]:
+def measure_decoding(
+    count: int, size: tuple[int, int], kind: str = "JPEG", rounds: int = 5
+) -> dict[str, dict[str, float]]:
     """Images per second of processor time on one core, and how far the pixels are from those of training."""
-    files, ways = photographs(count, size), decoders()
+    files, ways = photographs(count, size, kind), decoders()
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, decode in ways.items():
@@ -199,7 +212,7 @@ def jpeg_shards(folder: Path, config: str, steps: int, batch_size: int, num_imag
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m benchmarks.data_speed",
-        description="JPEG decoding, and waiting for data in training runs.",
+        description="Decoding, and waiting for data in training runs.",
         example="python -m benchmarks.data_speed --only decode",
         takes_words=False,
     )
@@ -235,7 +248,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         if "decode" in args.only:
             line["decode"] = {
-                f"{width}x{height}": measure_decoding(args.num_photographs, (width, height)) for width, height in PHOTOS
+                f"{kind} {width}x{height}": measure_decoding(args.num_photographs, (width, height), kind)
+                for kind in ("JPEG", "PNG")
+                for width, height in PHOTOS
             }
         if "fashion-mnist" in args.only:
             line["fashion-mnist"] = fashion_mnist(folder, args.fashion_mnist, args.steps, args.fashion_batch)

@@ -29,13 +29,16 @@ from training.stages.stage2 import Stage2Config, complete_arch
 PUBLISHED = {
     entry["config"].removeprefix("configs/"): entry for entry in published_keys().values() if "config" in entry
 }
+FOLDER_256 = "folder/stage1/folder-256-rqvae.yaml", "folder/stage2/folder-256-rqtransformer.yaml"
+FFHQ = "ffhq/stage1/ffhq256-rqvae-8x8x4.yaml", "ffhq/stage2/ffhq256-rqtransformer-8x8x4-350M.yaml"
 LARGE_TEXT = "cc3m/cc3m-cc12m-yfcc-rqtransformer-8x8x4-3900M.yaml"  # published as a checkpoint, without its file
-OURS = ("bottlenecks", "cifar10", "demo", "demo-text", "digits", "fashion-mnist", "openmoji", "synthetic")
+OURS = ("bottlenecks", "cifar10", "demo", "demo-text", "digits", "fashion-mnist", "folder", "openmoji", "synthetic")
 
 
 def _paths(stage: str, *folders: str) -> list[str]:
     paths = [path for folder in folders for path in sorted(CONFIGS.glob(f"{folder}/**/*.yaml"))]
-    return [str(path.relative_to(CONFIGS)) for path in paths if ("stage1" in path.parts) == (stage == "stage1")]
+    found = [str(path.relative_to(CONFIGS)) for path in paths if ("stage1" in path.parts) == (stage == "stage1")]
+    return [path for path in found if path not in FOLDER_256]  # as large as the published ones
 
 
 def _stage1(path: str) -> Stage1Config:
@@ -53,7 +56,7 @@ def _published(kind: str) -> list[str]:
 def test_all_published_experiments_are_here_and_none_is_forgotten():
     found = {str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("**/*.yaml")}
     assert set(PUBLISHED) <= found and len(PUBLISHED) == 14
-    tested = set(PUBLISHED) | {LARGE_TEXT} | set(_paths("stage1", *OURS)) | set(_paths("stage2", *OURS))
+    tested = set(PUBLISHED) | {LARGE_TEXT, *FOLDER_256} | set(_paths("stage1", *OURS)) | set(_paths("stage2", *OURS))
     assert found == tested
 
 
@@ -141,6 +144,30 @@ def test_our_stage1(path):
     assert recon.shape == (1, 3, 32, 32)
 
 
+def test_folder_at_256_is_the_published_model():
+    """Every size but what the stage-1 checkpoint gives, which stage 2 is not told."""
+    config, second = _stage1(FOLDER_256[0]), _stage2(FOLDER_256[1])
+    with torch.device("meta"):
+        tokenizer = RQVAE(config.arch.model_config())
+        model = RQTransformer(complete_arch(second, tokenizer))
+    assert count_parameters(tokenizer) == PUBLISHED[FFHQ[0]]["parameters"]
+    assert count_transformer_parameters(model) == PUBLISHED[FFHQ[1]]["parameters"]
+    for part in (config, second):
+        assert plan_batches(part.experiment, num_images=10_000, world_size=8).global_batch == 128
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_stage2_of_a_folder_leaves_out_what_stage1_says(size):
+    first, second = (
+        _stage1(f"folder/stage1/folder-{size}-rqvae.yaml"),
+        _stage2(f"folder/stage2/folder-{size}-rqtransformer.yaml"),
+    )
+    arch = second.arch
+    assert (arch.block_size, arch.vocab_size, arch.input_embed_dim) == ([], None, None)
+    assert second.dataset.resolution is second.dataset.vocab_size is None and second.vqvae.ema
+    assert first.arch.ema and arch.ema and first.experiment.score.every_steps and second.experiment.score.every_steps
+
+
 def _stage1_of(path: str) -> str:
     """The only stage-1 file of the same folder, or that with the same name but for the model."""
     found = _paths("stage1", path.split("/")[0])
@@ -159,7 +186,10 @@ def test_our_stage2_fits_its_stage1(path):
     with torch.no_grad():
         output = model(codes_BHWD, tokenizer, cond if arch.block_size_cond > 1 else cond[:, 0])
     assert output.logits.shape == (*codes_BHWD.shape, max(arch.vocab_sizes))
-    first, second = (dataset_request(part, "train") for part in (_stage1(stage1).dataset, config.dataset))
+    images = _stage1(stage1).dataset
+    if config.dataset.resolution is None:  # that of the checkpoint
+        config.dataset.resolution = images.resolution
+    first, second = (dataset_request(part, "train") for part in (images, config.dataset))
     assert (first.name, first.crop, first.resolution) == (second.name, second.crop, second.resolution)
 
 

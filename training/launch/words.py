@@ -74,6 +74,7 @@ def next_commands(
     if stage == "stage1":
         commands = [("evaluate", ["compute_rfid.py", "--vqvae", run])]
         second = (model_config or "").replace("stage1", "stage2")
+        second = second if Path(second).is_file() else second.replace("rqvae", "rqtransformer")
         if second != model_config and Path(second).is_file():
             commands.append(("stage 2", ["main_stage2.py", "-m", second, "-v", run]))
     elif config.arch.block_size_cond > 1:

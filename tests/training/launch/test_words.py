@@ -63,3 +63,5 @@ def test_commands_have_the_paths_of_the_run(stage, length, scripts):
     if stage == "stage1":
         assert words[1][3] == "configs/demo/stage2/digits.yaml"
         assert len(next_commands(stage, config(), Path("/r"), 200, "mine.yaml")) == 3, "no stage 2 is known to it"
+        named = next_commands(stage, config(), Path("/r"), 200, "configs/folder/stage1/folder-64-rqvae.yaml")
+        assert "configs/folder/stage2/folder-64-rqtransformer.yaml" in dict(named)["stage 2"]
