@@ -29,13 +29,23 @@ PEERS := vector-quantize-pytorch==1.32.0
 # Without their dependencies, all of which are here: they must not move torch.
 PEERS_ALONE := torch-fidelity==0.4.0 prdc==0.2
 
-.PHONY: demo demo-text quick test test-oldest test-slow test-peers wheel-test wheel-test-oldest lint setup clean
+.PHONY: demo demo-text docs quick test test-oldest test-slow test-peers wheel-test wheel-test-oldest lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/python -m demo
 
 demo-text: $(STAMP)
 	$(BIN)/python -m demo.text
+
+# What an extra of pyproject.toml names, into the environment of the experiments.
+install-extra = sed -n 's/^$(1) = \[\(.*\)\]$$/\1/p' pyproject.toml | tr ',' ' ' | \
+	xargs $(BIN)/python $(PIP) install $(if $(LATEST),,-c constraints.txt)
+
+# The documentation site: build/docs/index.html. A warning is an error.
+docs: $(STAMP)
+	$(call install-extra,docs)
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
+	@echo build/docs/index.html
 
 # Coverage is asked of the libraries' own tests; counting lines in all others would take minutes.
 LIBRARIES := rqstack rqvae rqtransformer
