@@ -25,6 +25,7 @@ from rqtransformer.fast.weight_format import WeightFormat
 from rqtransformer.kv_cache import KVCache
 from rqtransformer.recomputation import recompute_all_but_products
 
+WIDE_ROWS = 512  # positions; see `_fp32_wins`
 FEW = 8  # positions; see `_plain_products_win`
 # Of one position over a cache with masked slots on a GPU. Both take any mask and may be recorded; cuDNN, which torch
 # prefers on some GPUs, builds a plan for every new shape. Not verified on a GPU.
@@ -127,18 +128,19 @@ class SelfAttention(nn.Module):
         causal = True if mask is None and past == 0 and new > 1 else False
         grouped = self.kv_heads != self.num_heads
         in_cache = visible is not None and query_BALF.is_cuda
-        if causal and new <= FEW and not grouped and _plain_products_win(query_BALF):
-            return _attend_few(query_BALF, key_BALF, value_BALF, self.attn_pdrop if self.training else 0.0)
+        dropout = self.attn_pdrop if self.training else 0.0
+        if causal and new <= FEW and not grouped and _plain_products_win(query_BALF, dropout):
+            return _attend_few(query_BALF, key_BALF, value_BALF, dropout)
+        options: dict[str, Any] = {"is_causal": causal, "dropout_p": dropout}
+        if grouped:
+            options["enable_gqa"] = True
+        if _fp32_wins(query_BALF):
+            given = query_BALF.float(), key_BALF.float(), value_BALF.float()
+            with torch.autocast("cpu", enabled=False):
+                wide_BALF = F.scaled_dot_product_attention(*given, attn_mask=_wide(mask), **options)
+            return wide_BALF.to(query_BALF.dtype)
         with sdpa_kernel(MASKED_BACKENDS) if in_cache else contextlib.nullcontext():
-            return F.scaled_dot_product_attention(
-                query_BALF,
-                key_BALF,
-                value_BALF,
-                attn_mask=mask,
-                is_causal=causal,
-                dropout_p=self.attn_pdrop if self.training else 0.0,
-                **({"enable_gqa": True} if grouped else {}),
-            )
+            return F.scaled_dot_product_attention(query_BALF, key_BALF, value_BALF, attn_mask=mask, **options)
 
     def _falling_scores(self, new: int, key_BALF: Tensor, past: int, visible: Tensor | None) -> Tensor:
         """ALiBi: minus slope times distance, and minus infinity for the future (A, new, keys)."""
@@ -152,15 +154,39 @@ class SelfAttention(nn.Module):
         return scores.to(key_BALF.dtype)
 
 
-def _plain_products_win(query_BALF: Tensor) -> bool:
-    """Whether short rows are better attended without the fused kernels: they pay for every row on a CPU."""
-    return query_BALF.device.type == "cpu" and query_BALF.dtype == torch.float32
+def _plain_products_win(query_BALF: Tensor, dropout: float) -> bool:
+    """Whether short rows are better attended without the fused kernels: they pay for every row on a CPU.
+
+    In bf16 only where sums stay in fp32, as in the fused kernels.
+    """
+    if query_BALF.device.type != "cpu":
+        return False
+    return query_BALF.dtype == torch.float32 or (query_BALF.dtype == torch.bfloat16 and _is_close(query_BALF, dropout))
+
+
+def _fp32_wins(query_BALF: Tensor) -> bool:
+    """Whether the fused kernel is faster in fp32.
+
+    Going back in bf16 on a CPU takes seven times as long for 64 positions, as long for 1,024.
+    """
+    narrow = query_BALF.device.type == "cpu" and query_BALF.dtype == torch.bfloat16
+    return narrow and query_BALF.requires_grad and torch.is_grad_enabled() and query_BALF.shape[2] <= WIDE_ROWS
+
+
+def _wide(mask: Tensor | None) -> Tensor | None:
+    """The mask for scores in fp32."""
+    return mask.float() if mask is not None and mask.is_floating_point() else mask
+
+
+def _is_close(query_BALF: Tensor, dropout: float) -> bool:
+    """Whether `attend_close` takes them."""
+    return query_BALF.shape[2] <= CLOSE and dropout == 0.0 and not torch.compiler.is_compiling()
 
 
 def _attend_few(query_BALF: Tensor, key_BALF: Tensor, value_BALF: Tensor, dropout: float) -> Tensor:
     """Causal attention by its definition."""
     num, size = query_BALF.shape[2:]
-    if num <= CLOSE and dropout == 0.0 and not torch.compiler.is_compiling():
+    if _is_close(query_BALF, dropout):
         return attend_close(*(part.transpose(1, 2) for part in (query_BALF, key_BALF, value_BALF))).transpose(1, 2)
     later_LL = torch.full((num, num), float("-inf"), device=query_BALF.device).triu(1)
     weights_BALL = (query_BALF * size**-0.5 @ key_BALF.transpose(2, 3) + later_LL).softmax(dim=-1)

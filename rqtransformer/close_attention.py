@@ -20,9 +20,12 @@ CLOSE = 4  # positions; with more of them products are faster
 
 
 def attend_close(query_BLAF: Tensor, key_BLAF: Tensor, value_BLAF: Tensor) -> Tensor:
-    """softmax(query key / sqrt(F)) value over a position and those before it, in the layout of the arguments."""
-    out_BLAF: Tensor = _CloseAttention.apply(query_BLAF, key_BLAF, value_BLAF)
-    return out_BLAF
+    """softmax(query key / sqrt(F)) value over a position and those before it, in the layout of the arguments.
+
+    Worked out in fp32; the result has the type of the query.
+    """
+    out_BLAF: Tensor = _CloseAttention.apply(query_BLAF.float(), key_BLAF.float(), value_BLAF.float())
+    return out_BLAF.to(query_BLAF.dtype)
 
 
 class _CloseAttention(torch.autograd.Function):

@@ -31,6 +31,8 @@ def drop_and_add(x: Tensor, probability: float, residual: Tensor | None = None) 
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         dropped = F.dropout(x, probability)
         return dropped if residual is None else residual + dropped
+    if residual is not None and residual.dtype == torch.float32:
+        x = x.float()  # which the sum would make of it as well: a branch under autocast to bf16
     num_dropped = round(probability * LEVELS)
     around = (x,) if residual is None else (x, residual)
     if num_dropped < LEVELS and training.trains(*around) and around[-1].shape == x.shape:

@@ -177,9 +177,13 @@ def _sums_and_gradient(
             assert gradient_nV is not None, "`_compiled_serves` asks for a gradient"
             scores_nK = targets.scores(start, end, d) if isinstance(targets, SoftTargets) else None
             eps = 0.0 if scores_nK is None else SOFT_EPS
-            sums_3D[:, d] += training.cross_entropy_rows(logits_nV, codes_n, scores_nK, eps, gradient_nV)
+            rows_nV = logits_nV.float()
+            slope_nV = gradient_nV if gradient_nV.dtype == torch.float32 else torch.empty_like(rows_nV)
+            sums_3D[:, d] += training.cross_entropy_rows(rows_nV, codes_n, scores_nK, eps, slope_nV)
             if scale is not None:
-                gradient_nV.mul_(scale)
+                slope_nV.mul_(scale)
+            if slope_nV is not gradient_nV:
+                gradient_nV.copy_(slope_nV)
             continue
         target_nV = None if targets is None else targets.probabilities(start, end, d)
         at_place = gradient_nV if logits_nV.dtype == torch.float32 else None
@@ -205,7 +209,7 @@ def _compiled_serves(
     logits_NDV: Tensor, codes_ND: Tensor, targets: TargetDistribution | None, gradient_NDV: Tensor | None
 ) -> bool:
     """Whether the rows are those of a training step on a CPU that the compiled code knows."""
-    known = gradient_NDV is not None and training.trains(logits_NDV) and _are_scores_of(targets, logits_NDV)
+    known = gradient_NDV is not None and training.trains_widened(logits_NDV) and _are_scores_of(targets, logits_NDV)
     return known and logits_NDV.stride(-1) == 1 and codes_ND.dtype == torch.int64 and codes_ND.device.type == "cpu"
 
 

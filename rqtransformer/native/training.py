@@ -17,6 +17,13 @@ def trains(*tensors: Tensor) -> bool:
     return not torch.compiler.is_compiling() and all(map(serves, tensors))
 
 
+def trains_widened(tensor: Tensor) -> bool:
+    """Whether the compiled functions take this tensor once it is fp32, which holds all that it holds."""
+    if type(tensor) is not Tensor or tensor.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    return trains(tensor.new_empty(0, dtype=torch.float32))
+
+
 def drop(x: Tensor, draws: Tensor, first_kept: int, scale: float, residual: Tensor | None = None) -> Tensor:
     """residual + scale * x where the draw (int16) is `first_kept` or more, residual elsewhere."""
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
