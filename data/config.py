@@ -30,38 +30,49 @@ _PUBLISHED_SPELLINGS = {"coco-2014val": "coco", "coco-2017val": "coco-2017", "ls
 
 @dataclass
 class DatasetConfig:
-    """Published key names first, then ours.
+    """Published key names first, then those of text-conditioned data sets, then ours.
 
-    type: a data set of the table in data/build.py (`LSUN-church` and `lsun-church` are the same). transforms: the
-    published name (`imagenet256x256`, `ffhq256x256`, `LSUN-cat`, `none`), as a string or as {type: name}; it fixes how
-    an image is cropped (else the table does) and, unless `resolution` does, its size. root: see data/README.md for the
-    layouts. vocab_size: the stage-1 codebook size, read by stage 2.
-
-    val_fraction: share of the images held out where a data set has no validation split of its own (None: 0.2 for
-    digits, 0.1 otherwise); which images is decided by split_seed, on purpose not by the seed of the run, so that two
-    runs never see each other's validation images. hflip: mirror training images with probability 1/2 (None: as the
-    transforms say). random_shift: move training images by up to that many pixels (data sets held in memory).
-    num_samples: size of the synthetic training split. max_corrupt: distinct unreadable files tolerated.
-    max_image_pixels: larger images count as unreadable (decompression bombs). class_folders: all sub-folders of a
-    `folder` are classes, also those called `train` or `val`.
-
-    channels: what images are given as: 1 grey, 3 RGB (None too), 4 RGBA. background: the colour that shows behind what
-    is transparent, a name or `#rrggbb`. How other pixels are read: data/images/pixel_rule.py.
-
-    accept_changed: resume although the images are not those of the run. accept_seen: validate stage 2 also on images
-    that stage 1 was trained on.
-
-    Captions: tokenizer names what turns them into ids: a folder of `python -m data.tokenizers train`, a
-    `tokenizer.json`, a published pair (DIR/bpe-16k), or CLIP's file. Without it txt_tok_name does, one of the published
-    names, whose files are then looked for (data/README.md). vocab_size_txt: the most ids there may be. context_length:
-    ids per caption, bpe_dropout: share of merges dropped in training. val_captions: which annotation file of coco the
-    validation split reads; of coco-karpathy, `val` or `test`. captions of a `folder` (None: none) or `caption-folder`
-    (None: files): `files` beside the images, or the `names` of these.
-
-    Shards (types `shards` and `latents`, see docs/data_at_scale.md): root may also be a URL, a brace pattern or a list.
-    shuffle: `samples` shuffles everything, `shards` the order of the shards and then within a window of shuffle_window
-    of them; auto: shards for URLs, samples for files. Remote shards are kept in the folder shard_cache (None: one below
-    the system's temporary folder), at most shard_cache_size at a time.
+    Attributes:
+        type: a data set of the table in `data/build.py` (`LSUN-church` and `lsun-church` are the same).
+        transforms: the published name of how an image is cropped (`imagenet256x256`, `ffhq256x256`, `LSUN-cat`,
+            `dalle-vqvae`, `none`), as text or as {type: name}; it also fixes the size, unless `resolution` does. null:
+            as the table of data sets says.
+        root: where the files lie; layouts in `data/README.md`. Of shards also a URL, a brace pattern or a list.
+        vocab_size: codebook size of stage 1, or one per depth, read by stage 2. null: that of the stage-1 checkpoint.
+        dataset: the published name of `type` in text-conditioned files.
+        txt_tok_name: a published tokenizer (`bpe16k_huggingface`, `bpe30k_huggingface`, `simple`), whose files are
+            looked for where `data/README.md` says; for a config without `tokenizer`.
+        vocab_size_txt: the most token ids there may be.
+        image_resolution (pixels): the published name of `resolution` in text-conditioned files.
+        context_length (tokens): ids per caption; shorter ones are padded, longer ones cut.
+        bpe_dropout: share of the merges of the tokenizer that are dropped in training.
+        tokenizer: what turns captions into ids: a folder of `python -m data.tokenizers train`, a `tokenizer.json`, a
+            published pair (DIR/bpe-16k), or CLIP's file. Without one a data set gives images only.
+        val_captions: which annotation file of coco the validation split reads; of coco-karpathy, `val` or `test`.
+        captions: of a `folder` (null: none) or `caption-folder` (null: files): `none`, `files` beside the images, or
+            the `names` of these.
+        resolution (pixels): side of the images. null: as `transforms` or the data set says; of stage 2, that of the
+            stage-1 checkpoint.
+        val_fraction: share of the images held out where a data set has no validation split of its own. null: 0.2 for
+            digits, 0.1 otherwise.
+        split_seed: decides which images are held out; on purpose not the seed of the run, so that two runs never see
+            each other's validation images.
+        hflip: mirror training images with probability 1/2. null: as the transforms say.
+        random_shift (pixels): move training images by up to that much (data sets held in memory).
+        num_samples: size of the synthetic training split.
+        max_corrupt: distinct unreadable files tolerated.
+        max_image_pixels (pixels): larger images count as unreadable (decompression bombs).
+        channels: what images are given as: 1 grey, 3 RGB (null too), 4 RGBA.
+        background: the colour that shows behind what is transparent, a name or `#rrggbb`. How other pixels are read:
+            `data/images/pixel_rule.py`.
+        class_folders: all sub-folders of a `folder` are classes, also those called `train` or `val`.
+        accept_changed: resume although the images are not those of the run.
+        accept_seen: validate stage 2 also on images that stage 1 was trained on.
+        shuffle: `samples` shuffles everything, `shards` the order of the shards and then within a window of them; auto:
+            shards for URLs, samples for files (`docs/data_at_scale.md`).
+        shuffle_window (shards): within which `shuffle: shards` shuffles.
+        shard_cache: the folder in which remote shards are kept. null: one below the system's temporary folder.
+        shard_cache_size (shards): kept there at most at a time.
     """
 
     type: Optional[str] = None

@@ -23,12 +23,22 @@ FIXED_VALUES = {
 
 @dataclass
 class BlockConfig:
-    """One transformer block. `gelu` is v1 (exact, erf) or v2 (x * sigmoid(1.702 x)).
+    """One transformer block. What follows `gelu` is ours; its defaults are the published block.
 
-    `embed_dim` is written by published configurations and must, when given, repeat the model's. What follows `gelu` is
-    ours; its defaults are the published block. norm: layer or rms. head_dim: features per attention head; embed_dim /
-    n_head when left out. n_kv_head: heads of keys and values, each shared by n_head / n_kv_head queries; 1 is
-    multi-query attention. mlp_ratio: hidden width over embed_dim. alibi: scores fall linearly with the distance.
+    Attributes:
+        embed_dim: written by published files; must repeat that of the model.
+        n_head: attention heads; they divide `embed_dim` unless `head_dim` is given.
+        mlp_bias: biases in the two layers of the MLP.
+        attn_bias: biases in the projections of attention.
+        attn_pdrop: dropout of attention weights.
+        resid_pdrop: dropout of what a block adds.
+        gelu: v1 (exact, erf) or v2 (x * sigmoid(1.702 x)).
+        norm: layer or rms.
+        head_dim: features per attention head. null: embed_dim / n_head.
+        n_kv_head: heads of keys and values, each shared by n_head / n_kv_head queries; 1 is multi-query attention.
+            null: n_head.
+        mlp_ratio: hidden width of the MLP over embed_dim.
+        alibi: scores fall linearly with the distance.
     """
 
     embed_dim: Optional[int] = None
@@ -47,7 +57,12 @@ class BlockConfig:
 
 @dataclass
 class StackConfig:
-    """A stack of `n_layer` equal blocks; 0 makes the stack the identity."""
+    """A stack of equal blocks.
+
+    Attributes:
+        n_layer: blocks; 0 makes the stack the identity.
+        block: what all of them are like.
+    """
 
     n_layer: int = MISSING
     block: BlockConfig = field(default_factory=BlockConfig)
@@ -58,22 +73,27 @@ class RQTransformerConfig:
     """Sizes and switches of an RQ-Transformer.
 
     Attributes:
-        block_size: code grid (H, W, D). Training files may leave it to the stage-1 checkpoint.
+        type: `rq-transformer`, nothing else.
+        ema: decay of the average of the weights; belongs to the training loop, of no effect on the model. null: none is
+            kept.
+        ar_hierarchy, use_padding_emb, scaled_head_emb_vqvae: written by published files, always with the default; any
+            other value is refused.
+        vocab_size: codebook size, or one per depth. Training files leave it to `dataset.vocab_size` or the checkpoint.
+        block_size: code grid [H, W, D]. Training files may leave it to the stage-1 checkpoint.
+        vocab_size_cond, block_size_cond: number of condition ids, and ids per image. 1 and 1: unconditional; C and 1: C
+            classes; V and L: a text of L tokens.
         embed_dim: width of body and head.
-        input_embed_dim: size of the stage-1 code vectors; `embed_dim` when left out, in training files the one of the
-            stage-1 checkpoint where its vectors are used.
-        vocab_size: codebook size, or one per depth. Training files leave it to `dataset.vocab_size`.
-        shared_tok_emb: one token table for all depths (used only where the code vectors are not).
-        shared_cls_emb: one classifier for all depths.
+        input_embed_dim: size of the stage-1 code vectors. null: `embed_dim`; in training files the one of the stage-1
+            checkpoint where its vectors are used.
         input_emb_vqvae, head_emb_vqvae: embed codes with the stage-1 code vectors in the body, in the head.
         cumsum_depth_ctx: the head sees the running sum of the code vectors drawn so far (Eq. 9 of the paper).
-        vocab_size_cond, block_size_cond: number of condition ids and ids per image. 1 and 1: unconditional;
-            C and 1: C classes; V and L: a text of L tokens.
-        cond_drop_prob: ours; in training, the share of images whose condition is replaced by one extra null
-            condition, which makes classifier-free guidance possible. 0 adds no parameters.
-        type, ar_hierarchy, use_padding_emb, scaled_head_emb_vqvae: written by published files, always with the
-            default; any other value is refused.
-        ema: belongs to the training loop; of no effect here.
+        shared_tok_emb: one token table for all depths (used only where the code vectors are not).
+        shared_cls_emb: one classifier for all depths.
+        embd_pdrop: dropout of the embeddings.
+        body: the stack over the positions.
+        head: the stack over the codes of one position.
+        cond_drop_prob: ours; in training, the share of images whose condition is replaced by one extra null condition,
+            which makes classifier-free guidance possible. 0 adds no parameters.
     """
 
     type: str = "rq-transformer"

@@ -40,9 +40,9 @@ class Stage2LossConfig:
         type: soft_target_cross_entropy or cross_entropy.
         stochastic_codes: draw the codes from the soft distribution instead of taking the nearest ones.
         temp: temperature of that distribution, softmax(-squared distance / temp).
-        img_weight: weight of the loss of the codes, in every model.
         txt_weight: weight of the loss of the condition ids, which only text-conditional models have.
-        chunk: rows of logits worked on at a time; chosen from the vocabulary when left out.
+        img_weight: weight of the loss of the codes, in every model.
+        chunk (rows): of logits worked on at a time. null: chosen from the vocabulary.
     """
 
     type: str = "soft_target_cross_entropy"

@@ -24,7 +24,18 @@ NORM_GROUPS = 32
 class DDConfig:
     """The two convolutional halves: `ch * ch_mult[i]` channels at level i, which halves the resolution i times.
 
-    resamp_with_conv: a convolution with every change of resolution; without, the mean of 2 x 2 and nearest neighbour.
+    Attributes:
+        double_z: the encoder gives twice `z_channels`, as for a variational autoencoder.
+        z_channels: channels between the halves and the bottleneck.
+        resolution (pixels): side of the images.
+        in_channels, out_ch: channels of the images, the same for both: 1 grey, 3 RGB, 4 RGBA.
+        ch: channels at full resolution, a multiple of 32.
+        ch_mult: factor of `ch` at every level; one level more halves the code grid.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attn_resolutions (pixels): sides of the feature maps that get self-attention.
+        dropout: share of activations dropped inside residual blocks.
+        resamp_with_conv: a convolution with every change of resolution; without, the mean of 2 x 2 and nearest
+            neighbour.
     """
 
     double_z: bool = False
@@ -44,11 +55,22 @@ class DDConfig:
 class QuantizerHParams:
     """The bottleneck. Missing keys have their published defaults.
 
-    latent_shape: [H, W, E] of the encoder's output. code_shape: [h, w, D]; a code grid smaller than the latent grid
-    joins neighbouring latent vectors. codebook_update: 'per_depth' (published) or 'deferred' (once per optimizer step).
-    bottleneck: options of a `bottleneck_type` other than 'rq' and 'none', see `rqvae.bottleneck.BOTTLENECKS`; n_embed
-    may be left out where the options give the codebook size. For 'vq' and 'residual_vq' also decay, shared_codebook and
-    restart_unused_codes keep their published meaning.
+    Attributes:
+        bottleneck_type: `rq`, `none`, or another of the table `rqvae.bottleneck.BOTTLENECKS`.
+        embed_dim: E, the size of a code vector.
+        n_embed: K, the size of the codebook, or one per depth; may be left out where options give it.
+        decay: of the moving averages of the codebook, or one per depth.
+        loss_type: what the reconstruction loss compares by: `mse` or `l1`.
+        latent_loss_weight: of the commitment loss.
+        latent_shape: [H, W, E] of the encoder's output.
+        code_shape: [h, w, D]; a code grid smaller than the latent grid joins neighbouring latent vectors.
+        shared_codebook: one codebook for all depths.
+        restart_unused_codes: give codes that nothing is near to a vector of the batch.
+        codebook_update: `per_depth` (published) or `deferred` (once per optimizer step).
+        use_padding_idx: written by published files; only false is supported.
+        masked_dropout: written by published files; only 0 is supported.
+        bottleneck: options of a `bottleneck_type` other than `rq` and `none`. For `vq` and `residual_vq` also decay,
+            shared_codebook and restart_unused_codes keep their published meaning.
     """
 
     bottleneck_type: str = "rq"
@@ -132,7 +154,16 @@ class RQVAEConfig(QuantizerHParams):
 
 @dataclass
 class ArchConfig:
-    """The `arch` section of a published stage-1 YAML file. ema: decay of the weight average, read by the training."""
+    """The `arch` section of a published stage-1 YAML file.
+
+    Attributes:
+        type: `rq-vae`, nothing else.
+        code_hier: levels of code maps; only 1 is supported.
+        ema: decay of the average of the weights, read by the training. null: no average is kept.
+        hparams: the bottleneck.
+        ddconfig: encoder and decoder.
+        checkpointing: work activations out again in the backward pass instead of keeping them.
+    """
 
     type: str = "rq-vae"
     code_hier: int = 1

@@ -37,7 +37,15 @@ POSITIVE_OR_UNSET = (
 
 @dataclass
 class SampleConfig:
-    """Sampling settings of the preview grids that stage 2 logs. Both filters take one value or one per depth."""
+    """Sampling settings: of the preview grids that stage 2 logs, and the defaults of the sampling scripts.
+
+    Attributes:
+        top_k: draw among that many likeliest codes; one value or one per depth. null: all.
+        top_p: draw among the likeliest codes that together have this probability; one value or one per depth. null:
+            all.
+        temp: temperature of the draw; one value or one per depth.
+        num_images: of a preview grid.
+    """
 
     top_k: Any = None
     top_p: Any = None
@@ -49,13 +57,19 @@ class SampleConfig:
 class InLoopScoreConfig:
     """rFID of reconstructions (stage 1) or FID of samples (stage 2) while training; off without `every_steps`.
 
-    Every `every_steps` steps, and after the last, `num_images` images of the averaged weights (the raw ones where no
-    average is kept) are scored. `features` is auto (Inception where its weights are found; else, for colour images,
-    efficientnet-lite0 where its packages are installed; else the data set's own classifier), inception,
-    efficientnet-lite0 or classifier. Where none can be had, one warning says so and training goes on without.
-    With `keep_best` the snapshot of the lowest distance is kept in `snapshots/best`. `classes` of the samples is that
-    of `main_sampling_fid.py --classes`: seen, all or frequencies (each class as often as among the training images,
-    which the name of the distance says).
+    The averaged weights are scored, or the raw ones where no average is kept. Where no feature network can be had, one
+    warning says so and training goes on without.
+
+    Attributes:
+        every_steps (steps): between two scores, and after the last step. null: never.
+        num_images: of one score.
+        features: auto (Inception where its weights are found; else, for colour images, efficientnet-lite0 where its
+            packages are installed; else the data set's own classifier), inception, efficientnet-lite0 or classifier.
+        features_weights: file with the weights of the feature network. null: where they are looked for.
+        features_cache: folder of trained classifiers and of statistics.
+        keep_best: keep the snapshot of the lowest distance in `snapshots/best`.
+        classes: of the samples, as in `main_sampling_fid.py --classes`: seen, all or frequencies (each class as often
+            as among the training images, which the name of the distance says).
     """
 
     every_steps: Optional[int] = None
@@ -69,34 +83,56 @@ class InLoopScoreConfig:
 
 @dataclass
 class ExperimentConfig:
-    """How long, how large and how often. The first block has the published names, counted in epochs.
+    """How long, how large and how often. The first keys have the published names, counted in epochs; a frequency in
+    steps (`*_steps`) wins over the one in epochs.
 
-    `batch_size` is per process and per micro-step. `total_batch_size` is the batch of one optimizer step over all
-    processes; the number of accumulated micro-steps follows from it. A frequency in steps (`*_steps`) wins over
-    the one in epochs. `precision` is auto (bf16 on a GPU when `amp` is set or unset, fp32 on a CPU), fp32, bf16, fp16.
-
-    The first checkpoint is written after `save_minutes` at the latest, whatever the frequencies say (null: as they
-    say). The last `keep_checkpoints` stay, and those of steps that are multiples of `keep_every_steps` (null: none) for
-    ever. With `async_checkpoint` training goes on while one is written.
-
-    `parallel` is ddp (every process holds the whole model), fsdp (a share of every parameter; stage 2) or none (one
-    process). `compile` compiles every transformer block (stage 2), the networks (stage 1). `gradient_checkpointing`
-    works activations out again in the backward pass instead of keeping them: false, true, or, in stage 2, selective,
-    which keeps the products of matrices.
-
-    `deterministic` makes a GPU take algorithms that give the same bits every time, which an exact resume there needs;
-    without it cuDNN measures which are the fastest. Not verified on a GPU; a CPU is exact either way.
-
-    A step with a non-finite loss stops the run or, with `non_finite: skip`, is left out, up to `max_skipped_steps`
-    times; either way its batch is kept under `faults/`. A loss more than `spike_factor` deviations above the median of
-    the last `spike_window` steps gives a warning (null: never), as does a codebook of which a log window used less
-    than `min_code_usage` at some depth. Data workers that die are replaced up to `max_worker_deaths` times. When a rank
-    does not move for `hang_timeout` seconds, the run says where every rank stands and ends (null: never). After a
-    SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the ranks agree to stop at the next multiple of `signal_steps`. `count_flops`
-    counts those of a step for the log line. `console` is short (a line of 100 columns for each interval) or full (all
-    numbers); the files hold everything either way. With `report` the page of `python -m training.report` is written
-    into the run directory with every snapshot. `loggers` are tensorboard, trackio and wandb (the latter two are
-    packages of their own); one that fails is a warning.
+    Attributes:
+        batch_size (images): per process and per micro-step.
+        total_batch_size (images): of one optimizer step over all processes; the number of accumulated micro-steps
+            follows from it. null: as many as one micro-step has, times `optimizer.grad_accm_steps`.
+        epochs (epochs): length of the run; either this or `max_steps`.
+        save_ckpt_freq (epochs): between two checkpoints with snapshot.
+        test_freq (epochs): between two validations with pictures.
+        amp: the published switch of mixed precision, where `precision` is auto: false is fp32; true and null are bf16
+            on a GPU.
+        sample: of the preview grids of stage 2.
+        max_steps (steps): length of the run; either this or `epochs`.
+        save_steps (steps): between two checkpoints with snapshot. null: as `save_ckpt_freq` says.
+        save_minutes (minutes): the first checkpoint comes after that time at the latest, whatever the frequencies say.
+            null: as they say.
+        test_steps (steps): between two validations with pictures. null: as `test_freq` says.
+        log_steps (steps): between two lines of the log.
+        precision: auto (bf16 on a GPU unless `amp` is false, fp32 on a CPU), fp32, bf16 or fp16.
+        parallel: ddp (every process holds the whole model), fsdp (a share of every parameter; stage 2) or none (one
+            process).
+        channels_last: memory layout of convolutions; the faster one.
+        compile: compile every transformer block (stage 2), the networks (stage 1).
+        deterministic: make a GPU take algorithms that give the same bits every time, which an exact resume there needs;
+            without it cuDNN measures which are the fastest. Not verified on a GPU; a CPU is exact either way.
+        gradient_checkpointing: work activations out again in the backward pass instead of keeping them: false, true,
+            or, in stage 2, selective, which keeps the products of matrices.
+        num_workers (processes): that read data, per process; 0 reads in the process itself.
+        keep_checkpoints: the last ones that stay.
+        keep_every_steps (steps): checkpoints of steps that are multiples of it stay for ever. null: none do.
+        async_checkpoint: go on training while a checkpoint is written.
+        keep_snapshots: the last ones that stay. null: all.
+        non_finite: after a step with a non-finite loss: stop, or skip it; either way its batch is kept under `faults/`.
+        max_skipped_steps (steps): that `non_finite: skip` leaves out before the run stops.
+        max_worker_deaths: data workers that are replaced before the run stops.
+        spike_factor: warn of a loss more than that many deviations above the median of the last steps. null: never.
+        spike_window (steps): of that median.
+        min_code_usage: warn of a codebook of which a log window used less than this share at some depth.
+        hang_timeout (seconds): a rank that does not move for so long ends the run, which says where every rank stands.
+            null: never.
+        signal_steps (steps): after a SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the ranks agree to stop at the next multiple.
+        count_flops: count the operations of a step for the log line.
+        console: short (a line of 100 columns for each interval) or full (all numbers); the files hold everything either
+            way.
+        report: write the page of `python -m training.report` into the run directory with every snapshot.
+        loggers: tensorboard, trackio, wandb (the latter two are packages of their own); one that fails is a warning.
+        test_images: of a validation, spread evenly over the split. null: all.
+        grid_images: in the pictures of stage 1.
+        score: scores while training.
     """
 
     batch_size: int = MISSING

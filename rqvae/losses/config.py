@@ -6,10 +6,16 @@ from typing import Any, Optional
 
 @dataclass
 class DiscriminatorConfig:
-    """`gan.disc.arch`.
+    """`gan.disc.arch`: the patch discriminator.
 
-    in_channels: of the images; None: those of the autoencoder. `sync_batchnorm` is ours: batch statistics over all
-    ranks instead of one rank's images.
+    Attributes:
+        in_channels: of the images. null: those of the autoencoder.
+        num_layers: convolutions of stride 2; with 2 a verdict is about a patch of 34 x 34 pixels, one more about
+            doubles it.
+        use_actnorm: activation normalisation in place of batch normalisation.
+        ndf: channels of the first layer.
+        spectral_norm: divide every convolution's weights by their largest singular value.
+        sync_batchnorm: ours; batch statistics over all ranks instead of one rank's images.
     """
 
     in_channels: Optional[int] = None
@@ -31,7 +37,12 @@ class DiscriminatorConfig:
 
 @dataclass
 class DiscConfig:
-    """`gan.disc`. Without an `optimizer` section the discriminator is trained like the autoencoder."""
+    """`gan.disc`. Without an `optimizer` section the discriminator is trained like the autoencoder.
+
+    Attributes:
+        arch: its layers.
+        optimizer: null: as for the autoencoder.
+    """
 
     arch: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     optimizer: Any = None
@@ -39,12 +50,18 @@ class DiscConfig:
 
 @dataclass
 class GANLossConfig:
-    """`gan.loss`.
+    """`gan.loss`; the last four keys are ours.
 
-    Published: `disc_loss`, `gen_loss` (names in `rqvae.losses.adversarial`), `disc_weight`, `perceptual_weight`,
-    `disc_start` (epochs). Ours: `disc_start_step` (optimizer steps, replaces `disc_start`), `gen_start_step` (when the
-    generator first sees the discriminator; default: together with it), `gen_ramp_steps` (length of the linear
-    ramp of the generator term), `perceptual_backbone` (file with VGG16 weights).
+    Attributes:
+        disc_loss: of the discriminator: hinge or vanilla.
+        gen_loss: of the generator: vanilla or non_saturating.
+        disc_weight: of the adaptively weighted generator term.
+        perceptual_weight: of LPIPS; above 0 it needs the weights of VGG16.
+        disc_start (epochs): when the discriminator begins to be trained.
+        disc_start_step (steps): the same in steps, in place of `disc_start`.
+        gen_start_step (steps): when the generator first sees the discriminator. null: together with its start.
+        gen_ramp_steps (steps): length of the linear ramp of the generator term.
+        perceptual_backbone: file with the weights of VGG16. null: where they are looked for.
     """
 
     disc_loss: str = "hinge"
@@ -60,7 +77,12 @@ class GANLossConfig:
 
 @dataclass
 class GANConfig:
-    """The `gan` section."""
+    """The `gan` section.
+
+    Attributes:
+        disc: the discriminator.
+        loss: the losses of both sides, and LPIPS.
+    """
 
     disc: DiscConfig = field(default_factory=DiscConfig)
     loss: GANLossConfig = field(default_factory=GANLossConfig)

@@ -375,7 +375,7 @@ class Session(Generic[Config]):
         )
 
     def _scores(self, snapshots: SnapshotWriter) -> InLoopScores | None:
-        """Of rFID or FID; None where none is asked for, or, with a warning, where no feature network can be had."""
+        """Of rFID or FID; None where none is asked for, or, with a warning, where none can be had."""
         experiment = self.config.experiment
         if experiment.score.every_steps is None:
             return None
@@ -388,11 +388,10 @@ class Session(Generic[Config]):
             experiment.score.features_cache,
         )
         try:
-            extractor = find_features(experiment.score, data)
+            scores = InLoopScores(experiment.score, self.stage, find_features(experiment.score, data), data, snapshots)
         except ValueError as error:
             if self.env.is_main:
                 self.log.warning(f"no {self.stage.score_kind} while training: {error}")
             return None
-        scores = InLoopScores(experiment.score, self.stage, extractor, data, snapshots)
         self.log.info(scores.describe())
         return scores

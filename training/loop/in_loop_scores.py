@@ -62,6 +62,9 @@ class InLoopScores:
         extractor: what the images are compared with.
         data: both splits of the run's data set.
         snapshots: keeps the best one.
+
+    Raises:
+        ValueError: the split has less than two images.
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class InLoopScores:
         self.num_images = config.num_images
         if stage.score_kind == "rfid":
             self.num_images = min(config.num_images, len(data.split(stage.score_split)))
+        if self.num_images < 2:
+            raise ValueError(f"the {stage.score_split} split has {self.num_images} images, a distance takes 2 or more")
         self._reference: tuple[str, Gaussian] | None = None
 
     def describe(self) -> str:

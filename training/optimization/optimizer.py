@@ -21,9 +21,15 @@ class OptimizerConfig:
 
     Args:
         type: adam, adamW or sgd, in any case.
-        max_gn: largest gradient norm; None does not clip.
+        init_lr: learning rate; how it moves from there, `warmup` says.
+        weight_decay: of every parameter; decoupled for adamW.
+        betas: decay of the two moments of adam and adamW.
+        eps: added to the denominator of adam and adamW.
+        momentum: of sgd.
+        warmup: the learning-rate schedule.
+        max_gn: largest gradient norm. null: gradients are not clipped.
         grad_accm_steps: micro-batches per optimizer step, where `experiment.total_batch_size` does not say it.
-        fused: 'auto' (one pass over every parameter: adam and adamW on CUDA and CPU), true or false.
+        fused: auto (one pass over every parameter: adam and adamW on CUDA and CPU), true or false.
     """
 
     type: str = "adamW"

@@ -11,13 +11,13 @@ class WarmupConfig:
     """`optimizer.warmup`, under its published field names; lengths in epochs (fractions allowed).
 
     Args:
-        epoch: length of the linear rise; 0 starts at `init_lr` right away, where `multiplier` and the delay of
+        epoch (epochs): length of the linear rise; 0 starts at `init_lr` right away, where `multiplier` and the delay of
             `buffer_epoch` do not apply.
         multiplier: peak rate / `init_lr`.
-        buffer_epoch: length of the plateau between the rise and the cosine.
+        buffer_epoch (epochs): length of the plateau between the rise and the cosine.
         min_lr: where the cosine ends.
-        mode: what the multiplier becomes: 'fix' max(1, m); 'linear' max(1, m * world size); 'sqrt' max(1, m *
-            sqrt(world size)); 'none' m, also below 1.
+        mode: what the multiplier becomes: fix, max(1, m); linear, max(1, m * world size); sqrt, max(1, m * sqrt(world
+            size)); none, m, also below 1.
         start_from_zero: rise from 0 (the very first optimizer step then changes nothing) or from `init_lr`.
     """
 

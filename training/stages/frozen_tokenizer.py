@@ -19,10 +19,11 @@ class VQVAEConfig:
     """The `vqvae` section: which stage-1 checkpoint makes the codes, and how.
 
     Attributes:
-        ckpt: the checkpoint.
-        ema: whether its EMA weights do.
-        precision: of the encoder while training; the search for codes is fp32 always. auto is bf16 on a GPU when the
-            run is in bf16, else fp32. The first log line says which share of the codes differs for it.
+        ckpt: a run, a snapshot or a published checkpoint of stage 1; -v on the command line.
+        ema: whether its averaged weights make the codes.
+        precision: of the encoder while training: auto, fp32 or bf16; the search for codes is fp32 always. auto is bf16
+            on a GPU when the run is in bf16, else fp32. The first log line says which share of the codes differs for
+            it.
     """
 
     ckpt: Optional[str] = None

@@ -47,7 +47,16 @@ NOT_SHARDED = "stage 1 is small, and its adaptive weight needs the whole last la
 
 @dataclass
 class Stage1Config:
-    """A stage-1 YAML file: the published sections, typed."""
+    """A stage-1 YAML file: the published sections, typed.
+
+    Attributes:
+        dataset: which images, at which size, from where.
+        arch: the RQ-VAE.
+        optimizer: of the autoencoder.
+        experiment: how long, how large and how often.
+        gan: discriminator and perceptual loss. null: the reconstruction loss alone.
+        seed: of initial weights, order and noise.
+    """
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     arch: ArchConfig = field(default_factory=ArchConfig)

@@ -52,7 +52,18 @@ from training.stages.validation import validate_stage2
 
 @dataclass
 class Stage2Config:
-    """A stage-2 YAML file: the published sections, typed. `sampling` holds the defaults of the sampling scripts."""
+    """A stage-2 YAML file: the published sections, typed.
+
+    Attributes:
+        dataset: which images, at which size, from where.
+        arch: the RQ-Transformer.
+        vqvae: the frozen stage-1 model.
+        loss: of the codes.
+        optimizer: of the transformer.
+        experiment: how long, how large and how often.
+        sampling: the defaults of the sampling scripts and of scores while training. null: as `experiment.sample`.
+        seed: of initial weights, order and noise.
+    """
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     arch: RQTransformerConfig = field(default_factory=RQTransformerConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,6 +213,12 @@ def test_fewer_images_than_the_split_are_part_of_the_name(cache, tmp_path):
     assert [name.rpartition("_vs_")[2] for name in scores] == ["val4", "num_images"]
     assert scores["num_images"] == 4
     assert not (run_dir / "snapshots" / "best").exists()
+
+
+def test_a_split_of_one_image_has_no_distance():
+    stage, data = SimpleNamespace(score_kind="rfid", score_split="val"), SimpleNamespace(split=lambda name: [0])
+    with pytest.raises(ValueError, match="the val split has 1 images, a distance takes 2 or more"):
+        InLoopScores(InLoopScoreConfig(every_steps=1), stage, None, data, None)
 
 
 @pytest.mark.parametrize("features", ["inception", "auto"])
