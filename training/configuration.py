@@ -102,7 +102,8 @@ def section_of(file: str, name: str) -> Section | None:
         return None
     file, node = found[0], found[1]
     docstring = ast.get_docstring(node) or ""
-    meanings, keys = meanings_of(docstring), {}
+    meanings = meanings_of(docstring)
+    keys: dict[str, Key] = {}
     for base in node.bases:
         inherited = section_of(file, base.id) if isinstance(base, ast.Name) else None
         keys |= inherited.keys if inherited else {}
