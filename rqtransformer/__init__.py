@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from rqstack import __version__ as __version__
+
 if TYPE_CHECKING:
     from rqtransformer.config import RQTransformerConfig
     from rqtransformer.decoding import frame_sampler, sample, sample_stream

@@ -1,5 +1,6 @@
 """Stage 1: images <-> stacks of discrete codes."""
 
+from rqstack import __version__ as __version__
 from rqvae.config import RQVAEConfig
 from rqvae.model import RQVAE, RQVAEOutput, load_rqvae
 

@@ -39,12 +39,13 @@ MAY_IMPORT = {
     "demo": BELOW_SCRIPTS,
     "examples": LIBRARY,
 }
+CONSOLE_SCRIPT = ("rqstack.commands",)  # a program on top of the libraries, though it lies in one of them
 SCRIPTS_MAY_IMPORT = BELOW_SCRIPTS | {"measure_throughput", "benchmarks", "demo"}
 PRODUCT_FOLDERS = tuple(MAY_IMPORT)
 
 # The rooms of a package, each with those of the same package that it may import. Modules at a package's root are free.
 ROOMS: dict[str, dict[str, set[str]]] = {
-    "rqstack": {"quantizers": set()},
+    "rqstack": {"quantizers": set(), "commands": set()},
     "rqstack.quantizers": {
         "arithmetic": set(),
         "codebooks": {"arithmetic"},
@@ -83,6 +84,7 @@ LIBRARY_EXTRAS = {
     "rqtransformer/soft_target_triton.py": {"triton"},
     "rqvae/group_norm_triton.py": {"triton"},
     "rqstack/hub.py": {"huggingface_hub"},
+    "rqstack/commands/": {"PIL"},
 }
 # Back to the published format, which is a torch.save file: only `convert --to published` does it.
 PUBLISHED_WRITER = "rqstack/published_file.py"
@@ -125,13 +127,19 @@ def all_sources(root: Path) -> list[Source]:
 
 
 def imports_that_go_up(root: Path) -> Iterator[str]:
-    """Packages import, and start as processes, only what lies below them; scripts may everything but each other."""
+    """Packages import, and start as processes, only what lies below them; scripts may everything but each other.
+
+    The wheel's console script may import the three libraries, and nobody imports it.
+    """
     ours = {*PRODUCT_FOLDERS, "tests", *entry_scripts(root)}
     for source in product_sources(root):
-        allowed = MAY_IMPORT.get(source.top, SCRIPTS_MAY_IMPORT) | {source.top}
+        is_console = under(source.module, CONSOLE_SCRIPT)
+        allowed = LIBRARY if is_console else MAY_IMPORT.get(source.top, SCRIPTS_MAY_IMPORT) | {source.top}
         for name in [*source.imports, *source.processes]:
             top = name.split(".")[0]
-            if top in ours - allowed and not (source.top == "runtime" and under(name, SHARED_GROUND)):
+            if under(name, CONSOLE_SCRIPT) and not is_console:
+                yield f"{source.name} uses {name}"
+            elif top in ours - allowed and not (source.top == "runtime" and under(name, SHARED_GROUND)):
                 yield f"{source.name} uses {name}"
 
 
@@ -196,9 +204,11 @@ def library_dependencies(root: Path) -> Iterator[str]:
 
 
 def image_files_read_elsewhere(root: Path) -> Iterator[str]:
-    """Files of images are read by `data` alone; benchmarks compare readers."""
+    """Files of images are read by `data` alone, and by the wheel's console script, which has no `data`; benchmarks
+    compare readers.
+    """
     for source in product_sources(root):
-        if source.top in ("data", "benchmarks"):
+        if source.top in ("data", "benchmarks") or under(source.module, CONSOLE_SCRIPT):
             continue
         calls = {dotted(node.func) for node in ast.walk(source.tree) if isinstance(node, ast.Call)}
         for name in sorted({*source.imports, *calls} & set(IMAGE_READERS)):

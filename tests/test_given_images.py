@@ -118,6 +118,18 @@ def test_reconstructions_are_those_of_the_model(checkpoints, pictures, tmp_path)
     assert difference.max() <= 0.51
 
 
+def test_the_console_script_gives_the_same_pictures(checkpoints, pictures, tmp_path, command):
+    """It has no `data` and no `evaluation`, and so reads, crops and rounds on its own."""
+    vqvae = checkpoints / "rqvae-shared" / "model.pt"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (37, 20, 4), dtype=np.uint8)).save(pictures / "c.png")
+    ours = command("sampling.reconstruct", pictures, tmp_path / "ours", "-v", vqvae).out
+    theirs = command("rqstack.commands", "reconstruct", pictures, "-v", vqvae, "--out", tmp_path / "theirs").out
+    assert ours.partition("PSNR")[2] == theirs.partition("PSNR")[2]
+    for name in ("a.png", "c.png", "more/b.png"):
+        left, right = (np.asarray(Image.open(tmp_path / who / "images" / name)) for who in ("ours", "theirs"))
+        assert np.array_equal(left, right)
+
+
 def test_what_cannot_be_read_is_said_and_passed_over(checkpoints, pictures, tmp_path, command):
     (pictures / "broken.png").write_text("no picture")
     ended = command("sampling.reconstruct", pictures, tmp_path / "out", "-v", checkpoints / "rqvae-shared" / "model.pt")
