@@ -29,7 +29,11 @@ PEERS := vector-quantize-pytorch==1.32.0
 # Without their dependencies, all of which are here: they must not move torch.
 PEERS_ALONE := torch-fidelity==0.4.0 prdc==0.2
 
-.PHONY: demo demo-text docs quick test test-oldest test-slow test-peers wheel-test wheel-test-oldest lint setup clean
+GRADIO := 'gradio>=6,<7'
+PLAYWRIGHT := playwright==1.65.2
+SCREENSHOTS := runs/web-screenshots
+
+.PHONY: demo demo-text web docs quick test test-oldest test-slow test-peers test-web wheel-test wheel-test-oldest lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/python -m demo
@@ -73,6 +77,16 @@ test-peers: $(STAMP)
 	$(BIN)/python $(PIP) install $(PEERS)
 	$(BIN)/python $(PIP) install --no-deps $(PEERS_ALONE)
 	$(PYTEST) -m "peer and not slow" tests/peers
+
+# Gradio wants a Pillow below 13, which requirements.txt allows.
+web: $(STAMP)
+	$(BIN)/python $(PIP) install $(GRADIO)
+	$(BIN)/python -m demo.web
+
+# In a Chromium that is on this machine, found or named by CHROMIUM=PATH; it leaves screenshots for a person to look at.
+test-web: $(STAMP)
+	$(BIN)/python $(PIP) install $(GRADIO) $(PLAYWRIGHT)
+	SCREENSHOTS=$(SCREENSHOTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web tests/demo
 
 # The wheel in an environment of its own, with what pip takes for it. The check runs outside of the checkout.
 wheel-test:

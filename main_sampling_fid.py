@@ -51,6 +51,12 @@ def parse() -> argparse.Namespace:
         "class of the model, in turn; frequencies: as often as among the training images (default: seen)",
     )
     parser.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="CLASS",
+        help="draw this class alone, by name or number; its images are not scored (--no-stats-saving)",
+    )
+    parser.add_argument(
         "--reject-keep",
         type=float,
         metavar="SHARE",
@@ -115,12 +121,17 @@ def main(args: argparse.Namespace) -> None:
     )
     from scoring.result_lines import write_result
     from scoring.sample_scores import Comparing, SampleScores, SampleSet
-    from scoring.sampled_classes import class_facts, find_conditions, unequal_classes
+    from scoring.sampled_classes import class_facts, find_conditions, one_class, unequal_classes
     from scoring.scoring_data import ScoringData
     from training.stages.stage2 import Stage2Config
 
     if args.n_samples < 1 or args.batch_size < 1:
         raise UserError(f"-n {args.n_samples} and -bs {args.batch_size} must be at least 1")
+    if args.class_name is not None and (args.score or args.classes != "seen" or args.reject_keep is not None):
+        raise UserError(
+            f"--class {args.class_name} draws images of one class, without scores: add --no-stats-saving and leave out "
+            "--classes and --reject-keep"
+        )
     features, comparing = feature_settings_from(args), Comparing(args.reference, args.report)
     metrics = wanted_metrics(args, comparing)
     check_rejection(args)
@@ -134,7 +145,11 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.model_ar_path} is conditioned on text: sample it with main_sampling_txt2img.py")
     amp_dtype = Precision(args.precision, env.device).amp_dtype
     data = ScoringData(config.dataset, args.batch_size, env, config.experiment.num_workers, cache=features.cache)
-    conditions = find_conditions(args.classes, checkpoint, stage2.config.vocab_size_cond, data)
+    conditions = (
+        find_conditions(args.classes, checkpoint, stage2.config.vocab_size_cond, data)
+        if args.class_name is None
+        else one_class(args.class_name, checkpoint, stage2.config.vocab_size_cond)
+    )
     pixel_dtype = pixel_dtype_from(args, env.device)
     sampler = Sampler(stage1, stage2, conditions, sampling_settings_from(args), amp_dtype, pixel_dtype)
     rejection = find_rejection(args, sampler, conditions, data)

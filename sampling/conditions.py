@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from evaluation.protocol import balanced_conditions, proportional_conditions
+from runtime.errors import UserError, first_few
 
 
 class Conditions(Protocol):
@@ -109,6 +110,25 @@ class CaptionConditions:
     def ids(self, condition_B: Tensor) -> Tensor:
         """Token ids (B, L)."""
         return self.token_ML[condition_B]
+
+
+def class_number(asked: str, class_names: Sequence[str], num_classes: int) -> int:
+    """The class that a user calls by its name or its number.
+
+    Args:
+        class_names: of the model; empty where it does not know them.
+        num_classes: of the model.
+
+    Raises:
+        UserError: none of them; the message has the choices.
+    """
+    if asked in class_names:
+        return class_names.index(asked)
+    if asked.isdecimal() and len(asked) < 10 and int(asked) < num_classes:
+        return int(asked)
+    numbers = f"0..{num_classes - 1}"
+    choices = f"{first_few(class_names, 10)}, or {numbers}" if class_names else numbers
+    raise UserError(f"--class {asked} is none of the model's: {choices}")
 
 
 def condition_texts(

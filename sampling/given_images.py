@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.config import MAX_IMAGE_BYTES
 from data.images.decoding import UNREADABLE, read_pixels
+from data.images.encoded_images import checked
 from data.images.listing import list_images
 from data.images.pixel_rule import PixelRule, parse_background
 from data.images.transforms import Pipeline
@@ -30,19 +32,23 @@ def rule_of(checkpoint: Path, channels: int) -> PixelRule:
     return PixelRule(channels, parse_background(background))
 
 
-def read_image(path: Path, rule: PixelRule, resolution: int) -> Tensor:
-    """One file as uint8 (C, R, R).
+def read_image(path: Path, rule: PixelRule, resolution: int, name: str | None = None) -> Tensor:
+    """One file as uint8 (C, R, R), within the limits of data sets.
+
+    Args:
+        name: what a message calls it; None: its path.
 
     Raises:
         UserError: naming the file, where it cannot be read.
     """
     try:
-        pixels = read_pixels(path.read_bytes(), rule).image
+        with open(path, "rb") as file:
+            pixels = read_pixels(checked(file.read(MAX_IMAGE_BYTES + 1)), rule).image
         pipeline = Pipeline("imagenet", resolution)
         pipeline.check(pixels, rule.max_pixels)
         return pipeline(pixels, None)
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as an image: {one_line(error)}") from error
+        raise UserError(f"{name or path} cannot be read as an image: {one_line(error)}") from error
 
 
 def image_paths(source: Path) -> list[Path]:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error, first_few, say
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rqtransformer import RQTransformer
+    from rqvae import RQVAE
 
 
 def parse() -> argparse.Namespace:
@@ -66,20 +68,21 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from evaluation.protocol import from_uint8, to_uint8
-    from rqtransformer import sample
     from runtime.atomic import write_text_atomically
     from runtime.npz import write_npz
     from runtime.rundir import new_run_dir
     from sampling.given_images import image_size, painted_cells, read_image, rule_of
     from sampling.picture_grids import image_grid, save_image_file
     from sampling.sampler import SamplingSettings
-    from sampling.trained_models import directory_beside, load_models, resolve_checkpoint
+    from sampling.trained_models import directory_beside, load_models, resolve_checkpoint, stage1_is_averaged
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stage1_path, checkpoint = resolve_checkpoint(args.model_vqvae_path), resolve_checkpoint(args.model_ar_path)
-    stage1, stage2 = load_models(stage1_path, checkpoint, device, stage2_ema=args.ema)
+    stage1, stage2 = load_models(
+        stage1_path, checkpoint, device, stage1_ema=stage1_is_averaged(checkpoint), stage2_ema=args.ema
+    )
     settings = SamplingSettings(args.temp, args.top_k, args.top_p, args.cfg_scale, seed=args.seed).arguments(stage2)
-    condition = condition_of(args, stage2, checkpoint)
+    condition = condition_of(args.class_name, args.prompt, stage2, checkpoint)
     height, width, _ = stage2.config.block_size
     if args.mask is not None:
         redrawn_hw = painted_cells(args.mask, image_size(args.image), (height, width))
@@ -92,18 +95,16 @@ def main(args: argparse.Namespace) -> None:
     dd = stage1.config.ddconfig
     pixels_CHW = read_image(args.image, rule_of(stage1_path, dd.in_channels), dd.resolution)
     image_BCHW = from_uint8(pixels_CHW.unsqueeze(0)).to(device)
-    codes_BhwD = stage1.eval().get_codes(image_BCHW).expand(args.num, -1, -1, -1)
-    known = (~redrawn_hw.to(device), codes_BhwD)
-    cond = None if condition is None else condition.to(device).expand(args.num, *condition.shape[1:])
-    filled_BhwD = sample(stage2, stage1, cond, known=known, seed=args.seed, **settings)
-    fill_BCHW = stage1.decode_code(filled_BhwD)
+    codes_hwD, filled_BhwD, fill_BCHW = draw_fills(
+        stage1, stage2, image_BCHW, redrawn_hw, condition, args.num, args.seed, settings
+    )
     directory = new_run_dir(args.save_dir or directory_beside(checkpoint), "inpainted", f"seed{args.seed}")
     for number, fill_CHW in enumerate(to_uint8(fill_BCHW).cpu()):
-        save_image_file(fill_CHW.expand(max(3, len(fill_CHW)), -1, -1), directory / f"fill-{number}.png")
+        save_image_file(coloured(fill_CHW), directory / f"fill-{number}.png")
     shown = torch.cat([image_BCHW, greyed(image_BCHW, redrawn_hw), fill_BCHW])
     labels = ["image", "kept", *(f"fill {number}" for number in range(args.num))]
     save_image_file(image_grid(shown, len(labels), image_labels=labels), directory / "fills.png")
-    arrays = {"image": codes_BhwD[0], "redrawn": redrawn_hw, "fills": filled_BhwD}
+    arrays = {"image": codes_hwD, "redrawn": redrawn_hw, "fills": filled_BhwD}
     write_npz(directory / "codes.npz", {name: codes.cpu().numpy() for name, codes in arrays.items()})
     cells = int(redrawn_hw.sum())
     facts = {"image": str(args.image), "cells_redrawn": cells, "cells": height * width, "seed": args.seed, **settings}
@@ -111,8 +112,43 @@ def main(args: argparse.Namespace) -> None:
     say(f"{args.num} fills of {cells} of {height * width} cells to {directory}")
 
 
-def condition_of(args: argparse.Namespace, stage2: RQTransformer, checkpoint: Path) -> Tensor | None:
+def draw_fills(
+    stage1: RQVAE,
+    stage2: RQTransformer,
+    image_1CHW: Tensor,
+    redrawn_hw: Tensor,
+    condition: Tensor | None,
+    num: int,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (h, w, D) of an image in [-1, 1], those of its fills (B, h, w, D), and the fills as images.
+
+    Args:
+        redrawn_hw: which cells are drawn again; all others keep their codes.
+        condition: of `condition_of`.
+        settings: of `SamplingSettings.arguments`.
+    """
+    from rqtransformer import sample
+
+    codes_BhwD = stage1.eval().get_codes(image_1CHW).expand(num, -1, -1, -1)
+    known = (~redrawn_hw.to(image_1CHW.device), codes_BhwD)
+    cond = None if condition is None else condition.to(image_1CHW.device).expand(num, *condition.shape[1:])
+    filled_BhwD = sample(stage2, stage1, cond, known=known, seed=seed, **settings)
+    return codes_BhwD[0], filled_BhwD, stage1.decode_code(filled_BhwD)
+
+
+def coloured(image_CHW: Tensor) -> Tensor:
+    """A picture to be saved: a grey image repeated to three channels."""
+    return image_CHW.expand(max(3, len(image_CHW)), -1, -1)
+
+
+def condition_of(class_name: str | None, prompt: str | None, stage2: RQTransformer, checkpoint: Path) -> Tensor | None:
     """Ids (1,) or (1, L) of what the fills shall show; None for a model without condition or with a null one.
+
+    Args:
+        class_name, prompt: what the user asks for.
+        checkpoint: that of stage 2, which knows the classes' names and the tokenizer.
 
     Raises:
         UserError: what the model needs is missing, what it does not take is given.
@@ -121,41 +157,36 @@ def condition_of(args: argparse.Namespace, stage2: RQTransformer, checkpoint: Pa
 
     from data.config import DatasetConfig
     from rqstack.archive import read_archive
+    from sampling.conditions import class_number
     from sampling.prompts import Prompts, find_tokenizer, tokenize
     from sampling.trained_models import class_names_of
 
     config = stage2.config
     if config.block_size_cond > 1:
-        if args.class_name is not None:
+        if class_name is not None:
             raise UserError("--class is for a model with classes: this one takes --prompt")
-        if args.prompt is None and not config.has_null_condition:
+        if prompt is None and not config.has_null_condition:
             raise UserError("this model was trained on captions: give --prompt")
-        if args.prompt is None:
+        if prompt is None:
             return None
         section = (read_archive(checkpoint, wanted=()).config or {}).get("dataset") or {}
         known = {name: value for name, value in section.items() if name in DatasetConfig.__dataclass_fields__}
         tokenizer = find_tokenizer(None, checkpoint, DatasetConfig(**known), config)
-        return tokenize(Prompts([args.prompt], "--prompt"), tokenizer).token_ML
-    if args.prompt is not None:
+        return tokenize(Prompts([prompt], "--prompt"), tokenizer).token_ML
+    if prompt is not None:
         raise UserError("--prompt is for a model of captions")
     if config.vocab_size_cond < 2:
-        if args.class_name is not None:
+        if class_name is not None:
             raise UserError("--class is for a model with classes: this one has none")
         return None
     names = class_names_of(checkpoint)
-    if args.class_name is None and not config.has_null_condition:
+    if class_name is None and not config.has_null_condition:
         last = config.vocab_size_cond - 1
         shown = first_few(names, 10) if names else f"0..{last}"
         raise UserError(f"this model has classes: give --class ({shown})")
-    if args.class_name is None:
+    if class_name is None:
         return None
-    if args.class_name in names:
-        return torch.tensor([names.index(args.class_name)])
-    if args.class_name.isdecimal() and len(args.class_name) < 10 and int(args.class_name) < config.vocab_size_cond:
-        return torch.tensor([int(args.class_name)])
-    numbers = f"0..{config.vocab_size_cond - 1}"
-    choices = f"{first_few(names, 10)}, or {numbers}" if names else numbers
-    raise UserError(f"--class {args.class_name} is none of the model's: {choices}")
+    return torch.tensor([class_number(class_name, names, config.vocab_size_cond)])
 
 
 def greyed(image_BCHW: Tensor, redrawn_hw: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Grids are made to be looked at: small images are enlarged, rows and images carry
 Legend: B batch, C channels, H W image, D code depth, N images.
 """
 
+import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -129,6 +130,13 @@ def _cut(line: str, width: int) -> str:
 def save_image_file(image_CHW: Tensor, path: Path) -> None:
     """Writes one uint8 image, grey or RGB, by the ending of the file name."""
     to_pil_image(image_CHW).save(path)
+
+
+def png_bytes(image_CHW: Tensor) -> bytes:
+    """The bytes that `save_image_file` writes into a PNG."""
+    encoded = io.BytesIO()
+    to_pil_image(image_CHW).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def keep_images(

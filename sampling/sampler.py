@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from evaluation.protocol import shard_indices, to_uint8
-from rqtransformer import RQTransformer, decode_in_batches, sample
-from rqtransformer.decoding import check_codes
+from rqtransformer import RQTransformer, decode_in_batches, sample, sample_stream
+from rqtransformer.decoding import PartialCodes, check_codes
 from rqtransformer.finite_draws import check_pixels
 from rqtransformer.pretrained import sampling_settings
 from rqvae import RQVAE
@@ -111,6 +111,22 @@ class Sampler:
             amp_dtype=self.amp_dtype,
             rows=rows,
             checked=False,
+            **self.arguments,
+        )
+
+    def stream(self, index_B: Tensor, condition_B: Tensor) -> Iterator[PartialCodes]:
+        """`draw`, position by position, for previews: the last step has the codes of `draw`.
+
+        Raises:
+            NonFiniteError: instead of the last step, where the model's numbers are not finite.
+        """
+        return sample_stream(
+            self.stage2,
+            self.stage1,
+            self.conditions.ids(condition_B),
+            indices=index_B,
+            seed=self.settings.seed,
+            amp_dtype=self.amp_dtype,
             **self.arguments,
         )
 

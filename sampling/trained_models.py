@@ -80,6 +80,11 @@ def class_names_of(checkpoint: Path) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
+def stage1_is_averaged(stage2: Path) -> bool:
+    """Whether a stage-2 checkpoint was trained on the averaged weights of stage 1, as its config says."""
+    return bool(((read_archive(stage2, wanted=()).config or {}).get("vqvae") or {}).get("ema"))
+
+
 def resolution_of(stage1: str | Path) -> int | None:
     """The size of the images of a stage-1 checkpoint, without its weights; None where its config does not say it."""
     arch = (read_archive(resolve_checkpoint(stage1), wanted=()).config or {}).get("arch") or {}

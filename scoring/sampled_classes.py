@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from runtime.errors import UserError
-from sampling.conditions import ClassConditions
-from sampling.trained_models import trained_classes
+from sampling.conditions import ClassConditions, class_number
+from sampling.trained_models import class_names_of, trained_classes
 from scoring.result_lines import BY_FREQUENCY
 from scoring.scoring_data import ScoringData
 
@@ -38,6 +38,18 @@ def find_conditions(asked: str, checkpoint: Path, num_classes: int, data: Scorin
     if len(counts) != num_classes:
         raise UserError(f"{checkpoint} was trained on {len(counts)} classes, the model has {num_classes}")
     return ClassConditions.of_counts(torch.tensor(counts), by_frequency=asked == "frequencies")
+
+
+def one_class(asked: str, checkpoint: Path, num_classes: int) -> ClassConditions:
+    """The class that `--class` names, of a model with so many.
+
+    Raises:
+        UserError: the model has no classes, or none of that name or number.
+    """
+    if num_classes < 2:
+        raise UserError(f"--class {asked} needs a class-conditional model: this one has no classes")
+    number = class_number(asked, class_names_of(checkpoint), num_classes)
+    return ClassConditions(num_classes, torch.tensor([number]))
 
 
 def class_facts(conditions: ClassConditions) -> dict[str, object]:
