@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
-from evaluation.protocol import from_uint8
+from evaluation.protocol import from_uint8, to_uint8
 from rqvae import load_rqvae
 from sampling.given_images import painted_cells
 from tests.commands import run_here
@@ -130,6 +131,28 @@ def test_the_console_script_gives_the_same_pictures(checkpoints, pictures, tmp_p
         assert np.array_equal(left, right)
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_fills_are_of_the_stage1_weights_that_stage2_was_trained_on(averaged, checkpoints, pictures, tmp_path):
+    folder = copies_of(tmp_path, "rqvae-shared", "rqtransformer-class")
+    config = folder / "rqtransformer-class" / "config.yaml"
+    said = OmegaConf.load(config)
+    said.vqvae.ema = averaged
+    OmegaConf.save(said, config)
+    weights = folder / "rqvae-shared" / "model.pt"
+    held = torch.load(weights, weights_only=True)
+    averages = {
+        name: value * 1.5 if name.startswith("decoder.conv_out") else value
+        for name, value in held["state_dict"].items()
+    }
+    torch.save(held | {"state_dict_ema": averages}, weights)
+    words = [pictures / "a.png", tmp_path / "mask.png", *flags(folder), "--class", 3, "-n", 1, "--save-dir", tmp_path]
+    run_here("sampling.inpaint", *words)
+    directory = only_run(tmp_path)
+    model = load_rqvae(weights, ema=averaged).eval()
+    expected = to_uint8(model.decode_code(torch.from_numpy(np.load(directory / "codes.npz")["fills"])))[0]
+    assert np.array_equal(np.asarray(Image.open(directory / "fill-0.png")), expected.permute(1, 2, 0).numpy())
+
+
 def test_what_cannot_be_read_is_said_and_passed_over(checkpoints, pictures, tmp_path, command):
     (pictures / "broken.png").write_text("no picture")
     ended = command("sampling.reconstruct", pictures, tmp_path / "out", "-v", checkpoints / "rqvae-shared" / "model.pt")
@@ -167,6 +190,7 @@ def mistakes(checkpoints: Path, tmp_path: Path) -> dict[str, tuple[str, list[obj
         "nothing": ("reconstruct", [tmp_path / "x.png", tmp_path / "o", *vqvae], "no file and no folder"),
         "full": ("reconstruct", [image, image.parent, *vqvae], "exists and is not an empty folder"),
         "empty": ("reconstruct", [tmp_path / "empty", tmp_path / "o", *vqvae], "holds no images"),
+        "codes": ("reconstruct", [image, tmp_path / "o", *vqvae, "--codes", 5], "--codes 5 must be 1 to 4"),
         "no picture": ("reconstruct", [tmp_path / "text.png", tmp_path / "o", *vqvae], "cannot be read as an image"),
     }
 

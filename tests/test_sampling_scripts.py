@@ -119,6 +119,20 @@ def test_other_settings_give_other_images(sampled, checkpoints, cache, tmp_path)
     assert (png_images(only_run(tmp_path / "d")) != png_images(sampled)).any()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--class", "3"], "--class 3 draws images of one class, without scores: add --no-stats-saving"),
+        (["--class", "3", "--no-stats-saving", "--classes", "all"], "leave out --classes and --reject-keep"),
+        (["--class", "cat", "--no-stats-saving"], "--class cat is none of the model's: 0..9"),
+    ],
+)
+def test_one_class_is_asked_for_alone(words, said, checkpoints, cache, tmp_path, command):
+    ended = command("main_sampling_fid.py", *sampling_flags(checkpoints, cache, tmp_path / "x"), "-n", 1, *words)
+    assert ended.code == 2 and said in ended.err and len(ended.err.splitlines()) == 1
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.slow
 def test_rejection_keeps_the_clearest_on_any_number_of_processes(sampled, checkpoints, cache, tmp_path):
     torch.manual_seed(0)

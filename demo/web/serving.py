@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data.config import MAX_IMAGE_BYTES
-from demo.web.models import Models
 from runtime.errors import UserError, one_line, say
+
+# it comes with torch, for which `--help` does not wait
+if TYPE_CHECKING:
+    from demo.web.models import Models
 
 HOST, FIRST_PORT = "127.0.0.1", 7860
 SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -42,6 +45,7 @@ def serve(models: Models, port: int | None = None) -> None:
         # after the variables are set
         import gradio as gr
 
+        from data.config import MAX_IMAGE_BYTES
         from demo.web.page import HEAD, build_page
 
         page = build_page(models).queue()
