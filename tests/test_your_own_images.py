@@ -64,4 +64,5 @@ def test_the_page_runs(tmp_path):
     scores = json.loads((samples / "metrics_inception.json").read_text())["metrics"]
     assert {name.split("_")[0] for name in scores} >= {"fid", "kid", "precision", "coverage"}
     assert (samples / "metrics.html").is_file()
+    assert (runs / "report.html").is_file()
     assert len(list((runs / "inpainted").glob("*/fill-*.png"))) == 4

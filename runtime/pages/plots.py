@@ -26,7 +26,7 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 5.0, 3.0  # inches
 DOTS_PER_INCH = 144  # of files
 NARROW = 6.0  # a log axis over a smaller ratio than this gets the ticks of a linear one
-LEGEND_ENTRIES, LONG_LABEL = 20, 14
+LEGEND_ENTRIES, LONG_LABEL, HALF_WIDTH = 20, 14, 38  # the last two in letters
 _INK = "#010203"  # stands for the page's colour of text until the plot is part of the page
 
 
@@ -40,6 +40,7 @@ class LinePlot:
         x_label, y_label: of the axes.
         log_y: logarithmic; points that are not positive are left out.
         dashed: labels whose curves are dashed.
+        colors: label -> number of its colour; those without one take the next.
         events: label -> x at which a thin vertical line stands.
         points: mark every point.
         square: both axes go from 0 to 1 and have one length.
@@ -51,6 +52,7 @@ class LinePlot:
     y_label: str = ""
     log_y: bool = False
     dashed: Sequence[str] = ()
+    colors: Mapping[str, int] = field(default_factory=dict)
     events: Mapping[str, Sequence[float]] = field(default_factory=dict)
     points: bool = False
     square: bool = False
@@ -78,10 +80,11 @@ class LinePlot:
         axes, shown = figure.subplots(), self.shown()
         solid, dashed = count(), count()  # a dashed curve has the colour of the solid one in the same place
         for label, points in shown.items():
+            number = next(dashed if label in self.dashed else solid)
             axes.plot(
                 [x for x, _ in points],
                 [y for _, y in points],
-                color=f"C{next(dashed if label in self.dashed else solid) % 10}",
+                color=f"C{self.colors.get(label, number) % 10}",
                 label=printable(label),
                 linestyle="--" if label in self.dashed else "-",
                 linewidth=1.4,
@@ -103,7 +106,8 @@ class LinePlot:
         if not 1 < len(labels) <= LEGEND_ENTRIES:
             return
         if max(map(len, labels)) > LONG_LABEL:
-            figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=2)
+            columns = 2 if max(map(len, labels)) <= HALF_WIDTH else 1  # wider ones would be cut off
+            figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=columns)
         elif len(labels) <= 3:
             axes.legend(frameon=False, fontsize="small", loc="best")
         else:

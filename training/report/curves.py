@@ -73,15 +73,16 @@ def overlaid(runs: Sequence[RunRecord], plots: Sequence[Plot]) -> list[Markup]:
     drawn = []
     for plot in plots:
         curves: dict[str, Points] = {}
-        dashed = []
-        for run in runs:
+        dashed, colors = [], {}
+        for number, run in enumerate(runs):  # a run has one colour in all plots
             for key, kind in plot.keys.items():
                 label = " ".join(part for part in (run.name if len(runs) > 1 else "", kind) if part) or "training"
                 if points := run.curve(key):
                     curves[label] = points
                     dashed += [label] if "validation" in kind else []
+                    colors[label] = number + len(runs) * (kind not in ("", "validation"))
         events = marked(runs[0]) if len(runs) == 1 else {}
-        drawn.append(LinePlot(plot.title, curves, log_y=plot.log_y, dashed=dashed, events=events).svg())
+        drawn.append(LinePlot(plot.title, curves, log_y=plot.log_y, dashed=dashed, colors=colors, events=events).svg())
     return drawn
 
 

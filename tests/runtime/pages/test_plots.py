@@ -55,6 +55,19 @@ def test_every_curve_is_in_the_legend_however_long_its_name_and_one_alone_has_no
     assert "a" not in texts(LinePlot("t", {"a": points}).svg())
 
 
+def test_names_that_two_columns_would_cut_off_stand_below_each_other():
+    names = ["digits/2026-11-28_20-03-36 " + kind for kind in ("training", "validation", "unigrams, validation")]
+    svg = LinePlot("t", dict.fromkeys(names, [(0, 1.0), (9, 2.0)])).svg()
+    places = re.findall(r"translate\(([-\d.]+) [-\d.]+\)[^>]*>digits|x=\"([-\d.]+)\"[^>]*>digits", svg)
+    assert len(places) == 3 and len(set(places)) == 1
+
+
+def test_a_curve_may_have_a_colour_of_its_own():
+    points = {"a": [(0, 1.0), (9, 2.0)]}
+    drawn = [LinePlot("t", points, colors=colors).svg() for colors in ({}, {"a": 1})]
+    assert [("#1f77b4" in svg, "#ff7f0e" in svg) for svg in drawn] == [(True, False), (False, True)]
+
+
 def test_nothing_to_plot_gives_nothing():
     assert LinePlot("t", {"a": []}).svg() == ""
 
