@@ -9,6 +9,7 @@ from benchmarks.paper_claims.claims import Claim
 from benchmarks.paper_claims.tables import Finding
 
 BAR, DOT = "#9db8d9", "#1f3f6e"
+COMMAND = "python -m benchmarks.paper_claims --report"  # kept in the file
 PANELS = 3  # columns of the table that are drawn
 
 
@@ -41,5 +42,5 @@ def draw_figure(path: Path, letter: str, claim: Claim, finding: Finding) -> bool
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"({letter}) {claim.says}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, metadata={"Software": None, "Command": COMMAND})
     return True

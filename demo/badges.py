@@ -1,0 +1,55 @@
+"""The README's badges: what `pyproject.toml` claims, as small SVG files that no other host serves.
+
+`python -m demo.badges` writes them into docs/pictures; a test compares them with what it would write.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from runtime.errors import exit_on_user_error, say
+
+COMMAND = "python -m demo.badges"
+FOLDER = Path("docs/pictures")
+_LETTER, _PAD, _HEIGHT = 6.6, 8, 20
+
+_SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" aria-label="{name}: {value}">
+<metadata>{command}</metadata>
+<rect width="{width}" height="{height}" rx="3" fill="#2f5d8a"/>
+<path d="M0 3a3 3 0 0 1 3-3h{inner}v{height}H3a3 3 0 0 1-3-3z" fill="#444"/>
+<g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11" text-anchor="middle">
+<text x="{left}" y="14">{name}</text><text x="{right}" y="14">{value}</text>
+</g>
+</svg>
+"""
+
+
+def badges(project: str) -> dict[str, str]:
+    """File name -> SVG, from the text of `pyproject.toml`."""
+    pythons = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    (torch,) = re.findall(r'^    "torch>=([\d.]+)"', project, re.MULTILINE)
+    (licence,) = re.findall(r'^license = "(.+)"$', project, re.MULTILINE)
+    shown = {"python": f"{pythons[0]} - {pythons[-1]}", "torch": f">= {torch}", "licence": licence}
+    return {f"badge_{name}.svg": _badge(name, value.replace(">", "&gt;")) for name, value in shown.items()}
+
+
+def _badge(name: str, value: str) -> str:
+    left, right = (round(len(text.replace("&gt;", ">")) * _LETTER + 2 * _PAD) for text in (name, value))
+    return _SVG.format(
+        name=name,
+        value=value,
+        command=COMMAND,
+        width=left + right,
+        height=_HEIGHT,
+        inner=left - 3,
+        left=left / 2,
+        right=left + right / 2,
+    )
+
+
+if __name__ == "__main__":
+    with exit_on_user_error(OSError):
+        for file, svg in badges(Path("pyproject.toml").read_text(encoding="utf-8")).items():
+            (FOLDER / file).write_text(svg, encoding="utf-8")
+            say(str(FOLDER / file))
