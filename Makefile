@@ -33,7 +33,7 @@ GRADIO := 'gradio>=6,<7'
 PLAYWRIGHT := playwright==1.65.2
 SCREENSHOTS := runs/web-screenshots
 
-.PHONY: demo demo-text web docs quick test test-oldest test-slow test-peers test-web wheel-test wheel-test-oldest lint setup clean
+.PHONY: demo demo-text web docs pictures quick test test-oldest test-slow test-peers test-web wheel-test wheel-test-oldest lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/python -m demo
@@ -44,6 +44,13 @@ demo-text: $(STAMP)
 # What an extra of pyproject.toml names, into the environment of the experiments.
 install-extra = sed -n 's/^$(1) = \[\(.*\)\]$$/\1/p' pyproject.toml | tr ',' ' ' | \
 	xargs $(BIN)/python $(PIP) install $(if $(LATEST),,-c constraints.txt)
+
+# The pictures of README and documents, from committed results and from the demo's models, which are trained if need be.
+pictures: $(STAMP)
+	test -d runs/demo/stage2 || $(BIN)/python -m demo
+	$(BIN)/python -m demo.pictures
+	$(BIN)/python -m benchmarks.quantizer_comparison --result benchmarks/results/quantizer_comparison.json \
+		--document docs/quantizers.md
 
 # The documentation site: build/docs/index.html. A warning is an error.
 docs: $(STAMP)

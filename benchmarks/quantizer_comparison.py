@@ -31,6 +31,7 @@ from rqstack.quantizers.usage import CodeUsage
 from rqvae import RQVAE
 from runtime.cli import ArgumentParser
 from runtime.errors import exit_on_user_error
+from runtime.pages.picture_note import COMMAND, sign_picture
 from runtime.pages.plots import BarPanel, save_bars
 
 DATASETS = {"digits": "digits", "fashion_mnist": "fashion-mnist"}
@@ -148,6 +149,11 @@ def write_document(path: Path, result: dict[str, Any]) -> None:
     body = f"`{command}`\n\n{where}\n\n{table(result['rows'])}\n\n![The table as bars]({NAME}.png)"
     write_section(path, NAME, body)
     draw(path.parent / f"{NAME}.png", result)
+    kept = f"benchmarks/results/{NAME}.json"
+    sign_picture(
+        path.parent / f"{NAME}.png",
+        {COMMAND: f"python -m benchmarks.{NAME} --result {kept} --document {path.parent.name}/{path.name}"},
+    )
 
 
 def draw(path: Path, result: dict[str, Any]) -> None:
@@ -201,6 +207,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--held-out-images", type=int, help="default: all of the validation split")
     parser.add_argument("--output-dir", type=Path, help="also write the JSON line, the table and the picture there")
     parser.add_argument("--output", type=Path, help="also write the JSON line to this file")
+    parser.add_argument("--result", type=Path, help="measure nothing, write what this file of an earlier run says")
     parser.add_argument("--document", type=Path, help="also put the table into this file and the picture beside it")
     args = parser.parse_args(argv)
     for name in ("steps", "batch_size", "held_out_images"):
@@ -211,6 +218,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.result is not None:
+        with exit_on_user_error(ValueError, OSError):
+            write_results(args, json.loads(args.result.read_text(encoding="utf-8")))
+        return
     config = DatasetConfig(type=DATASETS[args.dataset], root=args.data_root, resolution=RESOLUTION)
     with exit_on_user_error(ValueError, FileNotFoundError):
         splits = {split: build_dataset(config, split) for split in ("train", "val")}

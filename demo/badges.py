@@ -1,20 +1,17 @@
 """The README's badges: what `pyproject.toml` claims, as small SVG files that no other host serves.
 
-`python -m demo.badges` writes them into docs/pictures; a test compares them with what it would write.
+`python -m demo.pictures badges` writes them; a test compares them with what it would write.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-from runtime.errors import exit_on_user_error, say
-
-COMMAND = "python -m demo.badges"
-FOLDER = Path("docs/pictures")
+COMMAND = "python -m demo.pictures badges"
 _LETTER, _PAD, _HEIGHT = 6.6, 8, 20
 
-_SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" aria-label="{name}: {value}">
+_SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img">
+<title>{name}: {value}</title>
 <metadata>{command}</metadata>
 <rect width="{width}" height="{height}" rx="3" fill="#2f5d8a"/>
 <path d="M0 3a3 3 0 0 1 3-3h{inner}v{height}H3a3 3 0 0 1-3-3z" fill="#444"/>
@@ -46,10 +43,3 @@ def _badge(name: str, value: str) -> str:
         left=left / 2,
         right=left + right / 2,
     )
-
-
-if __name__ == "__main__":
-    with exit_on_user_error(OSError):
-        for file, svg in badges(Path("pyproject.toml").read_text(encoding="utf-8")).items():
-            (FOLDER / file).write_text(svg, encoding="utf-8")
-            say(str(FOLDER / file))

@@ -47,8 +47,8 @@ class Demo:
         from demo.commands import run_of
         from sampling.trained_models import load_models
 
-        places = [run_of(self.run / stage, "digits") for stage in ("stage1", "stage2")]
-        return load_models(*places, torch.device("cpu"))
+        stage1, stage2 = (run_of(self.run / stage, "digits") for stage in ("stage1", "stage2"))
+        return load_models(stage1, stage2, torch.device("cpu"))
 
     def real(self) -> tuple[Tensor, Tensor]:
         """A validation image of every class and its label."""
@@ -180,7 +180,7 @@ def draw_prompts(run: Path, path: Path) -> None:
     from demo.text import pictures
     from demo.text.measure import HEADLINE_SCALE, PROMPT_IMAGES, PROMPTS, TextModel
 
-    model = TextModel(*(run_of(run / stage, "pairs") for stage in ("stage1", "stage2")))
+    model = TextModel(run_of(run / "stage1", "pairs"), run_of(run / "stage2", "pairs"))
     prompts = [prompt for prompt in PROMPTS for _ in range(PROMPT_IMAGES)]
     pictures.draw_prompts(path, PROMPTS, model.draw(prompts, HEADLINE_SCALE, seed=1))
 
@@ -193,6 +193,15 @@ def draw_sweep(path: Path) -> None:
     pictures.draw_sweep(path, result["sweep"], result["num_captions"])
 
 
+def draw_badges(folder: Path) -> None:
+    """The README's badges, from what the project claims."""
+    from demo.badges import badges
+
+    for file, svg in badges(Path("pyproject.toml").read_text(encoding="utf-8")).items():
+        (folder / file).write_text(svg, encoding="utf-8")
+        say(str(folder / file))
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m demo.pictures",
@@ -200,7 +209,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         takes_words=False,
         example="python -m demo.pictures hero samples --run runs/demo",
     )
-    names = [*OF_DIGITS, "prompts", "text_to_image"]
+    names = [*OF_DIGITS, "prompts", "text_to_image", "badges"]
     parser.add_argument(
         "names", metavar="NAME", nargs="*", help=f"{', '.join(names)} (default: all there are runs for)"
     )
@@ -217,12 +226,15 @@ def main(args: argparse.Namespace) -> None:
     """Draws what is asked for, or everything whose run is there."""
     from runtime.pages.picture_note import COMMAND, CREDIT, sign_picture
 
-    wanted = args.names or [*OF_DIGITS, "text_to_image", *(["prompts"] if args.text_run.is_dir() else [])]
+    wanted = args.names or [*OF_DIGITS, "text_to_image", "badges", *(["prompts"] if args.text_run.is_dir() else [])]
     demo = Demo(args.run)
     if any(name in OF_DIGITS for name in wanted) and not args.run.is_dir():
         raise UserError(f"{args.run} is not there: `python -m demo --out {args.run}` trains its models first")
     (args.docs / "pictures").mkdir(parents=True, exist_ok=True)
     for name in wanted:
+        if name == "badges":
+            draw_badges(args.docs / "pictures")
+            continue
         path = args.docs / ("text_to_image.png" if name == "text_to_image" else f"pictures/{name}.png")
         if name in OF_DIGITS:
             draw_digits(name, demo, path)

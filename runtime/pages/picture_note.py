@@ -35,8 +35,8 @@ def picture_notes(path: Path) -> dict[str, str]:
         if kind == b"iTXt" and (name := _keyword(kind, data)) is not None:
             notes[name] = data[len(name) :].split(b"\0", 5)[-1].decode()
         elif kind == b"tEXt":
-            name, text = data.split(b"\0", 1)
-            notes[name.decode("latin-1")] = text.decode("latin-1")
+            keyword, text = data.split(b"\0", 1)
+            notes[keyword.decode("latin-1")] = text.decode("latin-1")
     return notes
 
 
