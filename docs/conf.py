@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 project = "rqstack"
 author = "The rqstack contributors"
-(release,) = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+(release,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "rqstack/__init__.py").read_text("utf-8"), re.MULTILINE)
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "command_help"]
 root_doc = f"{Path(__file__).parent.name}/index"
 
