@@ -9,16 +9,14 @@ line. `--report` only writes.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import platform
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from benchmarks.outputs.document_section import write_section
 from benchmarks.paper_claims.claims import Cell, Claim, claims_of
@@ -96,13 +94,10 @@ class Runner:
         known = self.results.find(run) is not None
         return known and (not model or self.is_trained(run, self.place, key_of(run)))
 
-    @contextlib.contextmanager
-    def _lock(self, run: Run) -> Iterator[None]:
+    def _lock(self, run: Run) -> FileLock:
         """One process at a time for each run: several may be given different claims."""
         self.place.folder.mkdir(parents=True, exist_ok=True)
-        with (self.place.folder / f"{key_of(run)}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return FileLock(self.place.folder / f"{key_of(run)}.lock")
 
     def _execute(self, run: Run) -> None:
         print(f"{time.strftime('%H:%M:%S')} {run}", flush=True)
