@@ -149,7 +149,8 @@ def main(args: argparse.Namespace) -> None:
     scores = SavedScores(config.fake_path, samples, "label" in first, metrics, env, config.batch_size, clip, captions)
     comparison = None
     if metrics.by_reference:
-        comparison = Comparison(config, feature_settings_from(args), env, first["image"].shape[-1])
+        height, width = first["image"].shape[-2:]
+        comparison = Comparison(config, feature_settings_from(args), env, (height, width))
         line = scores.against(comparison, page_file(args, target) if args.report else None)
     else:
         line = scores.against_captions()

@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
         check_images(dataset)
         if split == "val" and (line := check_unseen(checkpoint, dataset, config.accept_seen)) and env.is_main:
             warn(line)
-        check_resolution(dataset, tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
+        check_resolution(dataset, tokenizer.config.ddconfig.image_size, "that of the stage-1 checkpoint")
         check_channels(dataset, tokenizer.config.ddconfig.in_channels, "the stage-1 checkpoint")
         shards = Extractor(tokenizer, digest, dataset, dataset_settings(config), settings, env).run(args.output)
         if env.is_main:

@@ -175,13 +175,12 @@ def main(args: argparse.Namespace) -> None:
         else:
             batches = rejection.images(env.rank, env.world_size)
         kept: dict[int, Tensor] = {}
-        resolution = (stage1.config.ddconfig.resolution,) * 2
         batches = save_images(
             keep_images(batches, kept),
             directory,
             args.format,
             args.n_samples,
-            resolution,
+            stage1.config.ddconfig.image_size,
             stage1.config.ddconfig.out_ch,
         )
         samples = SampleSet(args.n_samples, directory, args.seed, sampling, stage1, stage2)

@@ -221,7 +221,7 @@ def main(args: argparse.Namespace) -> None:
             directory,
             args.format,
             num_samples,
-            (stage1.config.ddconfig.resolution,) * 2,
+            stage1.config.ddconfig.image_size,
             stage1.config.ddconfig.out_ch,
         )
         started = time.perf_counter()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -32,6 +31,7 @@ from evaluation.metrics.frechet import frechet_distance
 from evaluation.networks.inception import INPUT_SIZE, InceptionFeatures, fid_inception_network
 from evaluation.statistics import statistics_of
 from runtime.cli import ArgumentParser
+from runtime.processes.system import peak_memory_bytes
 
 NUM_FEATURES, DIM, FEATURE_BATCH = 50_000, 2048, 250
 IMAGE_SIZE, IMAGE_BATCH = 256, {"cpu": 8, "cuda": 128}
@@ -60,9 +60,9 @@ def feature_stream(num: int, dim: int) -> Iterator[Tensor]:
 
 
 def resident_mb() -> float:
-    """Resident size now, in 10^6 bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
+    """Resident size now, in 10^6 bytes; of Linux."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) * 1024 / 1e6
 
 
 def _statistics_in_fresh_process(num: int, dim: int, threads: int, results: Any) -> None:
@@ -72,7 +72,7 @@ def _statistics_in_fresh_process(num: int, dim: int, threads: int, results: Any)
     before, start = resident_mb(), time.perf_counter()
     total = statistics_of(feature_stream(num, dim), dim).all_reduce(lambda tensor: None).gaussian()
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in units of 1024 bytes
+    peak = (peak_memory_bytes() or 0) / 1e6
     results.put({"seconds": round(seconds, 2), "peak_extra_mb": round(peak - before, 1), "images": total.num})
 
 

@@ -205,7 +205,7 @@ def check_traffic() -> list[dict[str, Any]]:
         port = probe.getsockname()[1]
         probe.close()
         start_processes(_count_traffic, (port, folder), nprocs=2, start_method="spawn")
-        ranks = [json.loads((Path(folder) / f"rank{rank}.json").read_text()) for rank in range(2)]
+        ranks = [json.loads((Path(folder) / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
     counts = describe(small_arch(), FP32, dropout=False)
     rows = []
     for parallel in ("ddp", "fsdp"):
@@ -230,7 +230,7 @@ def _count_traffic(rank: int, port: int, folder: str) -> None:
         run.update.backward(run.loss())
         result[parallel] = {"sent": sent, "held": held_bytes(run)}
         del run
-    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(result))
+    (Path(folder) / f"rank{rank}.json").write_text(json.dumps(result), encoding="utf-8")
     distributed.shutdown()
 
 

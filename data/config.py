@@ -6,12 +6,16 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Optional
 
+from rqstack.arguments import height_width
 from runtime.config import TEXT_OR_LIST
 
 SHUFFLES = ("auto", "samples", "shards")
 TRANSFORM_NAMES = ("imagenet<R>x<R>", "ffhq<R>x<R>", "LSUN-<category>", "dalle-vqvae", "none")
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL)
+SQUARE = "square"
+KEEP = "keep"
+RESIZES = (SQUARE, KEEP)
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "validate", "eval", "evaluation", "dev"), VAL),
@@ -51,8 +55,11 @@ class DatasetConfig:
         val_captions: which annotation file of coco the validation split reads; of coco-karpathy, `val` or `test`.
         captions: of a `folder` (null: none) or `caption-folder` (null: files): `none`, `files` beside the images, or
             the `names` of these.
-        resolution (pixels): side of the images. null: as `transforms` or the data set says; of stage 2, that of the
-            stage-1 checkpoint.
+        resolution (pixels): the side of square images, or with `resize: keep` [height, width]. null: as `transforms` or
+            the data set says; of stage 2, that of the stage-1 checkpoint.
+        resize: `square` gives squares, cropped as published; `keep` gives images of any shape and keeps their aspect
+            ratio, also where a crop style squeezes them: they are scaled until they cover the resolution, and what is
+            over is cut off.
         val_fraction: share of the images held out where a data set has no validation split of its own. null: 0.2 for
             digits, 0.1 otherwise.
         split_seed: decides which images are held out; on purpose not the seed of the run, so that two runs never see
@@ -92,7 +99,8 @@ class DatasetConfig:
     val_captions: Optional[str] = None
     captions: Optional[str] = None
 
-    resolution: Optional[int] = None
+    resolution: Any = None
+    resize: str = SQUARE
     val_fraction: Optional[float] = None
     split_seed: int = 0
     hflip: Optional[bool] = None
@@ -124,7 +132,6 @@ class DatasetConfig:
         """ValueError with one line for a value that cannot work, whatever the data set."""
         self._validate_shards()
         limits = (
-            ("resolution", self.resolution, 1),
             ("image_resolution", self.image_resolution, 1),
             ("random_shift", self.random_shift, 0),
             ("num_samples", self.num_samples, 1),
@@ -136,12 +143,22 @@ class DatasetConfig:
         for key, value, low in limits:
             if value is not None and value < low:
                 raise ValueError(f"dataset.{key} must be at least {low}, not {value}")
+        self._validate_size()
         if self.captions not in (None, *CAPTIONS):
             raise ValueError(f"dataset.captions {self.captions!r} is unknown; choose one of {', '.join(CAPTIONS)}")
         if self.channels not in (None, *CHANNELS):
             raise ValueError(f"dataset.channels must be 1 (grey), 3 (RGB) or 4 (RGBA), not {self.channels}")
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise ValueError(f"dataset.val_fraction must lie between 0 and 1, not {self.val_fraction}")
+
+    def _validate_size(self) -> None:
+        if self.resize not in RESIZES:
+            raise ValueError(f"dataset.resize {self.resize!r} is unknown; choose one of {', '.join(RESIZES)}")
+        height, width = height_width("dataset.resolution", self.resolution) if self.resolution is not None else (1, 1)
+        if height != width and self.resize == SQUARE:
+            raise ValueError(
+                f"dataset.resolution [{height}, {width}] is not square: dataset.resize=keep gives images of this shape"
+            )
 
     def _validate_shards(self) -> None:
         if self.shuffle not in SHUFFLES:
@@ -179,7 +196,10 @@ def parse_transforms(transforms: Any) -> tuple[CropStyle | None, int | None]:
         return None, None
     if match := re.fullmatch(r"(?:(imagenet)|ffhq)(\d+)x(\d+)(_\w+)?", str(name)):
         if match[2] != match[3]:
-            raise ValueError(f"dataset.transforms {name!r} is not square; images are R x R")
+            raise ValueError(
+                f"dataset.transforms {name!r} is not square; leave the size out of it and give "
+                f"dataset.resolution=[height,width] dataset.resize=keep"
+            )
         return "imagenet" if match[1] else "ffhq", int(match[2])
     if re.fullmatch(r"lsun([_-][a-z_-]+)?", str(name).lower()):
         return "lsun", 256

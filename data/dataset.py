@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.images.aspect import Size
 from data.order import Groups
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from runtime.errors import first_few
@@ -25,7 +26,8 @@ class ImageDataset(torch.utils.data.Dataset):
 
     `dataset[i]` and `dataset[i, noise_key]` give {image: float32 CHW in [-1, 1], label: int64, index: int64} (and
     `cond`: token ids (L,), where images have captions). Without a noise key, and always on the validation split, the
-    image is transformed as for evaluation; with one, augmentation depends on (seed, noise_key) alone.
+    image is transformed as for evaluation; with one, augmentation depends on (seed, noise_key) alone. Every image has
+    the size `resolution`, (H, W).
     """
 
     in_memory = False  # True: a batch costs less than handing it over from a data worker
@@ -37,7 +39,7 @@ class ImageDataset(torch.utils.data.Dataset):
     groups: Groups | None = None  # how training shuffles where random access is slow; None: all samples
 
     def __init__(
-        self, name: str, split: str, resolution: int, class_names: Sequence[str], labels_N: np.ndarray, seed: int
+        self, name: str, split: str, resolution: Size, class_names: Sequence[str], labels_N: np.ndarray, seed: int
     ) -> None:
         self.name, self.split, self.resolution, self.seed = name, split, resolution, seed
         self.class_names = tuple(class_names)
@@ -49,7 +51,7 @@ class ImageDataset(torch.utils.data.Dataset):
         return max(1, len(self.class_names))
 
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
-        """A batch as stored and shipped between processes: `image` uint8 (B, 3, H, W), `label`, `index` int64 (B,)."""
+        """A batch as stored and shipped between processes: `image` uint8 (B, C, H, W), `label`, `index` int64 (B,)."""
         raise AssertionError(f"{type(self).__name__} must implement fetch")
 
     def names(self) -> Iterator[str]:

@@ -72,11 +72,11 @@ def export_npz(dataset: ImageDataset, path: Path, num_workers: int = 0) -> None:
             labels.append(batch["label"].numpy())
             yield batch["image"].permute(0, 2, 3, 1).numpy()
 
-    size, side = len(dataset), dataset.resolution
+    size = len(dataset)
     write_npz(
         path,
         {
-            "arr_0": (Header((size, side, side, dataset.channels), np.dtype(np.uint8)), images()),
+            "arr_0": (Header((size, *dataset.resolution, dataset.channels), np.dtype(np.uint8)), images()),
             "labels": (Header((size,), np.dtype(np.int64)), (rows for rows in labels)),
         },
     )

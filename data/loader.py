@@ -23,6 +23,7 @@ from data.order import TrainOrder
 from data.placing import place
 from data.shared_memory import PREFETCH, explained, share
 from runtime.errors import say
+from runtime.processes.system import usable_cores
 
 Batch = dict[str, Tensor]
 
@@ -173,13 +174,8 @@ def _is_cuda(device: torch.device | str | None) -> bool:
 
 
 def worker_count(dataset: ImageDataset, num_workers: int) -> int:
-    """The data workers that a loader starts where it was given so many."""
-    return 0 if dataset.in_memory else min(num_workers, _cores())
-
-
-def _cores() -> int:
-    """Cores this process may use; more data workers than that only get in each other's way."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The data workers that a loader starts where it was given so many: more than cores get in each other's way."""
+    return 0 if dataset.in_memory else min(num_workers, usable_cores())
 
 
 def _start_worker(worker: int) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from data.config import CropStyle, DatasetConfig, parse_transforms
+from data.config import KEEP, CropStyle, DatasetConfig, parse_transforms
 from data.dataset import ImageDataset
+from data.images.aspect import Size
 from data.images.pixel_rule import PixelRule, parse_background
+from rqstack.arguments import height_width
 
 Stored = Literal["stored"]
 STORED: Stored = "stored"
@@ -22,8 +24,8 @@ class DatasetRow:
     Attributes:
         build: gives a split, or raises FileNotFoundError with the layout expected when its files are not there.
         crop: how its images are cropped where dataset.transforms does not say; see `data.images.transforms`.
-        resolution: side in pixels where the config gives none, for images that are made at any size or held in memory
-            and so are never cropped; None for image files, whose config must give it.
+        resolution: side of a square in pixels where the config gives none, for images that are made at any size or held
+            in memory and so are never cropped; None for image files, whose config must give it.
         many_roots: dataset.root may be a list.
         folders: a folder of any images, whose captions and classes dataset.captions and dataset.class_folders tell.
         words: the closed vocabulary of its captions, where they are drawn by a grammar; a word's place is its token id.
@@ -64,13 +66,18 @@ class DatasetRequest:
         return style or own
 
     @property
-    def resolution(self) -> int:
-        """Side of the images in pixels; ValueError when nothing gives it."""
+    def resolution(self) -> Size:
+        """(H, W) of the images in pixels; ValueError when nothing gives it."""
         _, named = parse_transforms(self.config.transforms)
         found = self.config.resolution or self.config.image_resolution or named or self.row.resolution
         if found is None:
             raise ValueError(f"dataset.resolution is missing: {self.name} has no size of its own (try 256)")
-        return int(found)
+        return height_width("dataset.resolution", found)
+
+    @property
+    def keep(self) -> bool:
+        """Whether images keep their aspect ratio, whatever the crop."""
+        return self.config.resize == KEEP
 
     @property
     def pixels(self) -> PixelRule:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
 
 import torch
+
+from runtime.processes.system import peak_memory_bytes
 
 PROCESS = Path("/proc/self")
 RESET_PEAK = "5"  # what Linux's clear_refs calls the peak of the resident memory
@@ -41,13 +41,5 @@ def peak_mb(device: torch.device) -> float | None:
         lines = (PROCESS / "status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
     except (OSError, StopIteration):
-        return _peak_of_the_process()
-
-
-def _peak_of_the_process() -> float | None:
-    try:
-        resource = importlib.import_module("resource")
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+        peak = peak_memory_bytes()
+        return None if peak is None else peak / 1e6

@@ -55,6 +55,23 @@ def check_counts(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
     return tuple(check_count(f"every number of {name}", value, least) for value in values)
 
 
+def height_width(name: str, value: Any) -> tuple[int, int]:
+    """(H, W) of an image size in pixels: the side of a square, or [height, width]; ValueError for anything else."""
+    numbers_given = list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else [value]
+    sizes = numbers_given * 2 if numbers_given == [value] else numbers_given
+    if len(sizes) != 2 or any(isinstance(size, bool) or not isinstance(size, numbers.Integral) for size in sizes):
+        raise ValueError(f"{name} must be a side in pixels or [height, width], not {shown(value)}")
+    for size in sizes:
+        if not 1 <= size <= INT64_MAX:
+            raise ValueError(f"{name} must be at least 1, not {shown(value)}")
+    return int(sizes[0]), int(sizes[1])
+
+
+def plain_size(height: int, width: int) -> int | list[int]:
+    """An image size as configs and manifests say it: one number of a square, else [height, width]."""
+    return height if height == width else [height, width]
+
+
 def check_number(
     name: str, value: Any, least: float = -math.inf, most: float = math.inf, *, above: bool = False, below: bool = False
 ) -> float:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import html
 import unicodedata
 
+BROKEN_PIPE_EXIT_CODE = 128 + 13
+"""What a program ends with whose output nobody reads any more: as if by SIGPIPE, which Windows does not have."""
 _ACTING = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))  # control, format (directions), half characters, ends of lines
 _JOINERS = "\u200c\u200d"  # of scripts and emoji; they do nothing else
 

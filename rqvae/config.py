@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from rqstack.arguments import check_count, check_counts, check_mapping
+from rqstack.arguments import check_count, check_counts, check_mapping, height_width
 from rqvae.bottleneck import BOTTLENECKS
 from rqvae.strict_mapping import check_present, typed
 
@@ -27,12 +27,12 @@ class DDConfig:
     Attributes:
         double_z: the encoder gives twice `z_channels`, as for a variational autoencoder.
         z_channels: channels between the halves and the bottleneck.
-        resolution (pixels): side of the images.
+        resolution (pixels): of the images, the side of a square or [height, width].
         in_channels, out_ch: channels of the images, the same for both: 1 grey, 3 RGB, 4 RGBA.
         ch: channels at full resolution, a multiple of 32.
         ch_mult: factor of `ch` at every level; one level more halves the code grid.
         num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
-        attn_resolutions (pixels): sides of the feature maps that get self-attention.
+        attn_resolutions (pixels): shorter sides of the feature maps that get self-attention.
         dropout: share of activations dropped inside residual blocks.
         resamp_with_conv: a convolution with every change of resolution; without, the mean of 2 x 2 and nearest
             neighbour.
@@ -40,7 +40,7 @@ class DDConfig:
 
     double_z: bool = False
     z_channels: int = MISSING
-    resolution: int = MISSING
+    resolution: Any = MISSING
     in_channels: int = 3
     out_ch: int = 3
     ch: int = MISSING
@@ -49,6 +49,15 @@ class DDConfig:
     attn_resolutions: list[int] = field(default_factory=list)
     dropout: float = 0.0
     resamp_with_conv: bool = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images in pixels."""
+        return height_width("ddconfig.resolution", self.resolution)
+
+    def has_attention(self, level: int) -> bool:
+        """Whether the blocks of a level are followed by attention."""
+        return min(self.image_size) // 2**level in self.attn_resolutions
 
 
 @dataclass
@@ -201,7 +210,7 @@ def _per_depth(name: str, value: Any, depth: int, kind: type) -> list[Any]:
 
 
 def _check_halves(dd: DDConfig) -> None:
-    for name in ("z_channels", "resolution", "in_channels", "out_ch", "ch", "num_res_blocks"):
+    for name in ("z_channels", "in_channels", "out_ch", "ch", "num_res_blocks"):
         check_count(f"ddconfig.{name}", getattr(dd, name))
     _check(
         dd.in_channels == dd.out_ch,
@@ -212,7 +221,7 @@ def _check_halves(dd: DDConfig) -> None:
     _check(0 <= dd.dropout < 1, f"ddconfig.dropout must be in [0, 1), got {dd.dropout}")
     factor = 2 ** (len(dd.ch_mult) - 1)
     _check(
-        dd.resolution % factor == 0,
+        not any(side % factor for side in dd.image_size),
         f"ddconfig.resolution {dd.resolution} is not divisible by {factor} (2 ** (levels of ch_mult - 1))",
     )
 
@@ -230,8 +239,7 @@ def _check_shapes(config: RQVAEConfig) -> None:
     latent, code, dd = list(config.latent_shape), list(config.code_shape), config.ddconfig
     for name, shape in (("latent_shape", latent), ("code_shape", code)):
         _check(len(shape) == 3 and min(shape) >= 1, f"{name} needs three positive numbers, got {shape}")
-    side = dd.resolution // 2 ** (len(dd.ch_mult) - 1)
-    expected = [side, side, config.embed_dim]
+    expected = [side // 2 ** (len(dd.ch_mult) - 1) for side in dd.image_size] + [config.embed_dim]
     _check(
         latent == expected,
         f"latent_shape {latent} does not fit: resolution {dd.resolution}, {len(dd.ch_mult)} levels and embed_dim "

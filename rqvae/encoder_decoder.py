@@ -59,7 +59,7 @@ class _Half(nn.Module, abc.ABC):
 
 
 class Encoder(_Half):
-    """Image (B, in_channels, R, R) -> (B, z_channels (twice for double_z), R / f, R / f), f = 2 ** (levels - 1)."""
+    """Image (B, in_channels, H, W) -> (B, z_channels (twice for double_z), H / f, W / f), f = 2 ** (levels - 1)."""
 
     def __init__(self, config: DDConfig, checkpointing: bool = False):
         super().__init__()
@@ -69,7 +69,7 @@ class Encoder(_Half):
         self.down: ModuleList[Level] = ModuleList()
         before = config.ch
         for index, width in enumerate(widths):
-            attention = config.resolution // 2**index in config.attn_resolutions
+            attention = config.has_attention(index)
             level = Level(before, width, config.num_res_blocks, attention, config.dropout)
             if index < len(widths) - 1:
                 level.downsample = Downsample(width, config.resamp_with_conv)
@@ -89,7 +89,7 @@ class Encoder(_Half):
 
 
 class Decoder(_Half):
-    """(B, z_channels, R / f, R / f) -> image (B, out_ch, R, R), not clamped. Levels are numbered as in the encoder."""
+    """(B, z_channels, H / f, W / f) -> image (B, out_ch, H, W), not clamped. Levels are numbered as in the encoder."""
 
     def __init__(self, config: DDConfig, checkpointing: bool = False):
         super().__init__()
@@ -100,7 +100,7 @@ class Decoder(_Half):
         levels = []
         before = widths[-1]
         for index in reversed(range(len(widths))):
-            attention = config.resolution // 2**index in config.attn_resolutions
+            attention = config.has_attention(index)
             level = Level(before, widths[index], config.num_res_blocks + 1, attention, config.dropout)
             if index > 0:
                 level.upsample = Upsample(widths[index], config.resamp_with_conv)

@@ -28,7 +28,7 @@ CACHED_BYTES = 4 * 2**20  # of the widest maps that one thread of a CPU works on
 
 
 class RQVAEOutput(NamedTuple):
-    """recon: (B, out_ch, R, R), not clamped. quantizer_output: codes, commitment loss and the quantized latent."""
+    """recon: (B, out_ch, H, W) of images, not clamped. quantizer_output: codes, commitment loss, quantized latent."""
 
     recon: Tensor
     quantizer_output: QuantizerOutput
@@ -37,7 +37,7 @@ class RQVAEOutput(NamedTuple):
 class RQVAE(PretrainedModel):
     """Encoder, residual quantizer, decoder; `from_pretrained`, `save_pretrained`, `push_to_hub` are `rqstack.hub`'s.
 
-    Images are (B, C, R, R) in [-1, 1], latents channels-last, codes int64 (B, h, w, D). Raises ValueError for a config
+    Images are (B, C, H, W) in [-1, 1], latents channels-last, codes int64 (B, h, w, D). Raises ValueError for a config
     whose values do not fit together and for images whose size the encoder cannot halve often enough.
     """
 
@@ -201,7 +201,7 @@ class RQVAE(PretrainedModel):
     def _card(self) -> tuple[str, list[str], dict[str, Any]]:
         config, dd = self.config, self.config.ddconfig
         facts = {
-            "image": f"{dd.resolution} x {dd.resolution}, {dd.in_channels} channels",
+            "image, height x width": f"{' x '.join(map(str, dd.image_size))}, {dd.in_channels} channels",
             "codes of an image": " x ".join(map(str, config.code_shape)),
             "codebook sizes": ", ".join(map(str, self.quantizer.num_codes)) or "none",
             "bottleneck": config.bottleneck_type,

@@ -18,6 +18,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from runtime.errors import UserError, one_line
+from runtime.processes.system import flush_to_disk
 
 COMPLETION_MARK = "COMPLETE"
 PARTIAL_PREFIX = ".partial-"
@@ -169,15 +170,6 @@ def check_free_space(final: Path, num_bytes: int) -> None:
             f"cannot write {final}: it needs {num_bytes / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free on its disk; "
             "what was written before is kept"
         )
-
-
-def flush_to_disk(path: Path) -> None:
-    """Ask the operating system to put a file, or a directory's list of names, on the disk (fsync)."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import select
 import signal
 import sys
 import traceback
@@ -16,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rqstack.printable import printable
+from rqstack.printable import BROKEN_PIPE_EXIT_CODE, printable
+from runtime.processes.system import reader_is_gone
 
 EXIT_CODE = 2
 LOST_RANK_EXIT_CODE = 1  # of a process that can only say that another one has ended
@@ -94,7 +94,7 @@ def exit_on_user_error(*also: type[BaseException]) -> Iterator[None]:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        raise SystemExit(BROKEN_PIPE_EXIT_CODE) from None
     except BaseException as error:
         if not isinstance(error, (UserError, *also)):
             raise
@@ -108,9 +108,7 @@ def exit_on_user_error(*also: type[BaseException]) -> Iterator[None]:
 
 def _reader_is_gone() -> bool:
     """Whether nobody reads the standard output any more; what is still to be written then goes nowhere."""
-    watch = select.poll()
-    watch.register(sys.stdout.fileno(), 0)
-    if not any(event & select.POLLERR for _, event in watch.poll(0)):
+    if not reader_is_gone(sys.stdout.fileno()):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True

@@ -18,8 +18,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from runtime.atomic import flush_to_disk, new_mark, partial_of, sweep
+from runtime.atomic import new_mark, partial_of, sweep
 from runtime.errors import UserError, one_line
+from runtime.processes.system import flush_to_disk
 
 _MOST_UNPACKED, _SOME_BYTES = 128, 1 << 26  # labels of one class shrink a thousand times; they are small
 _MOST_MEMBERS = 1000

@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 from runtime.errors import INTERRUPTED_EXIT_CODE
+from runtime.processes.system import STOP_SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PREEMPTED_EXIT_CODE = 75
 """What a run that was told to stop exits with: `EX_TEMPFAIL` of sysexits.h, "try again later"."""
 LAUNCHER_VARIABLE = "TORCHELASTIC_RUN_ID"  # torchrun sets it for its workers
@@ -43,7 +43,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: Any) -> None:

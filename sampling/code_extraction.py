@@ -24,6 +24,7 @@ from data.loader import listed_batches
 from data.shards.cached_latents import TOKENIZER_FOLDER
 from data.shards.shard_manifest import LATENTS, ShardEntry, begin, finish, shard_name
 from data.shards.shard_writer import finished_shard, sample_key, write_shard
+from rqstack.arguments import plain_size
 from rqvae import RQVAE
 from runtime import distributed
 from runtime.distributed import DistEnv
@@ -82,7 +83,7 @@ class Extractor:
             "tokenizer": digest,
             "dataset": described,
             "class_names": list(self.dataset.class_names),
-            "resolution": self.dataset.resolution,
+            "resolution": plain_size(*self.dataset.resolution),
             "contents": kept,
             "crops": self.crops,
             "augmented": self.dataset.split == "train",

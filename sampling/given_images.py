@@ -1,6 +1,6 @@
-"""Images that a user names, as a stage-1 model sees them: one pixel rule, shorter side to its resolution, centre crop.
+"""Images that a user names, as a stage-1 model sees them: one pixel rule, scaled until they cover it, centre crop.
 
-Legend: C channels, R resolution, H W image, h w grid of codes.
+Legend: C channels, H W image of the model, h w grid of codes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.config import MAX_IMAGE_BYTES
+from data.images.aspect import Size, fitting, middle
 from data.images.decoding import UNREADABLE, read_pixels
 from data.images.encoded_images import checked
 from data.images.listing import list_images
@@ -32,8 +33,8 @@ def rule_of(checkpoint: Path, channels: int) -> PixelRule:
     return PixelRule(channels, parse_background(background))
 
 
-def read_image(path: Path, rule: PixelRule, resolution: int, name: str | None = None) -> Tensor:
-    """One file as uint8 (C, R, R), within the limits of data sets.
+def read_image(path: Path, rule: PixelRule, size: Size, name: str | None = None) -> Tensor:
+    """One file as uint8 (C, H, W), of this size, within the limits of data sets.
 
     Args:
         name: what a message calls it; None: its path.
@@ -44,7 +45,7 @@ def read_image(path: Path, rule: PixelRule, resolution: int, name: str | None = 
     try:
         with open(path, "rb") as file:
             pixels = read_pixels(checked(file.read(MAX_IMAGE_BYTES + 1)), rule).image
-        pipeline = Pipeline("imagenet", resolution)
+        pipeline = Pipeline("imagenet", size)
         pipeline.check(pixels, rule.max_pixels)
         return pipeline(pixels, None)
     except UNREADABLE as error:
@@ -67,12 +68,13 @@ def image_paths(source: Path) -> list[Path]:
     return paths
 
 
-def painted_cells(path: Path, image_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def painted_cells(path: Path, image_size: Size, size: Size, grid: Size) -> Tensor:
     """Which cells (h, w) of the codes a mask paints: those of which any pixel is white, in the crop of the image.
 
     Args:
         path: a mask, white where something new is wanted.
-        image_size: (width, height) of the image that it belongs to.
+        image_size: (height, width) of the image that it belongs to.
+        size: (H, W) that the model takes.
         grid: (h, w).
 
     Raises:
@@ -82,17 +84,15 @@ def painted_cells(path: Path, image_size: tuple[int, int], grid: tuple[int, int]
         mask = read_pixels(path.read_bytes(), PixelRule(channels=1, background=(0, 0, 0))).image
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as a mask: {one_line(error)}") from error
-    if mask.size != image_size:
-        raise UserError(f"the mask {path} is {mask.width}x{mask.height}, its image {image_size[0]}x{image_size[1]}")
-    side = min(mask.size)
-    left, top = (mask.width - side) // 2, (mask.height - side) // 2
-    pixels = torch.frombuffer(bytearray(mask.crop((left, top, left + side, top + side)).tobytes()), dtype=torch.uint8)
-    painted_HW = (pixels.view(side, side) >= PAINTED).float()
+    if (mask.height, mask.width) != image_size:
+        raise UserError(f"the mask {path} is {mask.width}x{mask.height}, its image {image_size[1]}x{image_size[0]}")
+    pixels_HW = torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.uint8).view(image_size)
+    painted_HW = (middle(pixels_HW, fitting(image_size, size)) >= PAINTED).float()
     return F.adaptive_max_pool2d(painted_HW[None, None], grid)[0, 0] > 0
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height), turned as the reader turns it.
+def image_size(path: Path) -> Size:
+    """(height, width), turned as the reader turns it.
 
     Raises:
         UserError: unreadable.
@@ -101,4 +101,4 @@ def image_size(path: Path) -> tuple[int, int]:
         width, height = read_pixels(path.read_bytes()).image.size
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an image: {one_line(error)}") from error
-    return width, height
+    return height, width

@@ -4,7 +4,6 @@ Legend: B batch, C channels, H W image, N images.
 """
 
 import io
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from runtime import distributed
 from runtime.atomic import write_whole
 from runtime.errors import UserError, one_line
 from runtime.npz import Header, write_npz
+from runtime.processes.system import take_room
 from sampling.choices import FORMATS
 
 ROWS_AT_A_TIME = 64
@@ -114,8 +114,7 @@ class NpzFile:
             size = file.stat().st_size
             try:
                 with open(file, "r+b") as opened:
-                    if hasattr(os, "posix_fallocate"):
-                        os.posix_fallocate(opened.fileno(), 0, size)
+                    take_room(opened.fileno(), size)
             except OSError as error:
                 self.discard()
                 raise UserError(f"cannot write {file}: {one_line(error)}; it needs {size / 1e6:,.1f} MB") from error

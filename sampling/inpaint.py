@@ -84,16 +84,16 @@ def main(args: argparse.Namespace) -> None:
     settings = SamplingSettings(args.temp, args.top_k, args.top_p, args.cfg_scale, seed=args.seed).arguments(stage2)
     condition = condition_of(args.class_name, args.prompt, stage2, checkpoint)
     height, width, _ = stage2.config.block_size
+    dd = stage1.config.ddconfig
     if args.mask is not None:
-        redrawn_hw = painted_cells(args.mask, image_size(args.image), (height, width))
+        redrawn_hw = painted_cells(args.mask, image_size(args.image), dd.image_size, (height, width))
     elif 0 <= args.keep_rows < height:
         redrawn_hw = (torch.arange(height) >= args.keep_rows).unsqueeze(1).expand(height, width)
     else:
         raise UserError(f"--keep-rows {args.keep_rows} must be 0 to {height - 1}: the codes have {height} rows")
     if not redrawn_hw.any():
         raise UserError(f"{args.mask} is white nowhere: nothing is to be drawn")
-    dd = stage1.config.ddconfig
-    pixels_CHW = read_image(args.image, rule_of(stage1_path, dd.in_channels), dd.resolution)
+    pixels_CHW = read_image(args.image, rule_of(stage1_path, dd.in_channels), dd.image_size)
     image_BCHW = from_uint8(pixels_CHW.unsqueeze(0)).to(device)
     codes_hwD, filled_BhwD, fill_BCHW = draw_fills(
         stage1, stage2, image_BCHW, redrawn_hw, condition, args.num, args.seed, settings

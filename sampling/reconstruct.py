@@ -1,6 +1,6 @@
 """What stage 1 keeps of images: `python -m sampling.reconstruct IMAGE_OR_FOLDER OUT -v STAGE1`.
 
-Every image is cropped and resized to the model's resolution, written as codes and given back. OUT, a new folder, gets
+Every image is cropped and resized to the model's size, written as codes and given back. OUT, a new folder, gets
 `images/` with one PNG for each, `by_codes.png` with the first of them from 1, 2, ... D codes, and `result.json` with
 the error by number of codes. `--codes N` gives the images back from the first N codes of every position. `--details`
 also writes `differences/`, where each differs from what it was (4 times as bright), and `code_maps/`, a picture of the
@@ -66,12 +66,12 @@ def main(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_rqvae(checkpoint, ema=args.ema, device=device).eval()
     check_weights(model, checkpoint)
-    rule, resolution = rule_of(checkpoint, model.config.ddconfig.in_channels), model.config.ddconfig.resolution
+    rule, size = rule_of(checkpoint, model.config.ddconfig.in_channels), model.config.ddconfig.image_size
     depth = max(1, len(model.quantizer.num_codes))
     if args.codes is not None and not 1 <= args.codes <= depth:
         raise UserError(f"--codes {args.codes} must be 1 to {depth}: the model writes {depth} codes a position")
     squared_D, count = torch.zeros(depth, dtype=torch.float64), 0
-    readable = readable_images(paths, partial(read_image, rule=rule, resolution=resolution))
+    readable = readable_images(paths, partial(read_image, rule=rule, size=size))
     while batch := list(islice(readable, args.batch_size)):
         part = [path for path, _ in batch]
         image_BCHW = from_uint8(torch.stack([image_CHW for _, image_CHW in batch])).to(device)

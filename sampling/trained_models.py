@@ -11,6 +11,7 @@ from torch import nn
 
 from data.tokenizers.tokenizer_loading import tokenizer_beside
 from rqstack.archive import newest_snapshot, read_archive
+from rqstack.arguments import height_width
 from rqstack.finite import non_finite_names
 from rqstack.snapshots import CONFIG_FILE, METADATA_FILE, weights_digest
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer
@@ -85,11 +86,14 @@ def stage1_is_averaged(stage2: Path) -> bool:
     return bool(((read_archive(stage2, wanted=()).config or {}).get("vqvae") or {}).get("ema"))
 
 
-def resolution_of(stage1: str | Path) -> int | None:
-    """The size of the images of a stage-1 checkpoint, without its weights; None where its config does not say it."""
+def resolution_of(stage1: str | Path) -> tuple[int, int] | None:
+    """(H, W) of the images of a stage-1 checkpoint, without its weights; None where its config does not say it."""
     arch = (read_archive(resolve_checkpoint(stage1), wanted=()).config or {}).get("arch") or {}
     resolution = (arch.get("ddconfig") or {}).get("resolution")
-    return resolution if isinstance(resolution, int) else None
+    try:
+        return height_width("resolution", resolution)
+    except ValueError:
+        return None
 
 
 def directory_beside(checkpoint: Path) -> Path:

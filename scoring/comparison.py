@@ -13,9 +13,12 @@ from typing import Optional
 from torch import Tensor
 
 from data.build import DATASETS, dataset_choices
+from data.config import KEEP
+from data.images.aspect import Size
 from evaluation.networks.feature_networks import FeatureExtractor, build_features
 from evaluation.references.reference_cache import cached_reference
 from evaluation.references.reference_files import Reference
+from rqstack.arguments import plain_size
 from runtime.distributed import DistEnv
 from runtime.errors import UserError
 from runtime.npz import read_headers
@@ -32,7 +35,7 @@ class Comparison:
 
     Args:
         features: which feature network, and where references are kept.
-        resolution: of a data set whose settings give none: that of the samples.
+        size: (height, width) of the images of a data set whose settings give none: that of the samples.
 
     Attributes:
         images: `(shared) -> batches` of uint8 images, of this rank or all of them; None where there are only moments.
@@ -50,7 +53,9 @@ class Comparison:
     data: Optional[ScoringData] = None
     source: Optional[ImageSource] = None
 
-    def __init__(self, config: ComparisonConfig, features: FeatureSettings, env: DistEnv, resolution: int) -> None:
+    def __init__(
+        self, config: ComparisonConfig, features: FeatureSettings, env: DistEnv, size: tuple[int, int]
+    ) -> None:
         self.config, self.settings, self.env = config, features, env
         assert config.ref_dataset is not None, "there is something to compare with"
         self.spec, split = config.ref_dataset, split_name(config.ref_split)
@@ -59,17 +64,18 @@ class Comparison:
         if self.is_file_of_moments:
             return
         if not path.exists() and self.spec.lower().replace("_", "-") in DATASETS:
-            self._open_dataset(split, resolution)
+            self._open_dataset(split, size)
         else:
             self._open_images(path)
 
-    def _open_dataset(self, split: str, resolution: int) -> None:
+    def _open_dataset(self, split: str, size: Size) -> None:
         dataset = self.config.dataset
         dataset.type, self.name = self.spec, split
         if dataset.transforms is None and dataset.resolution is None:
             if self.config.mixed_sizes:
                 raise UserError("mixed_sizes=true: say at which size ref_dataset is read (dataset.resolution=256)")
-            dataset.resolution = resolution
+            dataset.resolution = plain_size(*size)
+            dataset.resize = dataset.resize if size[0] == size[1] else KEEP
         self.data = ScoringData(
             dataset, self.config.batch_size, self.env, self.config.num_workers, cache=self.settings.cache
         )

@@ -23,10 +23,12 @@ from scoring.scoring_data import ScoringData, ranks_of, reconstructed
 LPIPS_PIXELS = 16
 
 
-def find_perceptual(resolution: int, device: torch.device) -> tuple[dict[str, PerceptualDistance], str | None]:
+def find_perceptual(
+    resolution: tuple[int, int], device: torch.device
+) -> tuple[dict[str, PerceptualDistance], str | None]:
     """LPIPS where VGG16's weights are at hand and the images are large enough for it; else nothing, and why."""
-    if resolution < LPIPS_PIXELS:
-        return {}, f"no LPIPS: images of {resolution} pixels are smaller than {LPIPS_PIXELS}"
+    if min(resolution) < LPIPS_PIXELS:
+        return {}, f"no LPIPS: images of {resolution[1]}x{resolution[0]} pixels are smaller than {LPIPS_PIXELS}"
     try:
         return {"lpips-vgg": PerceptualLoss().to(device)}, None
     except FileNotFoundError:
@@ -58,7 +60,7 @@ def score_reconstructions(
 
     metrics = [
         FrechetDistance(extractor, {split: reference.moments}, "rfid", detail),
-        PairSimilarity(split, data.split(split).resolution, detail, perceptual, device),
+        PairSimilarity(split, min(data.split(split).resolution), detail, perceptual, device),
     ]
     return score_images(
         reconstructed(data.float_batches(split), decode),

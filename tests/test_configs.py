@@ -73,7 +73,7 @@ def test_published_stage1(path):
     assert count_parameters(discriminator) == published_keys()["discriminator"]["parameters"]
     hparams = config.arch.hparams
     assert (hparams.codebook_update, hparams.loss_type, hparams.restart_unused_codes) == ("per_depth", "mse", True)
-    assert dataset_request(config.dataset, "train").resolution == config.arch.ddconfig.resolution == 256
+    assert dataset_request(config.dataset, "train").resolution == config.arch.ddconfig.image_size == (256, 256)
 
 
 @pytest.mark.parametrize("path", _published("rq-transformer"))
@@ -98,7 +98,7 @@ def test_published_data_sections(path):
     config = _stage1(path) if "/stage1/" in path else _stage2(path)
     request = dataset_request(config.dataset, "train")
     folder = path.split("/")[0]
-    assert request.resolution == 256
+    assert request.resolution == (256, 256)
     assert {"imagenet256": ("imagenet", "imagenet"), "ffhq": ("ffhq", "ffhq")}.get(folder, (folder, "lsun")) == (
         request.name,
         request.crop,
@@ -112,7 +112,7 @@ def test_text_experiments_read_their_words_like_the_model(path, tmp_path, monkey
     assert config.dataset.context_length == config.arch.block_size_cond
     assert (config.loss.txt_weight, config.loss.img_weight) == (0.1, 0.9)
     request = dataset_request(config.dataset, "train")
-    assert (request.name, request.crop, request.resolution) == ("cc3m", "dalle", 256)
+    assert (request.name, request.crop, request.resolution) == ("cc3m", "dalle", (256, 256))
     monkeypatch.setenv("RQ_DATA_ROOT", str(tmp_path))
     files = tmp_path / "tokenizer-files"
     files.mkdir()
@@ -136,7 +136,7 @@ def test_large_text_model_has_the_published_size():
 def test_our_stage1(path):
     config = _stage1(path)
     assert config.arch.hparams.codebook_update == "deferred"
-    assert dataset_request(config.dataset, "train").resolution == config.arch.ddconfig.resolution
+    assert dataset_request(config.dataset, "train").resolution == config.arch.ddconfig.image_size
     assert plan_batches(config.experiment, num_images=10_000, world_size=1).total_steps > 0
     model = RQVAE(config.arch.model_config()).eval()
     with torch.no_grad():

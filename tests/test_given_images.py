@@ -95,8 +95,11 @@ def test_cells_are_those_that_any_white_pixel_touches(tmp_path):
     mask[3, 5] = 100  # too dark
     mask[0, 0] = mask[7, 11] = 255  # outside
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    cells = painted_cells(tmp_path / "mask.png", (12, 8), (4, 4))
+    cells = painted_cells(tmp_path / "mask.png", (8, 12), (16, 16), (4, 4))
     assert cells.nonzero().tolist() == [[0, 0], [3, 3]]
+    # a model of images twice as high as wide sees 8 x 4 pixels of it, another all of it
+    assert painted_cells(tmp_path / "mask.png", (8, 12), (16, 8), (4, 2)).nonzero().tolist() == []
+    assert painted_cells(tmp_path / "mask.png", (8, 12), (8, 12), (2, 3)).nonzero().tolist() == [[0, 0], [1, 2]]
 
 
 def test_reconstructions_are_those_of_the_model(checkpoints, pictures, tmp_path):

@@ -53,7 +53,8 @@ def dry_run_lines(
 
 def data_lines(train_set: ImageDataset, val_set: ImageDataset) -> Iterator[str]:
     """The two splits, their images, classes and captions."""
-    size = f"{train_set.resolution} x {train_set.resolution}, {train_set.channels} channels"
+    height, width = train_set.resolution
+    size = f"{height} x {width}, {train_set.channels} channels"
     yield f"data: {train_set.name}, {len(train_set)} training and {len(val_set)} validation images, {size}"
     if train_set.num_classes > 1:
         count_Y = torch.bincount(train_set.labels_N, minlength=train_set.num_classes)

@@ -79,7 +79,7 @@ class ItemProcesses:
             if not ended:
                 outcome.wrong.append(_how_it_ended(process.exitcode, time.monotonic() - begun, limit))
             if outcome.wrong and output.exists():
-                tail = output.read_text(errors="replace")[-TAIL:].strip()
+                tail = output.read_text(encoding="utf-8", errors="replace")[-TAIL:].strip()
                 outcome.result |= {"output": tail} if tail else {}
         outcome.seconds = round(time.monotonic() - begun, 1)
         return outcome

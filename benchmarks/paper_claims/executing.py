@@ -5,7 +5,6 @@ Legend: B batch, C channels, H W image, N images, F features, D code depth.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterable
 from functools import cached_property, partial
@@ -30,6 +29,7 @@ from measure_throughput.experiment import Experiment
 from measure_throughput.measure import time_loops
 from rqvae import RQVAE, load_rqvae
 from runtime.distributed import DistEnv
+from runtime.processes.system import load_average
 from runtime.records.metrics_file import METRICS_FILE, read_metrics
 from runtime.rundir import latest_run
 from sampling.conditions import ClassConditions
@@ -223,4 +223,4 @@ def _measure_speed(run: Run, place: Workplace, key_of: Any) -> dict[str, Any]:
         drawn, decoded = (1e3 / BATCH_SIZE * statistics.median(part) for part in zip(*rounds, strict=True))
         result[label] = {"ms": drawn + decoded, "ms_codes": drawn, "ms_pixels": decoded}
         result[label]["parameters"] = sum(parameter.numel() for parameter in models[label][1].parameters())
-    return result | {"load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None}
+    return result | {"load": load_average()}

@@ -7,7 +7,6 @@ peak memory of the last start.
 from __future__ import annotations
 
 import json
-import resource
 import shlex
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError
+from runtime.processes.system import peak_memory_bytes
 from runtime.rundir import latest_run
 
 
@@ -49,8 +49,10 @@ class Steps:
         self._write()
         started = time.perf_counter()
         action()
-        peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        step |= {"done": True, "seconds": round(time.perf_counter() - started, 1), "peak_mb": round(peak / 1024)}
+        step |= {"done": True, "seconds": round(time.perf_counter() - started, 1)}
+        peaks = [peak for peak in (peak_memory_bytes(), peak_memory_bytes(children=True)) if peak is not None]
+        if peaks:
+            step["peak_mb"] = round(max(peaks) / 2**20)
         self._write()
 
     def run_dir(self, name: str, config: str) -> Path:

@@ -27,6 +27,7 @@ from torch import Tensor
 from data.captions.captioned_dataset import CaptionTable, segmentation_keys, warn_of_cut_captions
 from data.captions.emoji_names import GENDERS, GROUPS, TONES, Combination, caption_of, combination_of, group_of
 from data.dataset import VAL_FRACTION, ImageDataset
+from data.images.aspect import middle
 from data.images.decoding import read_pixels
 from data.images.memory_dataset import MemoryDataset
 from data.request import DatasetRequest
@@ -163,7 +164,7 @@ def named_drawings(packages: Mapping[str, Any]) -> dict[str, str]:
 
 def rendered(packages: Mapping[str, Any], names: Sequence[str], request: DatasetRequest) -> Tensor:
     """uint8 images (N, C, H, W), from the cache where the same drawings were rendered alike before."""
-    folder, rule, side = _drawings_folder(packages), request.pixels, request.resolution
+    folder, rule, side = _drawings_folder(packages), request.pixels, max(request.resolution)
     svgs = [(folder / f"{name}.svg").read_bytes() for name in names]
     digest = hashlib.sha256(f"{side} {rule.channels} {rule.background} {packages['resvg_py'].__version__}".encode())
     for svg in svgs:
@@ -172,7 +173,7 @@ def rendered(packages: Mapping[str, Any], names: Sequence[str], request: Dataset
     shape = (len(names), rule.channels, side, side)
     kept = _read_cache(cache, shape)
     if kept is not None:
-        return torch.from_numpy(kept)
+        return middle(torch.from_numpy(kept), request.resolution)
     _log.info("rendering %d drawings at %d pixels", len(names), side)
     render = packages["resvg_py"].svg_to_bytes
     pixels_NCHW = np.empty(shape, dtype=np.uint8)
@@ -181,7 +182,7 @@ def rendered(packages: Mapping[str, Any], names: Sequence[str], request: Dataset
         image = np.asarray(read_pixels(png, rule).image)
         pixels_NCHW[index] = image.reshape(side, side, rule.channels).transpose(2, 0, 1)
     _write_cache(cache, pixels_NCHW)
-    return torch.from_numpy(pixels_NCHW)
+    return middle(torch.from_numpy(pixels_NCHW), request.resolution)
 
 
 def _import_packages() -> dict[str, Any]:

@@ -30,6 +30,7 @@ from data.captions.pair_grammar import (
 )
 from data.captions.synthetic_shapes import shape_coverage
 from data.dataset import VAL_FRACTION, ImageDataset
+from data.images.aspect import middle
 from data.images.memory_dataset import augment, with_channels
 from data.noise import permutation, uniforms
 from data.request import DatasetRequest
@@ -76,7 +77,8 @@ class SyntheticPairs(ImageDataset):
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         draws_BK = self._draws(self.split, index_B)
         numbers_BA = self._numbers(draws_BK)
-        image_BCHW = draw_pairs(numbers_BA, torch.from_numpy(draws_BK[:, 1:]).float(), self.resolution)
+        image_BCHW = draw_pairs(numbers_BA, torch.from_numpy(draws_BK[:, 1:]).float(), max(self.resolution))
+        image_BCHW = middle(image_BCHW, self.resolution)
         if noise_key_B is not None and self.split == "train":
             image_BCHW = augment(image_BCHW, self.seed, noise_key_B, False, self.random_shift)
         captions = [tokenize_pair_caption(scene.caption(), self.context_length) for scene in _scenes(numbers_BA)]

@@ -24,6 +24,7 @@ from data.captions.shape_grammar import (
     shape_tokenizer,
 )
 from data.dataset import VAL_FRACTION, ImageDataset
+from data.images.aspect import middle
 from data.images.memory_dataset import augment, with_channels
 from data.noise import uniforms
 from data.request import DatasetRequest
@@ -60,7 +61,8 @@ class SyntheticShapes(ImageDataset):
     def fetch(self, index_B: np.ndarray, noise_key_B: np.ndarray | None) -> dict[str, Tensor]:
         draws_BK = self._draws(self.split, index_B)
         words = _attributes(draws_BK)
-        image_BCHW = draw_shapes(words, torch.from_numpy(draws_BK[:, 4:]).float(), self.resolution)
+        image_BCHW = draw_shapes(words, torch.from_numpy(draws_BK[:, 4:]).float(), max(self.resolution))
+        image_BCHW = middle(image_BCHW, self.resolution)
         if noise_key_B is not None and self.split == "train":
             image_BCHW = augment(image_BCHW, self.seed, noise_key_B, self.hflip, self.random_shift)
         return {

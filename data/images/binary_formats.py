@@ -121,4 +121,4 @@ def _in_memory(
         raise ValueError(
             f"{request.name} ({request.split}): {len(image_NCHW)} images and {len(labels_N)} labels do not fit"
         )
-    return MemoryDataset(request, resize_all(image_NCHW, request.resolution), labels_N, classes)
+    return MemoryDataset(request, resize_all(image_NCHW, request), labels_N, classes)

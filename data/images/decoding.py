@@ -5,7 +5,6 @@ Axes: H W image, C channels.
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections import deque
@@ -21,6 +20,7 @@ from data.images.decode_limits import TimedBytes, check_costs
 from data.images.encoded_images import Encoded
 from data.images.pixel_rule import RGB, PixelRule, Pixels, apply_rule
 from runtime.errors import UserError, one_line
+from runtime.processes.system import usable_cores
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 """Pillow's names of what is opened, whatever a file is called: no other decoder sees a byte of it, and so no other
@@ -79,7 +79,7 @@ def decode_in_order(
         flattened: gets the indices of images whose transparency was composited over the background.
         rule: what becomes of other pixels than 8-bit RGB.
     """
-    threads = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+    threads = threads or min(_MOST_THREADS, usable_cores())
     indices = iter(indices)
     waiting: deque[tuple[int, Future[Pixels | UserError]]] = deque()
     pool = ThreadPoolExecutor(threads)

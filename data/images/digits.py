@@ -23,7 +23,7 @@ def build_digits(request: DatasetRequest) -> ImageDataset:
     grey_N1HW = torch.from_numpy(raw.images[chosen]).unsqueeze(1).mul(255 / _LEVELS).round().to(torch.uint8)
     return MemoryDataset(
         request,
-        resize_all(grey_N1HW, request.resolution),
+        resize_all(grey_N1HW, request),
         raw.target[chosen],
         [str(name) for name in raw.target_names],
         chosen,

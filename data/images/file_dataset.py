@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.dataset import ImageDataset
 from data.errors import DataError, TooManyCorruptImages
+from data.images.aspect import Size
 from data.images.decoding import UNREADABLE, read_pixels
 from data.images.encoded_images import Encoded
 from data.images.pixel_rule import Pixels
@@ -45,7 +46,7 @@ class ReplacingDataset(ImageDataset):
     def __init__(
         self,
         request: DatasetRequest,
-        resolution: int,
+        resolution: Size,
         source: Encoded,
         labels_N: np.ndarray,
         class_names: Sequence[str],
@@ -110,7 +111,7 @@ class FileDataset(ReplacingDataset):
         self, request: DatasetRequest, source: Encoded, labels_N: np.ndarray, class_names: Sequence[str]
     ) -> None:
         super().__init__(request, request.resolution, source, labels_N, class_names)
-        self.pipeline = Pipeline(request.crop, request.resolution, request.config.hflip)
+        self.pipeline = Pipeline(request.crop, request.resolution, request.config.hflip, request.keep)
         self.rule, self.channels = request.pixels, request.pixels.channels
 
     @classmethod
@@ -122,7 +123,7 @@ class FileDataset(ReplacingDataset):
         draws_BK: Iterable[np.ndarray | None] = [None] * len(index_B)
         if noise_key_B is not None and self.split == "train":
             draws_BK = uniforms(NUM_DRAWS, _CROP_STREAM, self.seed, noise_key_B)
-        image_BCHW = torch.empty(len(index_B), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
+        image_BCHW = torch.empty(len(index_B), self.channels, *self.resolution, dtype=torch.uint8)
         asked_B = torch.from_numpy(index_B.copy())
         used_B = asked_B.clone()
         for row, (index, draws) in enumerate(zip(index_B.tolist(), draws_BK)):

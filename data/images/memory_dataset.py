@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.dataset import ImageDataset
+from data.images.aspect import Size, covering, middle
 from data.noise import uniforms
 from data.request import DatasetRequest
 
@@ -38,7 +39,8 @@ class MemoryDataset(ImageDataset):
         numbers_N: np.ndarray | None = None,
     ) -> None:
         assert image_NCHW.dtype == torch.uint8 and len(image_NCHW) == len(labels_N)
-        super().__init__(request.name, request.split, image_NCHW.shape[-1], class_names, labels_N, request.seed)
+        height, width = image_NCHW.shape[-2:]
+        super().__init__(request.name, request.split, (height, width), class_names, labels_N, request.seed)
         self.image_NCHW = image_NCHW.contiguous()
         self.hflip, self.random_shift = bool(request.config.hflip), request.config.random_shift
         self.channels = request.pixels.channels
@@ -101,12 +103,21 @@ def _shift(image_BCHW: Tensor, shift_B2: Tensor) -> Tensor:
     return image_BCHW.gather(3, column_BW[:, None, None, :].expand(-1, channels, height, -1))
 
 
-def resize_all(image_NCHW: Tensor, resolution: int) -> Tensor:
-    """uint8 images resized to resolution x resolution, bilinear (with anti-aliasing when they get smaller)."""
-    if image_NCHW.shape[-2:] == (resolution, resolution):
+def resize_all(image_NCHW: Tensor, request: DatasetRequest) -> Tensor:
+    """uint8 images at the size that is asked for, bilinear (with anti-aliasing when they get smaller): squeezed to it,
+    or with dataset.resize=keep scaled until they cover it, and cut around the middle.
+    """
+    height, width = image_NCHW.shape[-2:]
+    size = covering((height, width), request.resolution) if request.keep else request.resolution
+    return middle(resized(image_NCHW, size), request.resolution)
+
+
+def resized(image_NCHW: Tensor, size: Size) -> Tensor:
+    """uint8 images, squeezed to a size."""
+    if image_NCHW.shape[-2:] == size:
         return image_NCHW
     parts = []
     for part_BCHW in image_NCHW.split(_RESIZE_CHUNK):
-        resized = F.interpolate(part_BCHW.float(), (resolution, resolution), mode="bilinear", antialias=True)
-        parts.append(resized.round_().clamp_(0, 255).to(torch.uint8))
+        larger_BCHW = F.interpolate(part_BCHW.float(), size, mode="bilinear", antialias=True)
+        parts.append(larger_BCHW.round_().clamp_(0, 255).to(torch.uint8))
     return torch.cat(parts)

@@ -27,6 +27,7 @@ from data.shards.shard_files import is_remote, local_path
 from data.shards.shard_index import CODES, COND, LATENT
 from data.shards.shard_manifest import LATENTS, read_manifest
 from data.tokenizers.tokenizer_loading import load_tokenizer
+from rqstack.arguments import height_width
 from runtime.errors import UserError
 
 LAYOUT = "train.manifest.json and val.manifest.json with their shards, as extract_codes.py writes them"
@@ -58,7 +59,7 @@ class LatentDataset(ReplacingDataset):
             )
         super().__init__(
             request,
-            manifest["resolution"],
+            height_width("resolution", manifest["resolution"]),
             ShardSamples(places, indexes, config),
             labels_N,
             manifest["class_names"],

@@ -32,6 +32,7 @@ from data.shards.shard_index import (
 )
 from runtime.atomic import PARTIAL_PREFIX
 from runtime.errors import UserError, one_line
+from runtime.processes.system import READ_ONLY, has_owners, is_own, read_at, touch, user_mark
 
 _MOST_OPEN = 64
 _ATTEMPTS, _PAUSE_SECONDS = 4, 1.0
@@ -60,7 +61,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 def default_cache() -> Path:
     """Where remote shards are kept unless dataset.shard_cache says so."""
-    return Path(tempfile.gettempdir()) / f"rq-shards-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    return Path(tempfile.gettempdir()) / f"rq-shards-{user_mark()}"
 
 
 class ShardFiles:
@@ -80,7 +81,7 @@ class ShardFiles:
 
     def read(self, shard: int, start: int, size: int) -> bytes:
         """`size` bytes from `start` on; OSError when they are not there."""
-        content = os.pread(self._descriptor(shard), size, start)
+        content = read_at(self._descriptor(shard), size, start)
         if len(content) < size:
             raise OSError(f"{self.places[shard]} ends before byte {start + size}")
         return content
@@ -93,7 +94,7 @@ class ShardFiles:
         if is_remote(place):
             descriptor = self._open_copy(place, self.sizes[shard])
         else:
-            descriptor = os.open(local_path(place), os.O_RDONLY)
+            descriptor = os.open(local_path(place), READ_ONLY)
         self._open[shard] = descriptor
         while len(self._open) > min(_MOST_OPEN, self.cache_size if is_remote(place) else _MOST_OPEN):
             os.close(self._open.popitem(last=False)[1])
@@ -108,7 +109,7 @@ class ShardFiles:
                 if descriptor is None:
                     descriptor = _fetch(url, path, size)
                     self._drop_oldest(keep=path)
-                os.utime(descriptor)
+                touch(descriptor, path)
                 return descriptor
         except OSError as error:
             raise DataUnavailable(f"{url} cannot be kept in {self.cache}: {one_line(error)}") from error
@@ -198,10 +199,10 @@ def _is_copy(path: Path) -> bool:
 def _own_folder(folder: Path) -> None:
     """Makes the folder, readable by its owner alone. OSError where one below /tmp may be somebody else's doing."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder != default_cache() or not hasattr(os, "getuid"):
+    if folder != default_cache() or not has_owners():
         return
     found = folder.lstat()  # anybody can put a link there
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    if not stat.S_ISDIR(found.st_mode) or not is_own(found):
         raise PermissionError(f"{folder} belongs to another user, or is a link; set dataset.shard_cache")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(f"others may write {folder}; chmod go-w, or set dataset.shard_cache")
@@ -210,7 +211,7 @@ def _own_folder(folder: Path) -> None:
 def _open_whole(path: Path, size: int) -> int | None:
     """A descriptor of a copy; None when it is not there, or not all of it."""
     with contextlib.suppress(FileNotFoundError):
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, READ_ONLY)
         if os.fstat(descriptor).st_size == size:
             return descriptor
         os.close(descriptor)
@@ -232,7 +233,7 @@ def _fetch(url: str, path: Path, size: int) -> int:
                 time.sleep(_PAUSE_SECONDS * 2**attempt)
         if partial.stat().st_size != size:
             raise DataUnavailable(f"{url} has {partial.stat().st_size} bytes now, its index says {size}")
-        descriptor = os.open(partial, os.O_RDONLY)
+        descriptor = os.open(partial, READ_ONLY)
         os.replace(partial, path)
         return descriptor
     finally:

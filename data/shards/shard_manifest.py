@@ -160,7 +160,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
 }
 _LATENT_ENTRIES: dict[str, Callable[[Any], bool]] = {
     "tokenizer": lambda value: isinstance(value, str),
-    "resolution": lambda value: _is_count(value) and value > 0,
+    "resolution": lambda value: _is_shape([value]) or (_is_shape(value) and len(value) == 2),
     "contents": lambda value: _is_list(value, _one_of("latent", "codes"), 2) and len(value) > 0,
     "crops": lambda value: _is_count(value) and value > 0,
     "dtype": _one_of("float16", "float32"),

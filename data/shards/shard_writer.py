@@ -8,8 +8,9 @@ from pathlib import Path
 
 from data.shards.shard_index import INDEX_SUFFIX, index_from_bytes, write_index
 from data.shards.shard_manifest import ShardEntry, entry_of
-from runtime.atomic import PARTIAL_PREFIX, flush_to_disk
+from runtime.atomic import PARTIAL_PREFIX
 from runtime.errors import UserError, one_line
+from runtime.processes.system import flush_to_disk
 
 Sample = Mapping[str, bytes]
 

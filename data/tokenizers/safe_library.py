@@ -193,8 +193,13 @@ def _try_apart(text: str) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"its patterns or normalizers did not end within {_WALL_SECONDS} s"
-    if ended.returncode == 0 and ended.stdout.strip() == b"sound":
+    said = ended.stdout.decode("ascii", "replace").strip()
+    if ended.returncode == 0 and said == library_trial.SOUND:
         return ""
+    if said == library_trial.UNLIMITED:
+        return (
+            "it has parts that are tried in a process with limits alone, which this system does not offer (Linux does)"
+        )
     if ended.returncode < 0:
         seconds, memory = library_trial.PROCESSOR_SECONDS, library_trial.MEMORY_BYTES >> 20
         return f"reading texts with it takes more than {seconds} s of the processor or {memory} MiB, or crashes"

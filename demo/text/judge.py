@@ -8,6 +8,7 @@ Legend: B batch, N images, C channels, H W image, A seven answers, V choices of 
 """
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -46,15 +47,15 @@ def answers(scenes: Iterable[Scene]) -> Tensor:
 class Judge(nn.Module):
     """Three strided convolutions, then one linear layer over all places for each answer."""
 
-    def __init__(self, resolution: int):
+    def __init__(self, resolution: tuple[int, int]):
         super().__init__()
         layers: list[nn.Module] = []
         for width_in, width_out in zip(_WIDTHS, _WIDTHS[1:]):
             layers += [nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False)]
             layers += [nn.BatchNorm2d(width_out), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.Flatten())
-        side = -(-resolution // 2 ** (len(_WIDTHS) - 1))
-        self.heads = nn.ModuleList(nn.Linear(_WIDTHS[-1] * side * side, len(choices)) for choices in ANSWERS)
+        places = math.prod(-(-side // 2 ** (len(_WIDTHS) - 1)) for side in resolution)
+        self.heads = nn.ModuleList(nn.Linear(_WIDTHS[-1] * places, len(choices)) for choices in ANSWERS)
 
     def forward(self, image_BCHW: Tensor) -> list[Tensor]:
         """Images in [-1, 1] -> logits (B, V) of every answer."""

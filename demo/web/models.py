@@ -98,9 +98,9 @@ class Models:
         return height, width
 
     @property
-    def resolution(self) -> int:
+    def resolution(self) -> tuple[int, int]:
         """Rows and columns of pixels."""
-        return self.stage1.config.ddconfig.resolution
+        return self.stage1.config.ddconfig.image_size
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -187,13 +187,15 @@ def open_models(stage1_path: str, stage2_path: str, folder: Path, ema: bool = Fa
         seen or list(range(num_classes)),
         find_tokenizer(None, checkpoint2, dataset, config) if config.block_size_cond > 1 else None,
         rule_of(checkpoint1, stage1.config.ddconfig.in_channels),
-        _examples(checkpoint1, dataset, stage1.config.ddconfig.resolution, stage1.config.ddconfig.in_channels),
+        _examples(checkpoint1, dataset, stage1.config.ddconfig.image_size, stage1.config.ddconfig.in_channels),
         folder,
         device,
     )
 
 
-def _examples(checkpoint: Path, dataset: DatasetConfig, resolution: int, channels: int) -> ImageDataset | None:
+def _examples(
+    checkpoint: Path, dataset: DatasetConfig, resolution: tuple[int, int], channels: int
+) -> ImageDataset | None:
     """The validation images, if they are there and such as the model takes; else a warning says why they are not."""
     try:
         found = build_dataset(images_behind(dataset), "val")

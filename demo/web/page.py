@@ -54,12 +54,13 @@ def build_page(models: Models) -> gr.Blocks:
 
 def _heading(models: Models) -> str:
     rows, columns = models.grid
+    size = " x ".join(map(str, models.resolution))
     parameters = [
         sum(weight.numel() for weight in model.parameters()) / 1e6 for model in (models.stage1, models.stage2)
     ]
     return heading(
         "RQ-VAE and RQ-Transformer",
-        f"Stage 1: {models.stage1_path}, {parameters[0]:.1f} M parameters, images of {models.resolution} pixels as "
+        f"Stage 1: {models.stage1_path}, {parameters[0]:.1f} M parameters, images of {size} pixels as "
         f"{rows} x {columns} x {models.depth} codes. Stage 2: {models.stage2_path}, {parameters[1]:.1f} M parameters. "
         "Everything runs on this machine, one request at a time.",
     )

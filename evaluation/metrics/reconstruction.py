@@ -130,7 +130,7 @@ class PairSimilarity(Metric):
 
     Args:
         reference: split of the originals, for the names.
-        resolution: of the images.
+        resolution: of the images: their shorter side.
         detail: settings for the names, such as the number of codes decoded.
         perceptual: name, such as `lpips-vgg`, -> distance.
 

@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.atomic import flush_to_disk
 from runtime.errors import UserError, one_line
 from runtime.network.http_client import INTERNAL, DownloadFailed, TransferLimits, download
+from runtime.processes.system import flush_to_disk
 
 
 class WeightSource(NamedTuple):

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from rqstack import __version__
 from rqstack.commands.settings import DrawFlags, InpaintSettings, ReconstructSettings, SampleSettings
-from rqstack.printable import printable
+from rqstack.printable import BROKEN_PIPE_EXIT_CODE, printable
 
 EXIT_CODE = 2
 CHECKPOINT = "a snapshot, a run directory, or a published file beside its config.yaml"
@@ -148,7 +148,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # a reader such as `head` has seen enough; the rest goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        raise SystemExit(BROKEN_PIPE_EXIT_CODE) from None
     except KeyboardInterrupt:
         print(printable("interrupted"), file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None

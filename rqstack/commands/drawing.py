@@ -55,8 +55,9 @@ def inpaint(settings: InpaintSettings) -> str:
     draw, sizes = settings.draw, tokenizer.config.ddconfig
     cond_B = classes_of(draw.class_name, draw.num, model, in_turn=False)
     picture = open_picture(settings.image, sizes.in_channels, background_of(settings.stage1))
-    redrawn_hw = cells_to_draw(settings, picture.size, (model.config.block_size[0], model.config.block_size[1]))
-    image_BCHW = as_tensor(picture, sizes.resolution).unsqueeze(0).to(model.pos_emb_hw.device)
+    height, width, _ = model.config.block_size
+    redrawn_hw = cells_to_draw(settings, picture.size, sizes.image_size, (height, width))
+    image_BCHW = as_tensor(picture, sizes.image_size).unsqueeze(0).to(model.pos_emb_hw.device)
     with torch.no_grad():
         codes_BhwD = tokenizer.get_codes(image_BCHW).expand(draw.num, -1, -1, -1)
     rules = sampling_settings(model, **draw.rules)
@@ -73,11 +74,13 @@ def inpaint(settings: InpaintSettings) -> str:
     return f"{draw.num} fills of {int(redrawn_hw.sum())} of {redrawn_hw.numel()} cells to {settings.out}"
 
 
-def cells_to_draw(settings: InpaintSettings, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def cells_to_draw(
+    settings: InpaintSettings, size: tuple[int, int], wanted: tuple[int, int], grid: tuple[int, int]
+) -> Tensor:
     """Which cells (h, w) are drawn again; ValueError where that is none, or not within the grid."""
     height, width = grid
     if settings.mask is not None:
-        redrawn_hw = white_cells(open_picture(settings.mask, channels=1, background="black"), size, grid)
+        redrawn_hw = white_cells(open_picture(settings.mask, channels=1, background="black"), size, wanted, grid)
         if not redrawn_hw.any():
             raise ValueError(f"{settings.mask} is white nowhere: nothing is to be drawn")
         return redrawn_hw

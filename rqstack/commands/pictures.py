@@ -1,6 +1,6 @@
 """Image files in, PNG files out, with Pillow, where it is installed.
 
-Legend: B batch, C channels, H W image, R resolution, h w grid of codes.
+Legend: B batch, C channels, H W image of the model, h w grid of codes.
 """
 
 from __future__ import annotations
@@ -60,16 +60,18 @@ def open_picture(path: Path, channels: int, background: str = "white") -> Image:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
-def as_tensor(picture: Image, resolution: int) -> Tensor:
-    """A picture as stage 1 sees it: shorter side to R, centre crop, (C, R, R) in [-1, 1]."""
+def as_tensor(picture: Image, wanted: tuple[int, int]) -> Tensor:
+    """A picture as stage 1 sees it: scaled until it covers (H, W), centre crop, (C, H, W) in [-1, 1]."""
     pillow = import_pillow()
-    width, height = picture.size
-    shorter = min(width, height)
-    size = (resolution * width // shorter, resolution * height // shorter)
+    height, width = wanted
+    if height * picture.width >= width * picture.height:
+        size = (max(width, height * picture.width // picture.height), height)
+    else:
+        size = (width, max(height, width * picture.height // picture.width))
     if size != picture.size:
         picture = picture.resize(size, pillow.Image.Resampling.BILINEAR)
-    left, top = (int(round((length - resolution) / 2)) for length in size)
-    return from_bytes(_bytes_of(picture.crop((left, top, left + resolution, top + resolution))))
+    left, top = int(round((size[0] - width) / 2)), int(round((size[1] - height) / 2))
+    return from_bytes(_bytes_of(picture.crop((left, top, left + width, top + height))))
 
 
 def from_bytes(pixels: Tensor) -> Tensor:
@@ -82,12 +84,13 @@ def to_bytes(image: Tensor) -> Tensor:
     return image.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
-def white_cells(mask: Image, size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def white_cells(mask: Image, size: tuple[int, int], wanted: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Which cells (h, w) of the codes a mask paints: those of which any pixel is white, in the crop of its image.
 
     Args:
         mask: grey.
         size: (width, height) of the image that it belongs to.
+        wanted: (H, W).
         grid: (h, w).
 
     Raises:
@@ -95,9 +98,13 @@ def white_cells(mask: Image, size: tuple[int, int], grid: tuple[int, int]) -> Te
     """
     if mask.size != size:
         raise ValueError(f"the mask is {mask.width}x{mask.height}, its image {size[0]}x{size[1]}")
-    side = min(size)
-    left, top = (mask.width - side) // 2, (mask.height - side) // 2
-    white_HW = (_bytes_of(mask.crop((left, top, left + side, top + side)))[0] >= WHITE).float()
+    (width, height), (rows, columns) = size, wanted
+    if rows * width >= columns * height:  # the largest part of the shape that is wanted
+        width = min(width, max(1, round(height * columns / rows)))
+    else:
+        height = min(height, max(1, round(width * rows / columns)))
+    left, top = (mask.width - width) // 2, (mask.height - height) // 2
+    white_HW = (_bytes_of(mask.crop((left, top, left + width, top + height)))[0] >= WHITE).float()
     return F.adaptive_max_pool2d(white_HW[None, None], grid)[0, 0] > 0
 
 

@@ -44,7 +44,7 @@ def reconstruct(settings: ReconstructSettings) -> str:
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
             pictures = [open_picture(path, sizes.in_channels, background) for path in part]
-            image_BCHW = torch.stack([as_tensor(picture, sizes.resolution) for picture in pictures])
+            image_BCHW = torch.stack([as_tensor(picture, sizes.image_size) for picture in pictures])
             by_codes = [from_bytes(to_bytes(row)) for row in from_few_codes(model, image_BCHW)]
             errors = [(row - image_BCHW).double().square().mean((1, 2, 3)).sum() for row in by_codes]
             squared_D = squared_D + torch.stack(errors)

@@ -156,7 +156,7 @@ def _write(file: Path, content: dict[str, Any]) -> None:
     """Complete or not at all."""
     partial = file.with_name(f"{_UNFINISHED}{secrets.token_hex(8)}.json")
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
             json.dump(content, stream)
         os.replace(partial, file)
     finally:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from typing import NoReturn
 
-from rqstack.printable import printable
+from rqstack.printable import BROKEN_PIPE_EXIT_CODE, printable
 
 EXIT_CODE = 2
 EXAMPLE = "example:\n  python -m rqtransformer.pretrained {}"
@@ -85,7 +84,7 @@ if __name__ == "__main__":
         sys.stdout.flush()
     except BrokenPipeError:  # a reader such as `head` has seen enough; the rest goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        raise SystemExit(BROKEN_PIPE_EXIT_CODE) from None
     except (ValueError, OSError) as error:
         print(printable(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from runtime.atomic import write_text_atomically
 from runtime.errors import EXIT_CODE, UserError, one_line, say
+from runtime.processes.system import boot_id, is_alive
 
 LOCK_FILE, OWNER_FILE = "run.lock", "owner.json"
 HEARTBEAT_SECONDS = 10.0
@@ -48,23 +49,17 @@ class Owner:
     def here(cls) -> Owner:
         """This process, from now on."""
         since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-        return cls(socket.gethostname(), _kernel(), os.getpid(), since, secrets.token_hex(8))
+        return cls(socket.gethostname(), boot_id(), os.getpid(), since, secrets.token_hex(8))
 
     @property
     def is_on_this_host(self) -> bool:
         """Whether one system answers for the locks of both: containers of a host have names of their own."""
-        return (self.kernel or self.host) == (_kernel() or socket.gethostname())
+        return (self.kernel or self.host) == (boot_id() or socket.gethostname())
 
     @property
     def is_alive(self) -> bool:
         """Of an owner on this host: whether there is a process of its number."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except OSError:  # somebody else's
-            return True
-        return True
+        return is_alive(self.pid)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -186,11 +181,3 @@ def _release(lock: FileLock, file: Path, owner: Owner, ended: threading.Event) -
             file.unlink()
     with suppress(OSError):
         lock.release()
-
-
-def _kernel() -> str:
-    """The boot id of this host; empty on systems that have none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

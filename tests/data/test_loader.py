@@ -169,7 +169,7 @@ def test_validation_images_are_never_augmented(digits):
 
 def test_data_sets_in_memory_get_no_data_workers(digits, shapes, monkeypatch):
     started = []
-    monkeypatch.setattr("data.loader._cores", lambda: 8)
+    monkeypatch.setattr("data.loader.usable_cores", lambda: 8)
     monkeypatch.setattr("data.loader.DataLoader", lambda *args, **settings: started.append(settings) or iter([]))
     assert len(_take(TrainLoader(digits, 8, seed=1, num_workers=2), 2)) == 2
     assert not started
@@ -177,7 +177,7 @@ def test_data_sets_in_memory_get_no_data_workers(digits, shapes, monkeypatch):
 
 
 def test_no_more_data_workers_than_cores(shapes, monkeypatch):
-    monkeypatch.setattr("data.loader._cores", lambda: 1)
+    monkeypatch.setattr("data.loader.usable_cores", lambda: 1)
     started = []
     monkeypatch.setattr("data.loader.DataLoader", lambda *args, **settings: started.append(settings) or iter([]))
     _take(TrainLoader(shapes, 8, seed=1, num_workers=64), 1)

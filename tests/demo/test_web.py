@@ -123,7 +123,7 @@ def test_painted_cells_are_drawn_again_and_the_others_keep_their_codes(models):
 def test_the_mask_snaps_to_the_cells_that_were_painted(tmp_path):
     redrawn_hw = cells_from([1, 5], (2, 4))
     Image.fromarray(mask_picture(redrawn_hw, (8, 8))[0].numpy()).save(tmp_path / "mask.png")
-    assert torch.equal(painted_cells(tmp_path / "mask.png", (8, 8), (2, 4)), redrawn_hw)
+    assert torch.equal(painted_cells(tmp_path / "mask.png", (8, 8), (8, 8), (2, 4)), redrawn_hw)
     assert waiting_cells(3, (2, 4)).flatten().tolist() == [False] * 3 + [True] * 5
 
 

@@ -345,7 +345,7 @@ def test_classes_are_known_without_a_look_at_the_images(tmp_path):
         (tmp_path / "images" / name).write_bytes(b"no image")
     alone = DistEnv(0, 1, 0, torch.device("cpu"), "none")
     config = ComparisonConfig(ref_dataset=str(tmp_path / "images"))
-    assert Comparison(config, FeatureSettings(), alone, 8).num_classes == 11
+    assert Comparison(config, FeatureSettings(), alone, (8, 8)).num_classes == 11
     np.savez(tmp_path / "x.npz", arr_0=np.zeros((3, 8, 8, 3), dtype=np.uint8), arr_1=np.arange(3))
     assert open_source(str(tmp_path / "x.npz")).labels_N.tolist() == [0, 1, 2]
     assert open_source(str(write_array(tmp_path / "y.npz", IMAGES))).labels_N is None

@@ -32,8 +32,9 @@ from torch.distributed.checkpoint.utils import find_state_dict_object
 from torch.futures import Future
 
 from rqstack.snapshots import plain_copy
-from runtime.atomic import begin_directory, commit_directory, flush_to_disk, partial_of, sha256_of_file
+from runtime.atomic import begin_directory, commit_directory, partial_of, sha256_of_file
 from runtime.errors import UserError, one_line
+from runtime.processes.system import flush_to_disk
 from runtime.step_directories import prune_steps
 from training.checkpoints.checkpoint_directories import INDEX, MANIFEST, STATE, manifest_text
 from training.checkpoints.checkpoint_index import Contents, Place, index_text

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data import DatasetConfig
-from data.config import parse_transforms
+from data.config import KEEP, parse_transforms
+from rqstack.arguments import plain_size
 from runtime.config import load_config
 from runtime.errors import UserError
 from sampling.recorded_paths import with_absolute_paths, with_paths_that_exist
@@ -70,8 +71,11 @@ def with_resolution_of_stage1(config: Config) -> Config:
     said = dataset.resolution or dataset.image_resolution or parse_transforms(dataset.transforms)[1]
     if not stage1 or said or not Path(stage1).exists() or not (dataset.type or dataset.dataset):
         return config
-    resolution = None if dataset.name == LATENTS else resolution_of(stage1)
-    return config if resolution is None else replace(config, dataset=replace(dataset, resolution=resolution))
+    size = None if dataset.name == LATENTS else resolution_of(stage1)
+    if size is None:
+        return config
+    resize = dataset.resize if size[0] == size[1] else KEEP
+    return replace(config, dataset=replace(dataset, resolution=plain_size(*size), resize=resize))
 
 
 def config_before(schema: type[Config], resumed: ResumedRun) -> Config:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from runtime.errors import UserError, one_line
+from runtime.processes.system import CHILD_SIGNAL
 from training.stage import Batch
 
 _DEATH = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
@@ -141,8 +142,8 @@ def let_deaths_wait() -> None:
     PyTorch's handler of SIGCHLD raises wherever the main thread happens to be, which may be in the middle of an
     optimizer step; without it a reader finds out within five seconds.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if CHILD_SIGNAL is None or threading.current_thread() is not threading.main_thread():
         return
-    handler = signal.getsignal(signal.SIGCHLD)
+    handler = signal.getsignal(CHILD_SIGNAL)
     if getattr(handler, "__module__", "").startswith("torch.utils.data"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(CHILD_SIGNAL, signal.SIG_DFL)

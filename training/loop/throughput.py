@@ -11,8 +11,6 @@ cuDNN's Winograd and FFT convolutions do.
 from __future__ import annotations
 
 import functools
-import resource
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +20,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from runtime.processes.system import peak_memory_bytes
 
 # Dense TFLOP/s from the vendor's data sheets: (part of the device's name, bf16 and fp16, tf32, fp32). First match wins.
 KNOWN_GPUS = (
@@ -187,12 +187,14 @@ def _measure(device: torch.device, precision: str, side: int, repeats: int) -> f
     return 2 * side**3 / best
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """GiB this process held at most so far: tensors on the GPU, or resident memory of a process on the CPU."""
+def peak_memory_gib(device: torch.device) -> float | None:
+    """GiB this process held at most so far: tensors on the GPU, or resident memory of a process on the CPU; None: not
+    known.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    peak = peak_memory_bytes()
+    return None if peak is None else peak / 2**30
 
 
 class SpeedMeter:
@@ -211,7 +213,8 @@ class SpeedMeter:
         """Of an interval: model FLOPs utilisation and TFLOP/s of this process, where FLOPs were counted, and its peak
         memory.
         """
-        timing = {"peak_memory_gib": peak_memory_gib(self.device)}
+        peak_memory = peak_memory_gib(self.device)
+        timing = {} if peak_memory is None else {"peak_memory_gib": peak_memory}
         if self.flops.last is None:
             return timing
         rate = self.flops.last * num_steps / seconds

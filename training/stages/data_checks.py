@@ -9,6 +9,7 @@ import torch
 
 from data import ImageDataset
 from data.shards.cached_latents import LatentDataset
+from rqstack.arguments import plain_size
 from rqtransformer import RQTransformerConfig
 from runtime.errors import first_few
 
@@ -26,13 +27,14 @@ def check_images(dataset: ImageDataset) -> None:
         raise ValueError("dataset.type latents has no images; stage 1 is trained on the data set they were made from")
 
 
-def check_resolution(dataset: ImageDataset, resolution: int, origin: str) -> None:
+def check_resolution(dataset: ImageDataset, size: tuple[int, int], origin: str) -> None:
     """ValueError when the images have another size than the one that `origin` asks for."""
-    if dataset.resolution != resolution:
-        raise ValueError(
-            f"dataset.resolution: images of {dataset.name} are {dataset.resolution} pixels wide, "
-            f"{origin} is {resolution}"
-        )
+    if dataset.resolution == size:
+        return
+    (height, width), wanted = dataset.resolution, plain_size(*size)
+    shape = f"{width} pixels wide" if height == width else f"{height} pixels high and {width} wide"
+    remedy = "" if size[0] == size[1] else f": dataset.resolution=[{size[0]},{size[1]}] dataset.resize=keep"
+    raise ValueError(f"dataset.resolution: images of {dataset.name} are {shape}, {origin} is {wanted}{remedy}")
 
 
 def check_channels(dataset: ImageDataset, channels: int, origin: str) -> None:

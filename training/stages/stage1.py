@@ -143,7 +143,7 @@ class Stage1:
     def check_data(self, dataset: ImageDataset) -> None:
         """ValueError when the model cannot be trained on these images."""
         check_images(dataset)
-        check_resolution(dataset, self.model.config.ddconfig.resolution, "arch.ddconfig.resolution")
+        check_resolution(dataset, self.model.config.ddconfig.image_size, "arch.ddconfig.resolution")
         check_channels(dataset, self.model.config.ddconfig.in_channels, "arch.ddconfig.in_channels")
 
     def train_step(self, micro_batches: Iterable[Batch], step: int, on_skip: OnSkip = tell_nobody) -> dict[str, Tensor]:

@@ -155,7 +155,7 @@ class Stage2:
 
     def check_data(self, dataset: ImageDataset) -> None:
         """ValueError when the model cannot be trained on these images and their labels or captions."""
-        check_resolution(dataset, self.tokenizer.config.ddconfig.resolution, "that of the stage-1 checkpoint")
+        check_resolution(dataset, self.tokenizer.config.ddconfig.image_size, "that of the stage-1 checkpoint")
         check_channels(dataset, self.tokenizer.config.ddconfig.in_channels, "the stage-1 checkpoint")
         check_condition(dataset, self.config.arch)
         check_tokenizer(dataset, self.tokenizer_digest, self.config.loss, self.tokenizer.quantizer.num_codes)

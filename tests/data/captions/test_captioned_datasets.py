@@ -66,7 +66,7 @@ def test_cc3m_lists(tokenizer, tmp_path):
     assert _decoded(tokenizer, val) == ["the val dog"] and _decoded(tokenizer, train)[2] == "ünï 😀 cat"
     config = DatasetConfig(dataset="cc3m", image_resolution=256, transforms="dalle-vqvae")  # the published keys
     request = dataset_request(config, "train")
-    assert (request.name, request.crop, request.resolution) == ("cc3m", "dalle", 256)
+    assert (request.name, request.crop, request.resolution) == ("cc3m", "dalle", (256, 256))
 
 
 def test_cc3m_lists_that_are_wrong(tokenizer, tmp_path):

@@ -238,7 +238,7 @@ def _folder(tmp_path, count=12):
 def test_training_crops_depend_on_the_key_and_evaluation_has_none(tmp_path):
     config = _folder(tmp_path)
     train, val = (_build(split, **config) for split in ("train", "val"))
-    assert train.resolution == 16
+    assert train.resolution == (16, 16)
     crops = {train[0, key]["image"].numpy().tobytes() for key in range(10)}
     assert len(crops) > 5
     assert torch.equal(train[0, 3]["image"], train[0, 3]["image"])

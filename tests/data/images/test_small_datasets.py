@@ -11,7 +11,7 @@ import torch
 from data import DatasetConfig, build_dataset
 from data.captions.shape_grammar import BACKGROUNDS, CAPTION_LENGTH, shape_caption, shape_tokenizer, shape_vocabulary
 from data.images.binary_formats import CIFAR_CLASSES, FASHION_CLASSES, read_idx
-from data.images.memory_dataset import augment, resize_all
+from data.images.memory_dataset import augment, resized
 
 
 def _pair(**settings):
@@ -21,7 +21,7 @@ def _pair(**settings):
 
 def test_digits_are_split_by_class():
     train, val = _pair(type="digits")
-    assert (len(train), len(val), train.num_classes, train.resolution) == (1438, 359, 10, 32)
+    assert (len(train), len(val), train.num_classes, train.resolution) == (1438, 359, 10, (32, 32))
     assert train.class_names == tuple("0123456789")
     counts = torch.bincount(val.labels_N) / (torch.bincount(val.labels_N) + torch.bincount(train.labels_N))
     assert ((counts - 0.2).abs() < 0.01).all()
@@ -57,10 +57,10 @@ def test_digits_at_their_own_size_are_scikit_learns():
 
 def test_resizing_keeps_constant_images_and_averages_when_it_shrinks():
     flat = torch.full((2, 3, 8, 8), 77, dtype=torch.uint8)
-    assert (resize_all(flat, 32) == 77).all() and (resize_all(flat, 4) == 77).all()
+    assert (resized(flat, (32, 32)) == 77).all() and (resized(flat, (4, 4)) == 77).all()
     board = (torch.arange(64).reshape(8, 8) // 8 + torch.arange(8)) % 2 * 255
-    assert (resize_all(board[None, None].to(torch.uint8), 2).int() - 127).abs().max() <= 2
-    assert resize_all(flat, 8) is flat
+    assert (resized(board[None, None].to(torch.uint8), (2, 2)).int() - 127).abs().max() <= 2
+    assert resized(flat, (8, 8)) is flat
 
 
 def test_augmentation_moves_and_mirrors_by_whole_pixels():
@@ -108,7 +108,7 @@ def _write_fashion(folder, zipped, sizes=(20, 10)):
 def test_fashion_mnist(tmp_path, place, zipped):
     written = _write_fashion(tmp_path / place, zipped)
     train, val = _pair(type="fashion-mnist", root=str(tmp_path))
-    assert (len(train), len(val), train.resolution, train.class_names) == (20, 10, 32, FASHION_CLASSES)
+    assert (len(train), len(val), train.resolution, train.class_names) == (20, 10, (32, 32), FASHION_CLASSES)
     np.testing.assert_array_equal(val.image_NCHW[:, 0, 2:30, 2:30].numpy(), written["t10k"][0])
     assert val.image_NCHW[:, :, :2].max() == 0
     np.testing.assert_array_equal(train.labels_N.numpy(), written["train"][1])

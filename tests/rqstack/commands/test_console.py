@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 import rqstack
 import rqtransformer
 import rqvae
+from data.images.transforms import Pipeline
+from evaluation.protocol import from_uint8
 from rqstack.commands.__main__ import main
 from rqstack.commands.pictures import as_tensor, open_picture, save_sheet, white_cells
 from rqtransformer import load_rqtransformer, sample
@@ -98,7 +100,7 @@ def test_a_fill_keeps_all_codes_that_are_not_painted(checkpoints, pictures, tmp_
     assert not torch.equal(codes["fills"][0][redrawn], codes["image"][redrawn])
     picture = open_picture(pictures / "a.png", 3)
     stage1 = load_rqvae(checkpoints / "rqvae-shared" / "model.pt")
-    assert torch.equal(codes["image"], stage1.get_codes(as_tensor(picture, 16)[None])[0])
+    assert torch.equal(codes["image"], stage1.get_codes(as_tensor(picture, (16, 16))[None])[0])
     assert {path.name for path in out.iterdir()} == {"fill-0.png", "fill-1.png", "fills.png", "codes.safetensors"}
 
 
@@ -136,8 +138,20 @@ def test_cells_are_those_that_any_white_pixel_touches():
     mask[0, 2] = mask[7, 9] = 200  # the corners of the crop
     mask[3, 5] = 100  # too dark
     mask[0, 0] = mask[7, 11] = 255  # outside
-    cells = white_cells(Image.fromarray(mask), (12, 8), (4, 4))
+    cells = white_cells(Image.fromarray(mask), (12, 8), (16, 16), (4, 4))
     assert cells.nonzero().tolist() == [[0, 0], [3, 3]]
+    lying = white_cells(Image.fromarray(mask), (12, 8), (8, 12), (2, 3))
+    assert lying.nonzero().tolist() == [[0, 0], [1, 2]]
+
+
+@pytest.mark.parametrize("wanted", [(16, 16), (24, 16), (16, 24)])
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (40, 11), (7, 9)])
+def test_pictures_are_seen_as_training_sees_them(wanted, shape):
+    """The library's own reader of pictures beside that of data sets."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    given = as_tensor(picture, wanted)
+    expected = from_uint8(Pipeline("imagenet", wanted)(picture, None)[None])[0]
+    assert given.shape == (3, *wanted) and (given - expected).abs().max() < 1e-6
 
 
 def test_a_sheet_has_its_pictures_in_order(tmp_path):

@@ -68,7 +68,7 @@ def test_stage_2_takes_from_stage_1_what_its_file_leaves_out(tokenizer, tmp_path
     known = load_rqvae(tokenizer)
     assert made[0][0].block_size == list(known.config.code_shape) == [2, 2, 3]
     assert made[0][0].input_embed_dim == known.codebook(0).shape[1]
-    assert made[0][1] == made[1][1] == 8
+    assert made[0][1] == made[1][1] == (8, 8)
 
 
 @pytest.mark.parametrize(
