@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation.metrics.manifold import ManifoldSettings, overlap
-from evaluation.metrics.neighbours import Neighbours, closeness, nearest_neighbours, spread, take_images
+from evaluation.metrics.neighbours import Neighbours, Taken, closeness, nearest_neighbours, spread, take_images
 from evaluation.protocol import check_uint8_images
 from runtime.pages.page import embedded_png, write_page
 from runtime.pages.plots import LinePlot
@@ -38,11 +38,19 @@ class ImageSet:
     Attributes:
         name: what the page calls them.
         batches: called for the images, uint8, as often as some are shown.
+        class_names: of their labels; those without one are shown as `class 7`.
     """
 
     name: str
     features_NF: Tensor
     batches: Batches
+    class_names: Sequence[str] = ()
+
+    def class_of(self, taken: Taken) -> str:
+        """What the class of an image is called; nothing for one without."""
+        if taken.label is None:
+            return ""
+        return self.class_names[taken.label] if taken.label < len(self.class_names) else f"class {taken.label}"
 
 
 def write_report(
@@ -74,7 +82,7 @@ def write_report(
         warnings=line.get("warnings", ()),
         overlap=overlap_plot(samples.features_NF, reference.features_NF, device).svg(),
         overlap_images=(min(MAX_QUERIES, len(samples.features_NF)), min(MAX_QUERIES, len(reference.features_NF))),
-        grid=[picture(wanted[index], f"sample {index}") for index in grid],
+        grid=[(picture(wanted[index].image_CHW, f"sample {index}"), samples.class_of(wanted[index])) for index in grid],
         closeness=close,
         num_queries=len(queries_M),
         neighbours=neighbour_rows(neighbours, shown, queries_M, wanted, originals),
@@ -99,16 +107,19 @@ def neighbour_rows(
     neighbours: Neighbours,
     rows: Sequence[int],
     queries_M: Tensor,
-    samples: Mapping[int, Tensor],
-    originals: Mapping[int, Tensor],
+    samples: Mapping[int, Taken],
+    originals: Mapping[int, Taken],
 ) -> list[list[tuple[Markup, str]]]:
     """For each sample shown: its picture with a caption, then those of its neighbours."""
     found = []
     for row in rows:
         index = int(queries_M[row])
         pairs = zip(neighbours.index_MK[row].tolist(), neighbours.distance_MK[row].tolist())
-        cells = [(picture(originals[at], f"training image {at}"), f"{at}: {distance:.4g}") for at, distance in pairs]
-        found.append([(picture(samples[index], f"sample {index}"), f"sample {index}"), *cells])
+        cells = [
+            (picture(originals[at].image_CHW, f"training image {at}"), f"{at}: {distance:.4g}")
+            for at, distance in pairs
+        ]
+        found.append([(picture(samples[index].image_CHW, f"sample {index}"), f"sample {index}"), *cells])
     return found
 
 

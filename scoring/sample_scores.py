@@ -116,7 +116,7 @@ class SampleScores:
         labelled: bool = False,
     ) -> None:
         self.metrics, self.data, self.comparing = metrics, data, comparing
-        self.extractor, self.clip, self.captions = extractor, clip, captions
+        self.extractor, self.clip, self.captions, self.labelled = extractor, clip, captions, labelled
         if extractor is not None and extractor.recognises_labels and labelled:
             self.metrics = metrics | MetricSet(("accuracy",))
 
@@ -162,11 +162,12 @@ class SampleScores:
         self, directory: Path, line: dict[str, Any], bank: FeatureBank, reference: Reference
     ) -> dict[str, float]:
         assert reference.features_NF is not None
+        names = self.data.split("train").class_names if self.labelled else ()
         saved, originals = open_source(str(directory)), partial(self.data.uint8_batches, reference.name, shared=False)
         return write_report(
             directory / "metrics.html",
             line,
-            ImageSet(str(directory), bank.features_NF, partial(saved.batches, self.data.batch_size)),
+            ImageSet(str(directory), bank.features_NF, partial(saved.batches, self.data.batch_size), names),
             ImageSet(reference.source, reference.features_NF, originals),
             self.data.env.device,
         )

@@ -147,21 +147,29 @@ def spread(count: int, total: int) -> Tensor:
     return torch.arange(count) * total // max(count, 1)
 
 
-def take_images(batches: Iterable[Mapping[str, Tensor]], indices: Sequence[int]) -> dict[int, Tensor]:
-    """The images with these global indices out of a stream of batches (`image`, `index`), which is read until all are
-    there.
+class Taken(NamedTuple):
+    """An image of a stream, and its label where it has one."""
+
+    image_CHW: Tensor
+    label: int | None
+
+
+def take_images(batches: Iterable[Mapping[str, Tensor]], indices: Sequence[int]) -> dict[int, Taken]:
+    """The images with these global indices out of a stream of batches (`image`, `index`, maybe `label`), which is read
+    until all are there.
 
     Raises:
         UserError: the stream ends before.
     """
     wanted = set(indices)
-    found: dict[int, Tensor] = {}
+    found: dict[int, Taken] = {}
     stream = iter(batches)
     while len(found) < len(wanted):
         batch = next(stream, None)
         if batch is None:
             raise UserError(f"{len(wanted) - len(found)} of {len(wanted)} images for the report were not found")
-        for index, image_CHW in zip(batch["index"].tolist(), batch["image"]):
+        labels = batch["label"].tolist() if "label" in batch else [None] * len(batch["image"])
+        for index, image_CHW, label in zip(batch["index"].tolist(), batch["image"], labels):
             if index in wanted:
-                found[index] = image_CHW.cpu()
+                found[index] = Taken(image_CHW.cpu(), label)
     return found

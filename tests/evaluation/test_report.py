@@ -17,7 +17,7 @@ from evaluation.report import SHOWN_SIDE, ImageSet, chosen_rows, class_tables, o
 SIZE, DIM = 4, 5
 
 
-def image_set(name: str, count: int, seed: int) -> ImageSet:
+def image_set(name: str, count: int, seed: int, labelled: bool = False) -> ImageSet:
     """Random images whose features are a projection of their pixels."""
     image_NCHW = torch.randint(
         0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
@@ -26,9 +26,9 @@ def image_set(name: str, count: int, seed: int) -> ImageSet:
 
     def batches():
         for index_B in torch.arange(count).split(7):
-            yield {"image": image_NCHW[index_B], "index": index_B}
+            yield {"image": image_NCHW[index_B], "index": index_B, **({"label": index_B % 3} if labelled else {})}
 
-    return ImageSet(name, image_NCHW.flatten(1).float() @ projection, batches)
+    return ImageSet(name, image_NCHW.flatten(1).float() @ projection, batches, ("<cat>", "dog") if labelled else ())
 
 
 def pictures(page: str) -> list[np.ndarray]:
@@ -82,6 +82,15 @@ def test_the_copy_is_the_first_neighbour_shown(written):
 def next_image(images: ImageSet, index: int) -> np.ndarray:
     stacked_NCHW = torch.cat([batch["image"] for batch in images.batches()])
     return stacked_NCHW[index].permute(1, 2, 0).numpy()
+
+
+def test_samples_stand_above_the_names_of_their_classes(written, tmp_path):
+    assert "<figcaption>" not in written[0].partition("<h2>Samples")[2]
+    labelled = image_set("samples", 20, 1, labelled=True)
+    write_report(tmp_path / "metrics.html", {"metrics": {}, "num_images": 20}, labelled, written[3])
+    page = (tmp_path / "metrics.html").read_text().partition("<h2>Samples")[2]
+    found = re.findall("<figcaption>(.*?)</figcaption>", page)
+    assert found == [("&lt;cat&gt;", "dog", "class 2")[index % 3] for index in range(20)]
 
 
 def test_classes_come_worst_first(written):

@@ -78,6 +78,6 @@ def test_images_are_taken_by_index_and_the_rest_is_not_read():
         raise AssertionError("read too far")
 
     taken = take_images(stream(), [3, 0, 3, 4])
-    assert {index: int(image[0, 0, 0]) for index, image in taken.items()} == {0: 0, 3: 3, 4: 4}
+    assert {index: int(found.image_CHW[0, 0, 0]) for index, found in taken.items()} == {0: 0, 3: 3, 4: 4}
     with pytest.raises(UserError, match="1 of 2 images for the report were not found"):
         take_images(iter([{"image": torch.zeros(1, 3, 1, 1), "index": torch.tensor([0])}]), [0, 9])
