@@ -76,7 +76,9 @@ def next_commands(
         second = (model_config or "").replace("stage1", "stage2")
         second = second if Path(second).is_file() else second.replace("rqvae", "rqtransformer")
         if second != model_config and Path(second).is_file():
-            commands.append(("stage 2", ["main_stage2.py", "-m", second, "-v", run]))
+            root = config.dataset.root
+            images = [f"dataset.root={root}"] if isinstance(root, str) else []
+            commands.append(("stage 2", ["main_stage2.py", "-m", second, "-v", run, *images]))
     elif config.arch.block_size_cond > 1:
         models = ["main_sampling_txt2img.py", "-v", str(config.vqvae.ckpt), "-a", run]
         commands = [

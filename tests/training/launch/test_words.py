@@ -21,8 +21,12 @@ class Snapshots:
         self.best_reason = lambda: reason
 
 
-def config(text_length: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(arch=SimpleNamespace(block_size_cond=text_length), vqvae=SimpleNamespace(ckpt="/runs/one"))
+def config(text_length: int = 1, root: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(
+        arch=SimpleNamespace(block_size_cond=text_length),
+        vqvae=SimpleNamespace(ckpt="/runs/one"),
+        dataset=SimpleNamespace(root=root),
+    )
 
 
 def test_the_first_process_says_what_is_loaded(capsys, monkeypatch):
@@ -63,5 +67,13 @@ def test_commands_have_the_paths_of_the_run(stage, length, scripts):
     if stage == "stage1":
         assert words[1][3] == "configs/demo/stage2/digits.yaml"
         assert len(next_commands(stage, config(), Path("/r"), 200, "mine.yaml")) == 3, "no stage 2 is known to it"
-        named = next_commands(stage, config(), Path("/r"), 200, "configs/folder/stage1/folder-64-rqvae.yaml")
-        assert "configs/folder/stage2/folder-64-rqtransformer.yaml" in dict(named)["stage 2"]
+        mine = config(root="my images")
+        named = next_commands(stage, mine, Path("/r"), 200, "configs/folder/stage1/folder-64-rqvae.yaml")
+        second = shlex.split(dict(named)["stage 2"])
+        assert second[2:] == [
+            "-m",
+            "configs/folder/stage2/folder-64-rqtransformer.yaml",
+            "-v",
+            "/r",
+            "dataset.root=my images",
+        ]
