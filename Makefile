@@ -33,7 +33,7 @@ GRADIO := 'gradio>=6,<7'
 PLAYWRIGHT := playwright==1.65.2
 SCREENSHOTS := runs/web-screenshots
 
-.PHONY: demo demo-text web docs pictures quick test test-oldest test-slow test-peers test-web wheel-test wheel-test-oldest lint setup clean
+.PHONY: demo demo-text web docs pictures quick test test-oldest test-slow test-peers test-web wheel-test wheel-test-oldest dist lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/python -m demo
@@ -90,10 +90,12 @@ web: $(STAMP)
 	$(BIN)/python $(PIP) install $(GRADIO)
 	$(BIN)/python -m demo.web
 
-# In a Chromium that is on this machine, found or named by CHROMIUM=PATH; it leaves screenshots for a person to look at.
+# The web demo and the documentation site in a Chromium that is on this machine, found or named by CHROMIUM=PATH; it
+# leaves screenshots for a person to look at.
 test-web: $(STAMP)
 	$(BIN)/python $(PIP) install $(GRADIO) $(PLAYWRIGHT)
-	SCREENSHOTS=$(SCREENSHOTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web tests/demo
+	$(call install-extra,docs)
+	SCREENSHOTS=$(SCREENSHOTS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m web tests/demo tests/test_site_in_browser.py
 
 # The wheel in an environment of its own, with what pip takes for it. The check runs outside of the checkout.
 wheel-test:
@@ -102,6 +104,16 @@ wheel-test:
 	$(WHEEL)/bin/python $(PIP) wheel --no-deps --wheel-dir dist .
 	$(WHEEL)/bin/python $(PIP) install dist/*.whl
 	cd / && $(CURDIR)/$(WHEEL)/bin/python -I $(CURDIR)/tests/wheel_alone.py
+
+# What a release uploads, in dist/: the source archive, and the wheel built from it. Both are checked; nothing is uploaded.
+DIST := .venv-dist
+dist:
+	rm -rf build dist $(DIST)
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python $(PIP) install build twine
+	$(DIST)/bin/python -m build --outdir dist . >/dev/null
+	$(DIST)/bin/python -m twine check --strict dist/*
+	$(DIST)/bin/python tests/dist_contents.py dist
 
 # The same on the oldest releases that it claims, and the libraries' tests, which ask for no more than the wheel does.
 wheel-test-oldest:
@@ -136,4 +148,4 @@ $(OLDEST_STAMP): requirements.txt constraints-oldest.txt
 
 clean:
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov build dist *.egg-info
-	rm -rf $(OLDEST) $(WHEEL) $(WHEEL_OLDEST)
+	rm -rf $(OLDEST) $(WHEEL) $(WHEEL_OLDEST) $(DIST)

@@ -1,4 +1,4 @@
-"""The README's badges: what `pyproject.toml` claims, as small SVG files that no other host serves.
+"""The README's badges, what `pyproject.toml` claims, and the site's icon: small SVG files that no other host serves.
 
 `python -m demo.pictures badges` writes them; a test compares them with what it would write.
 """
@@ -21,6 +21,15 @@ _SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{heigh
 </svg>
 """
 
+# An image as a stack of codes, coarse to fine.
+_ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
+<metadata>{command}</metadata>
+<rect x="2" y="2" width="18" height="18" rx="2" fill="#9db8d9"/>
+<rect x="7" y="7" width="18" height="18" rx="2" fill="#5b86b5"/>
+<rect x="12" y="12" width="18" height="18" rx="2" fill="#2f5d8a"/>
+</svg>
+"""
+
 
 def badges(project: str) -> dict[str, str]:
     """File name -> SVG, from the text of `pyproject.toml`."""
@@ -28,7 +37,8 @@ def badges(project: str) -> dict[str, str]:
     (torch,) = re.findall(r'^    "torch>=([\d.]+)"', project, re.MULTILINE)
     (licence,) = re.findall(r'^license = "(.+)"$', project, re.MULTILINE)
     shown = {"python": f"{pythons[0]} - {pythons[-1]}", "torch": f">= {torch}", "licence": licence}
-    return {f"badge_{name}.svg": _badge(name, value.replace(">", "&gt;")) for name, value in shown.items()}
+    made = {f"badge_{name}.svg": _badge(name, value.replace(">", "&gt;")) for name, value in shown.items()}
+    return made | {"icon.svg": _ICON.format(command=COMMAND)}
 
 
 def _badge(name: str, value: str) -> str:

@@ -41,6 +41,7 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = f"rqstack {release}"
+html_favicon = "pictures/icon.svg"
 html_show_sphinx = False
 html_copy_source = False
 html_additional_pages = {"index": "to_start.html"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -78,3 +80,16 @@ def test_extras_ask_for_what_the_experiments_ask_for():
     for name in shared:
         if list(EXPERIMENTS[name].specifier):
             assert lower_bound(extras[name]) == lower_bound(EXPERIMENTS[name]), name
+
+
+def test_the_citation_and_the_wheel_have_one_version_and_licence():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (version,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "rqstack/__init__.py").read_text(), re.MULTILINE)
+    assert (citation["version"], citation["license"]) == (version, PROJECT["license"])
+    assert citation["preferred-citation"]["url"] == PROJECT["urls"]["Paper"]
+    assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["authors"]
+
+
+def test_every_python_that_is_claimed_is_a_classifier():
+    claimed = [f"Programming Language :: Python :: {python}" for python in PYTHONS]
+    assert [name for name in claimed if name not in PROJECT["classifiers"]] == []
