@@ -29,7 +29,7 @@ PEERS := vector-quantize-pytorch==1.32.0
 # Without their dependencies, all of which are here: they must not move torch.
 PEERS_ALONE := torch-fidelity==0.4.0 prdc==0.2
 
-GRADIO := 'gradio>=6,<7'
+GRADIO := 'gradio>=6.31,<7'
 PLAYWRIGHT := playwright==1.65.2
 SCREENSHOTS := runs/web-screenshots
 

@@ -51,17 +51,18 @@ def mistake(error: Exception) -> Markup:
     return Markup(f'<p class="mistake" role="alert">error: {escaped(one_line(error))}</p>')
 
 
-def command(words: Sequence[str], files: str = "") -> Markup:
-    """The command that makes what is shown.
+def command(*commands: Sequence[str], files: str = "") -> Markup:
+    """What makes the same as is shown; nothing where no command does.
 
     Args:
+        commands: the words of each, without `python`.
         files: which of the files that it writes these are.
     """
+    if not commands:
+        return Markup()
     where = f"; there: {files}" if files else ""
-    return Markup(
-        f'<div class="command"><p>The same by a command{escaped(where)}</p>'
-        f"<pre>{escaped(shlex.join(['python', *words]))}</pre></div>"
-    )
+    lines = "\n".join(escaped(shlex.join(["python", *words])) for words in commands)
+    return Markup(f'<div class="command"><p>The same by a command{escaped(where)}</p><pre>{lines}</pre></div>')
 
 
 def data_address(image_CHW: Tensor) -> str:

@@ -24,12 +24,6 @@ from sampling.code_pictures import DIFFERENCE_GAIN
 HERE = Path(__file__).parent
 WRONG = (ValueError, OSError)  # what a person can do wrong; all else is our mistake, and its traceback is printed
 QUEUE: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models"}
-POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; worker-src 'self' blob:"
-)
-HEAD = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-"""The browser asks no other host for anything, whatever the page says."""
 
 
 def build_page(models: Models) -> gr.Blocks:
@@ -106,14 +100,16 @@ def _first_caption(models: Models) -> str:
 
 
 def _show_growth(models: Models, wish: Wish, kind: str = "") -> Iterator[tuple[Any, Any]]:
-    """Pictures and what stands below them, until all are drawn."""
+    """Pictures and what stands below them, until all are drawn; those of a prompt stand together."""
+    labels, prompts = wish.labels(), max(1, len(wish.prompts))
+    order = sorted(range(len(labels)), key=lambda number: number % prompts)
     try:
         for state in grow(models, wish):
-            pictures = gallery(state.image_NCHW, wish.labels(), kind)
+            pictures = gallery(state.image_NCHW[order], [labels[number] for number in order], kind)
             if state.codes_NhwD is None:
                 yield pictures, note(f"position {state.position} of {state.total}")
             else:
-                yield pictures, command(wish.command(models), "images/ with the names below the pictures")
+                yield pictures, command(wish.command(models), files="images/ with the names below the pictures")
     except WRONG as error:
         yield gr.skip(), mistake(error)
 
@@ -132,7 +128,7 @@ def _generate(models: Models) -> None:
         kind = "large" if number <= 3 else ""
         yield from _show_growth(models, Wish(int(number), DrawFields(*fields), **meaning(*given)), kind)
 
-    running = go.click(run, [number, *asked, *how], [pictures, below], **QUEUE)
+    running = go.click(run, [number, *asked, *how], [pictures, below], show_progress_on=below, **QUEUE)
     stop.click(None, cancels=[running])
 
 
@@ -219,9 +215,11 @@ def _complete(models: Models) -> None:
             return gr.skip(), mistake(error)
         names = [f"fill-{number}.png" for number in range(len(done.fill_BCHW))]
         shown = gallery([done.kept_CHW, *done.fill_BCHW], ["kept", *names])
-        return shown, command(done.command, "inpainted/<run>/ with the names below the fills; codes.npz has the codes")
+        return shown, command(
+            done.command, files="inpainted/<run>/ with the names below the fills; codes.npz has the codes"
+        )
 
-    go.click(run, [kept, painter, *asked, *how], [pictures, below], **QUEUE)
+    go.click(run, [kept, painter, *asked, *how], [pictures, below], show_progress_on=below, **QUEUE)
 
 
 def lower_half(grid: tuple[int, int]) -> list[int]:
@@ -241,14 +239,19 @@ def _coarse_to_fine(models: Models, lookup: Callable[[Path], Decoded]) -> None:
         row = [f"{number}: {bits:.3g} bits per pixel" for number, bits in enumerate(found.bits_D, start=1)]
         pictures = gallery(images, ["image", f"from {codes}"], "large") + note(found.line(depth))
         pictures += gallery(found.recon_DCHW, row, "small")
-        return pictures, command(reconstruct_command(models, path, depth), "images/, and by_codes.png has all depths")
+        return pictures, command(
+            reconstruct_command(models, path, depth), files="images/, and by_codes.png has all depths"
+        )
 
     first = show(Path(kept.value), models.depth) if kept.value else ("", "")
     pictures, below = gr.HTML(first[0], elem_id="coarse"), gr.HTML(first[1], elem_id="coarse-below")
     connect(show, [slider], [pictures, below])
 
     def slide(path: str | None, depth: int) -> tuple[Any, Any]:
-        return ("", note("upload an image first")) if path is None else show(Path(path), depth)
+        try:
+            return ("", note("upload an image first")) if path is None else show(Path(path), depth)
+        except WRONG as error:  # the kept image is gone
+            return gr.skip(), mistake(error)
 
     slider.change(slide, [kept, slider], [pictures, below], **QUEUE, show_progress="hidden")
 
@@ -267,7 +270,9 @@ def _reconstruct(models: Models, lookup: Callable[[Path], Decoded]) -> None:
         pictures += gallery(found.map_D3hw, depths) + note(
             "Code maps: one square a code, the same colour for the same code."
         )
-        return pictures, command(reconstruct_command(models, path, details=True), "images/, differences/, code_maps/")
+        return pictures, command(
+            reconstruct_command(models, path, details=True), files="images/, differences/, code_maps/"
+        )
 
     first = show(Path(kept.value)) if kept.value else ("", "")
     pictures, below = gr.HTML(first[0], elem_id="reconstructed"), gr.HTML(first[1], elem_id="reconstructed-below")
@@ -288,9 +293,8 @@ def _text(models: Models) -> None:
         except WRONG as error:
             yield "", gr.skip(), mistake(error)
             return
-        for words in text_commands(models, prompts):
-            tables += command(words)
+        tables += command(*text_commands(models, prompts))
         for shown, under in _show_growth(models, Wish(int(number), DrawFields(*fields), prompts=prompts)):
             yield tables, shown, under
 
-    go.click(run, [box, number, *how], [tokens, pictures, below], **QUEUE)
+    go.click(run, [box, number, *how], [tokens, pictures, below], show_progress_on=below, **QUEUE)

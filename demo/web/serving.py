@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError, one_line, say
 
@@ -15,7 +18,29 @@ if TYPE_CHECKING:
 
 HOST, FIRST_PORT = "127.0.0.1", 7860
 SILENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-NEEDS_GRADIO = "the web demo needs Gradio 6: make web installs it, or pip install 'gradio>=6'"
+OLDEST_GRADIO = (6, 31)  # pages of earlier ones load a script from another host
+NEEDS_GRADIO = "the web demo needs Gradio 6.31 or newer: make web installs it, or pip install 'gradio>=6.31,<7'"
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; worker-src 'self' blob:; "
+    "frame-ancestors 'none'"
+)
+"""With it the browser asks no other host for anything, whatever the page says."""
+
+
+class WithPolicy:
+    """A web application whose answers carry `POLICY`."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message["headers"], (b"content-security-policy", POLICY.encode())]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
 
 
 def check_gradio() -> None:
@@ -25,7 +50,7 @@ def check_gradio() -> None:
         import gradio
     except ImportError as error:
         raise UserError(f"{NEEDS_GRADIO} ({one_line(error)})") from error
-    if int(gradio.__version__.split(".")[0]) < 6:
+    if tuple(map(int, gradio.__version__.split(".")[:2])) < OLDEST_GRADIO:
         raise UserError(f"{NEEDS_GRADIO}; this is {gradio.__version__}")
 
 
@@ -39,14 +64,16 @@ def serve(models: Models, port: int | None = None) -> None:
         UserError: the port is taken.
     """
     check_gradio()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the folder of uploads goes, too
     os.environ.setdefault("NO_PROXY", f"{HOST},localhost")  # the page is looked for once it is up
     with tempfile.TemporaryDirectory(prefix="rq-web-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         # after the variables are set
         import gradio as gr
+        from starlette.middleware import Middleware
 
         from data.config import MAX_IMAGE_BYTES
-        from demo.web.page import HEAD, build_page
+        from demo.web.page import build_page
 
         page = build_page(models).queue()
         theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -63,9 +90,13 @@ def serve(models: Models, port: int | None = None) -> None:
                 footer_links=[],
                 theme=theme,
                 css_paths=Path(__file__).with_name("page.css"),
-                head=HEAD,
+                app_kwargs={"middleware": [Middleware(WithPolicy)]},
             )
         except OSError as error:
-            raise UserError(f"port {port or FIRST_PORT} of {HOST} cannot be had: {one_line(error)}") from error
+            taken = f"port {port} of {HOST} is taken" if port else f"the ports from {FIRST_PORT} on of {HOST} are taken"
+            raise UserError(f"{taken}: give another --port") from error
         say(f"the web demo is at {address} (Ctrl-C ends it)")
-        page.block_thread()
+        try:
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)

@@ -80,7 +80,7 @@ class Served:
 
     Attributes:
         address: of its page.
-        hold: while this file is there, requests that draw take for ever.
+        hold: while this file is there, requests that draw take for ever, or so many seconds a position as it says.
     """
 
     address: str
@@ -89,10 +89,12 @@ class Served:
 
 @contextmanager
 def server(stage1: str, stage2: str, folder: Path) -> Iterator[Served]:
-    """The web demo of these models in a process of its own. It must have spoken to this machine only."""
+    """The web demo of these models in a process of its own. It has spoken to this machine only and leaves no upload."""
     addresses, hold = folder / "addresses.txt", folder / "hold"
     words = ["--stage1", stage1, "--stage2", stage2, "--save-dir", folder / "web"]
-    process = start(ROOT / "tests" / "demo" / "watched_server.py", *words, ADDRESSES=str(addresses), HOLD=str(hold))
+    (uploads := folder / "temporary").mkdir()
+    places = {"ADDRESSES": str(addresses), "HOLD": str(hold), "TMPDIR": str(uploads)}
+    process = start(ROOT / "tests" / "demo" / "watched_server.py", *words, **places)
     try:
         assert process.stdout is not None
         said = iter(process.stdout.readline, "")
@@ -102,6 +104,7 @@ def server(stage1: str, stage2: str, folder: Path) -> Iterator[Served]:
     finally:
         process.terminate()
         process.communicate(timeout=60)
+    assert list(uploads.glob("rq-web-*")) == []
     lines = addresses.read_text().splitlines()
     assert "socket.bind 127.0.0.1" in lines
     assert [line for line in lines if line.split(" ", 1)[1] not in HERE] == []

@@ -289,7 +289,7 @@ def test_without_a_demo_one_is_trained_and_that_is_said(tmp_path, monkeypatch, c
     [
         (["--stage1", "x"], "give both --stage1 and --stage2"),
         (["--port", "99999"], "--port 99999 must be 1 to 65535"),
-        ([], "the web demo needs Gradio 6: make web installs it"),
+        ([], "the web demo needs Gradio 6.31 or newer: make web installs it"),
     ],
 )
 def test_mistakes_of_the_command_are_one_line(words, said, command, monkeypatch, tmp_path):

@@ -55,7 +55,8 @@ def opened(browser, tmp_path) -> Iterator[Any]:
         page.set_default_timeout(PATIENCE)
         watched.append(Watched(page))
         watched[-1].watch(served.address)
-        page.goto(served.address)
+        answer = page.goto(served.address)
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
         page.get_by_role("tab", name=tab, exact=True).click()
         return page
 
@@ -101,8 +102,12 @@ def test_the_same_seed_gives_the_files_of_the_command(served, opened):
         document.querySelector('#generated-below').innerText)).observe(document.body, {subtree: true, childList: true,
         characterData: true}); }"""
     )
+    served.hold.write_text("0.05")
     page.get_by_role("button", name="Generate").click()
+    page.get_by_text(re.compile("position [234]\\d of 64")).wait_for()
+    screenshot(page, "generate-growing")
     page.locator("#generated-below pre").wait_for()
+    served.hold.unlink()
     shown = pictures(page, "#generated")
     screenshot(page, "generate")
     positions = [
@@ -205,7 +210,7 @@ def test_a_second_request_waits_in_a_queue_that_is_seen(served, opened):
     first, second = opened(served, "Generate"), opened(served, "Generate")
     served.hold.write_text("")
     first.get_by_role("button", name="Generate").click()
-    first.locator("#generated-below .pending, #generated-below .generating, #generated .generating").first.wait_for()
+    first.locator("#generated-below .pending, #generated-below .generating").first.wait_for(state="attached")
     second.get_by_role("button", name="Generate").click()
     second.get_by_text(re.compile("queue: 1/1")).first.wait_for()
     screenshot(second, "queue")

@@ -1,6 +1,6 @@
 """`python -m demo.web`, watched: every address that its process binds or asks for is a line in the file $ADDRESSES.
 
-While a file $HOLD is there, nothing is decoded: a request that draws takes as long as a test wants.
+While a file $HOLD is there, a request that draws takes as long as a test wants.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import os
 import runpy
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rqtransformer.decoding import PartialCodes
 from sampling.sampler import Sampler
 
 EVENTS = {"socket.bind": 1, "socket.connect": 1, "socket.sendto": 1, "socket.getaddrinfo": 0, "socket.gethostbyname": 0}
@@ -32,15 +34,24 @@ def watch(path: str) -> None:
 
 
 def hold(path: Path) -> None:
-    """Decoding waits while this file is there."""
-    decode = Sampler.decode
+    """Drawing stops while this file is there and empty, and takes so many seconds a position where it says a number."""
+    stream = Sampler.stream
 
-    def waiting(sampler: Sampler, codes_BHWD: Any) -> Any:
-        while path.exists():
-            time.sleep(0.05)
-        return decode(sampler, codes_BHWD)
+    def slow(sampler: Sampler, *asked: Any) -> Iterator[PartialCodes]:
+        for partial in stream(sampler, *asked):
+            while (said := _said(path)) == "":
+                time.sleep(0.05)
+            time.sleep(float(said or 0))
+            yield partial
 
-    Sampler.decode = waiting
+    Sampler.stream = slow
+
+
+def _said(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
 
 
 if __name__ == "__main__":
