@@ -23,6 +23,8 @@ STAGES = {
     "stage 1": ("training/stages/stage1.py", "Stage1Config"),
     "stage 2": ("training/stages/stage2.py", "Stage2Config"),
 }
+BOTTLENECKS = ("rqvae/bottleneck.py", "BOTTLENECKS")  # the table of options, and the key below which they stand
+OPTIONS_KEY = "arch.hparams.bottleneck"
 NAMES_OF_TYPES = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false", "Any": "several"}
 INTRO = """# Configuration
 
@@ -31,8 +33,9 @@ docs/configuration.md`. On the command line a key is a word: `experiment.batch_s
 one line that names the nearest valid one, before any data is touched; `--print-config` shows what a run would take.
 
 A key that is required has no default; where a key takes *several* types, its meaning says which. `configs/` has whole
-files, `configs/folder` those to begin with ([your_own_images.md](your_own_images.md)). Options of bottlenecks other
-than `rq`, which stand under `arch.hparams.bottleneck`: [quantizers.md](quantizers.md)."""
+files, `configs/folder` those to begin with ([your_own_images.md](your_own_images.md)). The options of bottlenecks come
+last; which to take when: [quantizers.md](quantizers.md)."""
+HEAD = "| key | type | default | unit | meaning |\n|---|---|---|---|---|"
 _ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*)(?: \((?P<unit>[^)]+)\))?: (?P<meaning>.*)")
 _HEAD = re.compile(r"^(?:Attributes|Args):\n((?:(?: .*)?(?:\n|$))+)", re.MULTILINE)
 
@@ -151,6 +154,8 @@ def type_words(annotation: ast.expr) -> str:
             return NAMES_OF_TYPES[name]
         case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
             return f"{type_words(inner)} or null".replace("true or", "true,")
+        case ast.BinOp(left=inner, op=ast.BitOr(), right=ast.Constant(value=None)):
+            return f"{type_words(inner)} or null".replace("true or", "true,")
         case ast.Subscript(value=ast.Name(id="List" | "list"), slice=inner):
             return f"list: {type_words(inner)}"
         case ast.Subscript(value=ast.Name(id="Dict" | "dict")):
@@ -182,6 +187,10 @@ def default_of(file: str, value: ast.expr | None) -> str | None:
                 found is not None and isinstance(found[1], (ast.Assign, ast.AnnAssign)) and found[1].value is not None
             )
             return default_of(found[0], found[1].value)
+        case ast.Call(func=ast.Name(id=name)) if section_of(file, name):
+            return ""
+        case ast.Call():
+            return ast.unparse(value)  # `math.log(2)`
         case _:
             return yaml_words(ast.literal_eval(value))
 
@@ -213,6 +222,18 @@ def rows(section: Section, prefix: str, shown: dict[str, str]) -> Iterator[str]:
             yield from rows(inner, f"{name}.", shown)
 
 
+def bottlenecks() -> Iterator[tuple[str, Section]]:
+    """Name and options of those that have any, as the table says."""
+    found = binding(*BOTTLENECKS)
+    assert found is not None and isinstance(found[1], ast.AnnAssign) and isinstance(found[1].value, ast.Dict)
+    for name, row in zip(found[1].value.keys, found[1].value.values):
+        match name, row:
+            case ast.Constant(value=str(kind)), ast.Call(args=[ast.Name(id=options), *_]):
+                section = section_of(found[0], options)
+                assert section is not None, f"{kind}: {options} is no dataclass"
+                yield kind, section
+
+
 def page() -> str:
     """The whole document."""
     places: dict[tuple[str, str], list[str]] = {}
@@ -226,10 +247,12 @@ def page() -> str:
             sections.setdefault(place, key)
     shown: dict[str, str] = {}
     parts = [INTRO]
-    head = "| key | type | default | unit | meaning |\n|---|---|---|---|---|"
     for place, key in sections.items():
         title = f"## `{key.name}` ({' and '.join(places[place])})"
-        parts.append("\n".join([title, "", head, *rows(Section("", "", {key.name: key}), "", shown)]))
+        parts.append("\n".join([title, "", HEAD, *rows(Section("", "", {key.name: key}), "", shown)]))
+    for kind, options in bottlenecks():
+        title = f"## `{OPTIONS_KEY}` of `bottleneck_type: {kind}` (stage 1)"
+        parts.append("\n".join([title, "", HEAD, *rows(options, f"{OPTIONS_KEY}.", shown)]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from rqvae.bottleneck import BOTTLENECKS
 from tests.repository import ROOT
 from training import configuration
 from training.configuration import Meaning, default_of, meanings_of, page, type_words
@@ -53,6 +54,14 @@ def test_every_key_of_both_stages_has_a_row_with_a_type_and_a_meaning():
     assert all(len(cells) == 5 and cells[1] and len(cells[4]) > 4 for cells in table)
 
 
+def test_every_option_of_every_bottleneck_has_a_row():
+    for kind, row in BOTTLENECKS.items():
+        if row.options is not None:
+            table = COMMITTED.partition(f"`bottleneck_type: {kind}`")[2].partition("## ")[0]
+            named = set(re.findall(r"^\| `arch\.hparams\.bottleneck\.(\w+)`", table, re.MULTILINE))
+            assert named == {item.name for item in dataclasses.fields(row.options)}, kind
+
+
 def test_it_needs_no_package():
     """Not even those that runtime's own modules take, when they are asked for more."""
     lazy = "import sys; import training.configuration as c; c.page(); sys.exit('torch' in sys.modules)"
@@ -81,6 +90,7 @@ Attributes:
         ("x: Optional[bool] = None", "true, false or null", "null"),
         ("x: List[float] = field(default_factory=lambda: [0.9, 0.999])", "list: number", "[0.9, 0.999]"),
         ("x: float = 1e-4", "number", "0.0001"),
+        ("x: float | None = math.log(2)", "number or null", "math.log(2)"),
         ("x: bool = False", "true or false", "false"),
         ("x: str = BACKGROUND", "text", "white"),
     ],

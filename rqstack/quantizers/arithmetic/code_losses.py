@@ -31,10 +31,15 @@ LIVE_COPIES = 4  # (n, K) tensors alive at once in the backward pass of a chunk
 class VectorLosses:
     """Weights of the loss terms of a `VectorQuantizer`, and their settings; a weight of 0 leaves a term out.
 
-    commitment: mean squared distance, pulls vectors to their codes; cross_entropy: -log soft assignment to the own code
-    instead of a distance. codebook: mean squared distance, pulls learned code vectors to their vectors. diversity:
-    minus the entropy of the mean soft assignment. temp: of the soft assignments softmax(-squared distance / temp).
-    orthogonal: of learned code vectors, those the batch chose (orthogonal_active), at most orthogonal_max (drawn).
+    Attributes:
+        commitment: weight of the mean squared distance that pulls vectors to their codes.
+        cross_entropy: weight of -log soft assignment to the own code instead of a distance.
+        codebook: weight of the mean squared distance that pulls learned code vectors to their vectors.
+        diversity: weight of minus the entropy of the mean soft assignment.
+        temp: of the soft assignments softmax(-squared distance / temp).
+        orthogonal: weight of the orthogonality of learned code vectors.
+        orthogonal_active: of those alone that the batch chose.
+        orthogonal_max: of at most so many code vectors, drawn. null: of all.
     """
 
     commitment: float = 1.0

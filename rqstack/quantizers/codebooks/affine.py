@@ -169,8 +169,15 @@ class RunningAffine(KeepsFloat32):
 @checks_arguments
 @dataclass(frozen=True)
 class AffineRule:
-    """How a codebook is re-parametrised: 'learned' (groups, lr_scale) or 'running' moments (batch_decay,
-    codebook_decay)."""
+    """How a codebook is re-parametrised.
+
+    Attributes:
+        kind: 'learned' (groups, lr_scale) or 'running' moments (batch_decay, codebook_decay).
+        groups: shares of the codebook with an affine map each.
+        lr_scale: factor of what the maps change; their steps grow with its square.
+        batch_decay: of the moments of the vectors.
+        codebook_decay: of the moments of the code vectors.
+    """
 
     kind: str = "learned"
     groups: int = 1

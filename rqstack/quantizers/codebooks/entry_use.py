@@ -23,9 +23,11 @@ from rqstack.quantizers.codebooks.restart_draw import CodedVectors, draw_candida
 class RestartRule:
     """Which entries count as unused: those whose average cluster size (vectors per update) is smaller than `below`.
 
-    relative: `below` is a fraction of the mean cluster size, which is what uniform use would give. A restarted entry
-    starts with the size `below`, or the mean size. grace: updates an entry is left alone for after its last (re)start.
-    unused_for: instead of by cluster size, entries that none of so many updates in a row have chosen.
+    Attributes:
+        below: the cluster size; a restarted entry starts with it, or with the mean size.
+        relative: `below` is a fraction of the mean cluster size, which is what uniform use would give.
+        grace (updates): an entry is left alone for so many after its last (re)start.
+        unused_for (updates): instead of by cluster size, entries that none of so many in a row have chosen.
     """
 
     below: float = 1.0

@@ -27,9 +27,11 @@ LN2 = math.log(2)
 @checks_arguments
 @dataclass(frozen=True)
 class BinaryOptions:
-    """Settings of the binary mapper: weight of the divergence from uniform codes, and its free part (in nats).
+    """Settings of the binary mapper. ValueError for negative values.
 
-    ValueError for negative values.
+    Attributes:
+        kl_weight: of the divergence from uniform codes.
+        free_nats (nats): the part of the divergence that costs nothing.
     """
 
     kl_weight: float = 1.0

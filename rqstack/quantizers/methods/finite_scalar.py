@@ -112,10 +112,13 @@ class ScalarGrid(KeepsFloat32, MixedRadix):
 class FiniteScalarOptions:
     """Settings of finite scalar quantization.
 
-    levels: values per scalar; their product is K. preserve_symmetry: L values evenly from -1 to 1 instead, also for
-    even L. noise_dropout: share of the scalars that are moved by a uniform offset of up to half a level before they are
-    rounded, in train mode; code and value still agree. ValueError for levels below 3 (2 with preserve_symmetry) and
-    other wrong options.
+    ValueError for levels below 3 (2 with preserve_symmetry) and other wrong options.
+
+    Attributes:
+        levels: values per scalar; their product is K.
+        preserve_symmetry: L values evenly from -1 to 1 instead, also for even L.
+        noise_dropout: share of the scalars that are moved by a uniform offset of up to half a level before they are
+            rounded, in train mode; code and value still agree.
     """
 
     levels: list[int]
@@ -186,7 +189,12 @@ class FiniteScalarQuantizer(SideBySideQuantizer):
 @checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class ResidualFiniteScalarOptions(StackOptions):
-    """Those of every level (see `FiniteScalarOptions`) and of the stack."""
+    """Those of every level (see `FiniteScalarOptions`) and of the stack.
+
+    Attributes:
+        levels: values per scalar, at every level of the stack; their product is K.
+        preserve_symmetry: L values evenly from -1 to 1 instead, also for even L.
+    """
 
     levels: list[int]
     preserve_symmetry: bool = False

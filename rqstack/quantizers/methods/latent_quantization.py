@@ -27,11 +27,14 @@ from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 @checks_arguments
 @dataclass(frozen=True)
 class LatentOptions:
-    """Settings of latent quantization.
+    """Settings of latent quantization. ValueError for levels below 2 and negative weights.
 
-    levels: learned values per scalar; their product is K. commitment_weight, quantization_weight: of the terms of the
-    loss that pull the input and the values. inplace_lr: the values learn by SGD steps of their own with this rate, in
-    turns with the rest of the model. ValueError for levels below 2 and negative weights.
+    Attributes:
+        levels: learned values per scalar; their product is K.
+        commitment_weight: of the term of the loss that pulls the input.
+        quantization_weight: of the term of the loss that pulls the values.
+        inplace_lr: the values learn by SGD steps of their own with this rate, in turns with the rest of the model.
+            null: with the rest of the model.
     """
 
     levels: list[int]

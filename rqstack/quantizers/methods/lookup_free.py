@@ -29,11 +29,14 @@ EXACT_BITS = 24  # sums of as many powers of two are exact in fp32, so a matrix 
 @checks_arguments
 @dataclass(frozen=True)
 class LookupFreeOptions:
-    """Settings of lookup-free quantization.
+    """Settings of lookup-free quantization. ValueError for values that are negative or, but for weights, zero.
 
-    spherical: vectors are normalised first and the scale is 1 / sqrt(C). joint_bits: largest group of bits whose use is
-    averaged jointly, in 2^joint_bits numbers. The weights and `inv_temperature`: see `LookupFreeQuantizer`. ValueError
-    for values that are negative or, but for weights, zero.
+    Attributes:
+        spherical: vectors are normalised first and the scale is 1 / sqrt(C).
+        scale: every scalar becomes plus or minus it.
+        entropy_weight, diversity_weight, commitment_weight: of the terms of the loss, see `LookupFreeQuantizer`.
+        inv_temperature: of the soft bits behind the entropies, see `LookupFreeQuantizer`.
+        joint_bits (bits): largest group of bits whose use is averaged jointly, in 2^joint_bits numbers.
     """
 
     spherical: bool = False

@@ -39,10 +39,14 @@ from rqstack.quantizers.methods.vector_options import VectorOptions
 class MultiScaleOptions:
     """Settings of multi-scale quantization.
 
-    scales: grids, coarse to fine, numbers or [rows, columns]. distance, codebook, restart, restart_dead, kmeans_init:
-    as of `VectorOptions`. blend: share of the convolution after interpolation; num_convs: how many the scales share.
-    scale_dropout: probability in train mode that a random number of fine scales, not the first `kept_scales`, is
-    dropped. commitment_weight, codebook_weight: of the terms, see `MultiScaleQuantizer`.
+    Attributes:
+        scales: grids, coarse to fine, numbers or [rows, columns].
+        distance, codebook, restart, restart_dead, kmeans_init: as of `VectorOptions`.
+        blend: share of the convolution after interpolation.
+        num_convs: how many the scales share.
+        scale_dropout: probability in train mode that a random number of fine scales is dropped.
+        kept_scales: the first ones, which never are.
+        commitment_weight, codebook_weight: of the terms, see `MultiScaleQuantizer`.
     """
 
     scales: list[Any]

@@ -120,10 +120,18 @@ class NeuralLevel:
 @checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class NeuralResidualOptions(StackOptions):
-    """Settings of residual vector quantization that make sense here (see `ResidualVectorOptions`), and those of the
-    networks: hidden, their width (None, C); depth, their number of blocks.
+    """Settings of residual vector quantization that make sense here, and those of the networks.
 
     ValueError for the estimator 'gumbel' and for code losses other than commitment and codebook.
+
+    Attributes:
+        hidden: width of the networks. null: C.
+        depth: blocks of a network.
+        codebook_dim: C, projected to and back where it is not dim. null: dim.
+        kmeans_init: as of `VectorOptions`.
+        estimator: as of `ResidualVectorOptions`, without 'gumbel'.
+        losses: weights of commitment and codebook.
+        loss_weights, beam_width, eval_beam_width: as of `ResidualVectorOptions`.
     """
 
     hidden: int | None = None

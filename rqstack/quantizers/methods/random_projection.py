@@ -27,8 +27,10 @@ from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 class RandomProjectionOptions:
     """Settings of random-projection quantization.
 
-    codebook_dim: C, size of the projected vectors. normalize: subtract the mean over channels and divide by their
-    spread before projecting (without it codes of features of unlike scales collapse).
+    Attributes:
+        codebook_dim: C, size of the projected vectors.
+        normalize: subtract the mean over channels and divide by their spread before projecting (without it codes of
+            features of unlike scales collapse).
     """
 
     codebook_dim: int

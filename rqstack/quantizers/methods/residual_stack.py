@@ -34,9 +34,12 @@ Level = TypeVar("Level", bound=Quantizer)
 class StackOptions:
     """Settings that all residual stacks have.
 
-    groups: channel groups, each with a stack of its own of D / groups levels (`Grouped` joins them; a stack is one).
-    quantize_dropout: in train mode a random level from `dropout_cutoff` (0-based) on is the last one; at least
-    dropout_cutoff + 1 levels are kept, and their number is a multiple of `dropout_multiple` where one fits.
+    Attributes:
+        groups: channel groups, each with a stack of its own of D / groups levels (`Grouped` joins them; a stack is
+            one).
+        quantize_dropout: in train mode a random level from `dropout_cutoff` on is the last one.
+        dropout_cutoff: 0-based; at least dropout_cutoff + 1 levels are kept.
+        dropout_multiple: the number of levels kept is a multiple of it where one fits.
     """
 
     groups: int = 1

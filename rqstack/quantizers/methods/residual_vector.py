@@ -36,13 +36,17 @@ from rqstack.quantizers.methods.vector_options import VectorOptions
 class ResidualVectorOptions(StackOptions, VectorOptions):
     """Those of every level (see `VectorOptions`) and of the stack.
 
-    codebook_dim: C, projected to and back where it is not dim. seed grows by one per level, as the rows with which one
-    level restarts are those that leave no residual to the next.
-    loss_weights: of every level; the loss is the weighted sum over the levels divided by their number, and each level
-    pulls the residual it saw. estimator: between the input and the sum of all levels; with 'directional' learned code
-    vectors get a gradient from it, 'gumbel' adds up the gradients of the levels.
-    beam_width: partial sums kept per vector and level in search of the best sum of code vectors; 1 takes the nearest
-    code at every level. eval_beam_width: the same in eval mode; None, as in train mode.
+    Attributes:
+        codebook_dim: C, projected to and back where it is not dim. null: dim.
+        seed: of restarts; it grows by one per level, as the rows with which one level restarts are those that leave no
+            residual to the next.
+        estimator: between the input and the sum of all levels; with 'directional' learned code vectors get a gradient
+            from it, 'gumbel' adds up the gradients of the levels. Else as of `VectorOptions`.
+        loss_weights: of every level; the loss is the weighted sum over the levels divided by their number, and each
+            level pulls the residual it saw. null: 1 each.
+        beam_width: partial sums kept per vector and level in search of the best sum of code vectors; 1 takes the
+            nearest code at every level.
+        eval_beam_width: the same in eval mode. null: as in train mode.
     """
 
     loss_weights: list[float] | None = None

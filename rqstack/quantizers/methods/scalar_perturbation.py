@@ -73,13 +73,16 @@ VARIANCES = {"tanh": math.pi**2 / 12, "sigmoid": math.pi**2 / 3, "normal": 1.0, 
 @checks_arguments
 @dataclass(frozen=True)
 class ScalarPerturbationOptions:
-    """Settings of finite scalar perturbation.
+    """Settings of finite scalar perturbation. ValueError for wrong values.
 
-    levels: bins per scalar; their product is K. activation: 'tanh', 'sigmoid', 'normal', 'laplace', 'cauchy'.
-    quantize_rate: share of the scalars that take the bin centre in train mode; the others are moved by a uniform offset
-    of up to half a bin instead, which is what the decoder has to bear in eval mode. invert: values go back through the
-    inverse function, with the gradient of the identity. The weights: of the moments, see `ScalarPerturbationQuantizer`.
-    ValueError for wrong values.
+    Attributes:
+        levels: bins per scalar; their product is K.
+        activation: 'tanh', 'sigmoid', 'normal', 'laplace' or 'cauchy'.
+        quantize_rate: share of the scalars that take the bin centre in train mode; the others are moved by a uniform
+            offset of up to half a bin instead, which is what the decoder has to bear in eval mode.
+        invert: values go back through the inverse function, with the gradient of the identity.
+        mean_weight, variance_weight, skewness_weight, kurtosis_weight: of the moments in the loss, see
+            `ScalarPerturbationQuantizer`.
     """
 
     levels: list[int]

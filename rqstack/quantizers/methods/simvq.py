@@ -25,9 +25,12 @@ from rqstack.quantizers.methods.side_by_side import SideBySideQuantizer
 
 @dataclass(frozen=True)
 class SimLevelOptions:
-    """Settings of a SimVQ level: size F of the frozen vectors (None, C) and weights of the two halves of the loss.
+    """Settings of a SimVQ level. ValueError for negative weights.
 
-    ValueError for negative weights.
+    Attributes:
+        codebook_dim: F, size of the frozen vectors. null: C.
+        codebook_weight: of the half of the loss that pulls the code vectors.
+        commitment_weight: of the half that pulls the input.
     """
 
     codebook_dim: int | None = None
@@ -42,7 +45,11 @@ class SimLevelOptions:
 @checks_arguments
 @dataclass(frozen=True)
 class SimOptions(SimLevelOptions):
-    """Those of a level, and estimator: 'straight_through', 'rotation' or 'directional'."""
+    """Those of a level, and how gradients pass.
+
+    Attributes:
+        estimator: 'straight_through', 'rotation' or 'directional'.
+    """
 
     estimator: str = "straight_through"
 
@@ -116,7 +123,11 @@ class SimQuantizer(KeepsFloat32, SideBySideQuantizer):
 @checks_arguments
 @dataclass(frozen=True, kw_only=True)
 class ResidualSimOptions(StackOptions, SimLevelOptions):
-    """Those of every level and of the stack. shared: one codebook and map for all levels."""
+    """Those of every level and of the stack.
+
+    Attributes:
+        shared: one codebook and map for all levels.
+    """
 
     shared: bool = False
 

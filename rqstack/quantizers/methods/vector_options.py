@@ -23,24 +23,32 @@ DEAD = RestartRule(below=0.5, relative=True)
 @checks_arguments
 @dataclass(frozen=True)
 class VectorOptions:
-    """Settings of a vector quantizer, at one level or alone.
-
-    codebook_dim: E; where H * E is not dim, learned projections lead there and back. Its default is dim / H.
-    distance: 'euclidean', or 'cosine' (vectors and code vectors are scaled to length 1, and the loss is between those).
-    codebook: 'ema' (buffers; `update_codebook()` once per optimizer step), 'learned' (a parameter with a loss term), or
-    'both' (a parameter that moving averages move as well). sync_nu: this share of the gradient of the quantized vectors
-    reaches the code vectors in them (the synchronised update rule). inplace_lr: the code vectors learn by SGD steps of
-    their own with this rate, in turns with the rest of the model, whose loss holds them constant.
-    affine: re-parametrisation of the code vectors; None, none.
-    kmeans_init: the first train-mode forward sets the codebook to the k-means of its vectors, over all processes.
-    restart: which entries count as unused and get a vector of the step. None: those with less than half of the mean
-    use where restart_dead is set and moving averages move the codebook, otherwise none. seed: of these draws.
-    Without a start from data and without restarts most codebooks collapse to a few codes.
-    estimator: 'straight_through', 'rotation', 'directional' (see `gradient.py`) or 'gumbel', whose gradient is that of
-    the mean of the draw; 'gumbel' needs sample_temp.
-    sample_temp: in train mode draw the code from softmax(-squared distance / sample_temp); None, take the nearest.
+    """Settings of a vector quantizer, at one level or alone. Without a start from data and without restarts most
+    codebooks collapse to a few codes.
 
     ValueError for values that are none of these or do not go together.
+
+    Attributes:
+        codebook_dim: E; where H * E is not dim, learned projections lead there and back. null: dim / H.
+        distance: 'euclidean', or 'cosine' (vectors and code vectors are scaled to length 1, and the loss is between
+            those).
+        codebook: 'ema' (buffers; `update_codebook()` once per optimizer step), 'learned' (a parameter with a loss
+            term), or 'both' (a parameter that moving averages move as well).
+        sync_nu: this share of the gradient of the quantized vectors reaches the code vectors in them (the synchronised
+            update rule).
+        inplace_lr: the code vectors learn by SGD steps of their own with this rate, in turns with the rest of the
+            model, whose loss holds them constant. null: not so.
+        affine: re-parametrisation of the code vectors. null: none.
+        restart: which entries count as unused and get a vector of the step. null: those with less than half of the mean
+            use where restart_dead is set and moving averages move the codebook, otherwise none.
+        restart_dead: whether there are restarts where `restart` says nothing.
+        seed: of the draws of restarts.
+        kmeans_init: the first train-mode forward sets the codebook to the k-means of its vectors, over all processes.
+        kmeans_iterations: of that.
+        estimator: 'straight_through', 'rotation', 'directional' (see `gradient.py`) or 'gumbel', whose gradient is that
+            of the mean of the draw; 'gumbel' needs sample_temp.
+        sample_temp: in train mode draw the code from softmax(-squared distance / sample_temp). null: take the nearest.
+        losses: weights of the terms of the loss.
     """
 
     codebook_dim: int | None = None
