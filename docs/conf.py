@@ -41,6 +41,7 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = f"rqstack {release}"
+html_static_path, html_css_files = ["_static"], ["wide.css"]
 html_favicon = "pictures/icon.svg"
 html_show_sphinx = False
 html_copy_source = False
