@@ -96,6 +96,13 @@ def resolution_of(stage1: str | Path) -> tuple[int, int] | None:
         return None
 
 
+def channels_of(stage1: str | Path) -> int | None:
+    """The channels of the images of a stage-1 checkpoint, likewise."""
+    arch = (read_archive(resolve_checkpoint(stage1), wanted=()).config or {}).get("arch") or {}
+    channels = (arch.get("ddconfig") or {}).get("in_channels")
+    return channels if isinstance(channels, int) else None
+
+
 def directory_beside(checkpoint: Path) -> Path:
     """The folder of a published file; the run of a snapshot, because snapshots come and go."""
     if not checkpoint.is_dir():

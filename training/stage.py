@@ -42,6 +42,9 @@ class RunConfig(Protocol):
     def completed(self: Config) -> Config:
         """With what the checkpoints that it names say, where the file leaves that open."""
 
+    def fitted_to(self: Config, dataset: ImageDataset) -> Config:
+        """With what the training split says, where the file leaves that open."""
+
 
 Config = TypeVar("Config", bound=RunConfig)
 

@@ -11,7 +11,7 @@ from runtime.config import config_to_yaml
 from runtime.errors import UserError, exit_on_user_error, one_line, say
 from training.launch.continuation import with_run_to_continue
 from training.launch.flags import LaunchSettings
-from training.launch.run_config import load_run_config, with_resolution_of_stage1
+from training.launch.run_config import load_run_config, with_channels_of_stage1, with_resolution_of_stage1
 from training.launch.session import BuildStage, Session
 from training.launch.starting_points import run_dir_of, run_to_resume
 from training.stage import Config
@@ -61,7 +61,8 @@ def print_config(schema: type[Config], settings: LaunchSettings) -> None:
     settings.check()
     settings = with_run_to_continue(settings)
     run_dir = run_dir_of(run_to_resume(settings)) if settings.resume else None
-    config = with_resolution_of_stage1(load_run_config(schema, settings, run_dir)).completed()
+    config = with_resolution_of_stage1(load_run_config(schema, settings, run_dir))
+    config = with_channels_of_stage1(config).completed()
     if os.environ.get("RANK", "0") == "0":
         for line in config_to_yaml(config).splitlines():
             say(line)

@@ -14,7 +14,7 @@ from rqstack.arguments import plain_size
 from runtime.config import load_config
 from runtime.errors import UserError
 from sampling.recorded_paths import with_absolute_paths, with_paths_that_exist
-from sampling.trained_models import resolution_of
+from sampling.trained_models import channels_of, resolution_of
 from training.experiment import BatchPlan, fit_to_ranks, num_steps, plan_batches
 from training.launch.continuation import edits, typed_by
 from training.launch.flags import LaunchSettings
@@ -23,6 +23,7 @@ from training.launch.resuming import ResumedRun
 from training.schedules import schedule_of
 from training.stage import Config, RunConfig
 
+RGB = 3  # channels of images where nothing is said
 LATENTS = "latents"  # the type of data set that brings its own sizes
 BATCH_SIZE, ACCUMULATION = "experiment.batch_size", "optimizer.grad_accm_steps"
 # Settings of which one holds, with the word that clears each; a frequency in steps wins over one in epochs anyway.
@@ -76,6 +77,17 @@ def with_resolution_of_stage1(config: Config) -> Config:
         return config
     resize = dataset.resize if size[0] == size[1] else KEEP
     return replace(config, dataset=replace(dataset, resolution=plain_size(*size), resize=resize))
+
+
+def with_channels_of_stage1(config: Config) -> Config:
+    """A config whose images have the channels of the stage-1 model that it names, where it does not say how many."""
+    dataset, stage1 = config.dataset, getattr(getattr(config, "vqvae", None), "ckpt", None)
+    if not stage1 or dataset.channels is not None or not Path(stage1).exists():
+        return config
+    if not (dataset.type or dataset.dataset) or dataset.name == LATENTS:
+        return config
+    channels = channels_of(stage1)
+    return config if channels in (None, RGB) else replace(config, dataset=replace(dataset, channels=channels))
 
 
 def config_before(schema: type[Config], resumed: ResumedRun) -> Config:

@@ -45,6 +45,7 @@ from training.launch.run_config import (
     load_run_config,
     plan_run,
     recorded_config,
+    with_channels_of_stage1,
     with_resolution_of_stage1,
 )
 from training.launch.starting_points import find_checkpoint, find_weights, run_dir_of, run_to_resume, step_of
@@ -98,12 +99,13 @@ class Session(Generic[Config]):
             before = config_before(schema, self.resumed)
             self.changed = changed = allowed_changes(before, config)
             self.notes = edited(settings, self.resumed, config, refused=told_to_resume)
-        config = with_resolution_of_stage1(config)
+        config = with_channels_of_stage1(with_resolution_of_stage1(config))
         self.env = env = joined or settings.processes.join()
         use_device(env, config.experiment.deterministic)
         announce(f"loading the data set {config.dataset.name}")
         self.train_set = build_dataset(config.dataset, "train", config.seed)
         self.val_set = build_dataset(config.dataset, "val", config.seed)
+        config = config.fitted_to(self.train_set)
         self.config, self.plan = plan_run(config, len(self.train_set), env.world_size, self.resumed, self.changed or ())
         self._check_shared_memory()
         self.data = DataIdentity.of(self.train_set, self.val_set)

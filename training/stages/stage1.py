@@ -69,6 +69,10 @@ class Stage1Config:
         """Itself: it names no checkpoint."""
         return self
 
+    def fitted_to(self, dataset: ImageDataset) -> Stage1Config:
+        """Itself: images have no say in the size of an RQ-VAE."""
+        return self
+
 
 class Stage1:
     """The RQ-VAE with everything that trains it; a `training.stage.Stage`.

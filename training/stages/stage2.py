@@ -26,7 +26,7 @@ from runtime.precision import Precision
 from sampling.conditions import Conditions, condition_texts
 from sampling.picture_grids import uint8_grid
 from sampling.sampler import Sampler, SamplingSettings
-from sampling.trained_models import CLASS_NAMES, IMAGES_PER_CLASS, check_stages_fit
+from sampling.trained_models import CLASS_NAMES, IMAGES_PER_CLASS
 from scoring.scoring_data import ScoringData
 from training.experiment import BatchPlan, ExperimentConfig, SampleConfig
 from training.optimization.ema import EMA
@@ -44,6 +44,7 @@ from training.stages.data_checks import (
     tokenizer_files,
 )
 from training.stages.frozen_tokenizer import VQVAEConfig, encoder_dtype, freeze, load_tokenizer
+from training.stages.stage2_arch import Stage2ArchConfig, condition_sizes, stage2_arch, whole_arch, with_sizes_of
 from training.stages.start_weights import load_into
 from training.stages.training_codes import changed_codes, check_tokenizer, nearest_codes, training_codes
 from training.stages.transformer_building import build_transformer
@@ -66,7 +67,7 @@ class Stage2Config:
     """
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    arch: RQTransformerConfig = field(default_factory=RQTransformerConfig)
+    arch: Stage2ArchConfig = field(default_factory=Stage2ArchConfig)
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     loss: Stage2LossConfig = field(default_factory=Stage2LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -79,38 +80,31 @@ class Stage2Config:
         if not self.vqvae.ckpt:
             return self
         vqvae, tokenizer = load_tokenizer(self.vqvae, self.loss)
-        return replace(self, vqvae=vqvae, arch=complete_arch(self, tokenizer))
+        return replace(self, vqvae=vqvae, arch=with_sizes_of(tokenizer, self.arch, self.dataset.vocab_size))
+
+    def fitted_to(self, dataset: ImageDataset) -> Stage2Config:
+        """With the condition that the data set gives, where `arch` leaves it open."""
+        arch = self.arch
+        if arch.vocab_size_cond is not None and arch.block_size_cond is not None:
+            return self
+        vocab_size, length = condition_sizes(dataset, arch.vocab_size_cond, arch.block_size_cond)
+        return replace(self, arch=replace(arch, vocab_size_cond=vocab_size, block_size_cond=length))
 
 
 def complete_arch(config: Stage2Config, tokenizer: RQVAE) -> RQTransformerConfig:
-    """The arch section with what it leaves out and the tokenizer knows: code grid, vocabulary, size of code vectors.
+    """The arch section with what it leaves out and the tokenizer knows; without condition where none is said.
 
     Raises:
         ValueError: what it says does not fit the tokenizer; the key that says it.
     """
-    arch, sizes = config.arch, list(tokenizer.quantizer.num_codes)
-    if not arch.block_size:
-        arch = replace(arch, block_size=list(tokenizer.config.code_shape))
-    if arch.vocab_size is None:
-        said = config.dataset.vocab_size
-        if said is not None and (sizes != [said] * len(sizes) if isinstance(said, int) else sizes != list(said)):
-            raise ValueError(f"dataset.vocab_size={said} does not fit the stage-1 checkpoint, whose codes are {sizes}")
-        arch = replace(arch, vocab_size=sizes if said is None else said)
-    if (
-        arch.input_embed_dim is None
-        and tokenizer.quantizer.fixed_code_vectors
-        and (arch.input_emb_vqvae or arch.head_emb_vqvae)
-    ):
-        arch = replace(arch, input_embed_dim=tokenizer.codebook(0).shape[1])
-    check_stages_fit(arch, tokenizer)
-    return arch
+    return whole_arch(with_sizes_of(tokenizer, config.arch, config.dataset.vocab_size))
 
 
 class Stage2:
     """The RQ-Transformer with everything that trains it, on the codes of a frozen RQ-VAE; a `training.stage.Stage`.
 
     Args:
-        config: the typed experiment; its `arch` is completed from the tokenizer here.
+        config: the typed experiment; its `arch` is completed from the tokenizer here, and `fitted_to` the data before.
         plan: batch and step counts.
         env: rank, world size and device.
     """
@@ -123,7 +117,8 @@ class Stage2:
         vqvae, tokenizer = load_tokenizer(config.vqvae, config.loss)
         experiment = config.experiment
         self.sampling = config.sampling or experiment.sample
-        config = replace(config, vqvae=vqvae, arch=complete_arch(config, tokenizer), sampling=self.sampling)
+        self.arch = complete_arch(config, tokenizer)
+        config = replace(config, vqvae=vqvae, arch=stage2_arch(self.arch), sampling=self.sampling)
         self.config, self.plan, self.env = config, plan, env
         self.precision = Precision(experiment.precision, env.device, experiment.amp)
         check_parallel(experiment.parallel, env)
@@ -135,19 +130,19 @@ class Stage2:
         for settings in (experiment.sample, self.sampling):
             # refuses settings that could not draw
             settings_per_depth(
-                config.arch.block_size[2], temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p
+                self.arch.block_size[2], temperature=settings.temp, top_k=settings.top_k, top_p=settings.top_p
             )
         self.model, self.parallel = build_transformer(
-            config.arch, experiment, env, self.precision, accumulates=plan.accumulation > 1
+            self.arch, experiment, env, self.precision, accumulates=plan.accumulation > 1
         )
-        self.ema = EMA(self.model, config.arch.ema) if config.arch.ema is not None else None
+        self.ema = EMA(self.model, self.arch.ema) if self.arch.ema is not None else None
         self.update = build_update(self.model, config.optimizer, experiment, plan, env, self.precision)
         self.code_counts = CodeCounts(tokenizer.quantizer.num_codes, env.device)
         # what pictures of samples are labelled with, once the data set is known
         self.class_names: tuple[str, ...] = ()
         self.caption_tokenizer: CaptionTokenizer | None = None
         self.images_per_class: list[int] | None = None
-        if experiment.score.classes != "seen" and (config.arch.block_size_cond > 1 or config.arch.vocab_size_cond < 2):
+        if experiment.score.classes != "seen" and (self.arch.block_size_cond > 1 or self.arch.vocab_size_cond < 2):
             raise ValueError(
                 f"experiment.score.classes={experiment.score.classes} needs a class-conditional model: this one has no "
                 "classes"
@@ -157,11 +152,11 @@ class Stage2:
         """ValueError when the model cannot be trained on these images and their labels or captions."""
         check_resolution(dataset, self.tokenizer.config.ddconfig.image_size, "that of the stage-1 checkpoint")
         check_channels(dataset, self.tokenizer.config.ddconfig.in_channels, "the stage-1 checkpoint")
-        check_condition(dataset, self.config.arch)
+        check_condition(dataset, self.arch)
         check_tokenizer(dataset, self.tokenizer_digest, self.config.loss, self.tokenizer.quantizer.num_codes)
         self.class_names, self.caption_tokenizer = dataset.class_names, dataset.tokenizer
-        if dataset.split == "train" and self.config.arch.block_size_cond == 1:
-            self.images_per_class = images_per_class(dataset, self.config.arch.vocab_size_cond)
+        if dataset.split == "train" and self.arch.block_size_cond == 1:
+            self.images_per_class = images_per_class(dataset, self.arch.vocab_size_cond)
 
     def train_step(self, micro_batches: Iterable[Batch], step: int, on_skip: OnSkip = tell_nobody) -> dict[str, Tensor]:
         """One step on the global batch; see `training.stage.Stage`."""
@@ -229,7 +224,7 @@ class Stage2:
             return {}
         settings = self.config.experiment.sample
         number = settings.num_images
-        conditions = conditions_of_samples(self.config.arch, first_batches(batches, number), self.images_per_class)
+        conditions = conditions_of_samples(self.arch, first_batches(batches, number), self.images_per_class)
         (drawn,) = self._sampler(model, conditions, settings, batch_size=number).images(number)
         labels = condition_texts(conditions, conditions.of_samples(number), self.class_names, self.caption_tokenizer)
         return {"samples": uint8_grid(drawn["image"], columns=max(1, round(number**0.5)), image_labels=labels)}
@@ -239,7 +234,7 @@ class Stage2:
 
         Their conditions are the classes that `experiment.score.classes` asks for, or captions of the validation split.
         """
-        captions, arch = data.spread_float_batches("val", num_images, shared=False), self.config.arch
+        captions, arch = data.spread_float_batches("val", num_images, shared=False), self.arch
         counts = images_per_class(data.split("train"), arch.vocab_size_cond) if arch.block_size_cond == 1 else None
         conditions = conditions_of_samples(arch, captions, counts, self.config.experiment.score.classes)
         model = self._model_to_sample()
@@ -250,7 +245,7 @@ class Stage2:
     def _model_to_sample(self, wanted: bool = True) -> RQTransformer | None:
         """The whole model with the weights in place; every rank must call it, those that want none get None."""
         if is_sharded(self.model):
-            return whole_copy(self.model, lambda: RQTransformer(self.config.arch), self.env.device, wanted)
+            return whole_copy(self.model, lambda: RQTransformer(self.arch), self.env.device, wanted)
         return self.model if wanted else None
 
     def _sampler(
@@ -285,7 +280,7 @@ class Stage2:
 
     def describe(self) -> str:
         """One line on the size of the network and the condition."""
-        arch = self.config.arch
+        arch = self.arch
         kind = "a text" if arch.block_size_cond > 1 else "nothing" if arch.vocab_size_cond == 1 else "a class"
         return f"RQ-Transformer with {count_parameters(self.model):,} parameters, conditioned on {kind}"
 
@@ -318,7 +313,7 @@ class Stage2:
         """Of a model that is conditioned on classes: how many images every class had (sampling asks for those alone),
         and what the classes are called.
         """
-        arch = self.config.arch
+        arch = self.arch
         if arch.block_size_cond > 1 or arch.vocab_size_cond < 2:
             return {}
         counts = images_per_class(dataset, arch.vocab_size_cond)
@@ -326,4 +321,4 @@ class Stage2:
 
     def snapshot_files(self, dataset: ImageDataset) -> dict[str, str]:
         """The tokenizer of the captions, for a model that is conditioned on them."""
-        return tokenizer_files(dataset) if self.config.arch.block_size_cond > 1 else {}
+        return tokenizer_files(dataset) if self.arch.block_size_cond > 1 else {}
