@@ -7,6 +7,7 @@ from typing import Any
 from rqstack.archive import Archive
 from rqstack.published_layout import WEIGHT_PARTS, count_parameters, hparams, without_wrapper
 
+MOST_CHARACTERS = 160  # of a value in a line
 KINDS = {"stage 1": "stage 1 (RQ-VAE)", "stage 2": "stage 2 (RQ-Transformer)", "unknown": "an unknown model"}
 
 
@@ -96,4 +97,9 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     for key, name in (("tokenizer", "tokenizer files"), ("left_out", "entries that are no tensors")):
         if facts[key]:
             lines.append(f"{name}: {', '.join(facts[key])}")
-    return lines + [f"metadata: {key} = {value}" for key, value in facts["metadata"].items()]
+    return lines + [f"metadata: {key} = {_shortened(str(value))}" for key, value in facts["metadata"].items()]
+
+
+def _shortened(text: str) -> str:
+    """For a line to read; the facts have all of it."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} ... ({len(text):,} characters)"

@@ -69,6 +69,18 @@ def test_inspect_says_what_the_library_knows(checkpoints, capsys):
     assert json.loads(capsys.readouterr().out)["stage"] == "stage 1"
 
 
+def test_inspect_shortens_what_is_long(checkpoints, tmp_path, capsys):
+    model = load_rqvae(checkpoints / "rqvae-shared" / "model.pt")
+    model.save_pretrained(tmp_path / "model", metadata={"step": 3, "seen": list(range(1000))})
+    run("inspect", tmp_path / "model")
+    lines = capsys.readouterr().out.splitlines()
+    assert "metadata: step = 3" in lines
+    (long,) = [line for line in lines if line.startswith("metadata: seen = [0, 1, 2")]
+    assert long.endswith(" ... (4,890 characters)") and len(long) < 220
+    run("inspect", tmp_path / "model", "--json")
+    assert json.loads(capsys.readouterr().out)["metadata"]["seen"] == list(range(1000))
+
+
 def test_samples_are_those_of_the_library(checkpoints, tmp_path, capsys):
     out = tmp_path / "out"
     run("sample", *models(checkpoints), "-n", 3, "--seed", 5, "--top-k", 4, "--out", out)
