@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-
-from torch import Tensor
 
 INT64_MAX = 2**63 - 1
 SHOWN = 80  # characters of a value in a message
@@ -26,12 +25,18 @@ Kind = TypeVar("Kind")
 
 def shown(value: Any) -> str:
     """A value for a message: one line, not long; of a tensor its type and shape."""
-    if isinstance(value, Tensor):
+    if _is_tensor(value):
         return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     text = " ".join(repr(value).split())
     if " at 0x" in text or (type(value).__module__ == "numpy" and not isinstance(value, numbers.Number)):
         return f"an object of type {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _is_tensor(value: Any) -> bool:
+    """Without torch there are none: it takes seconds to import, for which flags and configs must not wait."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def is_number(value: Any) -> bool:
@@ -50,7 +55,7 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 def check_counts(name: str, values: Any, least: int = 1) -> tuple[int, ...]:
     """ValueError unless it is a sequence of whole numbers in range, with at least one of them."""
-    if isinstance(values, (str, bytes, Tensor)) or not isinstance(values, Sequence) or not len(values):
+    if isinstance(values, (str, bytes)) or _is_tensor(values) or not isinstance(values, Sequence) or not len(values):
         raise ValueError(f"{name} must be one or more whole numbers of at least {least}, got {shown(values)}")
     return tuple(check_count(f"every number of {name}", value, least) for value in values)
 

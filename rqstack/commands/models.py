@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from rqstack.archive import read_archive
 from rqstack.finite import non_finite_names
 from rqstack.snapshots import weights_digest
 from rqtransformer import RQTransformer, load_rqtransformer
@@ -31,7 +32,7 @@ def load_stage1(path: Path, device: torch.device, ema: bool = False) -> RQVAE:
 
 
 def load_both(stage1: Path, stage2: Path, device: torch.device, ema: bool = False) -> tuple[RQVAE, RQTransformer]:
-    """Both models of a command.
+    """Both models of a command; stage 1 with its averaged weights where stage 2 was trained on their codes.
 
     Args:
         ema: take the averaged weights of stage 2.
@@ -39,7 +40,8 @@ def load_both(stage1: Path, stage2: Path, device: torch.device, ema: bool = Fals
     Raises:
         ValueError: they do not belong together, or have weights that are not finite.
     """
-    tokenizer = load_stage1(stage1, device)
+    section = (read_archive(stage2, wanted=()).config or {}).get("vqvae") or {}
+    tokenizer = load_stage1(stage1, device, ema=bool(section.get("ema")))
     model = load_rqtransformer(stage2, ema=ema, device=device)
     if names := non_finite_names(model.state_dict().items()):
         raise ValueError(f"the weights of {stage2} are not finite: {names}")

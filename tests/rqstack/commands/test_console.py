@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,7 +20,9 @@ import rqvae
 from data.images.transforms import Pipeline
 from evaluation.protocol import from_uint8
 from rqstack.commands.__main__ import main
+from rqstack.commands.models import load_both
 from rqstack.commands.pictures import as_tensor, open_picture, save_sheet, white_cells
+from rqstack.snapshots import snapshot_tensors, weights_digest, write_snapshot
 from rqtransformer import load_rqtransformer, sample
 from rqvae import load_rqvae
 from tests.golden_files import copies_of
@@ -180,6 +183,26 @@ def test_a_second_stage_1_is_noticed(checkpoints, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("sample", "-v", vqvae, "-a", tmp_path / "stage2", "--out", tmp_path / "out")
     assert "was trained on the codes of other stage-1 weights than" in capsys.readouterr().err
+
+
+def test_stage_1_has_the_weights_that_stage_2_was_trained_with(checkpoints, tmp_path):
+    stage1 = load_rqvae(checkpoints / "rqvae-shared" / "model.pt")
+    stage2 = load_rqtransformer(checkpoints / "rqtransformer-class" / "model.pt")
+    raw = snapshot_tensors(stage1)
+    with torch.no_grad():
+        next(stage1.encoder.parameters()).mul_(0.5)
+    folders = (tmp_path / "stage1", tmp_path / "stage2")
+    for folder in folders:
+        folder.mkdir()
+    averaged = {"model.safetensors": raw, "model_ema.safetensors": snapshot_tensors(stage1)}
+    write_snapshot(folders[0], averaged, OmegaConf.to_yaml(OmegaConf.create(stage1._sections())), {})
+    config = OmegaConf.create({**stage2._sections(), "vqvae": {"ema": True}})
+    weights = {"model.safetensors": snapshot_tensors(stage2)}
+    write_snapshot(folders[1], weights, OmegaConf.to_yaml(config), {"tokenizer": weights_digest(stage1)})
+    for folder in folders:
+        (folder / "COMPLETE").touch()
+    tokenizer, _ = load_both(*folders, torch.device("cpu"))
+    assert weights_digest(tokenizer) == weights_digest(stage1)
 
 
 def mistakes(checkpoints: Path, tmp_path: Path) -> dict[str, tuple[list[object], str]]:
