@@ -124,6 +124,13 @@ def test_names_of_numbers_are_explained():
     assert used and [name for name in used if f"`{name}`" not in page and f"`{name}_by_depth`" not in page] == []
 
 
+@pytest.mark.parametrize("name", ["docs/troubleshooting.md", "docs/metric_names.md"])
+def test_keys_that_are_named_are_keys(name):
+    known = set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE))
+    named = re.findall(r"(?<![\w./-])((?:experiment|optimizer|gan|arch|dataset)\.[a-z]\w*(?:\.\w+)*)", text_of(name))
+    assert named and sorted(set(named) - known) == []
+
+
 def test_the_site_sets_nothing_that_another_host_serves():
     """What the built pages ask for is watched by `make test-web`, in a browser."""
     conf = (ROOT / "docs/conf.py").read_text()
