@@ -54,11 +54,17 @@ class ImageSet:
 
 
 def write_report(
-    path: Path, line: Mapping[str, Any], samples: ImageSet, reference: ImageSet, device: torch.device | str = "cpu"
+    path: Path,
+    line: Mapping[str, Any],
+    samples: ImageSet,
+    reference: ImageSet,
+    device: torch.device | str = "cpu",
+    class_names: Sequence[str] = (),
 ) -> dict[str, float]:
     """Writes the page and returns what it found on memorisation, as named numbers.
 
-    Neighbours are looked up for at most 2,048 samples, evenly spread, among all reference images.
+    Neighbours are looked up for at most 2,048 samples, evenly spread, among all reference images. Classes are called by
+    their number and, where `class_names` has one, their name.
 
     Raises:
         ValueError: fewer than 2 reference images, or features of different networks.
@@ -86,7 +92,7 @@ def write_report(
         closeness=close,
         num_queries=len(queries_M),
         neighbours=neighbour_rows(neighbours, shown, queries_M, wanted, originals),
-        classes=class_tables(line),
+        classes=class_tables(line, class_names),
         json=json.dumps(line, indent=1).splitlines(),
     )
     return {
@@ -134,12 +140,18 @@ def overlap_plot(features_MF: Tensor, reference_NF: Tensor, device: torch.device
     return LinePlot("Precision over recall", points, x_label="recall", y_label="precision", points=True, square=True)
 
 
-def class_tables(line: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def class_tables(line: Mapping[str, Any], class_names: Sequence[str] = ()) -> list[tuple[str, list[tuple[str, str]]]]:
     """(Name of the distance, (class, its value) worst first) of every table of classes that the line has."""
-    return [
-        (name, [(str(label), f"{value:.4g}") for label, value in sorted(table.items(), key=lambda item: -item[1])])
-        for name, table in line.get("per_class", {}).items()
-    ]
+    tables = []
+    for name, table in line.get("per_class", {}).items():
+        worst_first = sorted(table.items(), key=lambda item: -item[1])
+        tables.append((name, [(_class_word(str(label), class_names), f"{value:.4g}") for label, value in worst_first]))
+    return tables
+
+
+def _class_word(label: str, class_names: Sequence[str]) -> str:
+    named = label.isdecimal() and int(label) < len(class_names) and class_names[int(label)] != label
+    return f"{label} {class_names[int(label)]}" if named else label
 
 
 def picture(image_CHW: Tensor, alt: str) -> Markup:

@@ -8,6 +8,7 @@ from rqstack.archive import Archive
 from rqstack.published_layout import WEIGHT_PARTS, count_parameters, hparams, without_wrapper
 
 MOST_CHARACTERS = 160  # of a value in a line
+SHOWN = 20  # classes in the lines for a console; the facts have all
 KINDS = {"stage 1": "stage 1 (RQ-VAE)", "stage 2": "stage 2 (RQ-Transformer)", "unknown": "an unknown model"}
 
 
@@ -97,7 +98,17 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     for key, name in (("tokenizer", "tokenizer files"), ("left_out", "entries that are no tensors")):
         if facts[key]:
             lines.append(f"{name}: {', '.join(facts[key])}")
-    return lines + [f"metadata: {key} = {_shortened(str(value))}" for key, value in facts["metadata"].items()]
+    metadata = dict(facts["metadata"])
+    names, counts = metadata.pop("class_names", None), metadata.pop("images_per_class", None)
+    if isinstance(names, list):
+        lines.append(f"classes: {len(names)} ({_first(names)})")
+    if isinstance(counts, list):
+        lines.append(f"training images of each class: {_first(counts)}")
+    return lines + [f"metadata: {key} = {_shortened(str(value))}" for key, value in metadata.items()]
+
+
+def _first(values: list[Any]) -> str:
+    return ", ".join([*map(str, values[:SHOWN]), *(["..."] if len(values) > SHOWN else [])])
 
 
 def _shortened(text: str) -> str:

@@ -122,6 +122,7 @@ def class_number(asked: str, class_names: Sequence[str], num_classes: int) -> in
     Raises:
         UserError: none of them; the message has the choices.
     """
+    class_names = class_names[:num_classes]  # those of a snapshot from elsewhere may be more
     if asked in class_names:
         return class_names.index(asked)
     if asked.isdecimal() and len(asked) < 10 and int(asked) < num_classes:

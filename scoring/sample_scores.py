@@ -170,6 +170,7 @@ class SampleScores:
             ImageSet(str(directory), bank.features_NF, partial(saved.batches, self.data.batch_size), names),
             ImageSet(reference.source, reference.features_NF, originals),
             self.data.env.device,
+            self.data.split("train").class_names,
         )
 
 

@@ -67,7 +67,8 @@ def unequal_classes(conditions: ClassConditions, data: ScoringData) -> list[str]
     share, label = count_Y.max().item() / len(train), count_Y.argmax().item()
     if share < UNEQUAL / train.num_classes:
         return []
+    name = train.class_names[int(label)]
     return [
-        f"{share:.0%} of the training images are of class {label}, samples have every class equally often: "
+        f"{share:.0%} of the training images are of class {name}, samples have every class equally often: "
         "--classes frequencies draws them as the images are"
     ]

@@ -133,6 +133,7 @@ class SavedScores:
             ImageSet(self.fake_path, bank.features_NF, partial(self.samples.batches, self.batch_size)),
             ImageSet(reference.source, reference.features_NF, partial(comparison.images, shared=False)),
             self.env.device,
+            comparison.data.split("train").class_names if comparison.data is not None else (),
         )
 
 

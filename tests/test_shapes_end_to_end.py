@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from data import DatasetConfig, build_dataset
+from rqstack.archive import read_archive
+from rqstack.inspection import facts_of, lines_of
 from rqtransformer import load_rqtransformer, sample
 from rqvae import load_rqvae
-from sampling.trained_models import resolve_checkpoint
+from sampling.trained_models import class_names_of, resolve_checkpoint
 from tests.commands import run_here
 from tests.training.tiny_runs import only_run, session, stage1, stage2, train, write_config
 
@@ -63,6 +65,15 @@ def test_runs_and_their_pictures_have_the_shape(made):
     (picture,) = (made["one"] / "samples").glob("*coarse_to_fine*")
     width, height = Image.open(picture).size
     assert height > width  # three pictures beside each other, in three rows, each higher than wide
+
+
+def test_names_of_classes_travel_with_stage_2(made):
+    snapshot = resolve_checkpoint(made["two"])
+    lines = lines_of(facts_of(read_archive(snapshot)))
+    assert class_names_of(snapshot) == list(CLASSES)
+    assert "classes: 2 (left, right)" in lines
+    assert any(line.startswith("training images of each class: ") for line in lines)
+    assert not any("class_names" in line for line in lines)
 
 
 @pytest.mark.slow

@@ -56,9 +56,8 @@ def load_both(stage1: Path, stage2: Path, device: torch.device, ema: bool = Fals
 
 def class_number(name: str, model: RQTransformer) -> int:
     """The class of that name or number; ValueError with the choices for one that the model does not have."""
-    names = model.metadata.get("class_names")
-    known = [str(entry) for entry in names] if isinstance(names, list) else []
-    count = model.config.vocab_size_cond
+    names, count = model.metadata.get("class_names"), model.config.vocab_size_cond
+    known = [str(entry) for entry in names[:count]] if isinstance(names, list) else []
     if name in known:
         return known.index(name)
     if name.isdecimal() and len(name) < 10 and int(name) < count:

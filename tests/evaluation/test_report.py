@@ -119,3 +119,8 @@ def test_images_of_any_size_and_channels_are_shown_large():
     shown = picture(torch.zeros(1, 20, 20, dtype=torch.uint8), "a <b>")
     assert shown.startswith('<img src="data:image/png') and 'alt="a &lt;b&gt;" width="140"' in shown
     assert f'width="{2 * SHOWN_SIDE}"' in picture(torch.zeros(3, 4, 2 * SHOWN_SIDE, dtype=torch.uint8), "")
+
+
+def test_classes_are_called_by_number_and_name():
+    line = {"per_class": {"class-fid": {"0": 1.0, "1": 3.0, "7": 2.0}}}
+    assert class_tables(line, ["0", "a <cat>"]) == [("class-fid", [("1 a <cat>", "3"), ("7", "2"), ("0", "1")])]

@@ -11,6 +11,7 @@ import torch
 from rqstack.archive import newest_snapshot
 from rqvae import load_rqvae
 from runtime.errors import UserError
+from sampling.conditions import class_number
 from sampling.trained_models import (
     check_stages_fit,
     directory_beside,
@@ -68,3 +69,10 @@ def test_stages_that_do_not_belong_together():
     other = load_rqvae(GOLDEN / "rqvae-chmult" / "model.pt")
     with pytest.raises(ValueError, match=r"arch\.block_size=.* does not fit the stage-1 checkpoint, whose codes are"):
         check_stages_fit(stage2.config, other)
+
+
+def test_a_name_beyond_the_classes_of_the_model_is_no_class():
+    names = ["cat", "dog", "forged"]
+    assert class_number("dog", names, 2) == 1 and class_number("0", names, 2) == 0
+    with pytest.raises(UserError, match="--class forged is none of the model's: cat, dog, or 0..1"):
+        class_number("forged", names, 2)
