@@ -36,8 +36,15 @@ class _Half(nn.Module, abc.ABC):
         """Feature map in, feature map out."""
         return self.conv_out((self._compiled_body or self.body)(x_BCHW))
 
+    @abc.abstractmethod
     def body(self, x_BCHW: Tensor) -> Tensor:
-        """All but the last convolution."""
+        """All but the last convolution.
+
+        `_run` in a function of the class's own: compiled code is kept by function, and with one for both halves the
+        sizes of the second would be compiled as unknown numbers, which is slower and on some releases of torch fails.
+        """
+
+    def _run(self, x_BCHW: Tensor) -> Tensor:
         h = self.conv_in(x_BCHW)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers():
@@ -79,6 +86,10 @@ class Encoder(_Half):
         self.norm_out = group_norm(before)
         self.conv_out = nn.Conv2d(before, config.z_channels * (2 if config.double_z else 1), 3, padding=1)
 
+    def body(self, x_BCHW: Tensor) -> Tensor:
+        """From the image to what the last convolution takes."""
+        return self._run(x_BCHW)
+
     def layers(self) -> Iterator[nn.Module]:
         """From the full resolution down."""
         for level in self.down:
@@ -109,6 +120,10 @@ class Decoder(_Half):
         self.up: ModuleList[Level] = ModuleList(reversed(levels))
         self.norm_out = group_norm(before)
         self.conv_out = nn.Conv2d(before, config.out_ch, 3, padding=1)
+
+    def body(self, x_BCHW: Tensor) -> Tensor:
+        """From the feature map to what the last convolution takes."""
+        return self._run(x_BCHW)
 
     def layers(self) -> Iterator[nn.Module]:
         """From the lowest resolution up."""

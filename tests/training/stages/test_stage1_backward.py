@@ -122,6 +122,23 @@ def test_no_compiled_graph_is_run_backward_twice(build, monkeypatch):
     assert calls["forward"] == calls["backward"] >= 5
 
 
+def test_every_network_is_compiled_for_its_own_sizes(build, vgg16, monkeypatch):
+    """Sizes that two networks of one kind do not share become unknown numbers where compiled code is kept for both."""
+    sizes = []
+
+    def backend(graph, inputs):
+        sizes.append([size for given in inputs if isinstance(given, torch.Tensor) for size in given.shape])
+        sizes[-1] += [given for given in inputs if isinstance(given, torch.SymInt)]
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    stage = build(perceptual(vgg16) | {"experiment.compile": True})
+    stage.train_step([batch(stage)], 0)
+    assert len(sizes) >= 4  # encoder, decoder, LPIPS, discriminator
+    assert not any(isinstance(size, torch.SymInt) for graph in sizes for size in graph)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("with_lpips", [False, True])
 def test_networks_compiled_for_speed_give_the_gradients_of_eager_ones(with_lpips, build, vgg16, monkeypatch):
