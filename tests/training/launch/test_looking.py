@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from runtime.config import load_config
 from tests.training.tiny_runs import GAN, STAGES, stage1, stage2, train, write_config
 from training.dry_run import loss_and_kept_bytes, memory_lines, part_lines
+from training.launch.flags import WORDS
 from training.optimization.optimizer import OptimizerConfig, moments_per_parameter
 from training.stage import Part
 
@@ -121,7 +123,8 @@ class OneLayer(SimpleNamespace):
         return {"layer": Part(self.layer, OptimizerConfig("adam")), "fixed": Part(nn.Linear(2, 3), None)}
 
     def trial_loss(self, batch):
-        return self.layer(batch["x"]).tanh().sum(), {}
+        # the gradient of x needs the weight, which autograd keeps too
+        return self.layer(batch["x"].requires_grad_()).tanh().sum(), {}
 
 
 def test_memory_is_counted_by_what_it_is_for():
@@ -134,6 +137,15 @@ def test_memory_is_counted_by_what_it_is_for():
     total = 1 + weights + 3 * trained
     assert line.startswith(f"memory of a process, estimated: {total:.1f} MiB")
     assert list(part_lines(stage.parts())) == ["  layer: 35 numbers", "  fixed, not trained: 9 numbers"]
+
+
+def test_the_words_that_help_lists_are_keys_of_the_configs():
+    schemas = [OmegaConf.structured(schema) for schema, _ in STAGES.values()]
+    for word in WORDS:
+        key = word.partition("=")[0]
+        section, _, name = key.rpartition(".")
+        nodes = [OmegaConf.select(schema, section) for schema in schemas]
+        assert key == "SECTION.KEY" or all(name in list(node) for node in nodes), word
 
 
 @pytest.mark.parametrize(("kind", "moments"), [("adam", 2), ("adamW", 2), ("sgd", 1)])
