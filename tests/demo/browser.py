@@ -18,7 +18,7 @@ from tests.repository import ROOT
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NO_CHROMIUM = (
-    "no Chromium found: apt-get install chromium (Debian, Ubuntu), or .venv/bin/playwright install chromium, "
+    "no Chromium: apt-get install chromium (Debian, Ubuntu), or .venv/bin/playwright install chromium, "
     "or make test-web CHROMIUM=/path/to/one"
 )
 HERE = ("127.0.0.1", "localhost", "::1", "None")
@@ -56,7 +56,7 @@ def chromium_path(own: str) -> str:
     found = [named] if named else [*filter(None, map(shutil.which, NAMES)), own]
     there = next((path for path in found if Path(path).is_file()), None)
     if there is None:
-        pytest.exit(NO_CHROMIUM, returncode=2)
+        pytest.exit(f"CHROMIUM={named} is no file; {NO_CHROMIUM}" if named else NO_CHROMIUM, returncode=2)
     return there
 
 
