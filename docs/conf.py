@@ -41,7 +41,8 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = f"rqstack {release}"
-html_static_path, html_css_files = ["_static"], ["wide.css"]
+# lines of 96 letters, which commands and code here have
+html_theme_options = {"light_css_variables": {"code-font-size": "12.4px"}}
 html_favicon = "pictures/icon.svg"
 html_show_sphinx = False
 html_copy_source = False

@@ -79,6 +79,7 @@ def test_the_search_finds_a_class(site, watched):
     found.first.click()
     page.wait_for_url(re.compile(r"/api/quantizers\.html"))
     assert page.get_by_role("heading", name="ResidualQuantizer").first.is_visible()
+    page.wait_for_timeout(500)  # the page slides to the place
     leave(watched, "api")
 
 
@@ -90,4 +91,6 @@ def test_a_page_asks_nobody_else(site, watched, name):
     assert page.get_by_role("heading").first.is_visible()
     broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth && i.loading != 'lazy').map(i => i.src)")
     assert broken == []
+    # tables and code scroll inside; the page itself does not
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
     leave(watched, name.replace("/", "-"))
