@@ -300,7 +300,7 @@ class Stage1:
     @torch.no_grad()
     def codes(self, batch: Batch) -> Tensor | None:
         """The nearest codes of a batch of images."""
-        return None if self.usage is None else self.model.get_codes(self._image(batch))
+        return None if self.usage is None else self.model.eval().get_codes(self._image(batch))
 
     def trial_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Without the adversarial term: of a step's passes the one that keeps most."""
