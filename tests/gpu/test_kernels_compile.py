@@ -22,8 +22,8 @@ SCRIPT = Path(__file__).with_name("compile_kernels.py")
 KERNEL = re.compile(r"_kernel$")
 
 
-def compiled(tmp_path: Path, *which: str) -> list[dict]:
-    done = succeed(SCRIPT, *which, timeout=290, TRITON_CACHE_DIR=str(tmp_path / "cache"))
+def compiled(tmp_path: Path, *which: str, timeout: float = 290) -> list[dict]:
+    done = succeed(SCRIPT, *which, timeout=timeout, TRITON_CACHE_DIR=str(tmp_path / "cache"))
     return [json.loads(line) for line in done.out.splitlines()]
 
 
@@ -41,9 +41,10 @@ def test_every_kernel_compiles_for_a_recent_gpu(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2000)
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_every_form_of_every_kernel_compiles(tmp_path, capability):
-    check(compiled(tmp_path, "--capability", capability))
+    check(compiled(tmp_path, "--capability", capability, timeout=1900))
 
 
 def kernels_of_the_repository() -> set[str]:

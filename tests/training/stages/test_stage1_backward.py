@@ -140,6 +140,7 @@ def test_every_network_is_compiled_for_its_own_sizes(build, vgg16, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # C++ for every kernel of every network
 @pytest.mark.parametrize("with_lpips", [False, True])
 def test_networks_compiled_for_speed_give_the_gradients_of_eager_ones(with_lpips, build, vgg16, monkeypatch):
     changes = perceptual(vgg16) if with_lpips else {}
