@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from functools import partial
 
+from data.captions.arrow_tables import build_huggingface
 from data.captions.caption_folder import build_caption_folder, build_folder
 from data.captions.cc3m import build_cc3m
 from data.captions.coco import build_coco, build_karpathy
@@ -38,6 +39,7 @@ DATASETS: dict[str, DatasetRow] = {
     "coco": DatasetRow(build_coco, crop="dalle"),
     "coco-2017": DatasetRow(partial(build_coco, year=2017), crop="dalle"),
     "coco-karpathy": DatasetRow(build_karpathy, crop="dalle"),
+    "huggingface": DatasetRow(build_huggingface, crop="imagenet"),
     "caption-folder": DatasetRow(build_caption_folder, crop="dalle", folders=True),
     "synthetic": DatasetRow(build_synthetic, crop="none", resolution=32, words=shape_vocabulary),
     "synthetic-pairs": DatasetRow(build_synthetic_pairs, crop="none", resolution=32, words=pair_vocabulary),

@@ -73,6 +73,10 @@ class DatasetConfig:
         background: the colour that shows behind what is transparent, a name or `#rrggbb`. How other pixels are read:
             `data/images/pixel_rule.py`.
         class_folders: all sub-folders of a `folder` are classes, also those called `train` or `val`.
+        image_column: of `huggingface`, which column holds the images. null: the only one that can.
+        label_column: which column holds the classes. null: the one that is said to, or `label`, if it is there.
+        caption_column: which column holds the captions. null: `caption`, `captions`, `text`, `texts` or `sentences`, if
+            it is there.
         accept_changed: resume although the images are not those of the run.
         accept_seen: validate stage 2 also on images that stage 1 was trained on.
         shuffle: `samples` shuffles everything, `shards` the order of the shards and then within a window of them; auto:
@@ -111,6 +115,9 @@ class DatasetConfig:
     channels: Optional[int] = None
     background: str = BACKGROUND
     class_folders: bool = False
+    image_column: Optional[str] = None
+    label_column: Optional[str] = None
+    caption_column: Optional[str] = None
     accept_changed: bool = False
     accept_seen: bool = False
 

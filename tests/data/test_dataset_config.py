@@ -111,7 +111,7 @@ def test_every_data_set_says_how_it_is_cropped():
     drawn_or_held = ("digits", "fashion-mnist", "cifar10", "synthetic", "synthetic-pairs", "openmoji")
     assert crops == {
         **dict.fromkeys(drawn_or_held, "none"),
-        **dict.fromkeys(("imagenet", "folder", "shards"), "imagenet"),
+        **dict.fromkeys(("imagenet", "folder", "huggingface", "shards"), "imagenet"),
         **{f"lsun-{category}": "lsun" for category in LSUN_STEMS},
         **dict.fromkeys(("cc3m", "coco", "coco-2017", "coco-karpathy", "caption-folder"), "dalle"),
         "ffhq": "ffhq",
