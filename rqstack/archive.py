@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rqstack.arguments import checked_path
 from rqstack.config_limits import check_interpolations, check_yaml
+from rqstack.printable import first_line
 from rqstack.published_file import PUBLISHED_FILE, Parts, listed, read_published_file
 from rqstack.published_layout import Tensors, ours_from_published, stage_of, without_wrappers
 from rqstack.snapshots import COMPLETE, CONFIG_FILE, EMA_FILE, METADATA_FILE, MODEL_FILE
@@ -103,7 +104,7 @@ class Archive:
                 if OmegaConf.is_dict(section):
                     sections[name] = cast("dict[str, Any]", OmegaConf.to_container(section, resolve=True))
             except OmegaConfBaseException as error:
-                raise ValueError(f"{file}, {name}: {str(error).splitlines()[0]}") from error
+                raise ValueError(f"{file}, {name}: {first_line(error)}") from error
         if "arch" not in sections:
             raise ValueError(f"{file} has no 'arch' section")
         kind = sections["arch"].setdefault("type", model_type)
@@ -152,7 +153,7 @@ def read_archive(
             made = OmegaConf.create(dict(config))
             text, stated = OmegaConf.to_yaml(made), cast("dict[str, Any]", OmegaConf.to_container(made))
         except Exception as error:  # of yaml and OmegaConf, which share no base class
-            raise ValueError(f"the stated config is none: {str(error).splitlines()[0][:150]}") from error
+            raise ValueError(f"the stated config is none: {first_line(error)}") from error
     else:
         file = Path(config).expanduser()
         if not file.is_file():
@@ -244,8 +245,10 @@ def _read_config(file: Path) -> tuple[dict[str, Any] | None, str]:
         text = file.read_text(encoding="utf-8")
         check_yaml(text)
         config = OmegaConf.to_container(OmegaConf.create(text))
+    except AssertionError:  # of OmegaConf, which takes mappings and lists
+        config = None
     except Exception as error:  # yaml and OmegaConf errors share no base class
-        raise ValueError(f"{file} is not a valid YAML file: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file} is not a valid YAML file: {first_line(error)}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{file} is not a config: it holds no sections")
     return cast("dict[str, Any]", config), text

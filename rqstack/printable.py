@@ -33,3 +33,9 @@ def _shown(character: str) -> str:
 def escaped(text: object) -> str:
     """The same inside HTML, between tags and in attributes."""
     return html.escape(printable(text))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, at most 200 characters of it; its kind where it says nothing."""
+    lines = str(error).split("\n")
+    return next((line.strip()[:200] for line in lines if line.strip()), type(error).__name__)

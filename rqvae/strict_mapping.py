@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rqstack.printable import first_line
+
 Schema = TypeVar("Schema")
 
 
@@ -34,8 +36,7 @@ def typed(schema: type[Schema], mapping: Mapping[str, Any], name: str) -> Schema
     except OverflowError:  # of whole numbers in the place of floats
         raise ValueError(f"{name}.{key}: the number is too large") from None
     except OmegaConfBaseException as error:
-        first_line = str(error).splitlines()[0]
-        raise ValueError(f"{name}.{error.full_key or key}: {first_line}") from None
+        raise ValueError(f"{name}.{error.full_key or key}: {first_line(error)}") from None
     return dataclasses.replace(whole, **frozen) if frozen else whole
 
 

@@ -25,6 +25,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationKeyError, OmegaConfBaseException
 
 from rqstack.config_limits import check_interpolations, check_text, check_yaml, defaults_of
+from rqstack.printable import first_line, printable
 from runtime.atomic import write_text_atomically
 from runtime.errors import UserError, one_line
 
@@ -102,11 +103,21 @@ def _compose(path: Path, groups: list[Override]) -> DictConfig:
         with initialize_config_dir(version_base="1.3", config_dir=str(directory)):
             return compose(path.stem, overrides=[*search, *(override.input_line or "" for override in groups)])
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
+        raise UserError(f"{path}: not valid YAML: {_yaml_problem(error)}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {one_line(_deepest(error)).split(' Config search path:')[0]}") from error
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+    except AssertionError as error:  # of Hydra itself, which says nothing
+        raise UserError(f"{path}: its defaults list has an entry that is none") from error
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the name of the file, which PyYAML repeats."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem is None or error.problem_mark is None:
+        return one_line(error)
+    mark = error.problem_mark
+    return f"{printable(_shortened(error.problem))}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _check_files(path: Path, chosen: list[str]) -> None:
@@ -254,7 +265,7 @@ def _set(root: DictConfig, node: Container, name: Any, value: Any, source: str, 
     try:
         OmegaConf.update(node, str(name), value, merge=True)
     except OverflowError as error:  # of whole numbers in the place of floats
-        raise UserError(f"{source}: {key!r}: the number is too large") from error
+        raise UserError(f"{source}: {_shortened(key)!r}: the number is too large") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {_explain(root, error, key)}") from error
     _check_numbers(_child(node, str(name)), source, key)
@@ -270,9 +281,9 @@ def _check_numbers(node: Any, source: str, key: str) -> None:
     value = None if node is None else node._value()
     if isinstance(value, int) and abs(value) > LARGEST:
         shown = _shortened(str(value)) if value.bit_length() < 1000 else f"a number of {value.bit_length()} bits"
-        raise UserError(f"{source}: {key!r}: {shown} does not fit into 64 bits")
+        raise UserError(f"{source}: {_shortened(key)!r}: {shown} does not fit into 64 bits")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{source}: {key!r}: {value} is not a finite number")
+        raise UserError(f"{source}: {_shortened(key)!r}: {value} is not a finite number")
 
 
 def _child(node: Container, name: str) -> Any:
@@ -329,7 +340,7 @@ def _explain(config: DictConfig, error: OmegaConfBaseException, key: str = "") -
         full = key if key.endswith(inner) else f"{key}.{inner}"
         return _unknown_key(config, error.parent_node, full)
     # The first line says what is wrong, the others repeat the key and internal types.
-    return f"{key!r}: {str(error).strip().splitlines()[0][:200]}"
+    return f"{_shortened(key)!r}: {first_line(error)}"
 
 
 def _unknown_key(config: DictConfig, node: Container | None, key: str) -> str:
@@ -338,13 +349,14 @@ def _unknown_key(config: DictConfig, node: Container | None, key: str) -> str:
     siblings = [str(sibling) for sibling in node] if isinstance(node, DictConfig) and _is_filled(node) else []
     nearest = difflib.get_close_matches(name, siblings, n=1)
     if nearest:
-        return f"unknown key {key!r}; did you mean {f'{parent}.{nearest[0]}' if parent else nearest[0]!r}?"
+        meant = f"{parent}.{nearest[0]}" if parent else nearest[0]
+        return f"unknown key {_shortened(key)!r}; did you mean {meant!r}?"
     everywhere = {full.rpartition(".")[2]: full for full in reversed(_all_keys(config))}
     nearest = difflib.get_close_matches(name, everywhere, n=1)
     if nearest:
-        return f"unknown key {key!r}; did you mean {everywhere[nearest[0]]!r}?"
+        return f"unknown key {_shortened(key)!r}; did you mean {everywhere[nearest[0]]!r}?"
     valid = textwrap.shorten(", ".join(siblings), VALID_KEYS, placeholder=" ...")
-    return f"unknown key {key!r}" + (f"; valid here: {valid}" if siblings else "")
+    return f"unknown key {_shortened(key)!r}" + (f"; valid here: {valid}" if siblings else "")
 
 
 def _all_keys(node: DictConfig, prefix: str = "") -> list[str]:

@@ -17,6 +17,7 @@ from evaluation.networks.feature_networks import FeatureExtractor
 from evaluation.networks.weight_files import file_sha256
 from evaluation.networks.weight_loading import load_exactly, read_state_dict
 from evaluation.protocol import check_uint8_images
+from rqstack.printable import first_line
 
 OWN_CLASSIFIER = "classifier"
 
@@ -84,7 +85,7 @@ class TorchvisionJudge:
             load_exactly(network, read_state_dict(file))
         except Exception as error:
             raise ValueError(
-                f"{file} does not hold the weights of {name} for {num_classes} classes: {str(error).splitlines()[0]}"
+                f"{file} does not hold the weights of {name} for {num_classes} classes: {first_line(error)}"
             ) from error
         self.network = network.eval().requires_grad_(False).to(self.device)
 

@@ -17,6 +17,7 @@ from evaluation.networks.weight_files import FID_INCEPTION, find_weights
 from evaluation.networks.weight_loading import load_exactly, read_state_dict
 from evaluation.protocol import check_uint8_images
 from evaluation.resizes import resize_named
+from rqstack.printable import first_line
 from runtime.device import ieee_fp32
 
 INPUT_SIZE = 299
@@ -107,7 +108,7 @@ class InceptionFeatures:
         try:
             load_exactly(network, read_state_dict(path))
         except Exception as error:
-            raise ValueError(f"{path} does not hold the FID Inception weights: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{path} does not hold the FID Inception weights: {first_line(error)}") from error
         assert isinstance(network.fc, nn.Linear)
         self.class_weight_YF = network.fc.weight.detach()[: self.num_classes].to(self.device)
         network.fc = nn.Identity()

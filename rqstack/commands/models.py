@@ -8,6 +8,7 @@ import torch
 
 from rqstack.archive import read_archive
 from rqstack.finite import non_finite_names
+from rqstack.printable import first_line
 from rqstack.snapshots import weights_digest
 from rqtransformer import RQTransformer, load_rqtransformer
 from rqvae import RQVAE, load_rqvae
@@ -20,7 +21,7 @@ def chosen_device(name: str | None) -> torch.device:
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be had: {str(error).splitlines()[0][:150]}") from None
+        raise ValueError(f"--device {name} cannot be had: {first_line(error)}") from None
 
 
 def load_stage1(path: Path, device: torch.device, ema: bool = False) -> RQVAE:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rqstack.printable import first_line
 from rqstack.strict_loading import check_kinds
 
 VGG16_FILE_NAME = "vgg16-397923af.pth"  # torchvision's name: the digits are the start of the file's SHA-256
@@ -63,7 +64,7 @@ def _read_weights(file: Path) -> Mapping[str, Tensor]:
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read as a weight file: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file} cannot be read as a weight file: {first_line(error)}") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{file} is not torchvision's VGG16: it holds a {type(state).__name__}, not a state dict")
     return state

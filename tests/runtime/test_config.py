@@ -101,11 +101,13 @@ ERRORS = {
     "model: {width: 3}": "no value for 'name'",
     "name: ${nowhere}": "'name': Interpolation key 'nowhere' not found",
     "name: a\nmodel: {width: 13}": "width 13 is unlucky; take another",
-    "name: [a": "not valid YAML",
+    "name: [a": "not valid YAML: expected ',' or ']', but got '<stream end>', line 1, column 9",
     "name: a\nname: b": "found duplicate key name",
     "name: !!python/object/apply:os.system ['true']": "could not determine a constructor for the tag",
     "- a": "must be a DictConfig",
     "defaults: [absent]\nname: a": "Could not load 'absent'",
+    "defaults: [b: _self_]\nname: a": "its defaults list has an entry that is none",
+    f"name: a\n{'deep.' * 100}: 1": f"unknown key '{('deep.' * 16)[:77]}...'",
 }
 
 
@@ -118,6 +120,7 @@ def test_a_wrong_file_gives_one_line_with_its_name(tmp_path, text):
     assert message.startswith(f"{tmp_path / 'experiment.yaml'}: ")
     assert ERRORS[text] in message
     assert "\n" not in message
+    assert len(message) < 250 + len(str(tmp_path))
 
 
 OVERRIDE_ERRORS = {

@@ -154,6 +154,7 @@ def test_missing_and_damaged_files_are_named(write, tmp_path, arch):
     write()
     config = tmp_path / "config.yaml"
     for text, message in (
+        ("1:30", "holds no sections"),
         ("arch: [", "not a valid YAML"),
         ("a: 1", "no 'arch' section"),
         ("arch: {type: rq-vae}", "'rq-vae', not 'rq-transformer'"),
