@@ -33,9 +33,9 @@ def split_by_name(names: Iterable[str], fraction: float, seed: int) -> tuple[np.
     draw_N = np.array([_draw(name, seed) for name in names], dtype=np.uint64)
     held_out_N = draw_N < np.uint64(int(fraction * 2.0**64))
     if len(draw_N) and not held_out_N.any():
-        held_out_N = draw_N == draw_N.min()  # of a handful of images the draw may spare all, or take all
+        held_out_N = draw_N == np.min(draw_N)  # of a handful of images the draw may spare all, or take all
     elif held_out_N.all() and len(draw_N):
-        held_out_N = draw_N != draw_N.max()
+        held_out_N = draw_N != np.max(draw_N)
     if held_out_N.all() or not held_out_N.any():
         raise ValueError(
             f"dataset.val_fraction {fraction} of {len(draw_N)} images leaves a split without images; "
