@@ -10,6 +10,7 @@ import pytest
 from tests.architecture import product_sources
 from tests.repository import ROOT
 
+LIBRARIES = ("rqstack", "rqvae", "rqtransformer")
 PACKAGES = [
     source for source in product_sources(ROOT) if "late_names(" in source.text and "def late_names" not in source.text
 ]
@@ -17,6 +18,8 @@ PACKAGES = [
 
 @pytest.mark.parametrize("source", PACKAGES, ids=lambda source: source.module)
 def test_every_promised_name_is_there_as_the_type_checker_sees_it(source):
+    if source.top not in LIBRARIES:
+        pytest.importorskip("hydra", reason="the wheel alone")
     package = importlib.import_module(source.module)
     declared = {
         alias.name: node.module
