@@ -158,17 +158,21 @@ def compile_form(form: Form, capability: int) -> dict[str, Any]:
 
 
 def registers(ptx: str) -> dict[str, int]:
-    """Registers and bytes spilled per thread, as the bundled ptxas tells them."""
-    ptxas = Path(nvidia.__file__).parent / "bin" / "ptxas"
+    """Registers and bytes spilled per thread, as a bundled ptxas tells them that knows the version of the text."""
+    bundled = Path(nvidia.__file__).parent / "bin"
     architecture = re.findall(r"^\.target (\w+)", ptx, re.M)[0]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.ptx")
         file.write_text(ptx)
-        command = [str(ptxas), "-v", f"--gpu-name={architecture}", str(file), "-o", str(Path(folder, "cubin"))]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        words = ["-v", f"--gpu-name={architecture}", str(file), "-o", str(Path(folder, "cubin"))]
+        programs = sorted(bundled.glob("ptxas*"))
+        runs = [subprocess.run([str(program), *words], capture_output=True, text=True) for program in programs]
+    told = [run.stderr for run in runs if run.returncode == 0]
+    if not told:
+        raise RuntimeError(runs[0].stderr)
     return {
-        "registers": int(re.findall(r"Used (\d+) registers", told)[0]),
-        "spilled": sum(map(int, re.findall(r"(\d+) bytes spill stores", told))),
+        "registers": int(re.findall(r"Used (\d+) registers", told[0])[0]),
+        "spilled": sum(map(int, re.findall(r"(\d+) bytes spill stores", told[0]))),
     }
 
 
