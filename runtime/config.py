@@ -110,6 +110,8 @@ def _compose(path: Path, groups: list[Override]) -> DictConfig:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
     except AssertionError as error:  # of Hydra itself, which says nothing
         raise UserError(f"{path}: its defaults list has an entry that is none") from error
+    except (ValueError, TypeError) as error:  # of Hydra, about a defaults list of another form
+        raise UserError(f"{path}: {first_line(error)}") from error
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

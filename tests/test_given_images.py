@@ -15,6 +15,7 @@ from evaluation.protocol import from_uint8, to_uint8
 from rqvae import load_rqvae
 from sampling.given_images import painted_cells
 from tests.commands import run_here
+from tests.given_pictures import model_flags, write_pictures
 from tests.golden_files import copies_of
 
 
@@ -27,20 +28,7 @@ def checkpoints(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """A folder with a picture of 24 x 16 pixels and another in a folder below; a mask, white at the upper left."""
-    folder = tmp_path / "pictures"
-    (folder / "more").mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    for name in ("a.png", "more/b.jpg"):
-        Image.fromarray(draw.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(folder / name)
-    mask = np.zeros((16, 24), np.uint8)
-    mask[1, 5] = 255  # column 4 of the image begins the crop of 16 x 16
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    return folder
-
-
-def flags(checkpoints: Path, stage2: str = "rqtransformer-class") -> list[object]:
-    return ["-v", checkpoints / "rqvae-shared" / "model.pt", "-a", checkpoints / stage2 / "model.pt"]
+    return write_pictures(tmp_path)
 
 
 def only_run(out: Path) -> Path:
@@ -52,7 +40,7 @@ def test_a_fill_keeps_all_codes_that_are_not_painted(checkpoints, pictures, tmp_
     words = [
         pictures / "a.png",
         tmp_path / "mask.png",
-        *flags(checkpoints),
+        *model_flags(checkpoints),
         "--class",
         3,
         "-n",
@@ -82,7 +70,18 @@ def test_a_fill_keeps_all_codes_that_are_not_painted(checkpoints, pictures, tmp_
 
 
 def test_rows_are_completed(checkpoints, pictures, tmp_path):
-    words = [pictures / "a.png", "--keep-rows", 1, *flags(checkpoints), "--class", 0, "-n", 1, "--save-dir", tmp_path]
+    words = [
+        pictures / "a.png",
+        "--keep-rows",
+        1,
+        *model_flags(checkpoints),
+        "--class",
+        0,
+        "-n",
+        1,
+        "--save-dir",
+        tmp_path,
+    ]
     run_here("sampling.inpaint", *words)
     codes = np.load(only_run(tmp_path) / "codes.npz")
     assert not codes["redrawn"][0].any() and codes["redrawn"][1:].all()
@@ -148,7 +147,17 @@ def test_fills_are_of_the_stage1_weights_that_stage2_was_trained_on(averaged, ch
         for name, value in held["state_dict"].items()
     }
     torch.save(held | {"state_dict_ema": averages}, weights)
-    words = [pictures / "a.png", tmp_path / "mask.png", *flags(folder), "--class", 3, "-n", 1, "--save-dir", tmp_path]
+    words = [
+        pictures / "a.png",
+        tmp_path / "mask.png",
+        *model_flags(folder),
+        "--class",
+        3,
+        "-n",
+        1,
+        "--save-dir",
+        tmp_path,
+    ]
     run_here("sampling.inpaint", *words)
     directory = only_run(tmp_path)
     model = load_rqvae(weights, ema=averaged).eval()
@@ -165,8 +174,8 @@ def test_what_cannot_be_read_is_said_and_passed_over(checkpoints, pictures, tmp_
 
 
 def mistakes(checkpoints: Path, tmp_path: Path) -> dict[str, tuple[str, list[object], str]]:
-    image, mask, models = tmp_path / "pictures" / "a.png", tmp_path / "mask.png", flags(checkpoints)
-    text = flags(checkpoints, "rqtransformer-text")
+    image, mask, models = tmp_path / "pictures" / "a.png", tmp_path / "mask.png", model_flags(checkpoints)
+    text = model_flags(checkpoints, "rqtransformer-text")
     vqvae = models[:2]
     return {
         "no class": ("inpaint", [image, mask, *models], "give --class (0..9)"),

@@ -123,7 +123,8 @@ def test_images_are_filled_and_given_back(made, tmp_path):
     codes = np.load(directory / "codes.npz")
     assert codes["redrawn"].shape == (6, 4) and np.argwhere(codes["redrawn"]).tolist() == [[5, 0]]
     assert np.array_equal(codes["fills"][:, ~codes["redrawn"]], np.stack([codes["image"][~codes["redrawn"]]] * 4))
-    assert Image.open(directory / "fill-0.png").size == (16, 24)
+    with Image.open(directory / "fill-0.png") as fill:
+        assert fill.size == (16, 24)
     run_here("sampling.reconstruct", made["pictures"], tmp_path / "out", "-v", made["one"])
     given = np.asarray(Image.open(tmp_path / "out" / "images" / "left" / "0.png")).astype(int)
     assert given.shape == (*SIZE, 3)

@@ -105,3 +105,20 @@ def test_short_rows_are_attended_like_long_ones(length, monkeypatch):
     monkeypatch.setattr(attention, "FEW", 0)
     for ours, fused in zip(by_products, attend()):
         torch.testing.assert_close(ours, fused, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [3, 7, 40])
+@pytest.mark.parametrize("options", [{}, {"n_kv_head": 2}, {"alibi": True}], ids=str)
+def test_attention_trains_in_bf16_as_in_fp32(options, length):
+    torch.manual_seed(0)
+    layer = SelfAttention(32, BlockConfig(n_head=4, attn_pdrop=0.0, resid_pdrop=0.0, **options))
+    x_BLC, slope_BLC = torch.randn(2, length, 32), torch.randn(2, length, 32)
+    ends = []
+    for narrow in (False, True):
+        given_BLC = x_BLC.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            out_BLC = layer(given_BLC)
+        assert out_BLC.dtype == (torch.bfloat16 if narrow else torch.float32)
+        ends.append((out_BLC.float(), *torch.autograd.grad(out_BLC.float(), given_BLC, slope_BLC)))
+    for exact, rounded in zip(*ends):
+        torch.testing.assert_close(rounded, exact, atol=2e-2 * exact.abs().max().item(), rtol=0)

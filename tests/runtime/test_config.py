@@ -106,6 +106,8 @@ ERRORS = {
     "name: !!python/object/apply:os.system ['true']": "could not determine a constructor for the tag",
     "- a": "must be a DictConfig",
     "defaults: [absent]\nname: a": "Could not load 'absent'",
+    "defaults: 5\nname: a": "defaults must be a list",
+    "defaults: [null]\nname: a": "Unsupported type in defaults",
     "defaults: [b: _self_]\nname: a": "its defaults list has an entry that is none",
     f"name: a\n{'deep.' * 100}: 1": f"unknown key '{('deep.' * 16)[:77]}...'",
 }

@@ -25,6 +25,7 @@ from rqstack.commands.pictures import as_tensor, open_picture, save_sheet, white
 from rqstack.snapshots import snapshot_tensors, weights_digest, write_snapshot
 from rqtransformer import load_rqtransformer, sample
 from rqvae import load_rqvae
+from tests.given_pictures import model_flags, write_pictures
 from tests.golden_files import copies_of
 
 
@@ -37,20 +38,7 @@ def checkpoints(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """A folder with a picture of 24 x 16 pixels and another in a folder below; a mask, white at the upper left."""
-    folder = tmp_path / "pictures"
-    (folder / "more").mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    for name in ("a.png", "more/b.jpg"):
-        Image.fromarray(draw.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(folder / name)
-    mask = np.zeros((16, 24), np.uint8)
-    mask[1, 5] = 255  # column 4 of the image begins the crop of 16 x 16
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    return folder
-
-
-def models(checkpoints: Path, stage2: str = "rqtransformer-class") -> list[object]:
-    return ["-v", checkpoints / "rqvae-shared" / "model.pt", "-a", checkpoints / stage2 / "model.pt"]
+    return write_pictures(tmp_path)
 
 
 def run(*words: object) -> None:
@@ -86,7 +74,7 @@ def test_inspect_shortens_what_is_long(checkpoints, tmp_path, capsys):
 
 def test_samples_are_those_of_the_library(checkpoints, tmp_path, capsys):
     out = tmp_path / "out"
-    run("sample", *models(checkpoints), "-n", 3, "--seed", 5, "--top-k", 4, "--out", out)
+    run("sample", *model_flags(checkpoints), "-n", 3, "--seed", 5, "--top-k", 4, "--out", out)
     assert sorted(path.name for path in out.iterdir()) == [
         "00000.png",
         "00001.png",
@@ -107,7 +95,18 @@ def test_samples_are_those_of_the_library(checkpoints, tmp_path, capsys):
 
 def test_a_fill_keeps_all_codes_that_are_not_painted(checkpoints, pictures, tmp_path):
     out = tmp_path / "fills"
-    run("inpaint", pictures / "a.png", tmp_path / "mask.png", *models(checkpoints), "--class", 3, "-n", 2, "--out", out)
+    run(
+        "inpaint",
+        pictures / "a.png",
+        tmp_path / "mask.png",
+        *model_flags(checkpoints),
+        "--class",
+        3,
+        "-n",
+        2,
+        "--out",
+        out,
+    )
     codes = load_file(out / "codes.safetensors")
     redrawn, kept = codes["redrawn"], ~codes["redrawn"]
     assert redrawn.sum() == 1 and redrawn[0, 0]
@@ -120,7 +119,18 @@ def test_a_fill_keeps_all_codes_that_are_not_painted(checkpoints, pictures, tmp_
 
 
 def test_rows_are_completed(checkpoints, pictures, tmp_path):
-    words = [pictures / "a.png", "--keep-rows", 1, *models(checkpoints), "--class", 0, "-n", 1, "--out", tmp_path / "o"]
+    words = [
+        pictures / "a.png",
+        "--keep-rows",
+        1,
+        *model_flags(checkpoints),
+        "--class",
+        0,
+        "-n",
+        1,
+        "--out",
+        tmp_path / "o",
+    ]
     run("inpaint", *words)
     codes = load_file(tmp_path / "o" / "codes.safetensors")
     assert not codes["redrawn"][0].any() and codes["redrawn"][1:].all()
@@ -206,8 +216,12 @@ def test_stage_1_has_the_weights_that_stage_2_was_trained_with(checkpoints, tmp_
 
 
 def mistakes(checkpoints: Path, tmp_path: Path) -> dict[str, tuple[list[object], str]]:
-    image, mask, both = tmp_path / "pictures" / "a.png", tmp_path / "mask.png", models(checkpoints)
-    out, vqvae, text = ["--out", tmp_path / "o"], models(checkpoints)[:2], models(checkpoints, "rqtransformer-text")
+    image, mask, both = tmp_path / "pictures" / "a.png", tmp_path / "mask.png", model_flags(checkpoints)
+    out, vqvae, text = (
+        ["--out", tmp_path / "o"],
+        model_flags(checkpoints)[:2],
+        model_flags(checkpoints, "rqtransformer-text"),
+    )
     return {
         "no command": ([], "the following arguments are required"),
         "no such command": (["inpant"], "invalid choice: 'inpant'"),
@@ -250,7 +264,7 @@ def test_mistakes_are_one_line(name, checkpoints, pictures, tmp_path, capsys):
 def test_without_pillow_it_is_said_before_anything_is_drawn(checkpoints, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(SystemExit) as ended:
-        run("sample", *models(checkpoints), "--out", tmp_path / "out")
+        run("sample", *model_flags(checkpoints), "--out", tmp_path / "out")
     assert ended.value.code == 2
     error = "error: reading and writing pictures needs the package pillow: pip install rqstack[images]\n"
     assert capsys.readouterr().err == error
