@@ -65,7 +65,12 @@ def image_grid(image_BCHW: Tensor, columns: int, **labels: Sequence[str]) -> Ten
 
 
 def uint8_grid(
-    image_NCHW: Tensor, columns: int, *, row_labels: Sequence[str] = (), image_labels: Sequence[str] = ()
+    image_NCHW: Tensor,
+    columns: int,
+    *,
+    row_labels: Sequence[str] = (),
+    image_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
 ) -> Tensor:
     """uint8 images of any channels as one RGB grid, uint8 (3, H, W), on the CPU.
 
@@ -75,28 +80,33 @@ def uint8_grid(
         columns: images in a row.
         row_labels: what stands to the left of each row.
         image_labels: what stands above each image, on up to `LABEL_LINES` lines.
+        column_labels: what stands above each column, likewise.
     """
     image_NCHW = check_uint8_images(image_NCHW.cpu())
     factor = -(-MIN_SIDE // min(image_NCHW.shape[-2:]))
     large_NCHW = image_NCHW.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
     width = large_NCHW.shape[-1]
     texts = [_wrapped(label, width) for label in image_labels]
-    head = _LINE_HEIGHT * max((len(lines) for lines in texts), default=0)
+    titles = [_wrapped(label, width) for label in column_labels]
+    head, top = (_LINE_HEIGHT * max((len(lines) for lines in found), default=0) for found in (texts, titles))
     if head:
         large_NCHW = torch.nn.functional.pad(large_NCHW, (0, 0, head, 0), value=_GROUND)
     grid_CHW = make_grid(large_NCHW, nrow=columns, padding=_GAP, pad_value=_GROUND)
-    if not row_labels and not head:
+    if not row_labels and not head and not top:
         return grid_CHW
     margin = round(max((_font().getlength(label) for label in row_labels), default=0))
     margin += 2 * _MARGIN if margin else 0
-    picture = to_pil_image(torch.nn.functional.pad(grid_CHW, (margin, 0, 0, 0), value=_GROUND))
+    picture = to_pil_image(torch.nn.functional.pad(grid_CHW, (margin, 0, top, 0), value=_GROUND))
     draw = ImageDraw.Draw(picture)
     step_x, step_y = width + _GAP, large_NCHW.shape[-2] + _GAP
     for row, label in enumerate(row_labels):
-        draw.text((_MARGIN, (row + 0.5) * step_y + head / 2), label, _INK, _font(), anchor="lm")
+        draw.text((_MARGIN, top + (row + 0.5) * step_y + head / 2), label, _INK, _font(), anchor="lm")
     for number, lines in enumerate(texts):
         row, column = divmod(number, columns)
-        draw.text((margin + column * step_x + _GAP, row * step_y + _GAP), "\n".join(lines), _INK, _font(), spacing=3)
+        place = (margin + column * step_x + _GAP, top + row * step_y + _GAP)
+        draw.text(place, "\n".join(lines), _INK, _font(), spacing=3)
+    for column, lines in enumerate(titles):
+        draw.text((margin + column * step_x + _GAP, 0), "\n".join(lines), _INK, _font(), spacing=3)
     return pil_to_tensor(picture)
 
 

@@ -70,7 +70,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "report": {"stages"},
         "launch": {"checkpoints", "loop", "report"},
     },
-    "demo": {"text": set(), "web": set()},
+    "demo": {"text": set(), "web": set(), "pictures": {"text"}},
     "runtime": {"network": set(), "pages": set(), "processes": set(), "records": set()},
 }
 # What other libraries call their things stands in these rooms as it does there.

@@ -21,6 +21,7 @@ from benchmarks.recipes.steps import Steps, best_of
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error
+from runtime.pages.picture_note import COMMAND, CREDIT, sign_picture
 
 TOKENIZER = "tokenizer"
 PREFIX = "recipe_"  # of the files of rows
@@ -136,7 +137,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             continue
         cells = [
             title,
-            row["machine"],
+            ", ".join([row["machine"], *(f"`{word}`" for word in row["overrides"])]),
             f"{row['minutes']:.0f}",
             f"{row['peak_gb']:.1f}",
             f"{row['fid']:.2f}",
@@ -200,7 +201,9 @@ def main(argv: list[str] | None = None) -> None:
     write_text_atomically(args.results / f"{PREFIX}{args.name}.json", json.dumps(row) + "\n")
     if (picture := args.out / args.name / "held_out.png").is_file():
         (args.docs / "recipes").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(picture, args.docs / "recipes" / f"{args.name}_held_out.png")
+        shown = args.docs / "recipes" / f"{args.name}_held_out.png"
+        shutil.copyfile(picture, shown)
+        sign_picture(shown, {COMMAND: f"python -m benchmarks.recipes {args.name}", CREDIT: row["held_out"]["credit"]})
     write_document(args.results, args.docs / "recipes.md")
     print(json.dumps(row))
 

@@ -46,6 +46,24 @@ def _fashion(codes: str) -> Recipe:
     )
 
 
+def _small_fashion() -> Recipe:
+    """The models of `benchmarks.paper_claims`, trained for longer and with averaged weights."""
+    folder, name = "configs/fashion-mnist", "fashion-mnist-16"
+    words = ("arch.ema=0.995", "experiment.score.features=classifier", "experiment.score.num_images=1000")
+    lengths1 = ("experiment.max_steps=2000", "experiment.test_steps=500", "experiment.save_steps=500")
+    lengths2 = ("experiment.max_steps=3000", "experiment.test_steps=1000", "experiment.save_steps=1000")
+    every = "experiment.score.every_steps"
+    return Recipe(
+        "Fashion-MNIST 16x16 by class, codes 4x4x4",
+        "2 CPU cores",
+        f"{folder}/stage1/{name}-rqvae.yaml",
+        f"{folder}/stage2/{name}-rqtransformer.yaml",
+        (*words, *lengths1, f"{every}=1000"),
+        (*words, *lengths2, f"{every}=1000", "vqvae.ema=true"),
+        num_samples=2000,
+    )
+
+
 def _openmoji(side: int, hardware: str) -> Recipe:
     folder = "configs/openmoji"
     return Recipe(
@@ -60,6 +78,7 @@ def _openmoji(side: int, hardware: str) -> Recipe:
 
 
 RECIPES = {
+    "fashion-mnist-16": _small_fashion(),
     **{f"fashion-mnist-{codes}": _fashion(codes) for codes in ("4x4x4", "8x8x1", "8x8x4")},
     "openmoji-32": _openmoji(32, "2 CPU cores"),
     "openmoji-64": _openmoji(64, "one GPU"),

@@ -73,20 +73,20 @@ def test_the_table_says_what_has_not_run(tmp_path):
         "credit": "By A",
         **dict.fromkeys(("shown", "chance", "real_through_tokenizer"), shares),
     }
-    row = {**numbers, "machine": "a card", "copies": None, "accuracy": 0.9, "held_out": held_out}
+    row = {**numbers, "machine": "a card", "overrides": ["a=1"], "copies": None, "accuracy": 0.9, "held_out": held_out}
     (tmp_path / "recipe_openmoji-64.json").write_text(json.dumps(row))
     document = tmp_path / "recipes.md"
     document.write_text("before\n{}\nold\n{}\nafter\n".format(*marks(command.SECTION)))
     command.write_document(tmp_path, document)
     text = document.read_text()
     assert text.startswith("before") and text.endswith("after\n") and "old" not in text
-    assert "| a card | 1 | 1.0 | 1.00 |" in text and "| samples | 50.0% | 25.0% | 12.5% |" in text
+    assert "| a card, `a=1` | 1 | 1.0 | 1.00 |" in text and "| samples | 50.0% | 25.0% | 12.5% |" in text
     assert "(recipes/openmoji-64_held_out.png)" in text and "By A (the drawings)." in text
     assert text.count("| not run |") == len(RECIPES) - 1
 
 
 def test_unknown_recipes_are_refused():
-    with pytest.raises(UserError, match="recipe 'x': choose one of fashion-mnist-4x4x4"):
+    with pytest.raises(UserError, match="recipe 'x': choose one of fashion-mnist-16"):
         command.main(["x"])
 
 

@@ -11,7 +11,10 @@ from PIL import Image
 
 from demo.badges import COMMAND as BADGES_COMMAND
 from demo.badges import badges
-from demo.pictures import OF_DIGITS, parse
+from demo.pictures.__main__ import MODELLED, main, parse
+from demo.pictures.drawing import KINDS
+from demo.pictures.families import FAMILIES, trained
+from runtime.errors import UserError
 from runtime.pages.picture_note import COMMAND, CREDIT, picture_notes, sign_picture
 from sampling.picture_grids import save_image_file
 from tests.repository import ROOT
@@ -21,7 +24,7 @@ PICTURES = [name for name in tracked() if re.match(r"docs\b.*\.png$", name)]
 
 
 def test_there_are_pictures():
-    assert {f"docs/pictures/{name}.png" for name in OF_DIGITS} <= set(PICTURES)
+    assert {f"docs/pictures/{kind}.png" for kind in KINDS} <= set(PICTURES)
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -31,6 +34,8 @@ def test_a_picture_names_the_command_that_made_it(name):
     assert (python, flag) == ("python", "-m") and runs_as_command(module)
     if module == "demo.pictures":
         assert parse(words).names == words and notes[CREDIT]
+        family, _ = MODELLED.get(words[0], (None, None))
+        assert family is None or notes[CREDIT] == FAMILIES[family].credit
     with Image.open(ROOT / name) as picture:
         assert picture.text[COMMAND] == notes[COMMAND]  # others read it too
         picture.load()
@@ -67,6 +72,24 @@ def test_an_unknown_picture_is_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         parse(["heroes"])
     assert "'heroes' is no picture; choose from hero," in capsys.readouterr().err
+
+
+def test_models_that_are_not_there_are_one_line(tmp_path):
+    with pytest.raises(UserError, match="is not there: `python -m demo` trains its models first"):
+        main(parse(["hero", "--run", str(tmp_path / "none")]))
+    with pytest.raises(UserError, match="is not there: `python -m demo.text` trains its models first"):
+        main(parse(["prompts", "--text-run", str(tmp_path / "none")]))
+    with pytest.raises(UserError, match="has no run of stage2"):
+        main(parse(["openmoji_samples", "--openmoji-run", str(tmp_path)]))
+
+
+def test_the_newest_run_is_drawn_from_and_its_best_snapshot(tmp_path):
+    run = tmp_path / "stage1" / "name" / "2026-01-02_00-00-00"
+    for folder in (run, run.with_name("2026-01-01_00-00-00")):
+        folder.mkdir(parents=True)
+    assert trained(tmp_path, "stage1") == run
+    (run / "snapshots" / "best").mkdir(parents=True)
+    assert trained(tmp_path, "stage1") == run / "snapshots" / "best"
 
 
 def test_badges_say_what_the_project_claims():

@@ -44,6 +44,19 @@ def test_labels_stand_beside_rows_and_above_images():
     assert named[:, :head, :MIN_SIDE].min() < 100 and named[:, -MIN_SIDE - head : -MIN_SIDE - 8, :MIN_SIDE].min() > 200
 
 
+def test_labels_of_columns_stand_above_the_first_row_alone():
+    image_NCHW = torch.full((4, 3, MIN_SIDE, MIN_SIDE), 7, dtype=torch.uint8)
+    plain = uint8_grid(image_NCHW, columns=2)
+    named = uint8_grid(image_NCHW, columns=2, column_labels=["cat", "a dog that is on a very long boat"])
+    head = named.shape[1] - plain.shape[1]
+    assert head >= 30 and named.shape[2] == plain.shape[2]
+    assert torch.equal(named[:, head:], plain)
+    assert named[:, :head, :MIN_SIDE].min() < 100 and named[:, :head, MIN_SIDE + 4 :].min() < 100
+    margin = uint8_grid(image_NCHW, columns=2, row_labels=["a", "b"]).shape[2] - plain.shape[2]
+    both = uint8_grid(image_NCHW, columns=2, row_labels=["a", "b"], column_labels=["cat", "dog"])
+    assert torch.equal(both[:, -plain.shape[1] :, margin:], plain)
+
+
 def test_labels_are_cut_where_they_do_not_fit():
     assert _wrapped("cat", 128) == ["cat"]
     lines = _wrapped("word " * 40, 128)
