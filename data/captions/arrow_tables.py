@@ -26,7 +26,7 @@ from data.images.file_dataset import FileDataset
 from data.request import DatasetRequest
 from data.roots import find_root, missing
 from data.splits import split_by_name
-from data.tokenizers.tokenizer_loading import tokenizer_named_or_warn
+from data.tokenizers.tokenizer_loading import tokenizer_named_or_none
 from runtime.errors import UserError, first_few, one_line
 
 LAYOUT = "a folder that `datasets` saved (dataset_dict.json, or data-*.arrow), or parquet files (train-*.parquet, ...)"
@@ -74,7 +74,7 @@ def _of_files(request: DatasetRequest, paths: Sequence[Path], cut: bool) -> Imag
         captions = captions and [captions[index] for index in chosen_N.tolist()]
     dataset: FileDataset
     if captions:
-        tokenizer = tokenizer_named_or_warn(config)
+        tokenizer = tokenizer_named_or_none(config, request.split)
         dataset = CaptionedDataset(request, rows, CaptionTable(captions), tokenizer, labels_N, class_names)
     else:
         dataset = FileDataset(request, rows, labels_N, class_names)

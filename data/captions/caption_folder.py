@@ -30,7 +30,7 @@ from data.request import DatasetRequest
 from data.roots import find_root, missing
 from data.splits import split_name
 from data.text_files import REPLACEMENT, decoded, lines_of, read_lines
-from data.tokenizers.tokenizer_loading import tokenizer_named_or_warn
+from data.tokenizers.tokenizer_loading import tokenizer_named_or_none
 
 FOLDER_LAYOUT = "images, or one folder of images per class, directly or in train/ and val/"
 LAYOUT = "images with a .txt file beside each, or with metadata.jsonl or metadata.csv, directly or in train/ and val/"
@@ -79,7 +79,7 @@ def _captioned(
         _log.warning("%s: %s", split.root, left_out)
     split = split.chosen(kept_N)
     table = CaptionTable(captions[path] for path in split.paths)
-    source, tokenizer = PackedPaths(split.root, split.paths), tokenizer_named_or_warn(request.config)
+    source, tokenizer = PackedPaths(split.root, split.paths), tokenizer_named_or_none(request.config, request.split)
     return split.marked(CaptionedDataset(request, source, table, tokenizer, split.labels_N, split.class_names))
 
 

@@ -21,7 +21,7 @@ from data.images.file_dataset import FileDataset
 from data.noise import hash_keys, uniforms
 from data.request import DatasetRequest
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
-from data.tokenizers.tokenizer_loading import tokenizer_named_or_warn
+from data.tokenizers.tokenizer_loading import tokenizer_named_or_none
 
 CAPTIONS_LOOKED_AT = 1000  # by a data set that is opened, to say whether captions are cut
 _CHOICE_STREAM = 0x4343  # keep these draws apart from every other use of the same seed
@@ -52,7 +52,7 @@ def build_captioned(
 ) -> CaptionedDataset:
     """The data set of (path below root, captions) pairs, with the tokenizer that the config names, if it does."""
     source, table = PackedPaths(root, [name for name, _ in pairs]), CaptionTable(texts for _, texts in pairs)
-    return CaptionedDataset(request, source, table, tokenizer_named_or_warn(request.config))
+    return CaptionedDataset(request, source, table, tokenizer_named_or_none(request.config, request.split))
 
 
 class CaptionTable:

@@ -32,7 +32,7 @@ from data.images.decoding import read_pixels
 from data.images.memory_dataset import MemoryDataset
 from data.request import DatasetRequest
 from data.splits import split_by_name
-from data.tokenizers.tokenizer_loading import tokenizer_named_or_warn
+from data.tokenizers.tokenizer_loading import tokenizer_named_or_none
 from runtime.atomic import new_mark, partial_of
 from runtime.errors import one_line
 
@@ -68,7 +68,7 @@ class OpenMoji(MemoryDataset):
         labels_N = np.array([group_of(name) for name in names], dtype=np.int64)
         super().__init__(request, image_NCHW, labels_N, GROUPS)
         self.code_names, self.table = tuple(names), CaptionTable([caption] for caption in captions)
-        self.tokenizer = tokenizer_named_or_warn(request.config)
+        self.tokenizer = tokenizer_named_or_none(request.config, request.split)
         if self.tokenizer is not None:
             warn_of_cut_captions(self.tokenizer, captions, f"{self.name} ({self.split})")
 

@@ -109,12 +109,16 @@ def tokenizer_beside(config: DatasetConfig, folder: Path) -> str | None:
     return str(place) if place.is_file() or find_pair(place) else None
 
 
-def tokenizer_named_or_warn(config: DatasetConfig) -> CaptionTokenizer | None:
-    """`tokenizer_named` for a data set whose images are of use without captions: None, and a warning, for none."""
+def tokenizer_named_or_none(config: DatasetConfig, split: str) -> CaptionTokenizer | None:
+    """`tokenizer_named` for a split whose images are of use without captions (stage 1, references): None for none.
+
+    One whose name is published and whose files are missing is a warning, of the training split alone: once a run.
+    """
     try:
         return tokenizer_named(config)
     except TokenizerNotFound as error:
-        _log.warning("%s gives images without captions: %s", config.name, error)
+        if config.txt_tok_name is not None and split == "train":
+            _log.warning("%s gives images without captions: %s", config.name, error)
         return None
 
 

@@ -85,7 +85,7 @@ def _check_captions(dataset: ImageDataset, arch: RQTransformerConfig) -> None:
     if caption_L is None:
         raise ValueError(
             f"arch.block_size_cond={arch.block_size_cond} wants a text condition, but {dataset.name} has no captions, "
-            "or no tokenizer for them (dataset.tokenizer)"
+            "or no tokenizer for them (dataset.tokenizer; `python -m data.tokenizers train` makes one)"
         )
     if len(caption_L) != arch.block_size_cond:
         raise ValueError(

@@ -12,6 +12,7 @@ import pytest
 import tokenizers as hf
 import torch
 
+from data import DatasetConfig
 from data.captions.shape_grammar import shape_tokenizer, shape_vocabulary
 from data.tokenizers.__main__ import main as tokenizers_main
 from data.tokenizers.__main__ import parse as tokenizers_parse
@@ -20,7 +21,7 @@ from data.tokenizers.bpe_dropout import LONGEST_WORD
 from data.tokenizers.bpe_files import CLIP_END, CLIP_START
 from data.tokenizers.bpe_training import train_bpe
 from data.tokenizers.caption_tokenizer import WordTokenizer
-from data.tokenizers.tokenizer_loading import load_tokenizer
+from data.tokenizers.tokenizer_loading import load_tokenizer, tokenizer_named_or_none
 from tests.commands import run
 
 LENGTH = 24
@@ -290,3 +291,10 @@ def test_command_line(tmp_path, capsys):
 def test_the_command_starts_without_a_warning(byte_bpe, tmp_path):
     shown = run("-W", "error", "-m", "data.tokenizers", "show", byte_bpe.save(tmp_path))
     assert (shown.code, shown.err) == (0, "") and shown.out.startswith("byte-bpe: ")
+
+
+def test_a_published_tokenizer_whose_files_are_missing_is_one_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("RQ_DATA_ROOT", str(tmp_path))
+    config = DatasetConfig(type="cc3m", txt_tok_name="bpe16k_huggingface")
+    assert [tokenizer_named_or_none(config, split) for split in ("train", "val")] == [None, None]
+    assert caplog.text.count("cc3m gives images without captions: dataset.txt_tok_name=bpe16k_huggingface: no") == 1

@@ -120,6 +120,14 @@ def test_the_condition_reaches_the_loss(folder, tmp_path):
     assert terms[-1] < 0.6 * terms[0]
 
 
+def test_captions_that_a_model_without_text_leaves_unread_are_said(folder, tmp_path):
+    open_condition = {"dataset.tokenizer": None, "arch.vocab_size_cond": None, "arch.block_size_cond": None}
+    config = _stage2(folder, **open_condition, **{"arch.cond_drop_prob": 0.0})
+    run = session("stage2", *_flags(folder, config, tmp_path))
+    run.close()
+    assert run.stage.describe().endswith("nothing; captions are not read: dataset.tokenizer names no tokenizer")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
