@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
         WORDS,
     )
     parser.usage = "compute_metrics.py fake_path=IMAGES ref_dataset=WHAT [metrics=NAMES] [key=value ...] [flags]"
-    parser.add_argument("--out", help="result file (default: see the top of this script: beside the images)")
+    parser.add_argument("--out", help="result file (default: beside the images, as docs/evaluation.md says)")
     parser.add_argument("--report", action="store_true", help="also write a page, metrics.html, beside the result file")
     add_scoring_flags(parser)
     add_clip_flags(parser)

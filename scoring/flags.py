@@ -16,8 +16,9 @@ def add_scoring_flags(parser: argparse.ArgumentParser) -> None:
         "--features",
         choices=FEATURES,
         default="inception",
-        help="inception: the FID network (inception768, ... its earlier layers); classifier: a small "
-        f"network trained on the data set itself; or {', '.join(FEATURES)}, clip:NAME, timm:NAME",
+        help="inception: the FID network (inception768, ...: its earlier layers); classifier: a small network trained "
+        "on the data set itself; efficientnet-lite0, clip, dinov2: of packages; also clip:NAME, timm:NAME "
+        "(docs/evaluation.md; default: inception)",
     )
     group.add_argument(
         "--features-weights",

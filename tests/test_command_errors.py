@@ -183,6 +183,16 @@ def test_stage1_refuses(case, refuse, tmp_path):
 STAGE2_ERRORS: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "no stage 1": ({}, [], "no stage-1 checkpoint: give -v/--vqvae PATH or vqvae.ckpt"),
     "missing stage 1": ({}, ["-v", "/no/run"], "/no/run"),
+    "no stage 1 to say how large images are": (
+        {"dataset": {"type": "folder", "root": "."}},
+        [],
+        "no stage-1 checkpoint: give -v/--vqvae PATH or vqvae.ckpt",
+    ),
+    "nor one that is there": (
+        {"dataset": {"type": "folder", "root": "."}},
+        ["-v", "/no/run"],
+        "no checkpoint at /no",
+    ),
     "grid": (
         {"arch.block_size": [4, 4, 3]},
         ["-v", "RUN"],

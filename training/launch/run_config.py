@@ -22,6 +22,7 @@ from training.launch.resume_rules import Change
 from training.launch.resuming import ResumedRun
 from training.schedules import schedule_of
 from training.stage import Config, RunConfig
+from training.stage1_checkpoint import stage1_checkpoint
 
 RGB = 3  # channels of images where nothing is said
 LATENTS = "latents"  # the type of data set that brings its own sizes
@@ -64,6 +65,17 @@ def _cleared(overrides: Sequence[str]) -> list[str]:
         both = ACCUMULATION in names and any(key in given for key in others)
         cleared += [f"{key}={names[key]}" for key in others if names[key] and not both]
     return cleared
+
+
+def with_images_of_stage1(config: Config) -> Config:
+    """A config whose images have the size and the channels of the stage-1 model, where it does not say others.
+
+    Raises:
+        UserError: a run of stage 2 has no stage-1 checkpoint; said here, before the size of the images is missed.
+    """
+    if hasattr(config, "vqvae"):
+        stage1_checkpoint(config.vqvae.ckpt)
+    return with_channels_of_stage1(with_resolution_of_stage1(config))
 
 
 def with_resolution_of_stage1(config: Config) -> Config:

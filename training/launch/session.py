@@ -45,8 +45,7 @@ from training.launch.run_config import (
     load_run_config,
     plan_run,
     recorded_config,
-    with_channels_of_stage1,
-    with_resolution_of_stage1,
+    with_images_of_stage1,
 )
 from training.launch.starting_points import find_checkpoint, find_weights, run_dir_of, run_to_resume, step_of
 from training.launch.words import announce, closing_lines
@@ -99,7 +98,7 @@ class Session(Generic[Config]):
             before = config_before(schema, self.resumed)
             self.changed = changed = allowed_changes(before, config)
             self.notes = edited(settings, self.resumed, config, refused=told_to_resume)
-        config = with_channels_of_stage1(with_resolution_of_stage1(config))
+        config = with_images_of_stage1(config)
         self.env = env = joined or settings.processes.join()
         use_device(env, config.experiment.deterministic)
         announce(f"loading the data set {config.dataset.name}")

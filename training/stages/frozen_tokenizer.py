@@ -9,9 +9,9 @@ import torch
 
 from rqtransformer.targets import Stage2LossConfig
 from rqvae import RQVAE, load_rqvae
-from runtime.errors import UserError
 from runtime.precision import Precision
-from sampling.trained_models import check_weights, resolve_checkpoint
+from sampling.trained_models import check_weights
+from training.stage1_checkpoint import stage1_checkpoint
 
 
 @dataclass
@@ -51,14 +51,9 @@ def load_tokenizer(config: VQVAEConfig, loss: Stage2LossConfig) -> tuple[VQVAECo
     which goes on.
 
     Raises:
-        ValueError: no checkpoint is named, or its codes do not suit the loss.
+        ValueError: no checkpoint is named or there, or its codes do not suit the loss.
     """
-    if not config.ckpt:
-        raise ValueError("no stage-1 checkpoint: give -v/--vqvae PATH or vqvae.ckpt")
-    try:
-        checkpoint = resolve_checkpoint(config.ckpt)
-    except UserError as error:
-        raise UserError(f"{error} (vqvae.ckpt); -v/--vqvae PATH says where stage 1 lies") from None
+    checkpoint = stage1_checkpoint(config.ckpt)
     tokenizer = load_rqvae(checkpoint, ema=config.ema)
     check_weights(tokenizer, checkpoint)
     if loss.type == "soft_target_cross_entropy" and not tokenizer.quantizer.fixed_code_vectors:
