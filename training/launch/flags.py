@@ -86,7 +86,7 @@ class LaunchSettings:
         if self.evaluate and not self.load_path:
             raise UserError("--eval needs -l/--load-path: the run, snapshot or checkpoint to evaluate")
         if not self.model_config and not self.resume:
-            raise UserError("-m/--model-config is missing: the YAML file of the experiment, such as those below configs/")
+            raise UserError("-m/--model-config is missing: the YAML file of the experiment, as below configs/")
         if self.resume and self.postfix:
             raise UserError(f"-p/--postfix {self.postfix}: a resumed run keeps its directory")
         if self.resume and self.test_epoch >= 0:
