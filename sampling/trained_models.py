@@ -115,14 +115,27 @@ def config_beside(checkpoint: Path, schema: type, overrides: Sequence[str] = ())
 
     Captions are read by the tokenizer inside a snapshot, wherever the one it was trained with lay, or by the published
     one beside a published file.
+
+    Raises:
+        UserError: the config is none of this schema; that of the other stage is named as that.
     """
     directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    config: Any = load_config(schema, directory / CONFIG_FILE, list(overrides))
+    try:
+        config: Any = load_config(schema, directory / CONFIG_FILE, list(overrides))
+    except UserError:
+        _check_stage(checkpoint, schema().arch.type)
+        raise
     if not any("dataset.tokenizer=" in word for word in overrides):
         config.dataset.tokenizer = tokenizer_beside(config.dataset, directory) or config.dataset.tokenizer
     if (directory / METADATA_FILE).is_file():
         config = with_paths_that_exist(config, read_json(directory / METADATA_FILE).get(TYPED) or {})
     return config
+
+
+def _check_stage(checkpoint: Path, wanted: str) -> None:
+    kind = ((read_archive(checkpoint, wanted=()).config or {}).get("arch") or {}).get("type") or wanted
+    if kind != wanted:
+        raise UserError(f"{checkpoint} is an {kind} (arch.type), not an {wanted}: stage 1 belongs to -v, stage 2 to -a")
 
 
 def check_stages_fit(arch: RQTransformerConfig, tokenizer: RQVAE) -> None:

@@ -271,6 +271,8 @@ SAMPLING_ERRORS: dict[str, tuple[str, list[str], str]] = {
         "no weights at",
     ),
     "no averaged weights": ("main_sampling_fid.py", ["--ema"], "has no averaged weights"),
+    "stage 1 as stage 2": ("main_sampling_fid.py", ["-a", "RUN"], "is an rq-vae (arch.type), not an rq-transformer"),
+    "stage 2 as stage 1": ("compute_rfid.py", ["--vqvae", "RUN2"], "is an rq-transformer (arch.type), not an rq-vae"),
     "unknown features": ("main_sampling_fid.py", ["--features", "dino"], "invalid choice: 'dino'"),
     "unknown flag": ("main_sampling_fid.py", ["--topk", "4"], "unknown flag --topk; did you mean --top-k?"),
     "no Inception weights": ("main_sampling_fid.py", ["-n", "4"], "FID_INCEPTION_WEIGHTS"),
@@ -285,6 +287,7 @@ SAMPLING_ERRORS: dict[str, tuple[str, list[str], str]] = {
 def test_sampling_and_rfid_refuse(case, refuse, trained, tmp_path):
     name, flags, says = SAMPLING_ERRORS[case]
     first, second = trained
+    flags = [{"RUN": first, "RUN2": second}.get(flag, flag) for flag in flags]
     models = (
         ["--vqvae", first] if name == "compute_rfid.py" else ["-v", first, "-a", second, "--save-dir", tmp_path / "out"]
     )
