@@ -48,7 +48,7 @@ from training.launch.run_config import (
     with_images_of_stage1,
 )
 from training.launch.starting_points import find_checkpoint, find_weights, run_dir_of, run_to_resume, step_of
-from training.launch.words import announce, closing_lines
+from training.launch.words import announce, closing_lines, unread_captions
 from training.loop.console import interval_line
 from training.loop.faults import FaultRecorder
 from training.loop.feed import Feed, Survivor
@@ -283,8 +283,8 @@ class Session(Generic[Config]):
         log.info(f"run directory {self.run_dir}")
         log.info(self.stage.describe())
         log.info(
-            f"{self.train_set.name}: {plan.num_images} training images, {len(self.val_set)} validation images; "
-            f"{self.env.device}, {self.stage.precision.name}"
+            f"{self.train_set.name}: {plan.num_images} training images, {len(self.val_set)} validation images"
+            f"{unread_captions(self.config, self.train_set)}; {self.env.device}, {self.stage.precision.name}"
         )
         log.info(
             f"{plan.total_steps} steps, {plan.steps_per_epoch} per epoch, of {plan.global_batch} images = "

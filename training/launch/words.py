@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import say
 
 if TYPE_CHECKING:  # the first line is said before torch is there
+    from data import ImageDataset
     from training.checkpoints.snapshot_writer import SnapshotWriter
 
 
@@ -18,6 +19,15 @@ def announce(text: str) -> None:
     """A line like those of the log, from the first process, while there is no log yet."""
     if os.environ.get("RANK", "0") == "0":
         say(f"{time.strftime('%H:%M:%S')} I {text}", to_stderr=True)
+
+
+def unread_captions(config: Any, dataset: ImageDataset) -> str:
+    """What a run of stage 2 says of captions that no tokenizer reads; of stage 1, which reads none, nothing."""
+    from data.dataset import Captioned
+
+    if not hasattr(config, "vqvae") or not isinstance(dataset, Captioned) or dataset.tokenizer is not None:
+        return ""
+    return ", captions not read: dataset.tokenizer names no tokenizer"
 
 
 def closing_lines(

@@ -14,7 +14,6 @@ from typing import Any, Optional
 from torch import Tensor
 
 from data import DatasetConfig, ImageDataset
-from data.dataset import Captioned
 from data.tokenizers.caption_tokenizer import CaptionTokenizer
 from rqstack.snapshots import weights_digest
 from rqtransformer import RQTransformer, RQTransformerConfig, load_rqtransformer
@@ -142,7 +141,6 @@ class Stage2:
         # what pictures of samples are labelled with, once the data set is known
         self.class_names: tuple[str, ...] = ()
         self.caption_tokenizer: CaptionTokenizer | None = None
-        self.has_unread_captions = False  # what `describe` says of captions, likewise
         self.images_per_class: list[int] | None = None
         if experiment.score.classes != "seen" and (self.arch.block_size_cond > 1 or self.arch.vocab_size_cond < 2):
             raise ValueError(
@@ -157,7 +155,6 @@ class Stage2:
         check_condition(dataset, self.arch)
         check_tokenizer(dataset, self.tokenizer_digest, self.config.loss, self.tokenizer.quantizer.num_codes)
         self.class_names, self.caption_tokenizer = dataset.class_names, dataset.tokenizer
-        self.has_unread_captions = isinstance(dataset, Captioned) and dataset.tokenizer is None
         if dataset.split == "train" and self.arch.block_size_cond == 1:
             self.images_per_class = images_per_class(dataset, self.arch.vocab_size_cond)
 
@@ -285,8 +282,7 @@ class Stage2:
         """One line on the size of the network and the condition."""
         arch = self.arch
         kind = "a text" if arch.block_size_cond > 1 else "nothing" if arch.vocab_size_cond == 1 else "a class"
-        unread = "; captions are not read: dataset.tokenizer names no tokenizer" if self.has_unread_captions else ""
-        return f"RQ-Transformer with {count_parameters(self.model):,} parameters, conditioned on {kind}{unread}"
+        return f"RQ-Transformer with {count_parameters(self.model):,} parameters, conditioned on {kind}"
 
     def parts(self) -> dict[str, Part]:
         """The transformer, and the model that its codes come from."""

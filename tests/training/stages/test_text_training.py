@@ -27,6 +27,7 @@ from tests.training.tiny_runs import (
     train_until,
     write_config,
 )
+from training.launch.words import unread_captions
 
 LENGTH, VOCABULARY, HALF = 10, 300, 3
 
@@ -125,7 +126,10 @@ def test_captions_that_a_model_without_text_leaves_unread_are_said(folder, tmp_p
     config = _stage2(folder, **open_condition, **{"arch.cond_drop_prob": 0.0})
     run = session("stage2", *_flags(folder, config, tmp_path))
     run.close()
-    assert run.stage.describe().endswith("nothing; captions are not read: dataset.tokenizer names no tokenizer")
+    assert unread_captions(run.config, run.train_set) == ", captions not read: dataset.tokenizer names no tokenizer"
+    read = session("stage2", *_flags(folder, _stage2(folder), tmp_path))
+    read.close()
+    assert unread_captions(read.config, read.train_set) == ""
 
 
 @pytest.mark.parametrize(
