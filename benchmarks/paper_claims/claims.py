@@ -44,6 +44,7 @@ class Claim:
         checks: what is asked of the numbers.
         note: what a reader must know.
         lines: the rows are steps of one curve.
+        row_name: what the rows are, where they are numbers.
     """
 
     says: str
@@ -52,6 +53,7 @@ class Claim:
     checks: tuple[Check, ...]
     note: str = ""
     lines: bool = False
+    row_name: str = ""
 
     def runs(self, size: Size, seed: int) -> list[Run]:
         """The runs of a seed, each once; what one needs stands before it."""
@@ -247,6 +249,7 @@ def claims_of(size: Size) -> dict[str, Claim]:
             ),
             "Errors of the decoded first 1, 2, 3, 4 codes of the same models.",
             lines=True,
+            row_name="codes",
         ),
         "c": Claim(
             "Soft targets with stochastic codes beat hard targets in FID at equal steps, each alone too",
@@ -303,6 +306,7 @@ def claims_of(size: Size) -> dict[str, Claim]:
                 _less("FID", best, hottest, f"FID at {best} below {hottest}"),
             ),
             lines=True,
+            row_name="temperature",
         ),
         "f": Claim(
             "Rejection sampling and guidance trade recall for precision, and lower FID where they are mild",

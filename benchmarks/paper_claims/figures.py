@@ -38,9 +38,10 @@ def draw_figure(path: Path, letter: str, claim: Claim, finding: Finding) -> bool
             axes.plot([place] * len(values), values, "o", color=DOT, markersize=4)
         axes.set_xticks(list(places), list(shown), rotation=30 if max(map(len, shown)) > 4 else 0, ha="right")
         axes.set_title(name, fontsize=10)
+        axes.set_xlabel(claim.row_name)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"({letter}) {claim.says}", fontsize=10)
+    figure.suptitle(f"({letter}) Claim: {claim.says}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None, "Command": COMMAND})
     return True

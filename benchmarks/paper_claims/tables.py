@@ -83,8 +83,8 @@ def markdown(letter: str, claim: Claim, finding: Finding, num_seeds: int) -> str
     """The section of a claim: its table and what it says of every check."""
     done = len(finding.seeds)
     state = "" if done == num_seeds else f" ({done} of {num_seeds} seeds have run)"
-    lines = [f"### ({letter}) {claim.says}{state}", ""]
-    lines += ["| | " + " | ".join(claim.columns) + " |", "|---" * (1 + len(claim.columns)) + "|"]
+    lines = [f"### ({letter}) Claim: {claim.says}{state}", ""]
+    lines += [f"| {claim.row_name} | " + " | ".join(claim.columns) + " |", "|---" * (1 + len(claim.columns)) + "|"]
     for row, cells in finding.numbers.items():
         shown = [mean_and_spread(cells[column], form) for column, form in claim.columns.items()]
         lines.append(f"| {row} | " + " | ".join(shown) + " |")

@@ -79,10 +79,11 @@ def next_commands(
         total_steps: of the run.
         model_config: the YAML file; that of stage 2 is looked for beside one of stage 1.
     """
-    run = str(run_dir)
+    run, ema, features = str(run_dir), ["--ema"] * (config.arch.ema is not None), config.experiment.score.features
+    scored = [] if features in ("auto", "inception") else ["--features", features]
     script = "main_stage1.py" if stage == "stage1" else "main_stage2.py"
     if stage == "stage1":
-        commands = [("evaluate", ["compute_rfid.py", "--vqvae", run])]
+        commands = [("evaluate", ["compute_rfid.py", "--vqvae", run, *ema, *scored])]
         second = (model_config or "").replace("stage1", "stage2")
         second = second if Path(second).is_file() else second.replace("rqvae", "rqtransformer")
         if second != model_config and Path(second).is_file():
@@ -90,14 +91,17 @@ def next_commands(
             images = [f"dataset.root={root}"] if isinstance(root, str) else []
             commands.append(("stage 2", ["main_stage2.py", "-m", second, "-v", run, *images]))
     elif config.arch.block_size_cond > 1:
-        models = ["main_sampling_txt2img.py", "-v", str(config.vqvae.ckpt), "-a", run]
+        models = ["main_sampling_txt2img.py", "-v", str(config.vqvae.ckpt), "-a", run, *ema]
         commands = [
-            ("evaluate", [*models, "--metrics", "fid"]),
+            ("evaluate", [*models, "--metrics", "fid", *scored]),
             ("sample", [*models, "--prompt", "TEXT", "--num", "16"]),
         ]
     else:
-        models = ["main_sampling_fid.py", "-v", str(config.vqvae.ckpt), "-a", run]
-        commands = [("evaluate", [*models, "-n", "50000"]), ("sample", [*models, "-n", "100", "--no-stats-saving"])]
+        models = ["main_sampling_fid.py", "-v", str(config.vqvae.ckpt), "-a", run, *ema]
+        commands = [
+            ("evaluate", [*models, "-n", "50000", *scored]),
+            ("sample", [*models, "-n", "100", "--no-stats-saving"]),
+        ]
     commands += [
         ("report", ["-m", "training.report", run]),
         ("resume", [script, "-l", run, "--resume", f"experiment.max_steps={2 * total_steps}"]),

@@ -21,9 +21,12 @@ class Snapshots:
         self.best_reason = lambda: reason
 
 
-def config(text_length: int = 1, root: str | None = None) -> SimpleNamespace:
+def config(
+    text_length: int = 1, root: str | None = None, ema: float | None = None, features: str = "auto"
+) -> SimpleNamespace:
     return SimpleNamespace(
-        arch=SimpleNamespace(block_size_cond=text_length),
+        arch=SimpleNamespace(block_size_cond=text_length, ema=ema),
+        experiment=SimpleNamespace(score=SimpleNamespace(features=features)),
         vqvae=SimpleNamespace(ckpt="/runs/one"),
         dataset=SimpleNamespace(root=root),
     )
@@ -77,3 +80,12 @@ def test_commands_have_the_paths_of_the_run(stage, length, scripts):
             "/r",
             "dataset.root=my images",
         ]
+
+
+@pytest.mark.parametrize(("stage", "length"), [("stage1", 1), ("stage2", 1), ("stage2", 8)])
+def test_commands_take_the_averaged_weights_and_the_features_of_the_run(stage, length):
+    averaged = dict(next_commands(stage, config(length, ema=0.999, features="classifier"), Path("/r"), 200))
+    assert " --ema" in averaged["evaluate"] and averaged["evaluate"].endswith(" --features classifier")
+    assert stage == "stage1" or (" --ema" in averaged["sample"] and "--features" not in averaged["sample"])
+    plain = dict(next_commands(stage, config(length, features="inception"), Path("/r"), 200))
+    assert not any(flag in command for command in plain.values() for flag in ("--ema", "--features"))
