@@ -323,7 +323,7 @@ def claims_of(size: Size) -> dict[str, Claim]:
             "The judge of the rejection is the classifier whose features FID is measured in.",
         ),
         "q": Claim(
-            "Bottlenecks compared: the same encoder, decoder and bits per image",
+            "Residual codes have less error than other bottlenecks with the same encoder, decoder and bits",
             {**ERROR, "CPU seconds": "{:.0f}"},
             _bottlenecks,
             tuple(
