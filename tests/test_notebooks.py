@@ -85,6 +85,7 @@ def test_quickstart_decodes_from_coarse_to_fine(executed):
     assert [f"{d} codes: mean squared error" in text for d in (1, 2, 3, 4)] == [True] * 4
 
 
+@pytest.mark.slow
 def test_text_to_image_compares_scales_with_chance(executed):
     lines = [line for line in _printed(executed("text_to_image.ipynb")).splitlines() if " colour " in line]
     assert [line.split("axis")[0].strip() for line in lines] == ["scale 1", "scale 2", "scale 3", "scale 6", "chance"]

@@ -123,7 +123,9 @@ def machine() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} threads of {platform.machine()}, torch {torch.__version__.partition('+')[0]}"
+    threads = torch.get_num_threads()
+    cores = "one thread" if threads == 1 else f"{threads} threads"
+    return f"{cores} of {platform.machine()}, torch {torch.__version__.partition('+')[0]}"
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

@@ -73,10 +73,10 @@ def measure(recipe: Recipe, stage1: Path, stage2: Path, samples: Path, folder: P
         )
         step = max(1, len(prompts) // (PER_PROMPT * SHOWN)) * PER_PROMPT
         starts = range(0, len(prompts), step)[:SHOWN]
-        shown = [start + number for start in starts for number in range(PER_PROMPT)]
-        grid_CHW = uint8_grid(image_SCHW[shown], PER_PROMPT, image_labels=[prompts[number] for number in shown])
-        save_image_file(grid_CHW, folder / "held_out.png")
         row["held_out_prompts"] = [prompts[start] for start in starts]
+        shown_SCHW = image_SCHW[[start + number for number in range(PER_PROMPT) for start in starts]]
+        grid_CHW = uint8_grid(shown_SCHW, len(starts), column_labels=row["held_out_prompts"])
+        save_image_file(grid_CHW, folder / "held_out.png")
     return row
 
 
