@@ -12,7 +12,6 @@ FOLDER = ROOT / "notebooks"
 NAMES = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 PICTURES = {"quickstart.ipynb": 5, "text_to_image.ipynb": 3}
 CELL_SECONDS = 240
-NOT_RUN_YET = {"text_to_image.ipynb"}  # a quarter of an hour of training: its outputs are still to come
 
 
 def _read(name: str) -> nbformat.NotebookNode:
@@ -60,10 +59,9 @@ def test_committed_with_the_outputs_of_one_run(name):
     notebook = _read(name)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    counts = [None] * len(code) if name in NOT_RUN_YET else list(range(1, len(code) + 1))
-    assert code and [cell.execution_count for cell in code] == counts
+    assert code and [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     pictures = [output for output in _outputs(notebook) if "image/png" in output.get("data", {})]
-    assert len(pictures) == (0 if name in NOT_RUN_YET else PICTURES[name])
+    assert len(pictures) == PICTURES[name]
     said = "".join(output.get("text", "") for output in _outputs(notebook))
     assert not re.search(r"Error:|Traceback|(?<![\w.])/(?:tmp|root|home|work|Users)\b", said)
     assert notebook.cells[0].source.startswith("# ") and notebook.metadata.kernelspec.name == "python3"
