@@ -40,8 +40,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--summary", type=Path)
-    parser.add_argument("flags", nargs="*", help="of the recipe, after --")
-    return parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    split = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:split])
+    args.flags = words[split + 1 :]
+    return args
 
 
 def start(args: argparse.Namespace) -> subprocess.Popen[bytes]:
