@@ -29,6 +29,12 @@ def complete_steps(parent: str | Path) -> list[Path]:
     return sorted(found, key=lambda entry: entry.name, reverse=True)
 
 
+def best_snapshot_of(run: Path) -> Path:
+    """The snapshot of the best score of a run, where scores chose one; else the run, which stands for its newest."""
+    best = run / SNAPSHOTS / BEST
+    return best if best.is_dir() else run
+
+
 def prune_steps(written: Path, keep_last: int | None, keep_every: int | None = None) -> None:
     """Remove unfinished directories beside `written`, and all but `keep_last` complete ones.
 

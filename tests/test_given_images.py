@@ -31,23 +31,20 @@ def pictures(tmp_path) -> Path:
     return write_pictures(tmp_path)
 
 
+def fills_of_a(pictures: Path, checkpoints: Path, number: int) -> list[object]:
+    """Words for fills of class 3 of the first picture, written beside the mask."""
+    beside = pictures.parent
+    asked = ["--class", 3, "-n", number, "--save-dir", beside]
+    return [pictures / "a.png", beside / "mask.png", *model_flags(checkpoints), *asked]
+
+
 def only_run(out: Path) -> Path:
     (directory,) = (out / "inpainted").iterdir()
     return directory
 
 
 def test_a_fill_keeps_all_codes_that_are_not_painted(checkpoints, pictures, tmp_path):
-    words = [
-        pictures / "a.png",
-        tmp_path / "mask.png",
-        *model_flags(checkpoints),
-        "--class",
-        3,
-        "-n",
-        2,
-        "--save-dir",
-        tmp_path,
-    ]
+    words = fills_of_a(pictures, checkpoints, 2)
     run_here("sampling.inpaint", *words)
     directory = only_run(tmp_path)
     codes = np.load(directory / "codes.npz")
@@ -147,17 +144,7 @@ def test_fills_are_of_the_stage1_weights_that_stage2_was_trained_on(averaged, ch
         for name, value in held["state_dict"].items()
     }
     torch.save(held | {"state_dict_ema": averages}, weights)
-    words = [
-        pictures / "a.png",
-        tmp_path / "mask.png",
-        *model_flags(folder),
-        "--class",
-        3,
-        "-n",
-        1,
-        "--save-dir",
-        tmp_path,
-    ]
+    words = fills_of_a(pictures, folder, 1)
     run_here("sampling.inpaint", *words)
     directory = only_run(tmp_path)
     model = load_rqvae(weights, ema=averaged).eval()

@@ -17,11 +17,12 @@ from typing import Any
 
 from benchmarks.outputs.document_section import write_section
 from benchmarks.recipes.recipe_table import RECIPES, Recipe
-from benchmarks.recipes.steps import Steps, best_of
+from benchmarks.recipes.steps import Steps
 from runtime.atomic import write_text_atomically
 from runtime.cli import ArgumentParser
 from runtime.errors import UserError, exit_on_user_error
 from runtime.pages.picture_note import COMMAND, CREDIT, sign_picture
+from runtime.step_directories import best_snapshot_of
 
 TOKENIZER = "tokenizer"
 PREFIX = "recipe_"  # of the files of rows
@@ -65,10 +66,10 @@ def run(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
         words2.append(f"dataset.tokenizer={steps.folder / TOKENIZER}")
     train = ["--auto-resume", "-r"]
     steps.command("stage1", ["main_stage1.py", "-m", recipe.stage1, *train, str(steps.folder / "stage1"), *words1])
-    stage1 = best_of(steps.run_dir("stage1", recipe.stage1))
+    stage1 = best_snapshot_of(steps.run_dir("stage1", recipe.stage1))
     command = ["main_stage2.py", "-m", recipe.stage2, "-v", str(stage1), *train, str(steps.folder / "stage2"), *words2]
     steps.command("stage2", command)
-    stage2 = best_of(steps.run_dir("stage2", recipe.stage2))
+    stage2 = best_snapshot_of(steps.run_dir("stage2", recipe.stage2))
     steps.command("samples", sampling_command(recipe, args.num_samples, stage1, stage2, steps.folder))
     samples = steps.run_dir("", "samples")
     row_file = steps.folder / "row.json"

@@ -84,9 +84,3 @@ class Steps:
 
     def _write(self) -> None:
         write_text_atomically(self.path, json.dumps(self.known, indent=2) + "\n")
-
-
-def best_of(run: Path) -> Path:
-    """The snapshot of the best score while training, where there is one, else the run (its newest snapshot)."""
-    best = run / "snapshots" / "best"
-    return best if best.is_dir() else run

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
 from runtime.rundir import latest_run
+from runtime.step_directories import best_snapshot_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +73,7 @@ def trained(run: Path, stage: str) -> Path:
     found = next((made for folder in folders if (made := latest_run(run / stage, folder.name)) is not None), None)
     if found is None:
         raise UserError(f"{run} has no run of {stage}")
-    best = found / "snapshots" / "best"
-    return best if best.is_dir() else found
+    return best_snapshot_of(found)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from benchmarks.outputs.document_section import marks
 from benchmarks.recipes import __main__ as command
 from benchmarks.recipes.held_out import agreement, chance
 from benchmarks.recipes.recipe_table import RECIPES, Recipe
-from benchmarks.recipes.steps import Steps, best_of
+from benchmarks.recipes.steps import Steps
 from data.captions.emoji_names import Combination
 from runtime.config import load_config
 from runtime.errors import UserError
+from runtime.step_directories import best_snapshot_of
 from tests.repository import ROOT
 from training.stages.stage1 import Stage1Config
 from training.stages.stage2 import Stage2Config
@@ -45,9 +46,9 @@ def test_a_step_that_failed_is_started_again_and_one_that_is_done_is_not(tmp_pat
 
 
 def test_the_best_snapshot_is_taken_where_there_is_one(tmp_path):
-    assert best_of(tmp_path) == tmp_path
+    assert best_snapshot_of(tmp_path) == tmp_path
     (tmp_path / "snapshots" / "best").mkdir(parents=True)
-    assert best_of(tmp_path) == tmp_path / "snapshots" / "best"
+    assert best_snapshot_of(tmp_path) == tmp_path / "snapshots" / "best"
 
 
 def test_samples_show_what_the_nearest_drawing_of_their_role_shows():
